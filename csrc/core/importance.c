@@ -1,0 +1,89 @@
+/* Attention of the newest queries as a score: SnapKV (arXiv 2404.14469) in R-KV's form (arXiv 2505.24133). */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+void ra_softmax(float *x, int64_t n)
+{
+    if (n < 1)
+        return;
+    const ra_kernels *kernels = ra_kernels_get();
+    float top = x[0];
+    for (int64_t i = 1; i < n; i++)
+        top = x[i] > top ? x[i] : top;
+    float sum = kernels->exp_sum(x, (size_t)n, top);
+    kernels->scale(x, (size_t)n, 1 / sum);
+}
+
+/* logits[w][older]: max over the group of q.k, a page at a time. */
+static void group_logits(const ra_span *span, const float *queries, int64_t count, int64_t group, int64_t older,
+                         float *logits)
+{
+    float dots[RA_TILE_ROWS * PAGE];
+    int64_t d = span->d, rows = count * group;
+    for (int64_t i = 0; i < count * older; i++)
+        logits[i] = -INFINITY;
+    for (int64_t start = 0; start < older; start += PAGE) {
+        int64_t tokens = ra_min(PAGE, older - start);
+        for (int64_t first = 0; first < rows; first += RA_TILE_ROWS) {
+            int64_t m = ra_min(RA_TILE_ROWS, rows - first);
+            span->kernels->qk(queries + first * d, (size_t)m, ra_span_k(span, start / PAGE), (size_t)d, dots);
+            for (int64_t i = 0; i < m; i++) {
+                float *row = &logits[(first + i) / group * older + start];
+                for (int64_t t = 0; t < tokens; t++)
+                    row[t] = dots[i * PAGE + t] > row[t] ? dots[i * PAGE + t] : row[t];
+            }
+        }
+    }
+}
+
+/* out[i] = max of x[i - kernel/2 .. i + kernel/2], with a deque of candidates so that wide kernels cost no more. */
+static void max_pool(const float *x, int64_t n, int64_t kernel, int64_t *deque, float *out)
+{
+    int64_t half = kernel / 2, head = 0, tail = 0;
+    for (int64_t i = 0; i < n + half; i++) {
+        if (i < n) {
+            while (tail > head && x[deque[tail - 1]] <= x[i])
+                tail--;
+            deque[tail++] = i;
+        }
+        int64_t centre = i - half;
+        if (centre < 0)
+            continue;
+        while (deque[head] < centre - half)
+            head++;
+        out[centre] = x[deque[head]];
+    }
+}
+
+ra_status ra_importance(const ra_span *span, const float *queries, int64_t count, int64_t group, int64_t older,
+                        int64_t kernel, float *out)
+{
+    if (older < 1)
+        return RA_OK;
+    if (count < 1) { /* nothing was observed: no token matters more than another */
+        for (int64_t i = 0; i < older; i++)
+            out[i] = 1 / (float)older;
+        return RA_OK;
+    }
+    float *logits = ra_new(count * older, sizeof *logits);
+    int64_t *deque = ra_new(older, sizeof *deque);
+    if (!logits || !deque) {
+        free(logits);
+        free(deque);
+        return RA_ERR_NO_MEMORY;
+    }
+    group_logits(span, queries, count, group, older, logits);
+    for (int64_t w = 0; w < count; w++) {
+        ra_softmax(logits + w * older, older);
+        for (int64_t i = 0; w && i < older; i++)
+            logits[i] += logits[w * older + i];
+    }
+    ra_kernels_get()->scale(logits, (size_t)older, 1 / (float)count);
+    max_pool(logits, older, kernel, deque, out);
+    free(logits);
+    free(deque);
+    return RA_OK;
+}

@@ -1,0 +1,86 @@
+/* Tensors through the DLPack C exchange API (about 150 ns each), arrays through the buffer protocol. */
+#include <string.h>
+
+#include "module.h"
+
+static const dl_exchange_api *exchange_of(module_state *state, PyTypeObject *type)
+{
+    if (type == state->tensor_type)
+        return state->exchange;
+    PyObject *capsule = PyObject_GetAttrString((PyObject *)type, "__dlpack_c_exchange_api__");
+    if (!capsule)
+        return NULL;
+    const dl_exchange_api *api = PyCapsule_GetPointer(capsule, DL_EXCHANGE_API_NAME);
+    Py_DECREF(capsule);
+    while (api && api->header.version.major > 1)
+        api = (const dl_exchange_api *)api->header.previous;
+    if (!api || api->header.version.major != 1 || !api->tensor_from_py_object) {
+        PyErr_SetString(PyExc_BufferError, "the tensor type offers no DLPack 1.x C exchange API");
+        return NULL;
+    }
+    Py_INCREF((PyObject *)type);
+    Py_XDECREF((PyObject *)state->tensor_type);
+    state->tensor_type = type;
+    state->exchange = api;
+    return api;
+}
+
+int ra_view(module_state *state, PyObject *object, const char *name, int ndim, dl_tensor *out)
+{
+    const dl_exchange_api *api = exchange_of(state, Py_TYPE(object));
+    if (!api) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_TypeError, "%s must be a torch tensor (torch >= 2.10), got %R", name, Py_TYPE(object));
+        return -1;
+    }
+    if (api->tensor_from_py_object(object, out))
+        return -1;
+    if (out->device.type != DL_CPU) {
+        PyErr_Format(PyExc_TypeError, "%s must be on the CPU, got DLPack device %d", name, (int)out->device.type);
+        return -1;
+    }
+    if (out->ndim != ndim) {
+        PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, got %d", name, ndim, (int)out->ndim);
+        return -1;
+    }
+    int64_t count = 1;
+    for (int i = 0; i < ndim; i++)
+        count *= out->shape[i];
+    if (!out->data && count) { /* fake tensors */
+        PyErr_Format(PyExc_ValueError, "%s has no data", name);
+        return -1;
+    }
+    out->data = (char *)out->data + out->byte_offset;
+    return 0;
+}
+
+int ra_view_dtype(const dl_tensor *view, const char *name, ra_dtype *out)
+{
+    if (view->dtype.lanes == 1 && view->dtype.code == DL_FLOAT && view->dtype.bits == 32)
+        *out = RA_F32;
+    else if (view->dtype.lanes == 1 && view->dtype.code == DL_FLOAT && view->dtype.bits == 16)
+        *out = RA_F16;
+    else if (view->dtype.lanes == 1 && view->dtype.code == DL_BFLOAT && view->dtype.bits == 16)
+        *out = RA_BF16;
+    else {
+        PyErr_Format(PyExc_TypeError,
+                     "%s: dtype not supported (DLPack code %d, %d bits); float32, bfloat16 and float16 are", name,
+                     (int)view->dtype.code, (int)view->dtype.bits);
+        return -1;
+    }
+    return 0;
+}
+
+int ra_buffer(PyObject *object, const char *name, const char *format, Py_ssize_t count, int writable, Py_buffer *out)
+{
+    if (PyObject_GetBuffer(object, out, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0)))
+        return -1;
+    const char *got = out->format ? out->format : "B";
+    if (strcmp(got, format) || out->len != count * out->itemsize) {
+        PyErr_Format(PyExc_ValueError, "%s must hold %zd items of format '%s', got %zd of '%s'", name, count, format,
+                     out->itemsize ? out->len / out->itemsize : 0, got);
+        PyBuffer_Release(out);
+        return -1;
+    }
+    return 0;
+}

@@ -1,0 +1,32 @@
+/* Names ra_<op>_<dtype>_<isa>, the part of the table that they fill, and what the vector files share. */
+#ifndef RA_NAMES_H
+#define RA_NAMES_H
+
+#define RA_PASTE_(a, b) a##b
+#define RA_PASTE(a, b) RA_PASTE_(a, b)
+#define RA_NAME_(op, dtype, isa) ra_##op##_##dtype##_##isa
+#define RA_NAME(op, dtype, isa) RA_NAME_(op, dtype, isa)
+
+#define RA_PAGE_KERNELS(dtype, isa)                                                                                    \
+    {                                                                                                                  \
+        .qk = ra_qk_##dtype##_##isa, .pv = ra_pv_##dtype##_##isa, .square_norms = ra_square_norms_##dtype##_##isa,     \
+        .weighted_sum = ra_weighted_sum_##dtype##_##isa, .to_float = ra_to_float_##dtype##_##isa,                      \
+        .from_float = ra_from_float_##dtype##_##isa,                                                                   \
+    }
+
+#define RA_PAGE_TABLE(isa)                                                                                             \
+    {                                                                                                                  \
+        [RA_F32] = RA_PAGE_KERNELS(f32, isa), [RA_BF16] = RA_PAGE_KERNELS(bf16, isa),                                  \
+        [RA_F16] = RA_PAGE_KERNELS(f16, isa),                                                                          \
+    }
+
+#define RA_INLINE static inline __attribute__((always_inline))
+#define RA_NOINLINE __attribute__((noinline))
+/* Before a loop of a few turns, known when it is inlined: write them all out. */
+#ifdef __clang__
+#define RA_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define RA_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#endif

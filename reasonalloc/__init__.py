@@ -1,0 +1,36 @@
+"""reasonalloc: a key-value cache with a fixed budget for reasoning models.
+
+    import reasonalloc as ra
+
+    profile = ra.profile(model, tokenizer, prompts)
+    config = ra.Config(method="reasonalloc", budget=256, profile=profile)
+    with ra.install(model, config) as session:
+        model.generate(**inputs)
+        session.last_cache.stats()
+"""
+
+from reasonalloc import allocate, score
+from reasonalloc.cache import ReasonAllocCache
+from reasonalloc.config import Config
+from reasonalloc.install import Session, install, uninstall
+from reasonalloc.methods import HeadView, Method, methods, register
+from reasonalloc.wave import WaveProfile, profile
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "HeadView",
+    "Method",
+    "ReasonAllocCache",
+    "Session",
+    "WaveProfile",
+    "__version__",
+    "allocate",
+    "install",
+    "methods",
+    "profile",
+    "register",
+    "score",
+    "uninstall",
+]

@@ -1,0 +1,308 @@
+"""ReasonAllocCache: a transformers Cache that stays inside its budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache
+
+from reasonalloc import _core
+from reasonalloc.attention import activate, is_active
+from reasonalloc.budget import Budgets
+from reasonalloc.compat import is_full_attention, layer_device, stock_layers
+from reasonalloc.config import Config
+from reasonalloc.cut import Cutter
+from reasonalloc.layer import RaggedLayer
+from reasonalloc.pages import DTYPES, PAGE_TOKENS, PagePool
+from reasonalloc.wave import PROBE_QUERIES, demand
+
+
+class ReasonAllocCache(Cache):
+    """A cache for `model.generate(past_key_values=...)`, or any forward pass of the model.
+
+    Layers with full attention keep ragged heads inside the budget of `config`; layers with a sliding window keep
+    transformers' own cache. Making one switches the model to the library's attention (`ra.uninstall(model)` undoes it).
+
+    Rows of a batch never see each other or padding: a row gives what it gives alone. After an error inside a forward
+    pass the cache is closed: each further use says so until `reset()`. An error that is found before anything changed
+    leaves it usable.
+
+    Raises ValueError for a model without full-attention layers, a profile of another model or a budget that does not
+    fit; TypeError for dtypes other than float32, bfloat16, float16; NotImplementedError for devices other than the CPU.
+    """
+
+    def __init__(self, model: Any, config: Config) -> None:
+        method = config.resolve()
+        stock = stock_layers(model)
+        managed = [i for i, layer in enumerate(stock) if is_full_attention(layer)]
+        if not managed:
+            raise ValueError(
+                f"{type(model).__name__}: no layer has full attention, so there is nothing to give a budget to"
+                " (sliding windows keep their own cache; where chains stay shorter than the window, set"
+                " model.config.sliding_window = None)"
+            )
+        if config.profile is not None:
+            config.profile.check(model, managed)
+        for index in managed:
+            device = layer_device(model, index)
+            if device.type != "cpu":
+                raise NotImplementedError(f"layer {index} lies on {device}; this version of reasonalloc runs on the CPU")
+        if model.dtype not in DTYPES:
+            raise TypeError(f"the cache holds float32, bfloat16 and float16, the model is {model.dtype}")
+        layers = [RaggedLayer(self, i, managed.index(i)) if i in managed else x for i, x in enumerate(stock)]
+        super().__init__(layers=layers)
+        self.model, self.config, self.method = model, config, method
+        self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
+        activate(model)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._pool: PagePool | None = None
+        self._rows = 0
+        self._expected = 0  # order of the layer whose turn it is
+        self._closed: str | None = None
+        self._steps = self._since = self._routings = self._byte_sum = 0
+        self._due = self._prefilling = False
+        self._cutter: Cutter | None = None
+        self._cut_seconds = 0.0
+
+    # ---- a forward pass: enter and leave each layer in turn ----
+
+    def enter(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
+        """A layer is given new keys and values; checks everything before anything changes."""
+        if self._closed:
+            raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
+        if not is_active(self.model):
+            raise RuntimeError("the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it")
+        if layer.order != self._expected:
+            self._closed = "a forward pass was interrupted between layers"
+            raise RuntimeError(f"the cache is closed: {self._closed}; call reset() to use it again")
+        if layer.order == 0:
+            self._begin_step(key)
+        if layer.core is not None and (key.shape[1], key.shape[3]) != (layer.heads, layer.head_dim):
+            raise ValueError(f"layer {layer.index} held {layer.heads} heads of size {layer.head_dim}, now is given keys {list(key.shape)}")
+        if value.shape != key.shape:
+            raise ValueError(f"keys {list(key.shape)} and values {list(value.shape)} must have one shape")
+
+    def _begin_step(self, key: torch.Tensor) -> None:
+        rows, heads, tokens, head_dim = key.shape
+        if key.device.type != "cpu":
+            raise NotImplementedError(f"keys are on {key.device}; this version of reasonalloc runs on the CPU")
+        if self._rows and rows != self._rows:
+            raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
+        if key.dtype not in DTYPES:
+            raise TypeError(f"the cache holds float32, bfloat16 and float16, got {key.dtype}")
+        if head_dim > _core.MAX_HEAD_DIM:
+            raise ValueError(f"head sizes up to {_core.MAX_HEAD_DIM} are supported, got {head_dim}")
+        if not self._rows:
+            budgets = Budgets(self.config, self.method, len(self.ragged), heads, self._page_bytes(key))
+            budgets.start(rows)  # raises if the budget is too small for this batch
+            self._cutter = Cutter(self.ragged, self.config, self.method, budgets)
+            self._rows = rows
+        first = not self.ragged[0].length
+        self._prefilling = tokens > 1 and (first or self._prefilling)
+        self._due = not self.method.unlimited and (
+            (first and tokens > 1) or self._since + tokens >= self.method.interval
+        )
+
+    @staticmethod
+    def _page_bytes(key: torch.Tensor) -> int:
+        return 2 * PAGE_TOKENS * key.shape[3] * key.element_size()
+
+    @contextmanager
+    def guard(self, layer: RaggedLayer) -> Iterator[None]:
+        """Closes the cache if a layer fails after another one has changed."""
+        before = layer.length
+        try:
+            yield
+        except BaseException as error:
+            if layer.index or layer.length != before:
+                self._closed = f"{type(error).__name__}: {error}"
+            raise
+
+    def measure(self, layer: RaggedLayer, query: torch.Tensor, key: torch.Tensor, real: torch.Tensor | None) -> None:
+        """Takes a layer's part of the wave from the first prefill, where a method needs it and no profile was given."""
+        assert self._cutter is not None
+        budgets = self._cutter.budgets
+        if not budgets.measures:
+            return
+        for row in range(query.shape[0]):
+            q, k = query[row].detach(), key[row].detach()
+            if real is not None:
+                q, k = q[:, real[row]], k[:, real[row]]
+            budgets.demand[row, layer.order] = demand(q[:, -PROBE_QUERIES:], k, self.config.rho) if k.shape[1] else 1.0
+
+    def leave(self, layer: RaggedLayer, tokens: int) -> None:
+        """A layer has stored and attended; cuts what is due, closes the step after the last layer."""
+        assert self._cutter is not None
+        last = layer.order == len(self.ragged) - 1
+        if self._prefilling:
+            assert layer.core is not None
+            self._cutter.prompt = np.array([layer.core.seen(row) for row in range(self._rows)])
+        if self._due:
+            start = time.perf_counter()
+            if not self._cutter.budgets.waits:  # at once, so that a long prompt is whole in one layer at a time
+                self._cutter.cut([layer], self.pool)
+            elif last:  # the wave is measured in the last layer only
+                self._cutter.budgets.waits = False
+                self._cutter.cut(self.ragged, self.pool)
+            self._cut_seconds += time.perf_counter() - start
+        self._expected = 0 if last else layer.order + 1
+        if last:
+            self._end_step(tokens)
+
+    def _end_step(self, tokens: int) -> None:
+        assert self._cutter is not None
+        self._since = 0 if self._due else self._since + tokens
+        if self._due:
+            self._routings += self._cutter.take_flag()
+            heads = self._rows * sum(layer.heads for layer in self.ragged)
+            self.pool.trim(keep_free=heads * (self.method.interval // PAGE_TOKENS + 1))
+        self._cutter.budgets.waits = False
+        self._steps += 1
+        self._byte_sum += self.pool.bytes
+
+    def pool_for(self, key: torch.Tensor) -> PagePool:
+        if self._pool is None:
+            self._pool = PagePool(key.dtype, key.shape[3])
+        return self._pool
+
+    @property
+    def pool(self) -> PagePool:
+        if self._pool is None:
+            raise RuntimeError("the cache is empty")
+        return self._pool
+
+    # ---- rows and lengths ----
+
+    def reset(self) -> None:
+        """Empties the cache and opens it again; all pages go home."""
+        super().reset()
+        self._clear()
+
+    def _move_rows(self, source: torch.Tensor) -> None:
+        if self._closed:
+            raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
+        if self._cutter is None:
+            return
+        rows = np.ascontiguousarray(source.detach().cpu().numpy().reshape(-1), dtype=np.int64)
+        if not len(rows) or rows.min() < 0 or rows.max() >= self._rows:
+            raise ValueError(f"row numbers must lie in 0..{self._rows - 1}, got {rows.tolist()}")
+        for layer in self.ragged:
+            if layer.core is not None:
+                layer.core.reorder(rows)
+        self._cutter.move_rows(rows)
+        self._rows = len(rows)
+
+    def _others(self, method: str, argument: Any) -> None:
+        for layer in self.layers:
+            if not isinstance(layer, RaggedLayer):
+                getattr(layer, method)(argument)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row i becomes row beam_idx[i]; pages are shared and copied on write."""
+        self._move_rows(beam_idx)
+        self._others("reorder_cache", beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times in a row, sharing pages."""
+        self._move_rows(torch.arange(self._rows).repeat_interleave(repeats) if self._rows else torch.zeros(0))
+        self._others("batch_repeat_interleave", repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows named."""
+        self._move_rows(torch.arange(self._rows)[indices] if self._rows else torch.zeros(0))
+        self._others("batch_select_indices", indices)
+
+    def crop(self, tokens: int) -> None:
+        """Forgets the newest -tokens tokens (tokens < 0), or all but the first `tokens` (tokens > 0).
+
+        Possible as far back as the last cut: before it tokens were evicted in the light of later ones. Raises
+        ValueError, with nothing changed, where it is not.
+        """
+        if self._closed:
+            raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
+        length = self.ragged[0].length
+        remove = -tokens if tokens <= 0 else max(0, length - tokens)
+        if remove > length:
+            raise ValueError(f"cannot crop {remove} tokens of a cache that has been given {length}")
+        if remove > self._since:
+            raise ValueError(
+                f"cannot crop {remove} tokens: the cache was cut to its budget {self._since} tokens ago and what was"
+                " evicted then does not come back"
+                if self._routings or self._prefilling
+                else f"cannot crop {remove} tokens: only the {self._since} since the prompt can be"
+            )
+        for layer in self.ragged:
+            if remove and layer.core is not None:
+                layer.core.crop(remove)
+                layer.length -= remove
+        self._since -= remove
+        for layer in self.layers:
+            if not isinstance(layer, RaggedLayer):
+                layer.crop(-remove)
+
+    # ---- figures ----
+
+    def positions(self, layer: int, row: int = 0) -> list[np.ndarray]:
+        """Positions that each KV head of a layer still holds, ascending; 0 is the row's first real token."""
+        ragged = {x.index: x for x in self.ragged}.get(layer)
+        if ragged is None:
+            raise ValueError(f"layer {layer} has no budget; those that have are {[x.index for x in self.ragged]}")
+        if ragged.core is None:
+            return []
+        return [np.frombuffer(ragged.core.positions(row, h), np.int32) for h in range(ragged.heads)]
+
+    def stats(self) -> dict[str, Any]:
+        """Figures since creation or `reset()`; [batch][L][H] lists cover the layers named in "layers".
+
+        bytes, peak_bytes, mean_bytes (time average over steps): pages in use; reserved_bytes: with free pages;
+        other_bytes: sliding-window layers. slots: kept now. budgets: of the last cut, the even share before. evicted:
+        slots in all. steps: forward passes. routings: cuts. seconds: score, route, evict, attend (in C), cut (score,
+        route and evict with everything around them). lost_mass: attention of the newest query on what was evicted, mean
+        over cuts of a head. ratio: slots kept / slots of a full cache. closed: why the cache cannot be used, or None.
+        """
+        seconds = np.zeros(4)
+        slots = np.zeros((self._rows, len(self.ragged), max((x.heads for x in self.ragged), default=0)), dtype=np.int64)
+        for layer in self.ragged:
+            if layer.core is not None:
+                seconds += np.array(layer.core.times()) / 1e9
+                own = np.zeros((self._rows, layer.heads), dtype=np.int64)
+                layer.core.slots(own)
+                slots[:, layer.order] = own
+        cutter, pool = self._cutter, self._pool
+        full = sum(
+            x.core.seen(row) * x.heads for x in self.ragged if x.core is not None for row in range(self._rows)
+        )
+        other = sum(
+            t.numel() * t.element_size()
+            for x in self.layers
+            if not isinstance(x, RaggedLayer)
+            for t in (getattr(x, "keys", None), getattr(x, "values", None))
+            if t is not None
+        )
+        return {
+            "method": self.config.method,
+            "layers": [x.index for x in self.ragged],
+            "bytes": pool.bytes if pool else 0,
+            "peak_bytes": pool.peak_bytes if pool else 0,
+            "mean_bytes": self._byte_sum / self._steps if self._steps else 0.0,
+            "reserved_bytes": pool.reserved_bytes if pool else 0,
+            "other_bytes": other,
+            "slots": slots.tolist(),
+            "budgets": cutter.budget_lists() if cutter else [],
+            "ratio": float(slots.sum() / full) if full else 1.0,
+            "evicted": cutter.evicted if cutter else 0,
+            "steps": self._steps,
+            "routings": self._routings,
+            "seconds": dict(zip(("score", "route", "evict", "attend"), seconds.tolist(), strict=True))
+            | {"cut": self._cut_seconds},
+            "lost_mass": cutter.lost_mass if cutter else 0.0,
+            "wave": cutter.budgets.wave_source if cutter else "none",
+            "closed": self._closed,
+        }

@@ -1,0 +1,128 @@
+"""One layer of the cache: takes the new keys and values, attends, and is cut to its budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from reasonalloc import _core
+from reasonalloc.attention import sdpa
+from reasonalloc.compat import query_length
+
+if TYPE_CHECKING:
+    from reasonalloc.cache import ReasonAllocCache
+
+
+class RaggedLayer(CacheLayerMixin):
+    """Ragged heads of one attention layer.
+
+    transformers calls `update` and then the attention function, which calls `attend`: only there are the queries
+    known, so `update` hands the new keys and values through and the storing waits for `attend`. Accordingly the mask
+    covers the new tokens alone (`get_mask_sizes`): what is cached is never padding and always visible to them.
+    """
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = False  # not for certain: what was evicted does not come back
+
+    def __init__(self, owner: ReasonAllocCache, index: int, order: int) -> None:
+        super().__init__()
+        self.owner, self.index, self.order = owner, index, order
+        self.core: _core.Layer | None = None
+        self.heads = self.query_heads = self.head_dim = 0
+        self.length = 0  # tokens given, padding and evicted ones included
+
+    def __repr__(self) -> str:
+        return f"RaggedLayer({self.index}, tokens={self.length})"
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.owner.enter(self, key_states, value_states)
+        key_states._reasonalloc = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+               attention_mask: torch.Tensor | None, scaling: float | None, **kwargs: Any) -> torch.Tensor:
+        """Stores the new tokens and returns their attention, [B, T, Hq, D]."""
+        del key._reasonalloc  # type: ignore[attr-defined]
+        with self.owner.guard(self):
+            core = self._prepare(query, key)
+            real = _real_tokens(attention_mask, query.shape[2])
+            scale = float(scaling) if scaling is not None else self.head_dim**-0.5
+            prefill = self.length == 0 and query.shape[2] > 1
+            q, k, v = (_rows(x) for x in (query, key, value))
+            if prefill:
+                out = sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
+                self._step(core, q, k, v, real, scale, None)
+                self.owner.measure(self, query, key, real)
+            else:
+                out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
+                self._step(core, q, k, v, real, scale, out.detach())
+            self.length += query.shape[2]
+            self.owner.leave(self, query.shape[2])
+        return out
+
+    def _prepare(self, query: torch.Tensor, key: torch.Tensor) -> _core.Layer:
+        if self.core is None:
+            self.lazy_initialization(key, key)
+            self.heads, self.query_heads, self.head_dim = key.shape[1], query.shape[1], key.shape[3]
+            self.core = _core.Layer(
+                self.owner.pool_for(key).core, key.shape[0], self.heads, self.query_heads, self.owner.config.window
+            )
+        return self.core
+
+    def _step(self, core: _core.Layer, *arguments: Any) -> None:
+        while missing := core.step(*arguments):
+            self.owner.pool.grow(missing)
+
+    # ---- what transformers asks ----
+
+    def get_mask_sizes(self, argument: int | torch.Tensor) -> tuple[int, int]:
+        return query_length(argument), self.length
+
+    def get_seq_length(self) -> int:
+        """Logical length: positions go on whatever was evicted."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:  # its name up to transformers 5.10
+        return -1
+
+    def offload(self) -> None:
+        raise NotImplementedError("ReasonAllocCache cannot be offloaded")
+
+    def prefetch(self) -> None:
+        raise NotImplementedError("ReasonAllocCache cannot be offloaded")
+
+    def reset(self) -> None:
+        if self.core is not None:
+            self.core.reset()
+        self.core, self.length, self.is_initialized = None, 0, False
+
+    # Rows are moved by the cache as a whole, so that its figures of each row move along.
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        raise NotImplementedError("call the method of the cache")
+
+    def crop(self, tokens: int) -> None:
+        raise NotImplementedError("call the method of the cache")
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    x = x.detach()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _real_tokens(mask: torch.Tensor | None, tokens: int) -> torch.Tensor | None:
+    """[B, T] flags of the new tokens that are not padding: what the last query may see among them."""
+    if mask is None:
+        return None
+    last = mask[:, 0, -1, -tokens:]
+    real = last if last.dtype == torch.bool else last == 0  # additive masks hold 0 where a token is seen
+    return None if bool(real.all()) else real.contiguous()

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reasonalloc.methods.base import Method
+from reasonalloc.methods.table import register
+
+
+@register("reasonalloc")
+@dataclass(frozen=True)
+class ReasonAlloc(Method):
+    """ReasonAlloc (arXiv 2606.11164): R-KV's score, layer totals by the offline wave, head budgets by online routing."""
+
+    scorer: str = "rkv"
+    layers: str = "wave"
+    heads: str = "route"

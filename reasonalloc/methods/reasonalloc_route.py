@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reasonalloc.methods.base import Method
+from reasonalloc.methods.table import register
+
+
+@register("reasonalloc-route")
+@dataclass(frozen=True)
+class ReasonAllocRoute(Method):
+    """ReasonAlloc's head routing alone: every layer has the same total."""
+
+    scorer: str = "rkv"
+    heads: str = "route"

@@ -1,0 +1,56 @@
+"""The pool of pages, grown and trimmed slab by slab; slabs are torch tensors, so torch's reports count them."""
+
+from __future__ import annotations
+
+import torch
+
+from reasonalloc import _core
+
+PAGE_TOKENS = _core.PAGE_TOKENS
+_LEAST_SLAB, _MOST_SLAB = 1 << 20, 1 << 26  # bytes: small caches stay small, large ones grow by a quarter at most
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+class PagePool:
+    """Pages of one head size and dtype. `core` is what `_core.Layer` takes."""
+
+    def __init__(self, dtype: torch.dtype, head_dim: int) -> None:
+        if dtype not in DTYPES:
+            raise TypeError(f"the cache holds float32, bfloat16 and float16, got {dtype}")
+        self.core = _core.Pool(DTYPES[dtype], head_dim)
+
+    def grow(self, pages: int) -> None:
+        """Adds at least `pages` pages; MemoryError if the system has no more."""
+        page_bytes = self.core.page_bytes
+        wished = min(max(self.reserved_bytes // 4, _LEAST_SLAB), _MOST_SLAB) // page_bytes
+        size = max(pages, wished) * page_bytes
+        try:
+            slab = torch.empty(size, dtype=torch.uint8)
+        except (RuntimeError, MemoryError) as error:
+            raise MemoryError(f"no memory for {size} more bytes of the key-value cache: {error}") from error
+        self.core.add_slab(slab)
+
+    def trim(self, keep_free: int) -> None:
+        """Gives slabs back to torch as long as `keep_free` pages stay free."""
+        pages, _, free, _, slabs = self.core.info()
+        if free - keep_free > pages // slabs if slabs else False:
+            self.core.trim(keep_free)
+
+    @property
+    def used(self) -> int:
+        return self.core.info()[1]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the pages in use."""
+        return self.used * self.core.page_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.core.info()[3] * self.core.page_bytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of all slabs, free pages included."""
+        return self.core.info()[0] * self.core.page_bytes

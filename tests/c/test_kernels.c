@@ -1,0 +1,474 @@
+/* Every kernel of every instruction set that this machine can run, against sums in float64, over odd sizes.
+ *
+ *     cc -std=c11 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/include -Icsrc/simd \
+ *        tests/c/test_kernels.c csrc/simd/serial.c csrc/simd/avx2.c csrc/simd/avx512.c csrc/simd/dispatch.c -lm
+ *
+ * Buffers have the exact sizes of the contract, so that the address sanitizer sees every access beyond one. */
+#define _POSIX_C_SOURCE 200809L /* setenv */
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "half.h"
+#include "kernels.h"
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+enum { T = RA_PAGE_TOKENS, MAX_FAILURES = 20 };
+
+static const char *const dtype_name[RA_DTYPES] = {"f32", "bf16", "f16"};
+static const size_t dtype_bytes[RA_DTYPES] = {4, 2, 2};
+static const size_t dims[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 80, 96, 128, 129, 256};
+
+static int failures;
+static long comparisons;
+
+static void failed(const char *what, const char *isa, const char *dtype, size_t m, size_t d, size_t count, size_t index,
+                   double got, double expected, double bound)
+{
+    if (++failures <= MAX_FAILURES)
+        fprintf(stderr, "FAIL %s isa=%s dtype=%s m=%zu d=%zu count=%zu at %zu: %.9g, expected %.9g, off by %.3g > %.3g\n",
+                what, isa, dtype, m, d, count, index, got, expected, fabs(got - expected), bound);
+}
+
+/* ---- Buffers ----------------------------------------------------------------------------------------------------- */
+
+/* aligned_alloc rounds nothing up here: posix_memalign takes any size, so the end of the buffer is the end of the page. */
+static void *allocate(size_t bytes)
+{
+    void *memory = NULL;
+    if (posix_memalign(&memory, 64, bytes ? bytes : 1)) {
+        fprintf(stderr, "out of memory\n");
+        exit(2);
+    }
+    return memory;
+}
+
+static uint64_t random_state = 0x9e3779b97f4a7c15u;
+
+/* In [-1, 1), by xorshift: the same numbers on every machine. */
+static float random_float(void)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (float)(int32_t)(random_state >> 32) * 0x1p-31f;
+}
+
+static float *random_floats(size_t n)
+{
+    float *x = allocate(n * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = random_float();
+    return x;
+}
+
+/* n random elements, and in *values what they are. */
+static void *random_elements(ra_dtype dtype, size_t n, double **values)
+{
+    void *elements = allocate(n * dtype_bytes[dtype]);
+    *values = allocate(n * sizeof **values);
+    for (size_t i = 0; i < n; i++) {
+        float x = random_float();
+        if (dtype == RA_F32) {
+            ((float *)elements)[i] = x;
+            (*values)[i] = (double)x;
+        } else if (dtype == RA_BF16) {
+            uint16_t bits = ra_f32_to_bf16(x);
+            ((uint16_t *)elements)[i] = bits;
+            (*values)[i] = (double)ra_bf16_to_f32(bits);
+        } else {
+            uint16_t bits = ra_f32_to_f16(x);
+            ((uint16_t *)elements)[i] = bits;
+            (*values)[i] = (double)ra_f16_to_f32(bits);
+        }
+    }
+    return elements;
+}
+
+/* ---- Sums -------------------------------------------------------------------------------------------------------- */
+
+/* A float32 sum of n terms in any order is off by at most n * 2^-24 of the sum of their magnitudes, give or take. */
+static void compare_sum(const char *what, const char *isa, ra_dtype dtype, size_t m, size_t d, size_t count,
+                        size_t index, float got, double expected, double magnitude, size_t terms)
+{
+    double bound = magnitude * (double)(terms + 1) * 0x1p-24;
+    comparisons++;
+    if (!(fabs((double)got - expected) <= bound))
+        failed(what, isa, dtype_name[dtype], m, d, count, index, (double)got, expected, bound);
+}
+
+static void test_qk(const ra_kernels *kernels, ra_dtype dtype, size_t m, size_t d)
+{
+    double *key;
+    void *page = random_elements(dtype, d * T, &key);
+    float *q = random_floats(m * d), *out = random_floats(m * T);
+    kernels->page[dtype].qk(q, m, page, d, out);
+    for (size_t i = 0; i < m; i++)
+        for (size_t t = 0; t < T; t++) {
+            double sum = 0, magnitude = 0;
+            for (size_t c = 0; c < d; c++) {
+                double term = (double)q[i * d + c] * key[c * T + t];
+                sum += term;
+                magnitude += fabs(term);
+            }
+            compare_sum("qk", kernels->name, dtype, m, d, T, i * T + t, out[i * T + t], sum, magnitude, d);
+        }
+    free(page);
+    free(key);
+    free(q);
+    free(out);
+}
+
+static void test_pv(const ra_kernels *kernels, ra_dtype dtype, size_t m, size_t d, size_t count, size_t ldp)
+{
+    double *value;
+    void *page = random_elements(dtype, T * d, &value);
+    float *p = random_floats((m - 1) * ldp + count), *acc = random_floats(m * d), *before = allocate(m * d * sizeof *acc);
+    memcpy(before, acc, m * d * sizeof *acc);
+    kernels->page[dtype].pv(p, m, ldp, page, count, d, acc);
+    for (size_t i = 0; i < m; i++)
+        for (size_t c = 0; c < d; c++) {
+            double sum = (double)before[i * d + c], magnitude = fabs(sum);
+            for (size_t t = 0; t < count; t++) {
+                double term = (double)p[i * ldp + t] * value[t * d + c];
+                sum += term;
+                magnitude += fabs(term);
+            }
+            compare_sum("pv", kernels->name, dtype, m, d, count, i * d + c, acc[i * d + c], sum, magnitude, count + 1);
+        }
+    free(page);
+    free(value);
+    free(p);
+    free(acc);
+    free(before);
+}
+
+static void test_square_norms(const ra_kernels *kernels, ra_dtype dtype, size_t d)
+{
+    double *key;
+    void *page = random_elements(dtype, d * T, &key);
+    float *out = random_floats(T);
+    kernels->page[dtype].square_norms(page, d, out);
+    for (size_t t = 0; t < T; t++) {
+        double sum = 0;
+        for (size_t c = 0; c < d; c++)
+            sum += key[c * T + t] * key[c * T + t];
+        compare_sum("square_norms", kernels->name, dtype, 1, d, T, t, out[t], sum, sum, d);
+    }
+    free(page);
+    free(key);
+    free(out);
+}
+
+static void test_weighted_sum(const ra_kernels *kernels, ra_dtype dtype, size_t d)
+{
+    double *key;
+    void *page = random_elements(dtype, d * T, &key);
+    float *w = random_floats(T), *sum = random_floats(d), *before = allocate(d * sizeof *sum);
+    memcpy(before, sum, d * sizeof *sum);
+    kernels->page[dtype].weighted_sum(page, w, d, sum);
+    for (size_t c = 0; c < d; c++) {
+        double expected = (double)before[c], magnitude = fabs(expected);
+        for (size_t t = 0; t < T; t++) {
+            double term = (double)w[t] * key[c * T + t];
+            expected += term;
+            magnitude += fabs(term);
+        }
+        compare_sum("weighted_sum", kernels->name, dtype, 1, d, T, c, sum[c], expected, magnitude, T + 1);
+    }
+    free(page);
+    free(key);
+    free(w);
+    free(sum);
+    free(before);
+}
+
+/* ---- Conversions ------------------------------------------------------------------------------------------------- */
+
+static uint32_t float_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static float bits_float(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* What 16 bits mean, from the definition: sign, exponent, mantissa. */
+static double half_value(ra_dtype dtype, uint16_t half)
+{
+    int mantissa_bits = dtype == RA_BF16 ? 7 : 10, bias = dtype == RA_BF16 ? 127 : 15;
+    int exponent_max = dtype == RA_BF16 ? 255 : 31;
+    int mantissa = half & ((1 << mantissa_bits) - 1), exponent = (half >> mantissa_bits) & exponent_max;
+    double value;
+    if (exponent == exponent_max)
+        value = mantissa ? (double)NAN : (double)INFINITY;
+    else if (exponent)
+        value = ldexp((double)(mantissa + (1 << mantissa_bits)), exponent - bias - mantissa_bits);
+    else
+        value = ldexp((double)mantissa, 1 - bias - mantissa_bits);
+    return half & 0x8000 ? -value : value;
+}
+
+/* Rows of every length around a vector's, so that the tails are met as well. */
+static void convert(const ra_kernels *kernels, ra_dtype dtype, const float *x, size_t n, uint16_t *out)
+{
+    size_t step = 1;
+    for (size_t done = 0; done < n; done += step, step = step % 67 + 1) {
+        size_t part = step < n - done ? step : n - done;
+        float *row = allocate(part * sizeof *row);
+        uint16_t *halves = allocate(part * sizeof *halves);
+        memcpy(row, x + done, part * sizeof *row);
+        kernels->page[dtype].from_float(row, part, halves);
+        memcpy(out + done, halves, part * sizeof *halves);
+        free(row);
+        free(halves);
+    }
+}
+
+static void check_half(const ra_kernels *kernels, ra_dtype dtype, float x, uint16_t got, uint16_t expected)
+{
+    comparisons++;
+    bool same = isnan(x) ? isnan(half_value(dtype, got)) : got == expected;
+    if (!same && ++failures <= MAX_FAILURES)
+        fprintf(stderr, "FAIL from_float isa=%s dtype=%s: %a (bits %08x) gave %04x, expected %04x\n", kernels->name,
+                dtype_name[dtype], (double)x, (unsigned)float_bits(x), got, expected);
+}
+
+/* Every pattern goes out and comes back; between neighbours the nearest wins, and the even one from the middle. */
+static void test_halves(const ra_kernels *kernels, ra_dtype dtype)
+{
+    enum { PATTERNS = 65536 };
+    uint16_t *halves = allocate(PATTERNS * sizeof *halves), *back = allocate(PATTERNS * sizeof *back);
+    float *wide = allocate(PATTERNS * sizeof *wide);
+    for (size_t i = 0; i < PATTERNS; i++)
+        halves[i] = (uint16_t)i;
+    size_t step = 1;
+    for (size_t done = 0; done < PATTERNS; done += step, step = step % 67 + 1) {
+        size_t part = step < PATTERNS - done ? step : PATTERNS - done;
+        uint16_t *row = allocate(part * sizeof *row);
+        float *floats = allocate(part * sizeof *floats);
+        memcpy(row, halves + done, part * sizeof *row);
+        kernels->page[dtype].to_float(row, part, floats);
+        memcpy(wide + done, floats, part * sizeof *floats);
+        free(row);
+        free(floats);
+    }
+    for (size_t i = 0; i < PATTERNS; i++) {
+        double expected = half_value(dtype, halves[i]);
+        comparisons++;
+        bool same = isnan(expected) ? isnan(wide[i])
+                                    : (double)wide[i] == expected && !signbit(wide[i]) == !signbit(expected);
+        if (!same)
+            failed("to_float", kernels->name, dtype_name[dtype], 1, 1, 1, i, (double)wide[i], expected, 0);
+    }
+    convert(kernels, dtype, wide, PATTERNS, back);
+    for (size_t i = 0; i < PATTERNS; i++)
+        check_half(kernels, dtype, wide[i], back[i], halves[i]);
+
+    /* Halves i and i + 1 of one sign are neighbours, the step from the greatest to infinity included; the floats around
+     * their middle decide. For infinity the middle is as if the exponents went on. */
+    uint16_t infinity = dtype == RA_BF16 ? 0x7f80 : 0x7c00;
+    for (uint32_t sign = 0; sign < 2; sign++)
+        for (int nudge = -1; nudge <= 1; nudge++) {
+            for (uint16_t i = 0; i < infinity; i++) {
+                double low = half_value(dtype, i), below = half_value(dtype, (uint16_t)(i ? i - 1 : 0));
+                double high = i + 1 < infinity ? half_value(dtype, (uint16_t)(i + 1)) : low + (low - below);
+                float middle = (float)((low + high) / 2);
+                wide[i] = bits_float((float_bits(middle) + (uint32_t)nudge) | sign << 31);
+            }
+            convert(kernels, dtype, wide, infinity, back);
+            for (uint16_t i = 0; i < infinity; i++) {
+                bool up = nudge > 0 || (nudge == 0 && (i & 1));
+                check_half(kernels, dtype, wide[i], back[i], (uint16_t)((up ? i + 1 : i) | sign << 15));
+            }
+        }
+
+    /* Too large, infinite, too small and not a number. */
+    const float odd[] = {FLT_MAX, -FLT_MAX, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-45f, -1e-45f, FLT_MIN, 65519.996f,
+                         65520.0f, 1e6f, bits_float(0x7fc00000), bits_float(0xffc00001), bits_float(0x7f800001),
+                         bits_float(0x7fffffff), bits_float(0xffffffff)};
+    memcpy(wide, odd, sizeof odd);
+    convert(kernels, dtype, wide, COUNT(odd), back);
+    for (size_t i = 0; i < COUNT(odd); i++)
+        check_half(kernels, dtype, odd[i], back[i], dtype == RA_BF16 ? ra_f32_to_bf16(odd[i]) : ra_f32_to_f16(odd[i]));
+    free(halves);
+    free(back);
+    free(wide);
+}
+
+/* f32 is a copy, bit by bit. */
+static void test_copies(const ra_kernels *kernels)
+{
+    for (size_t n = 0; n <= 70; n++) {
+        float *x = random_floats(n), *there = allocate(n * sizeof *x), *back = allocate(n * sizeof *x);
+        kernels->page[RA_F32].from_float(x, n, there);
+        kernels->page[RA_F32].to_float(there, n, back);
+        comparisons++;
+        if (memcmp(x, there, n * sizeof *x) || memcmp(x, back, n * sizeof *x))
+            failed("to_float, from_float", kernels->name, "f32", 1, n, 1, 0, 1, 0, 0);
+        free(x);
+        free(there);
+        free(back);
+    }
+}
+
+/* ---- Rows -------------------------------------------------------------------------------------------------------- */
+
+/* Relative 2e-7 where the result is a normal number; below, anything between 0 and the smallest of those. */
+static void check_exp(const ra_kernels *kernels, size_t n, size_t index, float x, float max, float got)
+{
+    double expected = exp((double)(x - max)), bound = expected >= (double)FLT_MIN ? 2e-7 * expected : (double)FLT_MIN;
+    comparisons++;
+    bool exact = x == max ? got == 1.0f : x == -INFINITY ? float_bits(got) == 0 : true;
+    if (!exact || !(got >= 0) || !(fabs((double)got - expected) <= bound))
+        failed("exp_sum", kernels->name, "f32", 1, n, 1, index, (double)got, expected, bound);
+}
+
+/* Inputs by value, so that a case can be written where it is used. */
+static void check_exp_row(const ra_kernels *kernels, const float *input, size_t n, float max)
+{
+    float *x = allocate(n * sizeof *x);
+    memcpy(x, input, n * sizeof *x);
+    float sum = kernels->exp_sum(x, n, max);
+    double expected = 0;
+    for (size_t i = 0; i < n; i++) {
+        check_exp(kernels, n, i, input[i], max == -INFINITY ? 0 : max, x[i]);
+        expected += (double)x[i];
+    }
+    comparisons++;
+    double bound = expected * (double)(n + 1) * 0x1p-24;
+    if (!(fabs((double)sum - expected) <= bound))
+        failed("exp_sum, sum", kernels->name, "f32", 1, n, 1, 0, (double)sum, expected, bound);
+    free(x);
+}
+
+static void test_exp_sum(const ra_kernels *kernels)
+{
+    for (size_t n = 0; n <= 70; n++) { /* tails */
+        float *x = random_floats(n);
+        for (size_t i = 0; i < n; i++)
+            x[i] = 30 * x[i] - 31;
+        if (n)
+            x[n / 2] = -1;
+        if (n > 3)
+            x[n / 3] = -INFINITY;
+        check_exp_row(kernels, x, n, -1);
+        free(x);
+    }
+
+    enum { STEPS = 1 << 20, ROW = 4099 }; /* every range of the exponent, through the end of the normal numbers */
+    float *x = allocate(ROW * sizeof *x);
+    size_t filled = 0;
+    for (size_t i = 0; i < STEPS; i++) {
+        x[filled++] = -90.0f * (float)i / (float)STEPS;
+        if (filled == ROW || i + 1 == STEPS) {
+            check_exp_row(kernels, x, filled, 0);
+            filled = 0;
+        }
+    }
+    free(x);
+
+    const float small[] = {0.0f, -0.0f, -1e-45f, -1e-30f, -FLT_MIN, -0x1p-24f, -0x1p-25f, -1e-3f};
+    check_exp_row(kernels, small, COUNT(small), 0);
+    const float large[] = {-87.3f,  -87.33654f, -87.336548f, -87.34f, -88.0f,   -100.0f, -103.9f,  -104.0f, -127.5f,
+                           -200.0f, -1000.0f,   -1e5f,       -1e9f,   -2.2e9f, -1e20f,  -FLT_MAX, -INFINITY};
+    check_exp_row(kernels, large, COUNT(large), 0);
+    const float shifted[] = {1000.0f, 999.5f, 912.7f, 900.0f, -1000.0f, -FLT_MAX, -INFINITY};
+    check_exp_row(kernels, shifted, COUNT(shifted), 1000);
+    const float masked[] = {-INFINITY, -INFINITY, -INFINITY}; /* a row that sees nothing: zeros */
+    check_exp_row(kernels, masked, COUNT(masked), -INFINITY);
+    check_exp_row(kernels, masked, COUNT(masked), 3);
+}
+
+static void test_scale(const ra_kernels *kernels)
+{
+    for (size_t n = 0; n <= 70; n++) {
+        float *x = random_floats(n), *scaled = allocate(n * sizeof *x);
+        memcpy(scaled, x, n * sizeof *x);
+        kernels->scale(scaled, n, 0.3f);
+        for (size_t i = 0; i < n; i++) {
+            comparisons++;
+            if (scaled[i] != x[i] * 0.3f)
+                failed("scale", kernels->name, "f32", 1, n, 1, i, (double)scaled[i], (double)(x[i] * 0.3f), 0);
+        }
+        free(x);
+        free(scaled);
+    }
+}
+
+/* ---- Dispatch ---------------------------------------------------------------------------------------------------- */
+
+static void expect(bool condition, const char *what)
+{
+    comparisons++;
+    if (!condition && ++failures <= MAX_FAILURES)
+        fprintf(stderr, "FAIL dispatch: %s\n", what);
+}
+
+/* Needs to come first: the choice is made once. */
+static void test_dispatch(void)
+{
+    const char *last = NULL, *name;
+    size_t sets = 0;
+    for (; (name = ra_isa_available(sets)) != NULL; sets++)
+        last = name;
+    expect(sets >= 1 && strcmp(ra_isa_available(0), "serial") == 0, "serial is not the first");
+    expect(ra_isa_available(sets + 5) == NULL, "a name past the end");
+    const char *wish = getenv("REASONALLOC_CPU");
+    bool known = false;
+    for (size_t i = 0; i < sets; i++)
+        known |= wish && strcmp(ra_isa_available(i), wish) == 0;
+    expect(strcmp(ra_isa(), known ? wish : last) == 0, "neither the set that REASONALLOC_CPU names nor the best one");
+    const char *first_choice = ra_isa();
+    expect(ra_set_isa("sse9") == RA_ERR_ARGUMENT && ra_set_isa("") == RA_ERR_ARGUMENT &&
+               ra_set_isa(NULL) == RA_ERR_ARGUMENT,
+           "an unknown name was taken");
+    expect(strcmp(ra_isa(), first_choice) == 0, "an unknown name changed the set");
+    expect(ra_set_isa("serial") == RA_OK && ra_kernels_get() == &ra_kernels_serial, "serial cannot be chosen");
+}
+
+int main(void)
+{
+    test_dispatch();
+    const char *isa;
+    for (size_t k = 0; (isa = ra_isa_available(k)) != NULL; k++) {
+        expect(ra_set_isa(isa) == RA_OK && strcmp(ra_isa(), isa) == 0, "an available set cannot be chosen");
+        const ra_kernels *kernels = ra_kernels_get();
+        long before = comparisons;
+        for (ra_dtype dtype = RA_F32; dtype < RA_DTYPES; dtype++) {
+            for (size_t i = 0; i < COUNT(dims); i++) {
+                size_t d = dims[i];
+                for (size_t m = 1; m <= 32; m += m < 17 ? 1 : m == 17 ? 7 : 8) {
+                    test_qk(kernels, dtype, m, d);
+                    test_pv(kernels, dtype, m, d, T, T);
+                    test_pv(kernels, dtype, m, d, (m + d) % T + 1, T + m % 3);
+                }
+                for (size_t count = 1; count <= T; count++) {
+                    test_pv(kernels, dtype, 1, d, count, count);
+                    test_pv(kernels, dtype, 5, d, count, T + 1);
+                }
+                test_square_norms(kernels, dtype, d);
+                test_weighted_sum(kernels, dtype, d);
+            }
+            if (dtype != RA_F32)
+                test_halves(kernels, dtype);
+        }
+        test_copies(kernels);
+        test_exp_sum(kernels);
+        test_scale(kernels);
+        printf("%-7s %ld comparisons\n", kernels->name, comparisons - before);
+    }
+    if (failures)
+        fprintf(stderr, "%d of %ld comparisons failed\n", failures, comparisons);
+    else
+        printf("all %ld comparisons hold\n", comparisons);
+    return failures ? 1 : 0;
+}
