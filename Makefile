@@ -16,7 +16,7 @@ CC ?= cc
 C_FILES := $(wildcard csrc/*/*.c csrc/*/*.h csrc/*/*.inc)
 C_TESTS := $(wildcard tests/c/*.c)
 C_LIBRARY := $(wildcard csrc/core/*.c csrc/simd/*.c)
-C_FLAGS := -std=c11 -g -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -Wcast-qual -Wstrict-prototypes -Werror \
+C_FLAGS := -std=c11 -g1 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -Wcast-qual -Wstrict-prototypes -Werror \
 	-Icsrc/include -Icsrc/core -Icsrc/simd
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
@@ -62,6 +62,10 @@ build/sanitize/c/%: tests/c/%.c $(C_FILES)
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) $(SANITIZERS) $< $(C_LIBRARY) -lm -lpthread -o $@
 
+build/sanitize/c/%: examples/%.c $(C_FILES)
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) $(SANITIZERS) $< $(C_LIBRARY) -lm -lpthread -o $@
+
 test: install $(C_TESTS:tests/c/%.c=build/c/%) ## run the C tests and pytest
 	for each in $(C_TESTS:tests/c/%.c=build/c/%); do ./$$each; done
 	$(BIN)/pytest -q tests
@@ -80,8 +84,9 @@ build/sanitize/.built: $(VENV)/.packages $(C_FILES)
 	touch $@
 
 # A package of its own beside the normal one. Python itself is not instrumented, hence the preload; it leaks by design.
-sanitize: install build/sanitize/.built $(C_TESTS:tests/c/%.c=build/sanitize/c/%) ## the C tests and pytest's `core` tests under ASan and UBSan
-	for each in $(C_TESTS:tests/c/%.c=build/sanitize/c/%); do ./$$each; done
+SANITIZED := $(C_TESTS:tests/c/%.c=build/sanitize/c/%) build/sanitize/c/engine
+sanitize: install build/sanitize/.built $(SANITIZED) ## the C programs and pytest's `core` tests under ASan and UBSan
+	for each in $(SANITIZED); do ./$$each; done
 	$(BIN)/python setup.py --quiet build_py --build-lib build/sanitize/lib
 	export PYTHONPATH=$(CURDIR)/build/sanitize/lib PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	export LD_PRELOAD="$(PRELOAD)"; \

@@ -1,12 +1,12 @@
 """reasonalloc: a key-value cache with a fixed budget for reasoning models.
 
-    import reasonalloc as ra
+import reasonalloc as ra
 
-    profile = ra.profile(model, tokenizer, prompts)
-    config = ra.Config(method="reasonalloc", budget=256, profile=profile)
-    with ra.install(model, config) as session:
-        model.generate(**inputs)
-        session.last_cache.stats()
+profile = ra.profile(model, tokenizer, prompts)
+config = ra.Config(method="reasonalloc", budget=256, profile=profile)
+with ra.install(model, config) as session:
+    model.generate(**inputs)
+    session.last_cache.stats()
 """
 
 from reasonalloc import allocate, score

@@ -18,15 +18,31 @@ _PREVIOUS = "_reasonalloc_previous_attention"
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux")
 
 
-def sdpa(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-         scaling: float | None, **kwargs: Any) -> torch.Tensor:
+def sdpa(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None,
+    **kwargs: Any,
+) -> torch.Tensor:
     """Stock scaled dot-product attention: [B, T, Hq, D]."""
-    output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
+    output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[
+        0
+    ]
     return output
 
 
-def attention_forward(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                      attention_mask: torch.Tensor | None, scaling: float | None = None, **kwargs: Any) -> tuple[torch.Tensor, None]:
+def attention_forward(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """Called by every attention module of a model set to "reasonalloc".
 
     A cache layer of ours marks the keys that it returns with itself; other caches' keys go to stock attention, so a

@@ -41,18 +41,18 @@ class Budgets:
             self._fixed = (pages - 1) * PAGE_TOKENS - self.method.interval
             if self._fixed <= self.config.window:
                 least = (self.config.window + self.method.interval) // PAGE_TOKENS + 2
+                least *= rows * self.layers * self.heads * self.page_bytes
                 raise ValueError(
                     f"max_bytes={self.config.max_bytes!r} leaves no room above the window of {self.config.window} and"
                     f" the interval of {self.method.interval} tokens: {rows} rows x {self.layers} layers x"
-                    f" {self.heads} heads need at least {least * rows * self.layers * self.heads * self.page_bytes} bytes"
+                    f" {self.heads} heads need at least {least} bytes"
                 )
 
     def per_head(self, seen: int) -> int:
         """Mean slots of a KV head for a row that has seen that many tokens."""
         if self._fixed is not None:
             return self._fixed
-        assert self.config.ratio is not None
-        return max(int(self.config.ratio * seen), 2 * self.config.window)
+        return max(int((self.config.ratio or 0.0) * seen), 2 * self.config.window)
 
     def totals(self, row: int, seen: int) -> npt.NDArray[np.int64]:
         """[layers] slots that sum to per_head * heads * layers."""
@@ -61,7 +61,11 @@ class Budgets:
         if key not in self._known:
             total = per_head * self.heads * self.layers
             shares = np.asarray(self.method.layer_totals(self.demand[row], total, self.heads, self.config))
-            if shares.shape != (self.layers,) or int(shares.sum()) != total or (shares < self.heads * self.config.window).any():
+            if (
+                shares.shape != (self.layers,)
+                or int(shares.sum()) != total
+                or (shares < self.heads * self.config.window).any()
+            ):
                 raise ValueError(
                     f"layer totals of method {self.config.method!r} must be {self.layers} numbers of at least"
                     f" {self.heads * self.config.window} that sum to {total}, got {shares.tolist()}"

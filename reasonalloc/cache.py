@@ -51,7 +51,9 @@ class ReasonAllocCache(Cache):
         for index in managed:
             device = layer_device(model, index)
             if device.type != "cpu":
-                raise NotImplementedError(f"layer {index} lies on {device}; this version of reasonalloc runs on the CPU")
+                raise NotImplementedError(
+                    f"layer {index} lies on {device}; this version of reasonalloc runs on the CPU"
+                )
         if model.dtype not in DTYPES:
             raise TypeError(f"the cache holds float32, bfloat16 and float16, the model is {model.dtype}")
         layers = [RaggedLayer(self, i, managed.index(i)) if i in managed else x for i, x in enumerate(stock)]
@@ -67,6 +69,7 @@ class ReasonAllocCache(Cache):
         self._expected = 0  # order of the layer whose turn it is
         self._closed: str | None = None
         self._steps = self._since = self._routings = self._byte_sum = 0
+        self._uncut = 0  # tokens that crop could take back: those since anything was evicted
         self._due = self._prefilling = False
         self._cutter: Cutter | None = None
         self._cut_seconds = 0.0
@@ -75,17 +78,21 @@ class ReasonAllocCache(Cache):
 
     def enter(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
         """A layer is given new keys and values; checks everything before anything changes."""
-        if self._closed:
-            raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
+        self._check_open()
         if not is_active(self.model):
-            raise RuntimeError("the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it")
+            raise RuntimeError(
+                "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
+            )
         if layer.order != self._expected:
             self._closed = "a forward pass was interrupted between layers"
             raise RuntimeError(f"the cache is closed: {self._closed}; call reset() to use it again")
         if layer.order == 0:
             self._begin_step(key)
         if layer.core is not None and (key.shape[1], key.shape[3]) != (layer.heads, layer.head_dim):
-            raise ValueError(f"layer {layer.index} held {layer.heads} heads of size {layer.head_dim}, now is given keys {list(key.shape)}")
+            raise ValueError(
+                f"layer {layer.index} held {layer.heads} heads of size {layer.head_dim}, now is given keys"
+                f" {list(key.shape)}"
+            )
         if value.shape != key.shape:
             raise ValueError(f"keys {list(key.shape)} and values {list(value.shape)} must have one shape")
 
@@ -114,21 +121,24 @@ class ReasonAllocCache(Cache):
     def _page_bytes(key: torch.Tensor) -> int:
         return 2 * PAGE_TOKENS * key.shape[3] * key.element_size()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
+
     @contextmanager
     def guard(self, layer: RaggedLayer) -> Iterator[None]:
-        """Closes the cache if a layer fails after another one has changed."""
-        before = layer.length
+        """Closes the cache if a step fails after something has changed."""
+        before = layer.core.seen(0) if layer.core is not None else 0
         try:
             yield
         except BaseException as error:
-            if layer.index or layer.length != before:
+            if layer.index or (layer.core is not None and layer.core.seen(0) != before):
                 self._closed = f"{type(error).__name__}: {error}"
             raise
 
     def measure(self, layer: RaggedLayer, query: torch.Tensor, key: torch.Tensor, real: torch.Tensor | None) -> None:
         """Takes a layer's part of the wave from the first prefill, where a method needs it and no profile was given."""
-        assert self._cutter is not None
-        budgets = self._cutter.budgets
+        budgets = self.cutter.budgets
         if not budgets.measures:
             return
         for row in range(query.shape[0]):
@@ -137,33 +147,32 @@ class ReasonAllocCache(Cache):
                 q, k = q[:, real[row]], k[:, real[row]]
             budgets.demand[row, layer.order] = demand(q[:, -PROBE_QUERIES:], k, self.config.rho) if k.shape[1] else 1.0
 
-    def leave(self, layer: RaggedLayer, tokens: int) -> None:
+    def leave(self, layer: RaggedLayer, tokens: int, padded: bool) -> None:
         """A layer has stored and attended; cuts what is due, closes the step after the last layer."""
-        assert self._cutter is not None
         last = layer.order == len(self.ragged) - 1
         if self._prefilling:
-            assert layer.core is not None
-            self._cutter.prompt = np.array([layer.core.seen(row) for row in range(self._rows)])
+            self.cutter.prompt = np.array([layer.held.seen(row) for row in range(self._rows)])
         if self._due:
             start = time.perf_counter()
-            if not self._cutter.budgets.waits:  # at once, so that a long prompt is whole in one layer at a time
-                self._cutter.cut([layer], self.pool)
+            if not self.cutter.budgets.waits:  # at once, so that a long prompt is whole in one layer at a time
+                self.cutter.cut([layer], self.pool)
             elif last:  # the wave is measured in the last layer only
-                self._cutter.budgets.waits = False
-                self._cutter.cut(self.ragged, self.pool)
+                self.cutter.budgets.waits = False
+                self.cutter.cut(self.ragged, self.pool)
             self._cut_seconds += time.perf_counter() - start
         self._expected = 0 if last else layer.order + 1
         if last:
-            self._end_step(tokens)
+            self._end_step(tokens, padded)
 
-    def _end_step(self, tokens: int) -> None:
-        assert self._cutter is not None
+    def _end_step(self, tokens: int, padded: bool) -> None:
         self._since = 0 if self._due else self._since + tokens
+        cut = self.cutter.take_flag()
+        self._uncut = 0 if cut or padded else self._uncut + tokens  # padding amid tokens: rows differ in what is newest
+        self._routings += cut
         if self._due:
-            self._routings += self._cutter.take_flag()
             heads = self._rows * sum(layer.heads for layer in self.ragged)
             self.pool.trim(keep_free=heads * (self.method.interval // PAGE_TOKENS + 1))
-        self._cutter.budgets.waits = False
+        self.cutter.budgets.waits = False
         self._steps += 1
         self._byte_sum += self.pool.bytes
 
@@ -171,6 +180,12 @@ class ReasonAllocCache(Cache):
         if self._pool is None:
             self._pool = PagePool(key.dtype, key.shape[3])
         return self._pool
+
+    @property
+    def cutter(self) -> Cutter:
+        if self._cutter is None:
+            raise RuntimeError("the cache is empty")
+        return self._cutter
 
     @property
     def pool(self) -> PagePool:
@@ -186,8 +201,7 @@ class ReasonAllocCache(Cache):
         self._clear()
 
     def _move_rows(self, source: torch.Tensor) -> None:
-        if self._closed:
-            raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
+        self._check_open()
         if self._cutter is None:
             return
         rows = np.ascontiguousarray(source.detach().cpu().numpy().reshape(-1), dtype=np.int64)
@@ -222,30 +236,29 @@ class ReasonAllocCache(Cache):
     def crop(self, tokens: int) -> None:
         """Forgets the newest -tokens tokens (tokens < 0), or all but the first `tokens` (tokens > 0).
 
-        Possible as far back as the last cut: before it tokens were evicted in the light of later ones. Raises
+        Possible as far back as the last cut that evicted something: what went then does not come back. Raises
         ValueError, with nothing changed, where it is not.
         """
-        if self._closed:
-            raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
+        self._check_open()
         length = self.ragged[0].length
         remove = -tokens if tokens <= 0 else max(0, length - tokens)
-        if remove > length:
-            raise ValueError(f"cannot crop {remove} tokens of a cache that has been given {length}")
-        if remove > self._since:
+        if remove > self._uncut:
             raise ValueError(
-                f"cannot crop {remove} tokens: the cache was cut to its budget {self._since} tokens ago and what was"
-                " evicted then does not come back"
-                if self._routings or self._prefilling
-                else f"cannot crop {remove} tokens: only the {self._since} since the prompt can be"
+                f"cannot crop {remove} of {length} tokens: only the newest {self._uncut} came after the last eviction,"
+                " and what was evicted does not come back"
             )
-        for layer in self.ragged:
-            if remove and layer.core is not None:
-                layer.core.crop(remove)
+        if remove:
+            shortest = min(self.ragged[0].held.seen(row) for row in range(self._rows))
+            if remove > shortest:
+                raise ValueError(f"cannot crop {remove} tokens: a row has only {shortest} that are not padding")
+            for layer in self.ragged:
+                layer.held.crop(remove)
                 layer.length -= remove
-        self._since -= remove
-        for layer in self.layers:
-            if not isinstance(layer, RaggedLayer):
-                layer.crop(-remove)
+            self._since, self._uncut = max(0, self._since - remove), self._uncut - remove
+            self.cutter.forget_prompt_beyond(shortest - remove)
+        for other in self.layers:
+            if not isinstance(other, RaggedLayer):
+                other.crop(-remove)
 
     # ---- figures ----
 
@@ -262,10 +275,11 @@ class ReasonAllocCache(Cache):
         """Figures since creation or `reset()`; [batch][L][H] lists cover the layers named in "layers".
 
         bytes, peak_bytes, mean_bytes (time average over steps): pages in use; reserved_bytes: with free pages;
-        other_bytes: sliding-window layers. slots: kept now. budgets: of the last cut, the even share before. evicted:
-        slots in all. steps: forward passes. routings: cuts. seconds: score, route, evict, attend (in C), cut (score,
-        route and evict with everything around them). lost_mass: attention of the newest query on what was evicted, mean
-        over cuts of a head. ratio: slots kept / slots of a full cache. closed: why the cache cannot be used, or None.
+        other_bytes: sliding-window layers. slots: kept now. budgets: of the last cut, the even share before it, -1
+        without limit. evicted: slots in all. steps: forward passes. routings: cuts. seconds: score, route, evict,
+        attend (in C), cut (score, route and evict with everything around them). lost_mass: attention of the newest
+        query on what was evicted, mean over cuts of a head. ratio: slots kept / slots of a full cache. wave: where the
+        layer wave comes from. closed: why the cache cannot be used, or None.
         """
         seconds = np.zeros(4)
         slots = np.zeros((self._rows, len(self.ragged), max((x.heads for x in self.ragged), default=0)), dtype=np.int64)
@@ -276,9 +290,7 @@ class ReasonAllocCache(Cache):
                 layer.core.slots(own)
                 slots[:, layer.order] = own
         cutter, pool = self._cutter, self._pool
-        full = sum(
-            x.core.seen(row) * x.heads for x in self.ragged if x.core is not None for row in range(self._rows)
-        )
+        full = sum(x.core.seen(row) * x.heads for x in self.ragged if x.core is not None for row in range(self._rows))
         other = sum(
             t.numel() * t.element_size()
             for x in self.layers

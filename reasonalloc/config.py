@@ -15,10 +15,12 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "M
 
 
 def parse_bytes(value: int | str) -> int:
-    """"512MiB", "2GB" or a number as bytes."""
+    """ "512MiB", "2GB" or a number as bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
     if not match or match[2] not in _UNITS:
-        raise ValueError(f"max_bytes must be a number or like '512MiB' (units {', '.join(list(_UNITS)[1:])}), got {value!r}")
+        raise ValueError(
+            f"max_bytes must be a number or like '512MiB' (units {', '.join(list(_UNITS)[1:])}), got {value!r}"
+        )
     return int(float(match[1]) * _UNITS[match[2]])
 
 

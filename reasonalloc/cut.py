@@ -43,8 +43,7 @@ class Cutter:
         protect = np.maximum(self.prompt if self.method.keep_prompt else 0, self.method.sinks).astype(np.int64)
         protect = np.broadcast_to(protect, len(self.prompt)).copy()
         for layer in layers:
-            core = layer.core
-            assert core is not None
+            core = layer.held
             totals = np.array(
                 [self.budgets.totals(row, core.seen(row))[layer.order] for row in range(core.rows)], dtype=np.int64
             )
@@ -57,7 +56,9 @@ class Cutter:
             budgets = np.zeros((core.rows, layer.heads), dtype=np.int64)
             if self.method.scores_in_python or self.method.routes_in_python:
                 for row in np.flatnonzero(before.sum(1) > totals):
-                    self._cut_row(layer, int(row), int(totals[row]), int(protect[row]), before[row], budgets, lost, pool)
+                    self._cut_row(
+                        layer, int(row), int(totals[row]), int(protect[row]), before[row], budgets, lost, pool
+                    )
                     cut[row] = True
             else:
                 arguments = (totals, protect, self._score_config(layer), self._route, budgets, lost, cut)
@@ -67,8 +68,7 @@ class Cutter:
 
     def _record(self, layer: RaggedLayer, before: Any, budgets: Any, lost: Any, cut: Any) -> None:
         after = np.zeros_like(before)
-        assert layer.core is not None
-        layer.core.slots(after)
+        layer.held.slots(after)
         self.evicted += int((before - after).sum())
         self.budgets_now[cut, layer.order] = budgets[cut]
         went = (before > after) & cut[:, None]
@@ -76,9 +76,18 @@ class Cutter:
         self._lost_count += int(went.sum())
         self._flag |= bool(cut.any())
 
-    def _cut_row(self, layer: RaggedLayer, row: int, total: int, protect: int, slots: Any, budgets: Any, lost: Any, pool: PagePool) -> None:
-        core, window = layer.core, self.config.window
-        assert core is not None
+    def _cut_row(
+        self,
+        layer: RaggedLayer,
+        row: int,
+        total: int,
+        protect: int,
+        slots: Any,
+        budgets: Any,
+        lost: Any,
+        pool: PagePool,
+    ) -> None:
+        core, window = layer.held, self.config.window
         older = np.maximum(slots - window, 0)
         scores: list[Floats]
         if self.method.scores_in_python:
@@ -88,31 +97,43 @@ class Cutter:
             core.score(row, self._score_config(layer), flat)
             scores = np.split(flat, np.cumsum(older)[:-1])
         shares = np.asarray(self.method.head_budgets(scores, total, self.config))
-        if shares.shape != (layer.heads,) or int(shares.sum()) != total or (shares < window).any() or (shares % 1).any():
+        if (
+            shares.shape != (layer.heads,)
+            or int(shares.sum()) != total
+            or (shares < window).any()
+            or (shares % 1).any()
+        ):
             raise ValueError(
-                f"head budgets of method {self.config.method!r} must be {layer.heads} whole numbers of at least {window}"
-                f" that sum to {total}, got {shares.tolist()}"
+                f"head budgets of method {self.config.method!r} must be {layer.heads} whole numbers of at least"
+                f" {window} that sum to {total}, got {shares.tolist()}"
             )
         budgets[row] = shares
         while missing := core.evict(row, budgets[row], np.concatenate(scores), protect, lost[row]):
             pool.grow(missing)
 
     def _python_scores(self, layer: RaggedLayer, row: int, head: int, older: int) -> Floats:
-        assert layer.core is not None
         view = HeadView(
-            layer.core, layer.head_dim, layer.query_heads // layer.heads, layer.index, row, head, int(self.prompt[row]),
+            layer.held,
+            layer.head_dim,
+            layer.query_heads // layer.heads,
+            layer.index,
+            row,
+            head,
+            int(self.prompt[row]),
             self.config,
         )
         result = self.method.score(view)
         scores = np.ascontiguousarray(getattr(result, "numpy", lambda: result)(), dtype=np.float32)
         if scores.shape not in ((older,), (len(view.positions),)):
             raise ValueError(
-                f"scores of method {self.config.method!r} must have shape [{len(view.positions)}] or, without the window,"
-                f" [{older}], got {list(scores.shape)}"
+                f"scores of method {self.config.method!r} must have shape [{len(view.positions)}] or, without the"
+                f" window, [{older}], got {list(scores.shape)}"
             )
         scores = scores[:older]
         if not np.isfinite(scores).all():
-            raise ValueError(f"scores of method {self.config.method!r} hold NaN or infinity (layer {layer.index}, head {head})")
+            raise ValueError(
+                f"scores of method {self.config.method!r} hold NaN or infinity (layer {layer.index}, head {head})"
+            )
         return np.ascontiguousarray(scores)
 
     def take_flag(self) -> bool:
@@ -132,7 +153,11 @@ class Cutter:
             totals = self.budgets.totals(row, 0)
             for i in np.flatnonzero((now[row] < 0).all(-1)):
                 now[row, i] = totals[i] // self.heads + (np.arange(self.heads) < totals[i] % self.heads)
-        return now.tolist()  # type: ignore[no-any-return]
+        return now.tolist()
+
+    def forget_prompt_beyond(self, seen: int) -> None:
+        """After a crop a prompt is at most what is left of the row."""
+        self.prompt = np.minimum(self.prompt, seen)
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         self.prompt, self.budgets_now = self.prompt[source], self.budgets_now[source]

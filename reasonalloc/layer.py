@@ -37,6 +37,13 @@ class RaggedLayer(CacheLayerMixin):
     def __repr__(self) -> str:
         return f"RaggedLayer({self.index}, tokens={self.length})"
 
+    @property
+    def held(self) -> _core.Layer:
+        """The layer's C object; RuntimeError before the first token."""
+        if self.core is None:
+            raise RuntimeError(f"layer {self.index} of the cache is empty")
+        return self.core
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
@@ -46,15 +53,23 @@ class RaggedLayer(CacheLayerMixin):
         key_states._reasonalloc = self  # type: ignore[attr-defined]
         return key_states, value_states
 
-    def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-               attention_mask: torch.Tensor | None, scaling: float | None, **kwargs: Any) -> torch.Tensor:
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """Stores the new tokens and returns their attention, [B, T, Hq, D]."""
         del key._reasonalloc  # type: ignore[attr-defined]
         with self.owner.guard(self):
             core = self._prepare(query, key)
-            real = _real_tokens(attention_mask, query.shape[2])
-            scale = float(scaling) if scaling is not None else self.head_dim**-0.5
             prefill = self.length == 0 and query.shape[2] > 1
+            real = _real_tokens(attention_mask, query.shape[2], prefill)
+            scale = float(scaling) if scaling is not None else self.head_dim**-0.5
             q, k, v = (_rows(x) for x in (query, key, value))
             if prefill:
                 out = sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
@@ -64,7 +79,7 @@ class RaggedLayer(CacheLayerMixin):
                 out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
                 self._step(core, q, k, v, real, scale, out.detach())
             self.length += query.shape[2]
-            self.owner.leave(self, query.shape[2])
+            self.owner.leave(self, query.shape[2], padded=real is not None and not prefill)
         return out
 
     def _prepare(self, query: torch.Tensor, key: torch.Tensor) -> _core.Layer:
@@ -119,10 +134,23 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _real_tokens(mask: torch.Tensor | None, tokens: int) -> torch.Tensor | None:
-    """[B, T] flags of the new tokens that are not padding: what the last query may see among them."""
+def _real_tokens(mask: torch.Tensor | None, tokens: int, prefill: bool) -> torch.Tensor | None:
+    """[B, T] flags of the new tokens that are not padding, None if all are real.
+
+    mask: [B, 1, T, T], over the new tokens. A prefill may hold any pattern (it runs on stock attention); later steps
+    are causal, and a mask that asks for something else is an error.
+    """
     if mask is None:
         return None
-    last = mask[:, 0, -1, -tokens:]
-    real = last if last.dtype == torch.bool else last == 0  # additive masks hold 0 where a token is seen
+    if mask.shape[-1] != tokens:
+        raise ValueError(
+            f"the attention mask covers {mask.shape[-1]} tokens, but {tokens} are new: masks over cached tokens are not"
+            " supported, since their heads hold different ones"
+        )
+    seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0  # additive masks hold 0 where a token is seen
+    real = seen[:, -1]
+    if not prefill:
+        wanted = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril() & real[:, None, :]
+        if not torch.equal(seen & real[:, :, None], wanted & real[:, :, None]):
+            raise ValueError("only causal masks with padding are supported once the cache holds tokens")
     return None if bool(real.all()) else real.contiguous()

@@ -110,12 +110,20 @@ class _ProbeLayer(DynamicLayer):
         keys._reasonalloc = self
         return keys, values
 
-    def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-               attention_mask: torch.Tensor | None, scaling: float | None, **kwargs: Any) -> torch.Tensor:
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         from reasonalloc.attention import sdpa
 
         self.demand = demand(query[0, :, -self.queries :], key[0], self.rho)
-        del key._reasonalloc
+        del key._reasonalloc  # type: ignore[attr-defined]
         return sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
 
 
@@ -161,15 +169,21 @@ def profile(
     if not 1 <= len(prompts) <= MOST_PROMPTS:
         raise ValueError(f"a wave is measured on 1 to {MOST_PROMPTS} prompts, got {len(prompts)}")
     if not 0 < rho < 1 or queries < 1 or max_new_tokens < 1:
-        raise ValueError(f"rho must lie in (0, 1), queries and max_new_tokens be positive; got {rho}, {queries}, {max_new_tokens}")
+        raise ValueError(
+            f"rho must lie in (0, 1), queries and max_new_tokens be positive; got {rho}, {queries}, {max_new_tokens}"
+        )
     sums: dict[int, float] = {}
     for prompt in _bar(prompts, progress):
         ids = _encode(tokenizer, prompt, model.device)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         with torch.no_grad():
             chain = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False,
-                pad_token_id=pad, past_key_values=DynamicCache(config=model.config),
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad,
+                past_key_values=DynamicCache(config=model.config),
             )
         for layer, value in measure(model, chain, rho, queries).items():
             sums[layer] = sums.get(layer, 0.0) + value / len(prompts)

@@ -25,7 +25,8 @@ typedef struct ra_page_kernels {
 typedef struct ra_kernels {
     const char *name;
     ra_page_kernels page[RA_DTYPES];
-    /* x[i] = exp(x[i] - max); returns their sum. x[i] <= max; -inf gives 0. Relative error below 2e-7. */
+    /* x[i] = exp(x[i] - max); returns their sum. x[i] <= max; -inf gives 0. Relative error below 2e-7 of the exponential
+     * of the float32 difference; results below 2^-126 may be 0. */
     float (*exp_sum)(float *x, size_t n, float max);
     /* x[i] *= factor. */
     void (*scale)(float *x, size_t n, float factor);

@@ -38,7 +38,7 @@ static bool view_pages(const ra_view *tokens_of, ra_stable_value pages, ra_stabl
     return true;
 }
 
-/* The core has refused: says which entry is wrong. Lengths may go from `least` to `most`; `extra` more slots are used. */
+/* The core has refused: says which entry is wrong. Lengths: `least` to `most`; `extra` more slots are used. */
 static bool explain(const paged *p, int64_t least, int64_t most, int64_t extra, ra_status status, ra_failure *failure)
 {
     const int32_t *lengths = p->lengths.data, *table = p->table.data;
@@ -51,8 +51,8 @@ static bool explain(const paged *p, int64_t least, int64_t most, int64_t extra, 
         for (int64_t k = 0; k < used; k++) {
             const int32_t page = table[i * p->table_pages + k];
             if (page < 0 || page >= p->pages.size[0])
-                return ra_fail(failure, "table[%" PRId64 ", %" PRId64 ", %" PRId64 "] is page %d of %" PRId64, row, head,
-                               k, page, p->pages.size[0]);
+                return ra_fail(failure, "table[%" PRId64 ", %" PRId64 ", %" PRId64 "] is page %d of %" PRId64, row,
+                               head, k, page, p->pages.size[0]);
         }
     }
     return ra_fail_status(failure, status);

@@ -87,8 +87,8 @@ static bool view_both(const ra_stable_value *stack, score_call *call, ra_failure
     call->queries = queries.data;
     call->window = queries.size[1];
     if (call->kv_heads < 1 || queries.size[0] < 1 || queries.size[0] % call->kv_heads != 0)
-        return ra_fail(failure, "queries has %" PRId64 " heads, which is no multiple of keys' %" PRId64, queries.size[0],
-                       call->kv_heads);
+        return ra_fail(failure, "queries has %" PRId64 " heads, which is no multiple of keys' %" PRId64,
+                       queries.size[0], call->kv_heads);
     call->group = queries.size[0] / call->kv_heads;
     if (call->window < 1 || call->window > call->tokens)
         return ra_fail(failure, "queries has a window of %" PRId64 ", allowed are 1 to keys' %" PRId64 " tokens",

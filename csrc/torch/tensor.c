@@ -82,8 +82,8 @@ bool ra_view_tensor(ra_stable_value value, const char *name, const char *shape, 
     view.size = sizes;
     if (!same_shape(&view, dim, size)) {
         char given[SHAPE_TEXT], wanted[SHAPE_TEXT];
-        return ra_fail(failure, "%s has shape %s, expected %s = %s", name, shape_text(view.size, view.dim, given), shape,
-                       shape_text(size, dim, wanted));
+        return ra_fail(failure, "%s has shape %s, expected %s = %s", name, shape_text(view.size, view.dim, given),
+                       shape, shape_text(size, dim, wanted));
     }
     if (device != ra_torch.aoti_torch_device_type_cpu())
         return ra_fail(failure, "%s is not on the CPU", name);

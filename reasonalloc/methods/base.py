@@ -83,8 +83,15 @@ class Method:
     def head_budgets(self, scores: list[npt.NDArray[np.float32]], total: int, config: Config) -> Any:
         """Head budgets of one layer, by the C allocator named by `heads`."""
         return allocate.route(
-            scores, total, heads=self.heads, window=config.window, gamma=config.gamma, lo=config.lo, hi=config.hi,
-            mu=config.mu, safeguard=config.safeguard,
+            scores,
+            total,
+            heads=self.heads,
+            window=config.window,
+            gamma=config.gamma,
+            lo=config.lo,
+            hi=config.hi,
+            mu=config.mu,
+            safeguard=config.safeguard,
         )
 
     def layer_totals(self, demand: npt.NDArray[np.float64], total: int, heads: int, config: Config) -> Any:

@@ -9,7 +9,7 @@ from reasonalloc.methods.table import register
 @register("reasonalloc")
 @dataclass(frozen=True)
 class ReasonAlloc(Method):
-    """ReasonAlloc (arXiv 2606.11164): R-KV's score, layer totals by the offline wave, head budgets by online routing."""
+    """ReasonAlloc (arXiv 2606.11164): R-KV's score, layer totals by the wave, head budgets by online routing."""
 
     scorer: str = "rkv"
     layers: str = "wave"

@@ -41,9 +41,7 @@ def methods() -> list[str]:
     return sorted(_TABLE)
 
 
-def _look_up(kind: str, name: str, more: tuple[str, ...] = ()) -> type[Method] | None:
-    if name in more:
-        return None
+def _find(kind: str, name: str, more: tuple[str, ...] = ()) -> type[Method]:
     if name not in _TABLE:
         near = difflib.get_close_matches(name, [*more, *_TABLE], 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -51,13 +49,19 @@ def _look_up(kind: str, name: str, more: tuple[str, ...] = ()) -> type[Method] |
     return _TABLE[name]
 
 
+def _look_up(kind: str, name: str, more: tuple[str, ...]) -> type[Method] | None:
+    """The method that lends its part, or None where the name is a part of its own."""
+    return None if name in more else _find(kind, name, more)
+
+
 def _build(config: Config, name: str) -> Method:
-    cls = _look_up("method", name)
-    assert cls is not None
+    cls = _find("method", name)
     own = [f for f in fields(cls) if f.name not in {g.name for g in fields(Method)}]
     unknown = set(config.options) - {f.name for f in own}
     if unknown:
-        raise ValueError(f"method {name!r} has no option {sorted(unknown)[0]!r}; it has {[f.name for f in own] or 'none'}")
+        raise ValueError(
+            f"method {name!r} has no option {sorted(unknown)[0]!r}; it has {[f.name for f in own] or 'none'}"
+        )
     for f in own:
         if f.name not in config.options and f.default is MISSING and f.default_factory is MISSING:
             what = "file" if f.name in cls.files else "option"

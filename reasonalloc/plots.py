@@ -1,0 +1,135 @@
+"""Pictures: the wave, budgets over time, fidelity over budget. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reasonalloc.wave import WaveProfile
+
+if TYPE_CHECKING:
+    from reasonalloc.evaluate.fidelity import Fidelity, Point
+
+INSTALL = 'pip install "reasonalloc[demo]"'
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "font.size": 10,
+    "figure.dpi": 130,
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def _figure(path: str | Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+    """(figure, axes) to draw on; saved as PNG at the end. ModuleNotFoundError without matplotlib."""
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModuleNotFoundError(f"pictures need matplotlib: {INSTALL}") from error
+    with matplotlib.rc_context(_STYLE):  # no pyplot: its state and backend are the user's
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        yield figure, axes
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png")
+
+
+def wave(profile: WaveProfile, path: str | Path) -> None:
+    """The demand of each layer as bars."""
+    with _figure(path, 1, 1, (8, 3.4)) as (_, axes):
+        axis = axes[0][0]
+        axis.bar(profile.layers, profile.demand, width=0.8, color="#3b6ea5")
+        axis.axhline(float(np.mean(profile.demand)), color="#c44e52", linewidth=1, label="mean")
+        axis.set(
+            title=f"The reasoning wave of {profile.source.get('name') or profile.source.get('model', 'the model')}",
+            xlabel="layer",
+            ylabel=f"tokens that hold {profile.rho:.0%}\nof the attention",
+        )
+        axis.margins(x=0.01)
+        axis.legend(loc="upper center")
+
+
+def budgets(
+    times: Sequence[int], values: npt.NDArray[np.int64], layers: Sequence[int], path: str | Path, title: str, end: int
+) -> None:
+    """Heat map of the budget of each KV head over time.
+
+    times: [n] tokens of the sequence at each cut, ascending. values: [n, layers, heads] budgets from then on. layers:
+    their numbers in the model. end: tokens at the end of the last period.
+    """
+    count, depth, heads = values.shape
+    if len(times) != count or depth != len(layers) or not count:
+        raise ValueError(f"{len(times)} times and {len(layers)} layers do not fit budgets of shape {values.shape}")
+    edges = np.array([*times, max(end, times[-1] + 1)])
+    with _figure(path, 1, 1, (8, max(3.0, 0.055 * depth * heads + 1.2))) as (figure, axes):
+        axis = axes[0][0]
+        mesh = axis.pcolormesh(
+            edges, np.arange(depth * heads + 1), values.reshape(count, -1).T, cmap="viridis", rasterized=True
+        )
+        for boundary in range(heads, depth * heads, heads):
+            axis.axhline(boundary, color="white", linewidth=0.6)
+        step = max(1, depth // 15)
+        axis.set_yticks([(i + 0.5) * heads for i in range(0, depth, step)], [str(layers[i]) for i in range(0, depth, step)])
+        axis.invert_yaxis()
+        axis.set(title=title, xlabel="tokens of the sequence", ylabel=f"layer ({heads} KV heads each)")
+        figure.colorbar(mesh, ax=axis, label="budget of a KV head (slots)")
+
+
+_PANELS = (
+    ("excess_nll", "NLL above the full cache\n(nats a token)"),
+    ("kl", "KL(full || compressed)\n(nats a token)"),
+    ("agreement", "top-1 agreement\nwith the full cache"),
+)
+
+
+def fidelity(result: Fidelity, path: str | Path) -> None:
+    """Three panels over the budget (or ratio), one line a method, bars for the bootstrap intervals."""
+    lines: dict[str, list[Point]] = {}
+    for point in result.points:
+        if point.budget is not None or point.ratio is not None:
+            lines.setdefault(point.method, []).append(point)
+    with _figure(path, 1, 3, (12, 3.8)) as (figure, axes):
+        by_budget = any(p.budget is not None for x in lines.values() for p in x)
+        for axis, (metric, label) in zip(axes[0], _PANELS, strict=True):
+            for i, (method, points) in enumerate(lines.items()):
+                _line(axis, metric, method, points, by_budget, shift=i - (len(lines) - 1) / 2)
+            axis.set(xlabel="budget (slots a KV head)" if by_budget else "share of the full cache", ylabel=label)
+            axis.axhline(1.0 if metric == "agreement" else 0.0, color="#888888", linewidth=0.8, linestyle="--")
+            if by_budget:
+                axis.set_xscale("log", base=2)
+            marks = sorted({_place(p, by_budget) for x in lines.values() for p in x})
+            axis.set_xticks(marks, [f"{x:g}" for x in marks], minor=False)
+            axis.minorticks_off()
+        if lines:
+            handles, labels = axes[0][0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 6))
+        model = result.provenance.get("model", "")
+        figure.suptitle(f"Fidelity under teacher forcing{f', {model}' if model else ''} (dashed: full cache)", fontsize=11)
+
+
+def _place(point: Point, by_budget: bool) -> float:
+    value = point.budget if by_budget else point.ratio
+    return float(value) if value is not None else 0.0
+
+
+def _line(axis: Any, metric: str, method: str, points: list[Point], by_budget: bool, shift: float) -> None:
+    points = sorted(points, key=lambda p: _place(p, by_budget))
+    measures = [getattr(p, metric) for p in points]
+    x = np.array([_place(p, by_budget) for p in points])
+    x = x * 1.02**shift if by_budget else x + 0.003 * shift  # side by side, so that bars do not cover each other
+    mean = np.array([m.mean for m in measures])
+    error = None
+    if all(m.low is not None for m in measures):
+        error = np.array([[m.mean - m.low for m in measures], [m.high - m.mean for m in measures]]).clip(0)
+    axis.errorbar(x, mean, yerr=error, marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)
