@@ -21,7 +21,7 @@ C_FLAGS := -std=c11 -g1 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -W
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
 
-.PHONY: help install demo test bench lint sanitize clean
+.PHONY: help install demo test oldest bench lint sanitize clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -69,6 +69,20 @@ build/sanitize/c/%: examples/%.c $(C_FILES)
 test: install $(C_TESTS:tests/c/%.c=build/c/%) ## run the C tests and pytest
 	for each in $(C_TESTS:tests/c/%.c=build/c/%); do ./$$each; done
 	$(BIN)/pytest -q tests
+
+# The oldest transformers with what it pins, laid over the packages of .venv.
+OLD := .venv-oldest
+$(OLD)/.packages: $(VENV)/.packages
+	[ -x $(OLD)/bin/python ] || $(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -c 'import site, sys; print("import site; site.addsitedir(%r)" % sys.argv[1])' \
+		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" \
+		> "$$($(OLD)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	$(OLD)/bin/python -m pip --quiet --disable-pip-version-check install transformers==5.2.0
+	touch $@
+
+oldest: install $(OLD)/.packages ## pytest's tests of the transformers side on the oldest transformers supported
+	$(OLD)/bin/python -c 'import transformers; assert transformers.__version__ == "5.2.0", transformers.__version__'
+	$(OLD)/bin/python -m pytest -q -m "not core and not slow" tests
 
 build/lint/.warnings: $(VENV)/.packages $(C_FILES)
 	REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib build/lint/lib --build-temp build/lint/tmp

@@ -79,10 +79,6 @@ class ReasonAllocCache(Cache):
     def enter(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
         """A layer is given new keys and values; checks everything before anything changes."""
         self._check_open()
-        if not is_active(self.model):
-            raise RuntimeError(
-                "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
-            )
         if layer.order != self._expected:
             self._closed = "a forward pass was interrupted between layers"
             raise RuntimeError(f"the cache is closed: {self._closed}; call reset() to use it again")
@@ -97,21 +93,27 @@ class ReasonAllocCache(Cache):
             raise ValueError(f"keys {list(key.shape)} and values {list(value.shape)} must have one shape")
 
     def _begin_step(self, key: torch.Tensor) -> None:
+        if not is_active(self.model):
+            raise RuntimeError(
+                "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
+            )
         rows, heads, tokens, head_dim = key.shape
         if key.device.type != "cpu":
             raise NotImplementedError(f"keys are on {key.device}; this version of reasonalloc runs on the CPU")
-        if self._rows and rows != self._rows:
+        first = not self.ragged[0].length
+        if not first and rows != self._rows:
             raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
         if key.dtype not in DTYPES:
             raise TypeError(f"the cache holds float32, bfloat16 and float16, got {key.dtype}")
         if head_dim > _core.MAX_HEAD_DIM:
             raise ValueError(f"head sizes up to {_core.MAX_HEAD_DIM} are supported, got {head_dim}")
-        if not self._rows:
+        if first:
             budgets = Budgets(self.config, self.method, len(self.ragged), heads, self._page_bytes(key))
             budgets.start(rows)  # raises if the budget is too small for this batch
             self._cutter = Cutter(self.ragged, self.config, self.method, budgets)
             self._rows = rows
-        first = not self.ragged[0].length
+            for layer in self.ragged:
+                layer.core = None  # left over where a first step failed
         self._prefilling = tokens > 1 and (first or self._prefilling)
         self._due = not self.method.unlimited and (
             (first and tokens > 1) or self._since + tokens >= self.method.interval

@@ -92,8 +92,11 @@ class RaggedLayer(CacheLayerMixin):
         return self.core
 
     def _step(self, core: _core.Layer, *arguments: Any) -> None:
-        while missing := core.step(*arguments):
-            self.owner.pool.grow(missing)
+        try:
+            while missing := core.step(*arguments):
+                self.owner.pool.grow(missing)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"layer {self.index}: {error}") from None
 
     # ---- what transformers asks ----
 

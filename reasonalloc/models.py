@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 EMBEDDED = "smollm2"
@@ -54,7 +55,9 @@ def load(name: str | None = None, dtype: str = "float32") -> tuple[Any, Any, str
             tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_extra)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
-        raise ValueError(f"model {label!r} cannot be loaded: {reason[0] if reason else type(error).__name__}") from error
+        raise ValueError(
+            f"model {label!r} cannot be loaded: {reason[0] if reason else type(error).__name__}"
+        ) from error
     return model.eval(), tokenizer, label
 
 
@@ -64,7 +67,9 @@ def _embedded() -> tuple[str, str, dict[str, Any]]:
         raise ModuleNotFoundError(
             f"{EMBEDDED_LABEL} needs {', '.join(missing)}: {EMBEDDED_INSTALL}  (or name another model or a folder)"
         )
-    extra = {"gguf_file": _EMBEDDED_FILE, "quantization_config": GgufConfig(dequantize=True)}
+    extra: dict[str, Any] = {"gguf_file": _EMBEDDED_FILE}
+    if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless told
+        extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
     return str(folder), EMBEDDED_LABEL, extra
 
 

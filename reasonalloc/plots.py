@@ -45,14 +45,14 @@ def _figure(path: str | Path, rows: int, columns: int, size: tuple[float, float]
         figure.savefig(path, format="png")
 
 
-def wave(profile: WaveProfile, path: str | Path) -> None:
-    """The demand of each layer as bars."""
+def wave(profile: WaveProfile, path: str | Path, name: str) -> None:
+    """The demand of each layer as bars. name: the model's, for the title."""
     with _figure(path, 1, 1, (8, 3.4)) as (_, axes):
         axis = axes[0][0]
         axis.bar(profile.layers, profile.demand, width=0.8, color="#3b6ea5")
         axis.axhline(float(np.mean(profile.demand)), color="#c44e52", linewidth=1, label="mean")
         axis.set(
-            title=f"The reasoning wave of {profile.source.get('name') or profile.source.get('model', 'the model')}",
+            title=f"The reasoning wave of {name}",
             xlabel="layer",
             ylabel=f"tokens that hold {profile.rho:.0%}\nof the attention",
         )
@@ -80,7 +80,9 @@ def budgets(
         for boundary in range(heads, depth * heads, heads):
             axis.axhline(boundary, color="white", linewidth=0.6)
         step = max(1, depth // 15)
-        axis.set_yticks([(i + 0.5) * heads for i in range(0, depth, step)], [str(layers[i]) for i in range(0, depth, step)])
+        axis.set_yticks(
+            [(i + 0.5) * heads for i in range(0, depth, step)], [str(layers[i]) for i in range(0, depth, step)]
+        )
         axis.invert_yaxis()
         axis.set(title=title, xlabel="tokens of the sequence", ylabel=f"layer ({heads} KV heads each)")
         figure.colorbar(mesh, ax=axis, label="budget of a KV head (slots)")
@@ -115,7 +117,9 @@ def fidelity(result: Fidelity, path: str | Path) -> None:
             handles, labels = axes[0][0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 6))
         model = result.provenance.get("model", "")
-        figure.suptitle(f"Fidelity under teacher forcing{f', {model}' if model else ''} (dashed: full cache)", fontsize=11)
+        figure.suptitle(
+            f"Fidelity under teacher forcing{f', {model}' if model else ''} (dashed: full cache)", fontsize=11
+        )
 
 
 def _place(point: Point, by_budget: bool) -> float:

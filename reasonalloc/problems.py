@@ -48,4 +48,6 @@ def find(name: str) -> Problem:
     for problem in problems:
         if name in (problem.id, problem.id.removesuffix(".json")):
             return problem
-    raise ValueError(f"MATH-500 has no problem {name!r}: give 0 to {len(problems) - 1} or an id like {problems[0].id!r}")
+    raise ValueError(
+        f"MATH-500 has no problem {name!r}: give 0 to {len(problems) - 1} or an id like {problems[0].id!r}"
+    )

@@ -172,11 +172,6 @@ static bool table_is_valid(const int32_t *table, const int32_t *lengths, int64_t
     return true;
 }
 
-static void *page_at(const void *pages, int64_t index, int64_t d, ra_dtype dtype)
-{
-    return (char *)(uintptr_t)pages + (size_t)index * 2 * PAGE * (size_t)d * ra_dtype_size(dtype);
-}
-
 ra_status ra_attend_paged(ra_dtype dtype, const void *queries, const void *pages, int64_t page_count,
                           const int32_t *table, const int32_t *lengths, int64_t rows, int64_t kv_heads,
                           int64_t query_heads, int64_t tokens, int64_t head_dim, int64_t table_pages, float scale,
@@ -191,25 +186,18 @@ ra_status ra_attend_paged(ra_dtype dtype, const void *queries, const void *pages
     for (int64_t h = 0; h < rows * kv_heads; h++)
         if (lengths[h] < tokens)
             return RA_ERR_ARGUMENT; /* the new tokens are among the slots */
-    void **memory = ra_new(page_count, sizeof *memory);
     ra_span *spans = ra_new(rows * kv_heads, sizeof *spans);
-    if (!memory || !spans) {
-        free(memory);
-        free(spans);
+    if (!spans)
         return RA_ERR_NO_MEMORY;
-    }
-    for (int64_t p = 0; p < page_count; p++)
-        memory[p] = page_at(pages, p, head_dim, dtype);
     for (int64_t i = 0; i < rows * kv_heads; i++)
         spans[i] = (ra_span){.kernels = &ra_kernels_get()->page[dtype], .dtype = dtype, .d = head_dim,
-                             .slots = lengths[i], .memory = memory, .ids = table + i * table_pages};
+                             .slots = lengths[i], .base = pages, .ids = table + i * table_pages};
     attend_job job = {.spans = spans,
                       .queries = {.data = queries, .stride_row = query_heads * tokens * head_dim,
                                   .stride_head = tokens * head_dim, .stride_token = head_dim},
                       .rows = rows, .kv_heads = kv_heads, .group = query_heads / kv_heads, .tokens = tokens,
                       .scale = scale, .out = out};
     run(&job, parallel);
-    free(memory);
     free(spans);
     return RA_OK;
 }
@@ -218,7 +206,7 @@ ra_status ra_append_paged(ra_dtype dtype, const void *keys, const void *values, 
                           const int32_t *table, const int32_t *lengths, int64_t rows, int64_t kv_heads, int64_t tokens,
                           int64_t head_dim, int64_t table_pages)
 {
-    size_t row = (size_t)head_dim * ra_dtype_size(dtype);
+    size_t row = (size_t)head_dim * ra_dtype_size(dtype), page_bytes = 2 * PAGE * row;
     if (!ra_dtype_size(dtype))
         return RA_ERR_DTYPE;
     if (!keys || !values || rows < 1 || kv_heads < 1 || tokens < 1 || head_dim < 1 || head_dim > RA_MAX_HEAD_DIM ||
@@ -228,8 +216,8 @@ ra_status ra_append_paged(ra_dtype dtype, const void *keys, const void *values, 
     for (int64_t h = 0; h < rows * kv_heads; h++)
         for (int64_t t = 0; t < tokens; t++) {
             int64_t slot = lengths[h] + t, token = h * tokens + t;
-            ra_page_write(dtype, head_dim, page_at(pages, table[h * table_pages + slot / PAGE], head_dim, dtype),
-                          slot % PAGE, (const char *)keys + row * (size_t)token,
+            char *page = (char *)pages + page_bytes * (size_t)table[h * table_pages + slot / PAGE];
+            ra_page_write(dtype, head_dim, page, slot % PAGE, (const char *)keys + row * (size_t)token,
                           (const char *)values + row * (size_t)token);
         }
     return RA_OK;

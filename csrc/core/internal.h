@@ -83,15 +83,22 @@ typedef struct ra_span {
     const ra_page_kernels *kernels;
     ra_dtype dtype;
     int64_t d, slots;
-    void *const *memory; /* by page id */
-    const int32_t *ids;  /* page ids in order */
+    void *const *memory; /* by page id, or NULL: then pages lie one behind the other from `base` */
+    const void *base;
+    const int32_t *ids; /* page ids in order */
 } ra_span;
 
 ra_span ra_span_of(const ra_layer *layer, int64_t row, int64_t head);
-static inline const void *ra_span_k(const ra_span *span, int64_t page) { return span->memory[span->ids[page]]; }
+static inline const void *ra_span_k(const ra_span *span, int64_t page)
+{
+    int32_t id = span->ids[page];
+    if (span->memory)
+        return span->memory[id];
+    return (const char *)span->base + (size_t)id * 2 * PAGE * (size_t)span->d * ra_dtype_size(span->dtype);
+}
 static inline const void *ra_span_v(const ra_span *span, int64_t page)
 {
-    return (const char *)span->memory[span->ids[page]] + (size_t)span->d * PAGE * ra_dtype_size(span->dtype);
+    return (const char *)ra_span_k(span, page) + (size_t)span->d * PAGE * ra_dtype_size(span->dtype);
 }
 /* Key `slot` as D floats. */
 void ra_span_key(const ra_span *span, int64_t slot, float *out);

@@ -136,23 +136,20 @@ ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, co
     if (!ra_all_finite(RA_F32, keys, tokens * head_dim) || !ra_all_finite(RA_F32, queries, group * window * head_dim))
         return RA_ERR_NOT_FINITE;
     float *paged = calloc((size_t)(pages * page_floats), sizeof *paged);
-    void **memory = ra_new(pages, sizeof *memory);
     int32_t *ids = ra_new(pages, sizeof *ids);
     float *turned = ra_new(group * window * head_dim, sizeof *turned); /* [window][group][D], scaled */
-    if (paged && memory && ids && turned) {
-        for (int64_t p = 0; p < pages; p++) {
-            memory[p] = paged + p * page_floats;
+    if (paged && ids && turned) {
+        for (int64_t p = 0; p < pages; p++)
             ids[p] = (int32_t)p;
-        }
         for (int64_t i = 0; i < tokens; i++)
-            ra_page_write(RA_F32, head_dim, memory[i / PAGE], i % PAGE, keys + i * head_dim, keys + i * head_dim);
+            ra_page_write(RA_F32, head_dim, paged + i / PAGE * page_floats, i % PAGE, keys + i * head_dim, keys + i * head_dim);
         for (int64_t g = 0; g < group; g++)
             for (int64_t w = 0; w < window; w++)
                 memcpy(turned + (w * group + g) * head_dim, queries + (g * window + w) * head_dim,
                        (size_t)head_dim * sizeof *turned);
         ra_kernels_get()->scale(turned, (size_t)(group * window * head_dim), 1 / sqrtf((float)head_dim));
         ra_span span = {.kernels = &ra_kernels_get()->page[RA_F32], .dtype = RA_F32, .d = head_dim, .slots = tokens,
-                        .memory = memory, .ids = ids};
+                        .base = paged, .ids = ids};
         status = RA_OK;
         if (importance)
             status = ra_importance(&span, turned, window, group, older, config->kernel, importance);
@@ -162,7 +159,6 @@ ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, co
         status = RA_ERR_NO_MEMORY;
     }
     free(paged);
-    free(memory);
     free(ids);
     free(turned);
     return status;
