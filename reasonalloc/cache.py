@@ -114,10 +114,9 @@ class ReasonAllocCache(Cache):
             self._rows = rows
             for layer in self.ragged:
                 layer.core = None  # left over where a first step failed
-        self._prefilling = tokens > 1 and (first or self._prefilling)
-        self._due = not self.method.unlimited and (
-            (first and tokens > 1) or self._since + tokens >= self.method.interval
-        )
+        # The first step is the prefill even if it is of one token: in a batch that row would be beside longer ones.
+        self._prefilling = first or (tokens > 1 and self._prefilling)
+        self._due = not self.method.unlimited and (first or self._since + tokens >= self.method.interval)
 
     @staticmethod
     def _page_bytes(key: torch.Tensor) -> int:

@@ -1,10 +1,11 @@
 /* Every kernel of every instruction set that this machine can run, against sums in float64, over odd sizes.
  *
- *     cc -std=c11 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/include -Icsrc/simd \
+ *     cc -std=c11 -g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/include -Icsrc/simd \
  *        tests/c/test_kernels.c csrc/simd/serial.c csrc/simd/avx2.c csrc/simd/avx512.c csrc/simd/dispatch.c -lm
  *
+ * (-g1: full debug information doubles the time to compile.) With REASONALLOC_CPU set it also checks that override.
  * Buffers have the exact sizes of the contract, so that the address sanitizer sees every access beyond one. */
-#define _POSIX_C_SOURCE 200809L /* setenv */
+#define _POSIX_C_SOURCE 200809L /* posix_memalign */
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -28,13 +29,14 @@ static void failed(const char *what, const char *isa, const char *dtype, size_t 
                    double got, double expected, double bound)
 {
     if (++failures <= MAX_FAILURES)
-        fprintf(stderr, "FAIL %s isa=%s dtype=%s m=%zu d=%zu count=%zu at %zu: %.9g, expected %.9g, off by %.3g > %.3g\n",
+        fprintf(stderr,
+                "FAIL %s isa=%s dtype=%s m=%zu d=%zu count=%zu at %zu: %.9g, expected %.9g, off by %.3g > %.3g\n",
                 what, isa, dtype, m, d, count, index, got, expected, fabs(got - expected), bound);
 }
 
 /* ---- Buffers ----------------------------------------------------------------------------------------------------- */
 
-/* aligned_alloc rounds nothing up here: posix_memalign takes any size, so the end of the buffer is the end of the page. */
+/* posix_memalign takes sizes that are no multiple of 64: the end of the buffer is the end of the page. */
 static void *allocate(size_t bytes)
 {
     void *memory = NULL;
@@ -125,7 +127,8 @@ static void test_pv(const ra_kernels *kernels, ra_dtype dtype, size_t m, size_t 
 {
     double *value;
     void *page = random_elements(dtype, T * d, &value);
-    float *p = random_floats((m - 1) * ldp + count), *acc = random_floats(m * d), *before = allocate(m * d * sizeof *acc);
+    float *p = random_floats((m - 1) * ldp + count), *acc = random_floats(m * d);
+    float *before = allocate(m * d * sizeof *before);
     memcpy(before, acc, m * d * sizeof *acc);
     kernels->page[dtype].pv(p, m, ldp, page, count, d, acc);
     for (size_t i = 0; i < m; i++)

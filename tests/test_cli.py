@@ -1,0 +1,223 @@
+"""The command line on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from models import build
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import reasonalloc as ra
+from reasonalloc import _core
+from reasonalloc.cli import main
+from reasonalloc.problems import find, math500
+
+WORDS = ["<pad>", "<end>", "<unk>", *(f"w{i}" for i in range(94))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved model with a tokenizer that knows words."""
+    path = tmp_path_factory.mktemp("model")
+    build("llama", eos_token_id=1).save_pretrained(path)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    ).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """No test writes into the user's folders."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def prompt(words: int) -> str:
+    return " ".join(f"w{i % 94}" for i in range(words))
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.split() == ["reasonalloc", ra.__version__]
+
+
+def test_profile_generate(folder, tmp_path, capsys):
+    assert main(["profile", "--model", folder, "--prompts", "2", "--max-new-tokens", "8", "-o", "w.json"]) == 0
+    assert "█" in capsys.readouterr().out
+    wave = ra.WaveProfile.load("w.json")
+    assert wave.layers == (0, 1, 2) and wave.source["prompt_count"] == 2
+
+    command = ["generate", "--model", folder, "--prompt", prompt(60), "--budget", "24", "--interval", "8"]
+    assert main([*command, "--profile", "w.json", "--max-new-tokens", "20", "--json", "out.json"]) == 0
+    assert "a second" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["prompt_tokens"] == 60
+    assert result["stats"]["wave"] == "profile" and result["stats"]["evicted"] > 0
+
+    assert main([*command, "--sample", "--seed", "3", "--max-new-tokens", "5", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["new_tokens"] <= 5
+
+
+def test_generate_streams_the_text(folder, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text(prompt(5), encoding="utf-8")
+    command = [
+        "generate",
+        "--model",
+        folder,
+        "--prompt-file",
+        "prompt.txt",
+        "--method",
+        "full",
+        "--max-new-tokens",
+        "9",
+    ]
+    assert main([*command, "--json", "out.json"]) == 0
+    text = json.loads((tmp_path / "out.json").read_text())["text"]
+    assert text and text in capsys.readouterr().out
+
+
+def test_prompts_from_a_file(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{prompt(9)}\n\n{prompt(5)}\n", encoding="utf-8")
+    command = ["profile", "--model", folder, "--prompts", "prompts.txt", "--max-new-tokens", "4", "--json", "p.json"]
+    assert main(command) == 0
+    assert json.loads((tmp_path / "p.json").read_text())["source"]["prompt_count"] == 2
+
+
+def test_demo(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    command = ["demo", "--model", folder, "--problem", "3", "--tokens", "40", "--budget", "16", "--interval", "8"]
+    assert main([*command, "--forced", "20", "--out", "pictures", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert len(result["full"]["tokens"]) == len(result["compressed"]["tokens"]) == 40
+    assert 1 not in result["full"]["tokens"]  # the end of text was ruled out
+    assert 0 <= result["agreement"] <= 1 and result["agreement_tokens"] == 20
+    assert len(result["compressed"]["trace"]) == 4  # tokens 19, 27, 35, 43 of the sequence
+    assert "tokens a second" in err and "\x1b" not in err
+    for name in ("wave.png", "budgets.png"):
+        assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_agrees_with_itself(folder, capsys):
+    """A budget that holds everything changes nothing."""
+    command = ["demo", "--model", folder, "--tokens", "20", "--budget", "4096", "--out", "pictures", "--json", "-"]
+    assert main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["agreement"] == 1.0
+    assert result["full"]["tokens"] == result["compressed"]["tokens"]
+
+
+def test_evaluate_fidelity(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    command = ["evaluate", "fidelity", "--model", folder, "--problems", "2", "--tokens", "12", "--interval", "4"]
+    sizes = ["--methods", "full,rkv", "--budgets", "12,24", "--json", "f.json", "--plot", "f.png"]
+    assert main([*command, *sizes]) == 0
+    assert "top-1 agreement" in capsys.readouterr().out
+    result = json.loads((tmp_path / "f.json").read_text())
+    assert [(p["method"], p["budget"]) for p in result["points"]] == [("full", None), ("rkv", 12), ("rkv", 24)]
+    assert len(list((tmp_path / "cache" / "reasonalloc" / "texts").iterdir())) == 2
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+    lines = [json.dumps({"problem": prompt(30), "solution": prompt(n)}) for n in (9, 14)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    given = ["--texts", "texts.jsonl", "--methods", "streaming", "--ratios", "0.5", "--json", "-"]
+    assert main([*command, *given]) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [x["tokens"] for x in points[0]["problems"]] == [9, 12]
+
+
+def test_doctor(folder, capsys):
+    assert main(["doctor", "--model", folder, "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    found = {x["what"]: x for x in result["checks"]}
+    assert result["ok"] and found["its cache"]["state"] == "ok"
+    assert _core.isa() in found["instruction sets"]["found"]
+
+
+def test_doctor_finds_what_is_broken(folder, monkeypatch, capsys):
+    monkeypatch.setenv("REASONALLOC_CPU", "abacus")
+    monkeypatch.setattr("reasonalloc.cli.doctor.requires", lambda name: ["torch>=99", "no-such-package-here"])
+    assert main(["doctor", "--json", "-"]) == 1
+    found = {x["what"]: x["state"] for x in json.loads(capsys.readouterr().out)["checks"]}
+    assert found["torch"] == found["no-such-package-here"] == "broken"
+    assert found["REASONALLOC_CPU"] == "note"
+
+
+def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
+    build("mistral-sliding").save_pretrained(tmp_path / "sliding")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "sliding" / file).write_bytes((Path(folder) / file).read_bytes())
+    assert main(["doctor", "--model", str(tmp_path / "sliding"), "--json", "-"]) == 1
+    found = {x["what"]: x["found"] for x in json.loads(capsys.readouterr().out)["checks"]}
+    assert "no layer has full attention" in found["its cache"]
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ([], "COMMAND"),
+        (["dance"], "dance"),
+        (["generate", "--prompt", "w1", "--budget", "many"], "many"),
+        (["generate", "--prompt", "w1", "--budget", "0"], "positive"),
+        (["generate", "--prompt", "w1", "--budget", "64", "--ratio", "0.5"], "--ratio"),
+        (["generate", "--prompt", "w1", "--ratio", "1.5"], "1.5"),
+        (["generate", "--prompt", "w1"], "exactly one of budget"),
+        (["generate", "--prompt", "w1", "--method", "full", "--budget", "64"], "keeps every token"),
+        (["generate", "--prompt", "w1", "--method", "nosuch", "--budget", "64"], "nosuch"),
+        (["generate", "--prompt", " ", "--budget", "64"], "empty"),
+        (["generate", "--prompt", "w1", "--budget", "64", "--temperature", "0.5"], "--sample"),
+        (["generate", "--prompt", "w1", "--budget", "64", "--sample", "--temperature", "0"], "above 0"),
+        (["generate", "--prompt-file", "none.txt", "--budget", "64"], "none.txt"),
+        (["generate", "--prompt", "w1", "--budget", "64", "--profile", "none.json"], "none.json"),
+        (["generate", "--prompt", "w1", "--budget", "64", "--model", "./none"], "./none"),
+        (["generate", "--prompt", "w1", "--max-bytes", "much"], "much"),
+        (["profile", "--prompts", "9"], "1 to 8"),
+        (["profile", "--prompts", "none.txt"], "none.txt"),
+        (["demo", "--problem", "500"], "'500'"),
+        (["demo", "--budget", "4"], "budget"),
+        (["evaluate"], "WHAT"),
+        (["evaluate", "fidelity", "--methods", "rkv,nosuch"], "nosuch"),
+        (["evaluate", "fidelity", "--budgets", "64,x"], "'x'"),
+        (["evaluate", "fidelity", "--problems", "501", "--model", "FOLDER"], "501"),
+        (["evaluate", "fidelity", "--texts", "none.jsonl", "--model", "FOLDER"], "none.jsonl"),
+    ],
+)
+def test_bad_input_is_one_line(command, complaint, folder, capsys):
+    assert main([folder if x == "FOLDER" else x for x in command]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("reasonalloc: ") and err.count("\n") == 1 and complaint in err
+
+
+def test_traceback_on_demand():
+    with pytest.raises(ValueError, match="budget"):
+        main(["--traceback", "generate", "--prompt", "w1"])
+
+
+def test_problems():
+    assert len(math500()) == 500 and [x.id for x in math500(3)] == [x.id for x in math500()[:3]]
+    assert math500(5, seed=1)[:2] == math500(2, seed=1) != math500(2)
+    assert find("0") == math500(1)[0] == find(math500(1)[0].id)
+    for bad in (0, 501):
+        with pytest.raises(ValueError, match="500"):
+            math500(bad)
+
+
+def test_sampling_leaves_the_users_random_numbers_alone(folder):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    assert (
+        main(["generate", "--model", folder, "--prompt", "w1", "--budget", "64", "--sample", "--max-new-tokens", "3"])
+        == 0
+    )
+    assert torch.rand(1) == expected
