@@ -49,8 +49,8 @@ static void remove_last_similar(const ra_span *span, float threshold, int64_t ho
             int64_t self = home * PAGE + row_of[r], found = -1;
             for (int64_t t = tokens - 1; t >= 0 && found < 0; t--) {
                 int64_t j = page * PAGE + t;
-                float cosine = dots[r * PAGE + t] * s->inverse[j];
-                if (cosine > threshold && j != self) {
+                float cosine = j == self ? 0 : dots[r * PAGE + t] * s->inverse[j];
+                if (cosine > threshold) {
                     s->removed[j] += (double)cosine;
                     found = j;
                 }
