@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from reasonalloc.config import Config, parse_bytes
 from reasonalloc.methods import Method
 from reasonalloc.pages import PAGE_TOKENS
+
+
+def checked_shares(what: str, shares: Any, count: int, least: int, total: int) -> npt.NDArray[np.int64]:
+    """What a method's Python code returned, if it is `count` integers of at least `least` that sum to `total`."""
+    try:
+        numbers = np.asarray(shares, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.full(0, np.nan)
+    fits = numbers.shape == (count,) and np.isfinite(numbers).all()
+    if not fits or (numbers % 1).any() or (numbers < least).any() or int(numbers.sum()) != total:
+        raise ValueError(f"{what} must be {count} whole numbers of at least {least} that sum to {total}, got {shares}")
+    return numbers.astype(np.int64)
 
 
 class Budgets:
@@ -48,6 +62,9 @@ class Budgets:
                     f" {self.heads} heads need at least {least} bytes"
                 )
 
+        if not self.method.unlimited:
+            self.totals(0, 0)  # a method's own totals are checked before anything is stored
+
     def per_head(self, seen: int) -> int:
         """Mean slots of a KV head for a row that has seen that many tokens."""
         if self._fixed is not None:
@@ -60,19 +77,12 @@ class Budgets:
         key = (per_head, self.demand[row].tobytes())
         if key not in self._known:
             total = per_head * self.heads * self.layers
-            shares = np.asarray(self.method.layer_totals(self.demand[row], total, self.heads, self.config))
-            if (
-                shares.shape != (self.layers,)
-                or int(shares.sum()) != total
-                or (shares < self.heads * self.config.window).any()
-            ):
-                raise ValueError(
-                    f"layer totals of method {self.config.method!r} must be {self.layers} numbers of at least"
-                    f" {self.heads * self.config.window} that sum to {total}, got {shares.tolist()}"
-                )
+            result = self.method.layer_totals(self.demand[row], total, self.heads, self.config)
+            what = f"layer totals of method {self.config.method!r}"
+            shares = checked_shares(what, result, self.layers, self.heads * self.config.window, total)
             if len(self._known) > 64:  # ratio: a new budget at every cut
                 self._known.clear()
-            self._known[key] = shares.astype(np.int64)
+            self._known[key] = shares
         return self._known[key]
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from reasonalloc import _core
 from reasonalloc.attention import activate, is_active
@@ -60,13 +60,15 @@ class ReasonAllocCache(Cache):
         super().__init__(layers=layers)
         self.model, self.config, self.method = model, config, method
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
+        # Layers that store keys, in the order in which a forward pass comes to them.
+        self._turns = [i for i, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)]
         activate(model)
         self._clear()
 
     def _clear(self) -> None:
         self._pool: PagePool | None = None
         self._rows = 0
-        self._expected = 0  # order of the layer whose turn it is
+        self._turn = 0  # whose turn it is among self._turns
         self._closed: str | None = None
         self._steps = self._since = self._routings = self._byte_sum = 0
         self._uncut = 0  # tokens that crop could take back: those since anything was evicted
@@ -74,49 +76,64 @@ class ReasonAllocCache(Cache):
         self._cutter: Cutter | None = None
         self._cut_seconds = 0.0
 
-    # ---- a forward pass: enter and leave each layer in turn ----
+    # ---- a forward pass: update each layer in turn, which for ours ends with `leave` ----
 
-    def enter(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
-        """A layer is given new keys and values; checks everything before anything changes."""
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """transformers gives a layer its new keys and values. Checks everything before anything changes."""
         self._check_open()
-        if layer.order != self._expected:
+        if layer_idx != self._turns[self._turn]:
             self._closed = "a forward pass was interrupted between layers"
-            raise RuntimeError(f"the cache is closed: {self._closed}; call reset() to use it again")
-        if layer.order == 0:
-            self._begin_step(key)
-        if layer.core is not None and (key.shape[1], key.shape[3]) != (layer.heads, layer.head_dim):
-            raise ValueError(
-                f"layer {layer.index} held {layer.heads} heads of size {layer.head_dim}, now is given keys"
-                f" {list(key.shape)}"
-            )
-        if value.shape != key.shape:
-            raise ValueError(f"keys {list(key.shape)} and values {list(value.shape)} must have one shape")
+            self._check_open()
+        if self._turn == 0:
+            self._begin_step(key_states)
+        layer = self.layers[layer_idx]
+        if isinstance(layer, RaggedLayer):
+            self._check_keys(layer, key_states, value_states)
+        result = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if not isinstance(layer, RaggedLayer):
+            self._turn = (self._turn + 1) % len(self._turns)
+        return result
 
     def _begin_step(self, key: torch.Tensor) -> None:
         if not is_active(self.model):
             raise RuntimeError(
                 "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
             )
-        rows, heads, tokens, head_dim = key.shape
-        if key.device.type != "cpu":
-            raise NotImplementedError(f"keys are on {key.device}; this version of reasonalloc runs on the CPU")
+        rows, _, tokens, _ = key.shape
         first = not self.ragged[0].length
         if not first and rows != self._rows:
             raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
-        if key.dtype not in DTYPES:
-            raise TypeError(f"the cache holds float32, bfloat16 and float16, got {key.dtype}")
-        if head_dim > _core.MAX_HEAD_DIM:
-            raise ValueError(f"head sizes up to {_core.MAX_HEAD_DIM} are supported, got {head_dim}")
         if first:
-            budgets = Budgets(self.config, self.method, len(self.ragged), heads, self._page_bytes(key))
-            budgets.start(rows)  # raises if the budget is too small for this batch
-            self._cutter = Cutter(self.ragged, self.config, self.method, budgets)
             self._rows = rows
+            self._cutter = None
             for layer in self.ragged:
                 layer.core = None  # left over where a first step failed
         # The first step is the prefill even if it is of one token: in a batch that row would be beside longer ones.
         self._prefilling = first or (tokens > 1 and self._prefilling)
         self._due = not self.method.unlimited and (first or self._since + tokens >= self.method.interval)
+
+    def _check_keys(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
+        _, heads, _, head_dim = key.shape
+        if key.device.type != "cpu":
+            raise NotImplementedError(f"keys are on {key.device}; this version of reasonalloc runs on the CPU")
+        if key.dtype not in DTYPES:
+            raise TypeError(f"the cache holds float32, bfloat16 and float16, got {key.dtype}")
+        if head_dim > _core.MAX_HEAD_DIM:
+            raise ValueError(f"head sizes up to {_core.MAX_HEAD_DIM} are supported, got {head_dim}")
+        if value.shape != key.shape:
+            raise ValueError(f"keys {list(key.shape)} and values {list(value.shape)} must have one shape")
+        known = self.ragged[0]
+        if known.core is not None and (heads, head_dim) != (known.heads, known.head_dim):
+            raise ValueError(
+                f"layer {layer.index} is given keys {list(key.shape)}, but the cache holds {known.heads} heads of size"
+                f" {known.head_dim}"
+            )
+        if self._cutter is None:
+            budgets = Budgets(self.config, self.method, len(self.ragged), heads, self._page_bytes(key))
+            budgets.start(self._rows)  # raises if the budget does not fit this batch
+            self._cutter = Cutter(self.ragged, self.config, self.method, budgets)
 
     @staticmethod
     def _page_bytes(key: torch.Tensor) -> int:
@@ -125,6 +142,12 @@ class ReasonAllocCache(Cache):
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
+
+    def _check_between_steps(self) -> None:
+        self._check_open()
+        if self._turn:
+            self._closed = "a forward pass was interrupted between layers"
+            self._check_open()
 
     @contextmanager
     def guard(self, layer: RaggedLayer) -> Iterator[None]:
@@ -161,7 +184,7 @@ class ReasonAllocCache(Cache):
                 self.cutter.budgets.waits = False
                 self.cutter.cut(self.ragged, self.pool)
             self._cut_seconds += time.perf_counter() - start
-        self._expected = 0 if last else layer.order + 1
+        self._turn = (self._turn + 1) % len(self._turns)
         if last:
             self._end_step(tokens, padded)
 
@@ -201,38 +224,44 @@ class ReasonAllocCache(Cache):
         super().reset()
         self._clear()
 
-    def _move_rows(self, source: torch.Tensor) -> None:
-        self._check_open()
-        if self._cutter is None:
+    @contextmanager
+    def _all_or_closed(self) -> Iterator[None]:
+        """Layers are changed one by one: the cache is closed if one of them fails."""
+        self._check_between_steps()
+        try:
+            yield
+        except BaseException as error:
+            self._closed = f"{type(error).__name__}: {error}"
+            raise
+
+    def _move_rows(self, source: torch.Tensor, method: str, argument: Any) -> None:
+        """Row i becomes row source[i]; the layers that are not ours do it by their own method."""
+        self._check_between_steps()
+        if not self.ragged[0].length:
             return
         rows = np.ascontiguousarray(source.detach().cpu().numpy().reshape(-1), dtype=np.int64)
         if not len(rows) or rows.min() < 0 or rows.max() >= self._rows:
             raise ValueError(f"row numbers must lie in 0..{self._rows - 1}, got {rows.tolist()}")
-        for layer in self.ragged:
-            if layer.core is not None:
-                layer.core.reorder(rows)
-        self._cutter.move_rows(rows)
-        self._rows = len(rows)
-
-    def _others(self, method: str, argument: Any) -> None:
-        for layer in self.layers:
-            if not isinstance(layer, RaggedLayer):
-                getattr(layer, method)(argument)
+        with self._all_or_closed():
+            for layer in self.layers:
+                if isinstance(layer, RaggedLayer):
+                    layer.held.reorder(rows)
+                else:
+                    getattr(layer, method)(argument)
+            self.cutter.move_rows(rows)
+            self._rows = len(rows)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes row beam_idx[i]; pages are shared and copied on write."""
-        self._move_rows(beam_idx)
-        self._others("reorder_cache", beam_idx)
+        self._move_rows(beam_idx, "reorder_cache", beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times in a row, sharing pages."""
-        self._move_rows(torch.arange(self._rows).repeat_interleave(repeats) if self._rows else torch.zeros(0))
-        self._others("batch_repeat_interleave", repeats)
+        """Each row `repeats` times, one after the other, sharing pages."""
+        self._move_rows(torch.arange(self._rows).repeat_interleave(repeats), "batch_repeat_interleave", repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps the rows named."""
-        self._move_rows(torch.arange(self._rows)[indices] if self._rows else torch.zeros(0))
-        self._others("batch_select_indices", indices)
+        self._move_rows(torch.arange(self._rows)[indices], "batch_select_indices", indices)
 
     def crop(self, tokens: int) -> None:
         """Forgets the newest -tokens tokens (tokens < 0), or all but the first `tokens` (tokens > 0).
@@ -240,7 +269,7 @@ class ReasonAllocCache(Cache):
         Possible as far back as the last cut that evicted something: what went then does not come back. Raises
         ValueError, with nothing changed, where it is not.
         """
-        self._check_open()
+        self._check_between_steps()
         length = self.ragged[0].length
         remove = -tokens if tokens <= 0 else max(0, length - tokens)
         if remove > self._uncut:
@@ -248,18 +277,21 @@ class ReasonAllocCache(Cache):
                 f"cannot crop {remove} of {length} tokens: only the newest {self._uncut} came after the last eviction,"
                 " and what was evicted does not come back"
             )
+        shortest = 0
         if remove:
             shortest = min(self.ragged[0].held.seen(row) for row in range(self._rows))
             if remove > shortest:
                 raise ValueError(f"cannot crop {remove} tokens: a row has only {shortest} that are not padding")
-            for layer in self.ragged:
-                layer.held.crop(remove)
-                layer.length -= remove
-            self._since, self._uncut = max(0, self._since - remove), self._uncut - remove
-            self.cutter.forget_prompt_beyond(shortest - remove)
-        for other in self.layers:
-            if not isinstance(other, RaggedLayer):
-                other.crop(-remove)
+        with self._all_or_closed():
+            for layer in self.layers:
+                if not isinstance(layer, RaggedLayer):
+                    layer.crop(-remove)
+                elif remove:
+                    layer.held.crop(remove)
+                    layer.length -= remove
+            if remove:
+                self._since, self._uncut = max(0, self._since - remove), self._uncut - remove
+                self.cutter.forget_prompt_beyond(shortest - remove)
 
     # ---- figures ----
 

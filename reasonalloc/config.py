@@ -78,6 +78,10 @@ class Config:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        from reasonalloc.wave import WaveProfile
+
+        if self.profile is not None and not isinstance(self.profile, WaveProfile):
+            raise ValueError(f"profile must be a WaveProfile (WaveProfile.load reads a file), got {self.profile!r}")
         method = self.resolve()  # raises for names and options that do not exist
         given = [name for name in ("budget", "ratio", "max_bytes") if getattr(self, name) is not None]
         if method.unlimited:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reasonalloc.allocate import HEADS
-from reasonalloc.budget import Budgets
+from reasonalloc.budget import Budgets, checked_shares
 from reasonalloc.config import Config
 from reasonalloc.layer import RaggedLayer
 from reasonalloc.methods import HeadView, Method
@@ -22,7 +22,8 @@ Floats = npt.NDArray[np.float32]
 class Cutter:
     """Scores, routes and evicts; keeps what it did of each row, layer and head.
 
-    prompt: [rows] tokens of each row's prompt. budgets_now: [rows, layers, heads] of the last cut, -1 before.
+    prompt: [rows] tokens of each row's prompt. totals_now: [rows, layers]. budgets_now: [rows, layers, heads] of the
+    last cut, -1 before.
     """
 
     def __init__(self, layers: Sequence[RaggedLayer], config: Config, method: Method, budgets: Budgets) -> None:
@@ -30,6 +31,9 @@ class Cutter:
         rows, self.heads = len(budgets.demand), budgets.heads
         self.prompt = np.zeros(rows, dtype=np.int64)
         self.budgets_now = np.full((rows, len(layers), self.heads), -1, dtype=np.int64)
+        self.totals_now = np.zeros((rows, len(layers)), dtype=np.int64)
+        if not method.unlimited:
+            self.totals_now[:] = [budgets.totals(row, 0) for row in range(rows)]
         self.evicted = 0
         self._lost, self._lost_count, self._flag = 0.0, 0, False
         self._route = (HEADS[method.heads], config.gamma, config.lo, config.hi, config.mu, config.safeguard)
@@ -47,6 +51,7 @@ class Cutter:
             totals = np.array(
                 [self.budgets.totals(row, core.seen(row))[layer.order] for row in range(core.rows)], dtype=np.int64
             )
+            self.totals_now[:, layer.order] = totals
             before = np.zeros((core.rows, layer.heads), dtype=np.int64)
             core.slots(before)
             if (before.sum(1) <= totals).all():
@@ -96,18 +101,9 @@ class Cutter:
             flat = np.empty(int(older.sum()), dtype=np.float32)
             core.score(row, self._score_config(layer), flat)
             scores = np.split(flat, np.cumsum(older)[:-1])
-        shares = np.asarray(self.method.head_budgets(scores, total, self.config))
-        if (
-            shares.shape != (layer.heads,)
-            or int(shares.sum()) != total
-            or (shares < window).any()
-            or (shares % 1).any()
-        ):
-            raise ValueError(
-                f"head budgets of method {self.config.method!r} must be {layer.heads} whole numbers of at least"
-                f" {window} that sum to {total}, got {shares.tolist()}"
-            )
-        budgets[row] = shares
+        shares = self.method.head_budgets(scores, total, self.config)
+        what = f"head budgets of method {self.config.method!r}"
+        budgets[row] = checked_shares(what, shares, layer.heads, window, total)
         while missing := core.evict(row, budgets[row], np.concatenate(scores), protect, lost[row]):
             pool.grow(missing)
 
@@ -149,10 +145,9 @@ class Cutter:
         if self.method.unlimited:
             return [[[-1] * self.heads] * self.budgets.layers] * len(self.budgets_now)
         now = self.budgets_now.copy()
-        for row in range(len(now)):
-            totals = self.budgets.totals(row, 0)
-            for i in np.flatnonzero((now[row] < 0).all(-1)):
-                now[row, i] = totals[i] // self.heads + (np.arange(self.heads) < totals[i] % self.heads)
+        for row, i in np.argwhere((now < 0).all(-1)):
+            total = self.totals_now[row, i]
+            now[row, i] = total // self.heads + (np.arange(self.heads) < total % self.heads)
         return now.tolist()
 
     def forget_prompt_beyond(self, seen: int) -> None:
@@ -161,4 +156,5 @@ class Cutter:
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         self.prompt, self.budgets_now = self.prompt[source], self.budgets_now[source]
+        self.totals_now = self.totals_now[source]
         self.budgets.move_rows(source)

@@ -49,7 +49,6 @@ class RaggedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.owner.enter(self, key_states, value_states)
         key_states._reasonalloc = self  # type: ignore[attr-defined]
         return key_states, value_states
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reasonalloc.evaluate.fidelity import Fidelity, Point
 
 INSTALL = 'pip install "reasonalloc[demo]"'
-_STYLE = {
+_STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 11,
