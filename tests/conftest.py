@@ -14,7 +14,8 @@ from hypothesis import settings
 import reasonalloc as ra
 from reasonalloc import _core
 
-torch.set_num_threads(1)  # tests are small, and threads that wait for each other on shared cores cost more than they give
+# Tests are small, and threads that wait for each other on shared cores cost more than they give.
+torch.set_num_threads(1)
 
 settings.register_profile("reasonalloc", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("reasonalloc")

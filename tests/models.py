@@ -94,9 +94,7 @@ def step(model, cache, ids: torch.Tensor, mask: torch.Tensor | None = None) -> t
     if mask is not None:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     with torch.no_grad():
-        out = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     return out.logits
 
 
@@ -110,17 +108,20 @@ def smol_directory() -> str | None:
 
 
 # A text like MATH-500's problems with a chain of thought.
-MATH_TEXT = """Convert the point $(0,3)$ in rectangular coordinates to polar coordinates.  Enter your answer in the form
+MATH_TEXT = """\
+Convert the point $(0,3)$ in rectangular coordinates to polar coordinates.  Enter your answer in the form
 $(r,\\theta),$ where $r > 0$ and $0 \\le \\theta < 2 \\pi.$
 
-Let me think step by step. We have $r = \\sqrt{0^2 + 3^2} = 3.$ Also, if we draw the line connecting the origin and
-$(0,3),$ this line makes an angle of $\\frac{\\pi}{2}$ with the positive $x$-axis. Wait, let me check this again. The point
-$(0,3)$ lies on the positive $y$-axis, so the angle is $\\frac{\\pi}{2}$, which is $90$ degrees. So $r = 3$ and
-$\\theta = \\frac{\\pi}{2}$. Therefore the polar coordinates are $\\left( 3, \\frac{\\pi}{2} \\right).$
+Let me think step by step. We have $r = \\sqrt{0^2 + 3^2} = 3.$ Also, if we draw the line connecting the origin
+and $(0,3),$ this line makes an angle of $\\frac{\\pi}{2}$ with the positive $x$-axis. Wait, let me check this
+again. The point $(0,3)$ lies on the positive $y$-axis, so the angle is $\\frac{\\pi}{2}$, which is $90$
+degrees. So $r = 3$ and $\\theta = \\frac{\\pi}{2}$. Therefore the polar coordinates are $\\left( 3,
+\\frac{\\pi}{2} \\right).$
 
-How many positive whole-number divisors does 196 have? First prime factorize $196=2^2\\cdot7^2$. The prime factorization of
-any divisor of 196 cannot include any primes other than 2 and 7. We are free to choose either 0, 1, or 2 as the exponent
-of 2 in the prime factorization of a divisor of 196. Similarly, we may choose 0, 1, or 2 as the exponent of 7. In total,
-there are $3\\times 3=9$ possibilities for the prime factorization of a divisor of 196. Let me verify by listing them: 1, 2,
-4, 7, 14, 28, 49, 98, 196. That is 9 divisors. Distinct prime factorizations correspond to distinct integers, so there
-are 9 divisors of 196. The answer is $\\boxed{9}$."""
+How many positive whole-number divisors does 196 have? First prime factorize $196=2^2\\cdot7^2$. The prime
+factorization of any divisor of 196 cannot include any primes other than 2 and 7. We are free to choose either
+0, 1, or 2 as the exponent of 2 in the prime factorization of a divisor of 196. Similarly, we may choose 0, 1,
+or 2 as the exponent of 7. In total, there are $3\\times 3=9$ possibilities for the prime factorization of a
+divisor of 196. Let me verify by listing them: 1, 2, 4, 7, 14, 28, 49, 98, 196. That is 9 divisors. Distinct
+prime factorizations correspond to distinct integers, so there are 9 divisors of 196. The answer is
+$\\boxed{9}$."""

@@ -66,7 +66,9 @@ def whole_bounds(n, total, lo=0.25, hi=2.0, floor=0.0):
     """Least and most whole slots of a share; the nearest ones outside where integers cannot keep them."""
     mean = total / n
     least, most = np.ceil(max(lo * mean, floor)), np.floor(min(hi * mean, total))
-    return int(least if least <= mean else np.floor(max(lo * mean, floor))), int(most if most >= mean else np.ceil(mean))
+    return int(least if least <= mean else np.floor(max(lo * mean, floor))), int(
+        most if most >= mean else np.ceil(mean)
+    )
 
 
 def robustify_real(x, total, gamma=0.5, lo=0.25, hi=2.0, floor=0.0):

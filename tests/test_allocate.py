@@ -1,5 +1,7 @@
 """ra.allocate: whole shares that meet the total, keep their bounds and follow the definition."""
 
+import itertools
+
 import numpy as np
 import oracle
 import pytest
@@ -60,7 +62,7 @@ def test_shares_are_the_one_scale_rounded(x, total, gamma, lo, hi):
 def test_more_claim_never_means_less(x, total, gamma, lo, hi):
     shares = ra.allocate.robustify(x, total, gamma, lo, hi)
     order = np.argsort(x, kind="stable")
-    for a, b in zip(order[:-1], order[1:], strict=True):
+    for a, b in itertools.pairwise(order):
         if x[a] < x[b]:
             assert shares[a] <= shares[b]
         else:  # the same claim: the lower index has the odd slot

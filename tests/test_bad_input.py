@@ -135,7 +135,9 @@ def test_configs_that_make_no_sense(options, message):
         ra.Config(**options)
 
 
-@pytest.mark.parametrize("options", [{"method": 5}, {"method": None}, {"scorer": 3}, {"profile": "wave.json"}, {"options": 3}])
+@pytest.mark.parametrize(
+    "options", [{"method": 5}, {"method": None}, {"scorer": 3}, {"profile": "wave.json"}, {"options": 3}]
+)
 def test_config_values_of_the_wrong_kind(options):
     with pytest.raises((TypeError, ValueError)):
         ra.ReasonAllocCache(models.tiny(), ra.Config(**{"budget": 64, **options}))
@@ -158,7 +160,7 @@ def test_a_model_whose_every_layer_slides():
 
 def test_dtypes_that_are_not_held():
     model = models.build("llama", torch.float64)
-    with pytest.raises(TypeError, match="float32, bfloat16 and float16, the model is torch.float64"):
+    with pytest.raises(TypeError, match=r"float32, bfloat16 and float16, the model is torch.float64"):
         cache_of(model)
     assert model.config._attn_implementation != "reasonalloc"
 
@@ -168,18 +170,18 @@ def test_a_model_that_changes_its_dtype():
     cache = cache_of(model)
     models.step(model, cache, models.prompt(20))
     before = contents(cache)
-    with pytest.raises(TypeError, match="dtype|float"):
+    with pytest.raises(TypeError, match=r"dtype|float"):
         models.step(model.to(torch.bfloat16), cache, models.prompt(1))
     assert contents(cache) == before
     models.step(model.float(), cache, models.prompt(1))
-    with pytest.raises(TypeError, match="float32, bfloat16 and float16, got torch.float64"):
+    with pytest.raises(TypeError, match=r"float32, bfloat16 and float16, got torch.float64"):
         models.step(model.double(), cache, models.prompt(1))
     assert cache.stats()["closed"] is None
 
 
 def test_head_sizes_that_are_not_held():
     model = models.build("llama", head_dim=1026, num_attention_heads=1, num_key_value_heads=1)
-    with pytest.raises(ValueError, match="head size.*1024.*1026"):
+    with pytest.raises(ValueError, match=r"head size.*1024.*1026"):
         models.step(model, cache_of(model), models.prompt(5))
 
 
@@ -193,14 +195,14 @@ def test_devices_that_are_not_served(device):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_model_on_a_gpu():
     model = models.build("llama").to("cuda")
-    with pytest.raises(NotImplementedError, match="cuda.*CPU"):
+    with pytest.raises(NotImplementedError, match=r"cuda.*CPU"):
         cache_of(model)
 
 
 def test_a_model_that_moves_after_the_cache_was_made():
     model = models.build("llama")
     cache = cache_of(model)
-    with pytest.raises(NotImplementedError, match="meta.*CPU"):
+    with pytest.raises(NotImplementedError, match=r"meta.*CPU"):
         models.step(model.to("meta"), cache, models.prompt(5).to("meta"))
     assert cache.stats()["closed"] is None
 
@@ -504,7 +506,7 @@ def test_no_memory_for_the_prompt(monkeypatch):
     model = models.tiny()
     cache = cache_of(model)
     monkeypatch.setattr("reasonalloc.pages.torch.empty", no_memory)
-    with pytest.raises(MemoryError, match="no memory for .* more bytes of the key-value cache"):
+    with pytest.raises(MemoryError, match=r"no memory for .* more bytes of the key-value cache"):
         models.step(model, cache, models.prompt(12))
     monkeypatch.undo()
     assert cache.stats()["closed"] is None  # the first layer had not changed
@@ -657,7 +659,7 @@ def test_cropping_what_was_evicted():
     cache = cache_of(model)
     models.step(model, cache, models.prompt(40))  # cut from 40 to 24
     before = contents(cache)
-    with pytest.raises(ValueError, match="what was evicted does not come back|cut to its budget"):
+    with pytest.raises(ValueError, match=r"what was evicted does not come back|cut to its budget"):
         cache.crop(-1)
     assert contents(cache) == before
     for i in range(3):

@@ -12,7 +12,17 @@ import pytest
 from reasonalloc import _core
 
 ROOT = Path(__file__).parents[1]
-FLAGS = "-std=c11 -O1 -Wall -Wextra -Wshadow -Wconversion -Wcast-qual -Wstrict-prototypes -Werror".split()
+FLAGS = [
+    "-std=c11",
+    "-O1",
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Wconversion",
+    "-Wcast-qual",
+    "-Wstrict-prototypes",
+    "-Werror",
+]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,13 @@ def generate(model, cache, ids, mask=None, new=30, **options):
         input_ids=ids,
         attention_mask=torch.ones_like(ids) if mask is None else mask,
         past_key_values=cache,
-        **{"max_new_tokens": new, "do_sample": False, "return_dict_in_generate": True, "output_logits": True, **options},
+        **{
+            "max_new_tokens": new,
+            "do_sample": False,
+            "return_dict_in_generate": True,
+            "output_logits": True,
+            **options,
+        },
     )
 
 
@@ -111,9 +117,7 @@ def test_several_samples_of_a_prompt(name):
     outputs = []
     for cache in (DynamicCache(config=model.config), ours := cache_of(model)):
         set_seed(2)
-        outputs.append(
-            generate(model, cache, models.prompt(17), do_sample=True, num_return_sequences=4).sequences
-        )
+        outputs.append(generate(model, cache, models.prompt(17), do_sample=True, num_return_sequences=4).sequences)
     assert torch.equal(*outputs)
     assert len(ours.stats()["slots"]) == 4
 
@@ -291,9 +295,7 @@ def test_stock_caches_work_while_the_model_has_our_attention():
     expected = generate(model, DynamicCache(config=model.config), models.prompt(14)).sequences
     cache_of(model)
     assert torch.equal(generate(model, DynamicCache(config=model.config), models.prompt(14)).sequences, expected)
-    assert torch.equal(
-        model.generate(models.prompt(14), max_new_tokens=30, do_sample=False, use_cache=False), expected
-    )
+    assert torch.equal(model.generate(models.prompt(14), max_new_tokens=30, do_sample=False, use_cache=False), expected)
 
 
 # ---- The real model --------------------------------------------------------------------------------------------------

@@ -184,6 +184,7 @@ def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
         (["profile", "--prompts", "none.txt"], "none.txt"),
         (["demo", "--problem", "500"], "'500'"),
         (["demo", "--budget", "4"], "budget"),
+        (["bench", "--runs", "0"], "--runs"),
         (["evaluate"], "WHAT"),
         (["evaluate", "fidelity", "--methods", "rkv,nosuch"], "nosuch"),
         (["evaluate", "fidelity", "--budgets", "64,x"], "'x'"),

@@ -119,7 +119,8 @@ def test_attention_is_softmax_attention(isa, dtype, dim):
         for b in range(rows):
             for h in range(heads):
                 held[b][h] = [
-                    np.concatenate([old, new[b, h].double().numpy()]) for old, new in zip(held[b][h], (k, v), strict=True)
+                    np.concatenate([old, new[b, h].double().numpy()])
+                    for old, new in zip(held[b][h], (k, v), strict=True)
                 ]
             expected = oracle.attend(q[b].double(), [x[0] for x in held[b]], [x[1] for x in held[b]], dim**-0.5)
             np.testing.assert_allclose(out[b].double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
@@ -179,7 +180,7 @@ def test_large_logits_stay_finite(isa):
 
 
 def test_strided_and_expanded_tensors():
-    shape = rows, heads, group, dim = (2, 2, 2, 16)
+    shape = rows, _heads, _group, dim = (2, 2, 2, 16)
     q, k, v = tokens(shape, 9)
     plain_pool, plain = make()
     expected = step(plain_pool, plain, q, k, v)
@@ -331,8 +332,10 @@ class LayerMachine(RuleBasedStateMachine):
             assert (out[b, ~real[b]] == 0).all()
             if len(fresh):
                 expected = oracle.attend(
-                    q[b, :, fresh].double(), [np.array(h.keys) for h in row.heads],
-                    [np.array(h.values) for h in row.heads], 0.3,
+                    q[b, :, fresh].double(),
+                    [np.array(h.keys) for h in row.heads],
+                    [np.array(h.values) for h in row.heads],
+                    0.3,
                 )
                 tolerance = TOLERANCE[self.dtype]
                 np.testing.assert_allclose(out[b, fresh].double(), expected, rtol=tolerance, atol=tolerance)
@@ -344,8 +347,10 @@ class LayerMachine(RuleBasedStateMachine):
         counts = [len(h.positions) for h in row.heads]
         budgets = [data.draw(st.integers(min(self.window, n), n + 2)) for n in counts]
         random = np.random.default_rng(self.seed + 7)
-        scores = [random.integers(0, 3, max(0, n - self.window)) if ties else random.random(max(0, n - self.window))
-                  for n in counts]
+        scores = [
+            random.integers(0, 3, max(0, n - self.window)) if ties else random.random(max(0, n - self.window))
+            for n in counts
+        ]
         fresh = [0] * self.heads
         stays = []
         for h, head in enumerate(row.heads):  # what each head needs is settled before any of them moves
@@ -379,8 +384,10 @@ class LayerMachine(RuleBasedStateMachine):
     @rule(count=st.integers(0, 20))
     def crop(self, count):
         possible = all(
-            row.seen >= count and all(h.positions[len(h.positions) - count :] == list(range(row.seen - count, row.seen))
-                                      for h in row.heads)
+            row.seen >= count
+            and all(
+                h.positions[len(h.positions) - count :] == list(range(row.seen - count, row.seen)) for h in row.heads
+            )
             for row in self.rows
         )
         if not possible:
@@ -401,7 +408,7 @@ class LayerMachine(RuleBasedStateMachine):
     def trim(self, keep):
         before = self.pool.info()
         self.pool.trim(keep)
-        pages, used, free, _, _ = self.pool.info()
+        _pages, used, free, _, _ = self.pool.info()
         assert used == before[1]
         assert free >= min(keep, before[2])
 
@@ -474,10 +481,15 @@ def test_trim_keeps_contents_and_gives_memory_back():
     layer.reorder(np.array([0, 0, 2], np.int64))  # shared pages move too
     for row in (0, 2):
         evict(pool, layer, row, [40, 9], [np.arange(188) % 7] * 2)
-    held = [read(x, r, h, 8, values) for x in (layer, other) for r in range(x.rows) for h in (0, 1)
-            for values in (False, True)]
+    held = [
+        read(x, r, h, 8, values)
+        for x in (layer, other)
+        for r in range(x.rows)
+        for h in (0, 1)
+        for values in (False, True)
+    ]
     before = snapshot(layer), snapshot(other)
-    pages, used, free, _, slabs = pool.info()
+    _pages, used, free, _, slabs = pool.info()
     assert free >= 40
     freed = pool.trim(2)
     assert freed > 0
@@ -486,8 +498,13 @@ def test_trim_keeps_contents_and_gives_memory_back():
     assert now[4] == slabs - freed
     assert 2 <= now[2] < free
     assert (snapshot(layer), snapshot(other)) == before
-    again = [read(x, r, h, 8, values) for x in (layer, other) for r in range(x.rows) for h in (0, 1)
-             for values in (False, True)]
+    again = [
+        read(x, r, h, 8, values)
+        for x in (layer, other)
+        for r in range(x.rows)
+        for h in (0, 1)
+        for values in (False, True)
+    ]
     assert all(np.array_equal(a, b) for a, b in zip(held, again, strict=True))
     # and life goes on
     out = step(pool, layer, *tokens((3, 2, 2, 8), 1, seed=77))
@@ -570,7 +587,7 @@ def cut(pool, layer, heads, totals, protect=None, score=RKV, route=ROUTE):
 @pytest.mark.parametrize("scorer", [0, 1, 2, 3])
 @pytest.mark.parametrize("allocator", [0, 1, 2])
 def test_compress_is_score_route_and_evict(isa, dtype, scorer, allocator):
-    shape = rows, heads, group, dim = (3, 3, 2, 24)
+    shape = rows, heads, _group, _dim = (3, 3, 2, 24)
     score, route = (scorer, 0.3, 0.5, 5, 42), (allocator, 0.5, 0.25, 2.0, 0.25, 0.2)
     pairs = [make(dtype, *shape) for _ in range(2)]
     real = torch.ones(rows, 90, dtype=torch.bool)
@@ -595,7 +612,7 @@ def test_compress_is_score_route_and_evict(isa, dtype, scorer, allocator):
 
 
 def test_scores_of_a_layer_are_those_of_dense_keys(isa):
-    shape = rows, heads, group, dim = (2, 2, 3, 32)
+    shape = _rows, heads, group, _dim = (2, 2, 3, 32)
     for dtype in DTYPES:
         pool, layer = make(dtype, *shape, window=8)
         q, k, v = tokens(shape, 75, dtype)
@@ -609,7 +626,7 @@ def test_scores_of_a_layer_are_those_of_dense_keys(isa):
 
 
 def test_positions_and_hashes_as_scores():
-    shape = rows, heads, group, dim = (2, 2, 1, 8)
+    shape = _rows, heads, _group, _dim = (2, 2, 1, 8)
     pool, layer = make("float32", *shape)
     real = torch.ones(2, 30, dtype=torch.bool)
     real[0, :11] = False
@@ -636,7 +653,7 @@ def test_positions_and_hashes_as_scores():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_lost_mass(isa, dtype):
-    shape = rows, heads, group, dim = (1, 2, 3, 16)
+    shape = _rows, _heads, _group, _dim = (1, 2, 3, 16)
     pool, layer = make(dtype, *shape)
     q, k, v = tokens(shape, 60, dtype)
     step(pool, layer, q, k, v, attend=False)
@@ -885,8 +902,13 @@ def test_buffers_that_do_not_fit():
     step(pool, layer, *tokens((2, 2, 2, 16), 20))
     before = snapshot(layer)
     good = {
-        "totals": np.full(2, 12, np.int64), "protect": np.zeros(2, np.int64), "score": RKV, "route": ROUTE,
-        "budgets": np.zeros((2, 2), np.int64), "lost": np.zeros((2, 2)), "cut": np.zeros(2, np.bool_),
+        "totals": np.full(2, 12, np.int64),
+        "protect": np.zeros(2, np.int64),
+        "score": RKV,
+        "route": ROUTE,
+        "budgets": np.zeros((2, 2), np.int64),
+        "lost": np.zeros((2, 2)),
+        "cut": np.zeros(2, np.bool_),
     }
     locked = np.zeros((2, 2), np.int64)
     locked.flags.writeable = False
@@ -1013,6 +1035,10 @@ def test_reading_beside_another_thread_is_refused():
     worker.join()
     """
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), _core.__file__], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", textwrap.dedent(code), _core.__file__],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert (result.returncode, result.stdout, result.stderr[-500:]) == (0, "", "")

@@ -292,13 +292,34 @@ def test_errors(call, message):
 
 def test_dense_core_refuses_buffers_that_do_not_fit():
     q, k = np.zeros((3, 8, 4), np.float32), np.zeros((20, 4), np.float32)
-    good = [q, 3, 8, k, 20, 4, (0, 0.1, 0.5, 7, 0), np.zeros(12, np.float32), np.zeros(12, np.float32),
-            np.zeros(20, np.float32)]
+    good = [
+        q,
+        3,
+        8,
+        k,
+        20,
+        4,
+        (0, 0.1, 0.5, 7, 0),
+        np.zeros(12, np.float32),
+        np.zeros(12, np.float32),
+        np.zeros(20, np.float32),
+    ]
     _core.score_dense(*good)
     for index, bad in [
-        (0, q[:2]), (0, q.astype(np.float64)), (1, 0), (1, 2), (2, 21), (3, k[:19]), (4, 2**62), (5, 0), (5, 2**40),
-        (6, (2, 0.1, 0.5, 7, 0)), (6, (-1, 0.1, 0.5, 7, 0)), (7, np.zeros(11, np.float32)),
-        (8, np.zeros(13, np.float32)), (9, np.zeros(12, np.float32)),
+        (0, q[:2]),
+        (0, q.astype(np.float64)),
+        (1, 0),
+        (1, 2),
+        (2, 21),
+        (3, k[:19]),
+        (4, 2**62),
+        (5, 0),
+        (5, 2**40),
+        (6, (2, 0.1, 0.5, 7, 0)),
+        (6, (-1, 0.1, 0.5, 7, 0)),
+        (7, np.zeros(11, np.float32)),
+        (8, np.zeros(13, np.float32)),
+        (9, np.zeros(12, np.float32)),
     ]:
         with pytest.raises((ValueError, MemoryError, OverflowError)):
             _core.score_dense(*[bad if i == index else x for i, x in enumerate(good)])
@@ -324,7 +345,13 @@ def test_the_best_stay_ties_to_the_newer(data, levels, n, seed):
 
 def test_selection_of_sorted_and_equal_scores():
     n = 1000
-    for scores in (np.arange(n), -np.arange(n), np.zeros(n), np.arange(n) % 2, np.r_[np.zeros(n // 2), np.ones(n // 2)]):
+    for scores in (
+        np.arange(n),
+        -np.arange(n),
+        np.zeros(n),
+        np.arange(n) % 2,
+        np.r_[np.zeros(n // 2), np.ones(n // 2)],
+    ):
         assert select(scores, 300) == oracle.select(scores, 300)
     assert select([-0.0, 0.0, -0.0], 1) == [2]  # zeros of both signs are equal
     assert select(np.full(5, np.finfo(np.float32).max), 2) == [3, 4]

@@ -1,0 +1,45 @@
+"""The command line, one file a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from reasonalloc import __version__
+from reasonalloc.cli import bench, demo, doctor, evaluate, generate, profile
+
+# What a user can put right; anything else is a defect and keeps its traceback.
+_USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, ModuleNotFoundError)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="reasonalloc", description="A key-value cache with a fixed budget for reasoning models.")
+    top.add_argument("--version", action="version", version=f"reasonalloc {__version__}")
+    top.add_argument("--traceback", action="store_true", help="show where an error came from")
+    subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (demo, profile, generate, evaluate, bench, doctor):
+        command.add(subparsers)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0, 1 where a check failed, 2 for input that cannot be used, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = parser().parse_args(arguments)
+        return int(args.run(args) or 0)
+    except _USER_ERRORS as error:
+        if "--traceback" in arguments:
+            raise
+        print(f"reasonalloc: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("reasonalloc: interrupted", file=sys.stderr)
+        return 130

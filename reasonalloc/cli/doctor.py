@@ -1,0 +1,150 @@
+"""`reasonalloc doctor`: what was found on this machine, and what is supported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+from rich.table import Table
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from reasonalloc import __version__, _core, attention, uninstall
+from reasonalloc.cache import ReasonAllocCache
+from reasonalloc.cli import options
+from reasonalloc.compat import NEWEST_TESTED, is_full_attention, stock_layers
+from reasonalloc.config import Config
+from reasonalloc.models import EMBEDDED_INSTALL, EMBEDDED_LABEL, embedded_folder, missing_for_embedded
+from reasonalloc.wave import fingerprint
+
+# Families that the tests run, by their package in transformers.
+FAMILIES = {
+    "Llama": "llama",
+    "Qwen2": "qwen2",
+    "Qwen3": "qwen3",
+    "Mistral": "mistral",
+    "Phi-3": "phi3",
+    "Gemma 3": "gemma3",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """state: "ok", "note" (works, but look) or "broken"."""
+
+    what: str
+    state: str
+    found: str
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser("doctor", help="say what was found and what is supported")
+    options.add_model(parser)
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    checks = [*_packages(), *_machine(), *_parts(), *_models()]
+    if args.model is not None:
+        checks += _model(args)
+    out = options.console(args)
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
+    table = Table(show_header=False, box=None)
+    for check in checks:
+        table.add_row(marks[check.state], check.what, check.found)
+    out.print(table, highlight=False)
+    broken = sum(x.state == "broken" for x in checks)
+    out.print(f"{broken} broken" if broken else "nothing required is broken", highlight=False)
+    options.write_json(args.json, {"schema": 1, "ok": not broken, "checks": [asdict(x) for x in checks]})
+    return 1 if broken else 0
+
+
+def _packages() -> Iterator[Check]:
+    yield Check("reasonalloc", "ok", f"{__version__}, Python {platform.python_version()}")
+    for text in requires("reasonalloc") or []:
+        requirement = Requirement(text)
+        extra = requirement.marker is not None
+        if extra and not requirement.marker.evaluate({"extra": "demo"}):  # type: ignore[union-attr]
+            continue
+        wanted = f"needs {requirement.specifier}" if requirement.specifier else "any"
+        if requirement.name == "transformers":
+            wanted += f", newest tested {NEWEST_TESTED}"
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            yield Check(requirement.name, "note" if extra else "broken", f"not installed ({wanted})")
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        yield Check(requirement.name, "ok" if fits else "note" if extra else "broken", f"{found} ({wanted})")
+
+
+def _machine() -> Iterator[Check]:
+    usable = list(_core.isas())
+    yield Check("instruction sets", "ok", f"{', '.join(usable)}; in use: {_core.isa()}")
+    wish = os.environ.get("REASONALLOC_CPU")
+    if wish is not None:
+        state, note = ("ok", "") if wish in usable else ("note", f", ignored: this machine has {', '.join(usable)}")
+        yield Check("REASONALLOC_CPU", state, f"{wish!r}{note}")
+    yield Check("threads", "ok", f"{torch.get_num_threads()} of torch, {os.cpu_count()} CPUs")
+    if torch.cuda.is_available():
+        yield Check("GPU", "note", "found; this version of reasonalloc runs on the CPU")
+
+
+def _parts() -> Iterator[Check]:
+    try:
+        import reasonalloc.ops  # noqa: F401  (registers them)
+
+        x = torch.ones(1, 3, 4)
+        share = torch.ops.reasonalloc.redundancy(x, 0.5)
+        yield Check(
+            "torch operators", "ok" if abs(float(share.sum()) - 1) < 1e-4 else "broken", "torch.ops.reasonalloc"
+        )
+    except (ImportError, RuntimeError, AttributeError) as error:
+        yield Check("torch operators", "broken", str(error).splitlines()[0])
+    registered = attention.NAME in ALL_ATTENTION_FUNCTIONS
+    yield Check("attention interface", "ok" if registered else "broken", f"{attention.NAME!r} in transformers")
+
+
+def _models() -> Iterator[Check]:
+    missing = missing_for_embedded()
+    found = str(embedded_folder()) if not missing else f"needs {', '.join(missing)}: {EMBEDDED_INSTALL}"
+    yield Check(f"model {EMBEDDED_LABEL}", "note" if missing else "ok", found)
+    for name, package in FAMILIES.items():
+        here = find_spec(f"transformers.models.{package}") is not None
+        yield Check(
+            f"family {name}", "ok" if here else "note", "supported, tested" if here else "not in this transformers"
+        )
+    yield Check(
+        "other families", "ok", "supported where attention goes through transformers' AttentionInterface: try --model"
+    )
+
+
+def _model(args: argparse.Namespace) -> Iterator[Check]:
+    model, _, label = options.load_model(args)
+    shape = fingerprint(model)
+    kinds = [is_full_attention(x) for x in stock_layers(model)]
+    yield Check(
+        f"model {label}",
+        "ok",
+        f"{shape['model_type']}, {model.dtype}; {sum(kinds)} layers with full attention, {len(kinds) - sum(kinds)}"
+        f" others; {shape['query_heads']} query and {shape['kv_heads']} KV heads of size {shape['head_dim']}",
+    )
+    try:
+        cache = ReasonAllocCache(model, Config(method="rkv", budget=32, window=8, interval=8))
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 48, dtype=torch.long), past_key_values=cache, use_cache=True)
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+        kept = cache.stats()["ratio"]
+        yield Check("its cache", "ok", f"supported: a prompt of 48 tokens was cut to {kept:.0%} and decoding went on")
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        yield Check("its cache", "broken", " ".join(str(error).split()))
+    finally:
+        uninstall(model)

@@ -1,0 +1,112 @@
+"""`reasonalloc generate`: an answer with a compressed cache, and what the cache did."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from reasonalloc import uninstall
+from reasonalloc.cache import ReasonAllocCache
+from reasonalloc.cli import options
+from reasonalloc.cli.stream import PrintWatch, Watch
+from reasonalloc.evaluate.provenance import provenance
+from reasonalloc.wave import _encode
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser("generate", help="answer a prompt with a compressed cache")
+    options.add_model(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT")
+    source.add_argument("--prompt-file", metavar="FILE", help="UTF-8 text; - for standard input")
+    options.add_cache(parser)
+    group = parser.add_argument_group("generation")
+    group.add_argument("--max-new-tokens", type=options.positive, default=512, metavar="N", help="(512)")
+    group.add_argument("--sample", action="store_true", help="draw tokens instead of taking the likeliest")
+    group.add_argument("--temperature", type=options.not_negative, default=None, help="with --sample (0.6)")
+    group.add_argument("--top-p", type=options.share, default=None, help="with --sample (0.95)")
+    group.add_argument("--seed", type=options.natural, default=0, help="with --sample (0)")
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    how = _sampling(args)
+    config = options.config_of(args)
+    prompt = _prompt(args)
+    model, tokenizer, label = options.load_model(args)
+    out = options.console(args)
+    ids = _encode(tokenizer, prompt, model.device)
+    cache = ReasonAllocCache(model, config)
+    watch = PrintWatch(tokenizer, lambda text: _write(out, text))
+    try:
+        answer(model, tokenizer, ids, cache, watch, max_new_tokens=args.max_new_tokens, seed=args.seed, **how)
+    finally:
+        uninstall(model)
+    stats = cache.stats()
+    result = {
+        "schema": 1,
+        "prompt_tokens": ids.shape[1],
+        "new_tokens": len(watch.tokens),
+        "text": tokenizer.decode(watch.tokens, skip_special_tokens=True),
+        "tokens_per_second": watch.speed,
+        "prefill_seconds": watch.prefill_seconds,
+        "decode_seconds": watch.decode_seconds,
+        "stats": stats,
+        "provenance": provenance(label, args.seed if args.sample else None),
+    }
+    _write(out, "\n\n")
+    out.print(
+        f"{result['new_tokens']:,} tokens after a prompt of {ids.shape[1]:,}, {watch.speed:.1f} a second; cache"
+        f" {stats['bytes'] / 2**20:.2f} MiB now, {stats['peak_bytes'] / 2**20:.2f} at its peak,"
+        f" {stats['mean_bytes'] / 2**20:.2f} on the average; {stats['ratio']:.1%} of the full cache's slots kept",
+        highlight=False,
+        soft_wrap=True,
+    )
+    options.write_json(args.json, result)
+    return 0
+
+
+def _write(out: Console, text: str) -> None:
+    out.file.write(text)
+    out.file.flush()
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.sample:
+        if args.temperature is not None or args.top_p is not None:
+            raise ValueError("--temperature and --top-p need --sample")
+        return {"do_sample": False}
+    if args.temperature == 0:
+        raise ValueError("--temperature must be above 0 with --sample; without --sample the likeliest token is taken")
+    return {"do_sample": True, "temperature": args.temperature or 0.6, "top_p": args.top_p or 0.95}
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None:
+        text = str(args.prompt)
+    elif args.prompt_file == "-":
+        text = sys.stdin.read()
+    else:
+        text = Path(args.prompt_file).read_text(encoding="utf-8")
+    if not text.strip():
+        raise ValueError("the prompt is empty")
+    return text
+
+
+def answer(
+    model: Any, tokenizer: Any, ids: torch.Tensor, cache: ReasonAllocCache, watch: Watch, *, seed: int = 0, **how: Any
+) -> None:
+    """Runs `model.generate` on ids [1, P] with the cache, watched. how: generate's own arguments."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, streamer=watch,
+            pad_token_id=pad, **how,
+        )  # fmt: skip

@@ -1,0 +1,142 @@
+"""Options that several commands share, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from reasonalloc.config import Config
+from reasonalloc.methods import methods
+from reasonalloc.models import DTYPES, EMBEDDED_LABEL, load
+from reasonalloc.wave import WaveProfile
+
+T = TypeVar("T")
+
+_FILE_WIDTH = 150  # columns where no terminal says how wide it is
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie above 0 and at most at 1, got {text!r}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number from 0, got {text!r}")
+    return value
+
+
+def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """The type of an option that takes several values, as in 64,128."""
+
+    def parse(text: str) -> list[T]:
+        return [item(x.strip()) for x in text.split(",")]
+
+    return parse
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="NAME", help=f"hub name or folder (default: smollm2, {EMBEDDED_LABEL})")
+    group.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of weights and cache")
+    group.add_argument("--threads", type=positive, metavar="N", help="of torch (default: torch's own choice)")
+
+
+def load_model(args: argparse.Namespace) -> tuple[Any, Any, str]:
+    """(model, tokenizer, label) as the options of `add_model` say."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return load(args.model, args.dtype)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - for standard output")
+
+
+def console(args: argparse.Namespace) -> Console:
+    """Where to print for people: standard error while standard output is the JSON's."""
+    out = Console(stderr=args.json == "-")
+    return out if out.is_terminal else Console(stderr=out.stderr, width=_FILE_WIDTH)
+
+
+def write_json(target: str | None, data: Any) -> None:
+    """data: JSON-ready. target: a file, "-" for standard output, None for nowhere."""
+    if target is None:
+        return
+    text = json.dumps(data, indent=1) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text, encoding="utf-8")
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """The options of `config_of`."""
+    group = parser.add_argument_group("cache")
+    group.add_argument("--method", default="reasonalloc", choices=methods(), metavar="NAME", help=", ".join(methods()))
+    size = group.add_mutually_exclusive_group()
+    size.add_argument("--budget", type=positive, metavar="SLOTS", help="tokens that a KV head keeps, on the average")
+    size.add_argument("--ratio", type=share, metavar="SHARE", help="the same as a share of the full cache")
+    size.add_argument("--max-bytes", metavar="SIZE", help="the same as bytes of the whole cache, like 512MiB")
+    add_interval(group)
+    add_profile(group)
+
+
+def add_interval(parser: Any) -> None:
+    parser.add_argument("--interval", type=positive, metavar="TOKENS", help="between two cuts (default: the method's)")
+
+
+def add_profile(parser: Any) -> None:
+    parser.add_argument(
+        "--profile", metavar="FILE", help="layer wave of `reasonalloc profile` (default: measured on the prompt)"
+    )
+
+
+def profile_of(args: argparse.Namespace) -> WaveProfile | None:
+    return WaveProfile.load(args.profile) if args.profile else None
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    return Config(
+        method=args.method,
+        budget=args.budget,
+        ratio=args.ratio,
+        max_bytes=args.max_bytes,
+        interval=args.interval,
+        profile=profile_of(args),
+    )
+
+
+def bar(out: Console) -> Progress:
+    """A progress bar; none where the output is not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=out, disable=not out.is_terminal, transient=True)

@@ -1,0 +1,77 @@
+"""`reasonalloc profile`: measures the layer wave of a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from reasonalloc import plots, wave
+from reasonalloc.cli import options
+from reasonalloc.problems import math500
+
+_WIDTH = 50
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "profile",
+        help="measure the layer wave of a model",
+        description="Generates a chain for each prompt with the full cache and measures how many tokens hold the share"
+        " RHO of each layer's attention: the layer wave, which shares a budget out over the layers.",
+    )
+    options.add_model(parser)
+    parser.add_argument(
+        "--prompts", default="4", metavar="FILE|N", help="a file with one prompt a line, or problems of MATH-500 (4)"
+    )
+    parser.add_argument("--max-new-tokens", type=options.positive, default=256, metavar="N", help="of each chain (256)")
+    parser.add_argument("--rho", type=options.share, default=0.93, help="share of the attention (0.93)")
+    parser.add_argument("-o", "--output", default="wave.json", metavar="FILE", help="the profile (wave.json)")
+    parser.add_argument("--plot", metavar="PNG", help="draw the wave")
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    prompts = _prompts(args.prompts)
+    out = options.console(args)
+    model, tokenizer, label = options.load_model(args)
+    profile = wave.profile(
+        model, tokenizer, prompts, max_new_tokens=args.max_new_tokens, rho=args.rho, progress=out.is_terminal
+    )
+    profile.save(args.output)
+    show(profile, out, label)
+    out.print(f"saved to {args.output}", highlight=False)
+    if args.plot:
+        plots.wave(profile, args.plot, label)
+    options.write_json(args.json, asdict(profile))
+    return 0
+
+
+def _prompts(text: str) -> list[str]:
+    if text.isdecimal():
+        if not 1 <= int(text) <= wave.MOST_PROMPTS:
+            raise ValueError(f"--prompts must be a file or 1 to {wave.MOST_PROMPTS} problems, got {text}")
+        return [x.problem for x in math500(int(text))]
+    prompts = [x for x in Path(text).read_text(encoding="utf-8").splitlines() if x.strip()]
+    if not 1 <= len(prompts) <= wave.MOST_PROMPTS:
+        raise ValueError(f"{text} must hold 1 to {wave.MOST_PROMPTS} prompts, one a line, got {len(prompts)}")
+    return prompts
+
+
+def show(profile: wave.WaveProfile, out: Console, label: str) -> None:
+    """Prints the wave as bars."""
+    out.print(f"layer wave of {label}: tokens that hold {profile.rho:.0%} of a layer's attention", highlight=False)
+    for line in bars(profile):
+        out.print(line, highlight=False)
+
+
+def bars(profile: wave.WaveProfile) -> Iterator[str]:
+    most = max(profile.demand)
+    for layer, demand in zip(profile.layers, profile.demand, strict=True):
+        eighths = round(demand / most * _WIDTH * 8)
+        yield f"{layer:4d} {'█' * (eighths // 8)}{' ▏▎▍▌▋▊▉'[eighths % 8].strip()} {demand:.0f}"

@@ -1,0 +1,45 @@
+"""What a figure needs beside it to be believed later: versions, machine, command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reasonalloc import _core
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
+
+
+def provenance(model: str, seed: int | None = None) -> dict[str, Any]:
+    """JSON-ready: versions, machine, model label, seed, command line and time (UTC)."""
+    return {
+        "versions": {
+            "reasonalloc": version("reasonalloc"),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "numpy")},
+        },
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "instruction_set": _core.isa(),
+        },
+        "model": model,
+        "seed": seed,
+        "command": " ".join(sys.argv),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
