@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from reasonalloc.allocate import HEADS
 from reasonalloc.budget import Budgets, checked_shares
@@ -119,7 +120,9 @@ class Cutter:
             self.config,
         )
         result = self.method.score(view)
-        scores = np.ascontiguousarray(getattr(result, "numpy", lambda: result)(), dtype=np.float32)
+        if isinstance(result, torch.Tensor):
+            result = result.detach().float().cpu().numpy()
+        scores = np.ascontiguousarray(result, dtype=np.float32)
         if scores.shape not in ((older,), (len(view.positions),)):
             raise ValueError(
                 f"scores of method {self.config.method!r} must have shape [{len(view.positions)}] or, without the"

@@ -87,7 +87,7 @@ class WaveProfile:
         """Reads a saved profile; ValueError if the file is none."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # neither text nor JSON
             raise ValueError(f"{path} is not a wave profile: {error}") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             got = data.get("schema") if isinstance(data, dict) else type(data).__name__
@@ -95,6 +95,10 @@ class WaveProfile:
         known = {"demand", "layers", "model", "rho", "source", "schema"}
         if set(data) != known:
             raise ValueError(f"{path}: a wave profile has the fields {sorted(known)}, got {sorted(data)}")
+        if not (
+            isinstance(data["demand"], list) and isinstance(data["layers"], list) and isinstance(data["model"], dict)
+        ):
+            raise ValueError(f"{path}: demand and layers of a wave profile are lists, model is an object")
         return cls(**{**data, "demand": tuple(data["demand"]), "layers": tuple(data["layers"])})
 
 
