@@ -142,7 +142,8 @@ def measure(model: Any, ids: torch.Tensor, rho: float = 0.93, queries: int = PRO
     return {i: layer.demand for i, layer in enumerate(layers) if isinstance(layer, _ProbeLayer)}
 
 
-def _encode(tokenizer: Any, prompt: str, device: Any) -> torch.Tensor:
+def encode_prompt(tokenizer: Any, prompt: str, device: Any) -> torch.Tensor:
+    """Token ids [1, n] of a question, in the tokenizer's chat template where it has one."""
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -178,7 +179,7 @@ def profile(
         )
     sums: dict[int, float] = {}
     for prompt in _bar(prompts, progress):
-        ids = _encode(tokenizer, prompt, model.device)
+        ids = encode_prompt(tokenizer, prompt, model.device)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         with torch.no_grad():
             chain = model.generate(

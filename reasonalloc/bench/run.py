@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from reasonalloc.bench import kernels
-from reasonalloc.bench.timing import machine, pin_to_one_core
+from reasonalloc.bench.timing import pin_to_one_core
+from reasonalloc.provenance import provenance
 
 SCHEMA = 1
 
@@ -65,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         for row in kernels.attention(attention_sizes, [1] if args.quick else [1, 8], runs):
             console.print(f"{row['kernel']} {row['dtype']} batch={row['batch']} n={row['n']}: {row['ratio']:.1f}x")
             rows.append(row)
-    result = {"schema": SCHEMA, "command": " ".join(sys.argv), "machine": machine(), "runs": runs, "results": rows}
+    result = {"schema": SCHEMA, "runs": runs, "results": rows, "provenance": provenance()}
     default = Path("benchmarks/results")
     path = args.json or (str(default / "kernels.json") if default.is_dir() else None)
     if path == "-":

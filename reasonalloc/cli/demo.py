@@ -21,10 +21,10 @@ from reasonalloc.cli.profile import show
 from reasonalloc.cli.stream import LiveWatch, shorten
 from reasonalloc.config import Config
 from reasonalloc.evaluate.forcing import forced_log_probs, full_log_probs
-from reasonalloc.evaluate.provenance import provenance
+from reasonalloc.provenance import provenance
 from reasonalloc.methods import methods
 from reasonalloc.problems import find, math500
-from reasonalloc.wave import _encode
+from reasonalloc.wave import encode_prompt
 
 SCHEMA = 1
 MOST_CUT_SHARE = 0.02  # of the decode time that scoring, routing and evicting may take
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     )
     out.print(problem.problem, style="italic", markup=False, highlight=False)
 
-    ids = _encode(tokenizer, problem.problem, model.device)
+    ids = encode_prompt(tokenizer, problem.problem, model.device)
     profile = _wave(model, tokenizer, problem.id, out)
     show(profile, out, label)
     config = Config(method=args.method, budget=args.budget, interval=args.interval, profile=profile)

@@ -14,8 +14,8 @@ from reasonalloc import uninstall
 from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.cli import options
 from reasonalloc.cli.stream import PrintWatch, Watch
-from reasonalloc.evaluate.provenance import provenance
-from reasonalloc.wave import _encode
+from reasonalloc.provenance import provenance
+from reasonalloc.wave import encode_prompt
 
 
 def add(subparsers: Any) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     model, tokenizer, label = options.load_model(args)
     out = options.console(args)
-    ids = _encode(tokenizer, prompt, model.device)
+    ids = encode_prompt(tokenizer, prompt, model.device)
     cache = ReasonAllocCache(model, config)
     watch = PrintWatch(tokenizer, lambda text: _write(out, text))
     try:

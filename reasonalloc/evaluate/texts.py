@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from reasonalloc.problems import Problem
-from reasonalloc.wave import _encode, fingerprint
+from reasonalloc.wave import encode_prompt, fingerprint
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read(path: str | Path, tokenizer: Any, tokens: int, count: int | None = None
         ids = tokenizer(solution, return_tensors="pt", add_special_tokens=False).input_ids[0, :tokens]
         if not len(ids):
             raise ValueError(f"{path}:{number}: the solution is empty")
-        texts.append(Text(str(row.get("id", number)), _encode(tokenizer, problem, "cpu")[0], ids.long()))
+        texts.append(Text(str(row.get("id", number)), encode_prompt(tokenizer, problem, "cpu")[0], ids.long()))
     if not texts:
         raise ValueError(f"{path} holds no text")
     return texts
@@ -69,7 +69,7 @@ def generate(
     """
     weights = _digest_weights(model)
     for problem in problems:
-        prompt = _encode(tokenizer, problem.problem, "cpu")[0]
+        prompt = encode_prompt(tokenizer, problem.problem, "cpu")[0]
         key = [weights, prompt.tolist(), tokens, temperature, seed if temperature else None]
         path = cache_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
         try:

@@ -15,15 +15,16 @@ import torch
 from reasonalloc import _core
 
 
-def _processor() -> str:
+def _cpu(field: str, otherwise: str = "") -> str:
+    """A line of /proc/cpuinfo; `otherwise` where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
+        return otherwise
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(field)), otherwise)
 
 
-def provenance(model: str, seed: int | None = None) -> dict[str, Any]:
+def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
     """JSON-ready: versions, machine, model label, seed, command line and time (UTC)."""
     return {
         "versions": {
@@ -33,7 +34,8 @@ def provenance(model: str, seed: int | None = None) -> dict[str, Any]:
         },
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": _cpu("model name", platform.processor()),
+            "cpu_flags": " ".join(f for f in _cpu("flags").split() if f.startswith(("avx", "fma", "f16c", "amx"))),
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "instruction_set": _core.isa(),
