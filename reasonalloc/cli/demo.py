@@ -21,9 +21,9 @@ from reasonalloc.cli.profile import show
 from reasonalloc.cli.stream import LiveWatch, shorten
 from reasonalloc.config import Config
 from reasonalloc.evaluate.forcing import forced_log_probs, full_log_probs
-from reasonalloc.provenance import provenance
 from reasonalloc.methods import methods
 from reasonalloc.problems import find, math500
+from reasonalloc.provenance import provenance
 from reasonalloc.wave import encode_prompt
 
 SCHEMA = 1

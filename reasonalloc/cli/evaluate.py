@@ -14,9 +14,9 @@ from reasonalloc.cli import options
 from reasonalloc.config import Config
 from reasonalloc.evaluate import texts
 from reasonalloc.evaluate.fidelity import evaluate_fidelity, points_of
-from reasonalloc.provenance import provenance
 from reasonalloc.methods import methods
 from reasonalloc.problems import math500
+from reasonalloc.provenance import provenance
 
 
 def add(subparsers: Any) -> None:
