@@ -7,6 +7,7 @@ import torch
 
 PAGE_TOKENS: int
 MAX_HEAD_DIM: int
+TRIM_AT_MOST: int
 
 # (scorer, alpha, threshold, kernel, seed) and (heads, gamma, lo, hi, mu, safeguard)
 _Score = tuple[Any, ...]

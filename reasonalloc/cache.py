@@ -221,7 +221,11 @@ class ReasonAllocCache(Cache):
 
     def reset(self) -> None:
         """Empties the cache and opens it again; all pages go home."""
-        super().reset()
+        for layer in self.ragged:
+            layer.reset()
+        # Fresh ones for the rest: up to transformers 5.10 a reset layer keeps its shape and attends to zeros.
+        stock = stock_layers(self.model)
+        self.layers: list[Any] = [x if isinstance(x, RaggedLayer) else stock[i] for i, x in enumerate(self.layers)]
         self._clear()
 
     @contextmanager
@@ -285,7 +289,10 @@ class ReasonAllocCache(Cache):
         with self._all_or_closed():
             for layer in self.layers:
                 if not isinstance(layer, RaggedLayer):
-                    layer.crop(-remove)
+                    if remove or hasattr(
+                        layer, "record_past"
+                    ):  # crop(0) ends recording; before 5.10 it empties the layer
+                        layer.crop(-remove)
                 elif remove:
                     layer.held.crop(remove)
                     layer.length -= remove

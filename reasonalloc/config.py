@@ -44,7 +44,9 @@ class Config:
         scorer, layers, heads: replace the method's scorer, layer allocator and head allocator; each a name ("rkv",
             "importance", "recency", "random" / "uniform", "wave", "pyramid" / "uniform", "route", "pooled") or another
             method's name, whose part is taken.
-        keep_prompt: evict tokens of the prompt last; sinks: evict the first tokens last; None: the method's own.
+        keep_prompt: evict tokens of the prompt last. The prompt is the first step and the steps of several tokens right
+            after it: a prompt fed in chunks counts as one, but for a last chunk of a single token.
+        sinks: evict the first tokens last. None, for both: the method's own.
         options: settings of the method's own, by name.
     Settings of the parts:
         alpha, threshold, kernel: R-KV's weight of importance, cosine that counts as similar, width of the max-pool.

@@ -27,21 +27,26 @@ class Session:
         plain = model.generate
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            if kwargs.get("past_key_values") is None and kwargs.get("use_cache", True):
+            if kwargs.get("past_key_values") is None and kwargs.get("use_cache") is not False:
                 self.last_cache = ReasonAllocCache(model, config)
                 kwargs["past_key_values"] = self.last_cache
             return plain(*args, **kwargs)
 
         model.generate = generate
+        self._closed = False
 
     def close(self) -> None:
         """Undoes the installation; harmless when called twice."""
+        if self._closed:
+            return
+        self._closed = True
         vars(self.model).pop("generate", None)
         if self._deactivate:
             deactivate(self.model)
-            self._deactivate = False
 
     def __enter__(self) -> Session:
+        if self._closed:
+            raise RuntimeError("the session is closed; install the model again")
         activate(self.model)
         return self
 

@@ -22,20 +22,21 @@ class PagePool:
 
     def grow(self, pages: int) -> None:
         """Adds at least `pages` pages; MemoryError if the system has no more."""
-        page_bytes = self.core.page_bytes
-        wished = min(max(self.reserved_bytes // 4, _LEAST_SLAB), _MOST_SLAB) // page_bytes
-        size = max(pages, wished) * page_bytes
-        try:
-            slab = torch.empty(size, dtype=torch.uint8)
-        except (RuntimeError, MemoryError) as error:
-            raise MemoryError(f"no memory for {size} more bytes of the key-value cache: {error}") from error
-        self.core.add_slab(slab)
+        while pages > 0:
+            # Several slabs rather than a large one: a slab is given back when its last page is empty.
+            size = max(min(max(self.reserved_bytes // 4, _LEAST_SLAB), _MOST_SLAB) // self.core.page_bytes, 1)
+            try:
+                slab = torch.empty(size * self.core.page_bytes, dtype=torch.uint8)
+            except (RuntimeError, MemoryError) as error:
+                bytes_ = size * self.core.page_bytes
+                raise MemoryError(f"no memory for {bytes_} more bytes of the key-value cache: {error}") from error
+            self.core.add_slab(slab)
+            pages -= size
 
     def trim(self, keep_free: int) -> None:
-        """Gives slabs back to torch as long as `keep_free` pages stay free."""
-        pages, _, free, _, slabs = self.core.info()
-        if free - keep_free > pages // slabs if slabs else False:
-            self.core.trim(keep_free)
+        """Moves pages together and gives slabs back to torch as long as `keep_free` pages stay free."""
+        while self.core.trim(keep_free) == _core.TRIM_AT_MOST:
+            pass
 
     @property
     def used(self) -> int:

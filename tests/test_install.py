@@ -184,3 +184,18 @@ def test_sampling_parameters_pass_through(model):
             past_key_values=None,
         )
         assert tokens.shape == (1, 44)
+
+
+def test_a_session_entered_again(model):
+    """It works anew, or says that it is closed; never the stock cache in silence."""
+    session = ra.install(model, CONFIG)
+    with session:
+        generate(model)
+    first = session.last_cache
+    try:
+        with session:
+            generate(model)
+            assert session.last_cache is not first
+    except (RuntimeError, ValueError) as error:
+        assert "session" in str(error)
+    assert_untouched(model)

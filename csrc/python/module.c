@@ -10,7 +10,8 @@ static int exec(PyObject *module)
         PyModule_AddType(module, state->layer_type))
         return -1;
     return PyModule_AddIntConstant(module, "PAGE_TOKENS", RA_PAGE_TOKENS) ||
-           PyModule_AddIntConstant(module, "MAX_HEAD_DIM", RA_MAX_HEAD_DIM);
+           PyModule_AddIntConstant(module, "MAX_HEAD_DIM", RA_MAX_HEAD_DIM) ||
+           PyModule_AddIntConstant(module, "TRIM_AT_MOST", TRIM_AT_MOST);
 }
 
 static int traverse(PyObject *module, visitproc visit, void *arg)

@@ -8,6 +8,8 @@
 #include "dlpack_abi.h"
 #include "reasonalloc.h"
 
+#define TRIM_AT_MOST 64 /* slabs that one call of Pool.trim frees */
+
 typedef struct module_state {
     PyTypeObject *pool_type, *layer_type;
     PyTypeObject *tensor_type; /* the type whose exchange API is cached */

@@ -99,7 +99,7 @@ static PyObject *pool_add_slab(PyObject *object, PyObject *tensor)
 }
 
 PyDoc_STRVAR(trim_doc, "trim(keep_free)\n--\n\nMoves pages together and frees empty slabs while keep_free pages stay "
-                       "free. Returns the number of slabs freed.");
+                       "free. Returns the number of slabs freed, at most TRIM_AT_MOST.");
 
 static PyObject *pool_trim(PyObject *object, PyObject *argument)
 {
@@ -107,10 +107,10 @@ static PyObject *pool_trim(PyObject *object, PyObject *argument)
     long long keep_free = PyLong_AsLongLong(argument);
     if (keep_free == -1 && PyErr_Occurred())
         return NULL;
-    int64_t ids[64], count = 0;
+    int64_t ids[TRIM_AT_MOST], count = 0;
     if (ra_pool_enter(self))
         return NULL;
-    ra_status status = ra_pool_trim(self->pool, keep_free, ids, 64, &count);
+    ra_status status = ra_pool_trim(self->pool, keep_free, ids, TRIM_AT_MOST, &count);
     ra_pool_leave(self);
     if (status != RA_OK)
         return ra_raise(status, "trim");
