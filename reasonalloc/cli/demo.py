@@ -48,7 +48,7 @@ def add(subparsers: Any) -> None:
     options.add_interval(parser)
     parser.add_argument("--greedy", action="store_true", help="take the likeliest token (a small model repeats itself)")
     parser.add_argument("--seed", type=options.natural, default=0, help="of the sampling (0)")
-    parser.add_argument("--forced", type=options.positive, default=512, metavar="N", help="tokens to compare on (512)")
+    parser.add_argument("--forced", type=options.positive, default=256, metavar="N", help="tokens to compare on (256)")
     parser.add_argument("--out", default="demo-out", metavar="DIR", help="for the pictures (demo-out)")
     options.add_json(parser)
     parser.set_defaults(run=run)
