@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from reasonalloc.methods import Method
-    from reasonalloc.wave import WaveProfile
+from reasonalloc.methods import Method, resolve
+from reasonalloc.wave import WaveProfile
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -80,8 +79,6 @@ class Config:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from reasonalloc.wave import WaveProfile
-
         if self.profile is not None and not isinstance(self.profile, WaveProfile):
             raise ValueError(f"profile must be a WaveProfile (WaveProfile.load reads a file), got {self.profile!r}")
         method = self.resolve()  # raises for names and options that do not exist
@@ -129,6 +126,4 @@ class Config:
 
     def resolve(self) -> Method:
         """The method with this config's replacements; raises ValueError for names that do not exist."""
-        from reasonalloc.methods import resolve
-
         return resolve(self)

@@ -3,7 +3,7 @@
 import models
 import pytest
 import torch
-from transformers import set_seed
+from transformers import AutoModelForCausalLM, set_seed
 from transformers.cache_utils import DynamicCache
 
 import reasonalloc as ra
@@ -297,6 +297,31 @@ def test_stock_caches_work_while_the_model_has_our_attention():
     cache_of(model)
     assert torch.equal(generate(model, DynamicCache(config=model.config), models.prompt(14)).sequences, expected)
     assert torch.equal(model.generate(models.prompt(14), max_new_tokens=30, do_sample=False, use_cache=False), expected)
+
+
+def test_a_model_placed_by_device_map(tmp_path):
+    pytest.importorskip("accelerate")
+    plain = models.build("llama")
+    plain.save_pretrained(tmp_path)
+    placed = AutoModelForCausalLM.from_pretrained(tmp_path, device_map={"": "cpu"}).eval()
+    expected = plain.generate(models.prompt(14), max_new_tokens=30, do_sample=False)
+    cache = ra.ReasonAllocCache(placed, ra.Config(budget=400))
+    got = placed.generate(models.prompt(14), max_new_tokens=30, do_sample=False, past_key_values=cache)
+    assert torch.equal(expected, got)
+
+
+def test_assisted_decoding_works_until_a_cut():
+    """Rejected tokens are cropped; across a cut that cannot be, and is said."""
+    model = models.build("llama")
+    options = {"max_new_tokens": 40, "do_sample": False}
+    expected = model.generate(models.prompt(20), **options)
+    options["assistant_model"] = models.build("llama", seed=1)  # whose guesses are rejected nearly always
+    roomy = ra.ReasonAllocCache(model, ra.Config(budget=400))
+    assert torch.equal(model.generate(models.prompt(20), past_key_values=roomy, **options), expected)
+    tight = ra.ReasonAllocCache(model, ra.Config(budget=24, interval=16, window=4))
+    with pytest.raises(ValueError, match="what was evicted does not come back"):
+        model.generate(models.prompt(20), past_key_values=tight, **options)
+    assert tight.stats()["closed"] is None
 
 
 # ---- The real model --------------------------------------------------------------------------------------------------

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from reasonalloc import _core, allocate
-from reasonalloc.config import Config
+
+if TYPE_CHECKING:
+    from reasonalloc.config import Config
 
 
 class HeadView:
