@@ -82,10 +82,7 @@ class ReasonAllocCache(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
         """transformers gives a layer its new keys and values. Checks everything before anything changes."""
-        self._check_open()
-        if layer_idx != self._turns[self._turn]:
-            self._closed = "a forward pass was interrupted between layers"
-            self._check_open()
+        self._check_turn(layer_idx == self._turns[self._turn])
         if self._turn == 0:
             self._begin_step(key_states)
         layer = self.layers[layer_idx]
@@ -143,9 +140,9 @@ class ReasonAllocCache(Cache):
         if self._closed:
             raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
 
-    def _check_between_steps(self) -> None:
+    def _check_turn(self, in_turn: bool) -> None:
         self._check_open()
-        if self._turn:
+        if not in_turn:
             self._closed = "a forward pass was interrupted between layers"
             self._check_open()
 
@@ -181,7 +178,6 @@ class ReasonAllocCache(Cache):
             if not self.cutter.budgets.waits:  # at once, so that a long prompt is whole in one layer at a time
                 self.cutter.cut([layer], self.pool)
             elif last:  # the wave is measured in the last layer only
-                self.cutter.budgets.waits = False
                 self.cutter.cut(self.ragged, self.pool)
             self._cut_seconds += time.perf_counter() - start
         self._turn = (self._turn + 1) % len(self._turns)
@@ -231,7 +227,7 @@ class ReasonAllocCache(Cache):
     @contextmanager
     def _all_or_closed(self) -> Iterator[None]:
         """Layers are changed one by one: the cache is closed if one of them fails."""
-        self._check_between_steps()
+        self._check_turn(self._turn == 0)
         try:
             yield
         except BaseException as error:
@@ -240,7 +236,7 @@ class ReasonAllocCache(Cache):
 
     def _move_rows(self, source: torch.Tensor, method: str, argument: Any) -> None:
         """Row i becomes row source[i]; the layers that are not ours do it by their own method."""
-        self._check_between_steps()
+        self._check_turn(self._turn == 0)
         if not self.ragged[0].length:
             return
         rows = np.ascontiguousarray(source.detach().cpu().numpy().reshape(-1), dtype=np.int64)
@@ -273,7 +269,7 @@ class ReasonAllocCache(Cache):
         Possible as far back as the last cut that evicted something: what went then does not come back. Raises
         ValueError, with nothing changed, where it is not.
         """
-        self._check_between_steps()
+        self._check_turn(self._turn == 0)
         length = self.ragged[0].length
         remove = -tokens if tokens <= 0 else max(0, length - tokens)
         if remove > self._uncut:

@@ -226,17 +226,18 @@ cleanup:
     return result;
 }
 
-/* scores of a row in one float32 buffer: head after head, older tokens only */
-static int split_scores(const ra_layer *layer, int64_t row, float *flat, float **out, Py_ssize_t *total)
+/* Scores of a row lie in one float32 buffer: head after head, older tokens only. Points out[h] at each head's part
+ * unless out is NULL; returns their number. */
+static Py_ssize_t split_scores(const ra_layer *layer, int64_t row, float *flat, float **out)
 {
-    *total = 0;
+    Py_ssize_t total = 0;
     for (int64_t h = 0; h < ra_layer_kv_heads(layer); h++) {
         int64_t older = ra_layer_slots(layer, row, h) - ra_layer_window(layer);
         if (out)
-            out[h] = flat + *total;
-        *total += older > 0 ? (Py_ssize_t)older : 0;
+            out[h] = flat + total;
+        total += older > 0 ? (Py_ssize_t)older : 0;
     }
-    return 0;
+    return total;
 }
 
 /* The row exists and no other thread is changing it. */
@@ -272,8 +273,7 @@ static PyObject *layer_score(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "LOO:score", &row, &config_tuple, &out) || check_row(self, row) ||
         ra_parse_score_config(config_tuple, &config))
         return NULL;
-    Py_ssize_t total;
-    split_scores(self->layer, row, NULL, NULL, &total);
+    Py_ssize_t total = split_scores(self->layer, row, NULL, NULL);
     Py_buffer buffer;
     if (ra_buffer(out, "out", "f", total, 1, &buffer))
         return NULL;
@@ -283,7 +283,7 @@ static PyObject *layer_score(PyObject *object, PyObject *args)
         PyBuffer_Release(&buffer);
         return PyErr_Occurred() ? NULL : PyErr_NoMemory();
     }
-    split_scores(self->layer, row, buffer.buf, pointers, &total);
+    split_scores(self->layer, row, buffer.buf, pointers);
     ra_status status;
     ra_parallel parallel = ra_torch_parallel();
     Py_BEGIN_ALLOW_THREADS
@@ -309,8 +309,7 @@ static PyObject *layer_evict(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "LOOLO:evict", &row, &objects[0], &objects[1], &protect_below, &objects[2]) ||
         check_row(self, row))
         return NULL;
-    Py_ssize_t heads = (Py_ssize_t)ra_layer_kv_heads(self->layer), total;
-    split_scores(self->layer, row, NULL, NULL, &total);
+    Py_ssize_t heads = (Py_ssize_t)ra_layer_kv_heads(self->layer), total = split_scores(self->layer, row, NULL, NULL);
     Py_buffer budgets, scores, lost;
     if (ra_buffer(objects[0], "budgets", "l", heads, 0, &budgets))
         return NULL;
@@ -325,7 +324,7 @@ static PyObject *layer_evict(PyObject *object, PyObject *args)
         PyErr_NoMemory();
         goto release_lost;
     }
-    split_scores(self->layer, row, scores.buf, pointers, &total);
+    split_scores(self->layer, row, scores.buf, pointers);
     if (ra_pool_enter(self->pool))
         goto release_lost;
     ra_status status;
