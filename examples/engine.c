@@ -125,7 +125,8 @@ int main(void)
                 add_pages(pool, missing);
             CHECK(status);
             CHECK(ra_layer_observe(layers[l], one_token(queries, QUERY_HEADS), 1, NULL));
-            CHECK(ra_layer_attend(layers[l], one_token(queries, QUERY_HEADS), 1, NULL, 1 / sqrtf(HEAD_DIM), out, NULL));
+            CHECK(ra_layer_attend(layers[l], one_token(queries, QUERY_HEADS), 1, NULL, 1 / sqrtf(HEAD_DIM),
+                                  INTERVAL - 1 - token % INTERVAL, out, NULL));
             for (int h = 0; h < QUERY_HEADS && token % 61 == 0; h++)
                 worst = fmax(worst, error_of(layers[l], h * KV_HEADS / QUERY_HEADS, queries + h * HEAD_DIM,
                                              out + h * HEAD_DIM));

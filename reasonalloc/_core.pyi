@@ -39,6 +39,7 @@ class Layer:
         real: torch.Tensor | None,
         scale: float,
         out: torch.Tensor | None,
+        cut_in: int = -1,
         /,
     ) -> int: ...
     def compress(

@@ -19,6 +19,7 @@ from reasonalloc.config import Config
 from reasonalloc.cut import Cutter
 from reasonalloc.layer import RaggedLayer
 from reasonalloc.pages import DTYPES, PAGE_TOKENS, PagePool
+from reasonalloc.score import ATTENTION_SCORERS
 from reasonalloc.wave import PROBE_QUERIES, demand
 
 
@@ -60,6 +61,8 @@ class ReasonAllocCache(Cache):
         super().__init__(layers=layers)
         self.model, self.config, self.method = model, config, method
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
+        # Whether attention notes its weights for the next score.
+        self._notes = not method.unlimited and not method.scores_in_python and method.scorer in ATTENTION_SCORERS
         # Layers that store keys, in the order in which a forward pass comes to them.
         self._turns = [i for i, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)]
         activate(model)
@@ -73,6 +76,7 @@ class ReasonAllocCache(Cache):
         self._steps = self._since = self._routings = self._byte_sum = 0
         self._uncut = 0  # tokens that crop could take back: those since anything was evicted
         self._due = self._prefilling = False
+        self.cut_in = -1  # steps that follow before the next cut, where attention has something to note for it
         self._cutter: Cutter | None = None
         self._cut_seconds = 0.0
 
@@ -110,6 +114,8 @@ class ReasonAllocCache(Cache):
         # The first step is the prefill even if it is of one token: in a batch that row would be beside longer ones.
         self._prefilling = first or (tokens > 1 and self._prefilling)
         self._due = not self.method.unlimited and (first or self._since + tokens >= self.method.interval)
+        left = self.method.interval - self._since - tokens
+        self.cut_in = 0 if self._due else left if self._notes else -1
 
     def _check_keys(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
         _, heads, _, head_dim = key.shape

@@ -76,7 +76,7 @@ class RaggedLayer(CacheLayerMixin):
                 self.owner.measure(self, query, key, real)
             else:
                 out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
-                self._step(core, q, k, v, real, scale, out.detach())
+                self._step(core, q, k, v, real, scale, out.detach(), self.owner.cut_in)
             self.length += query.shape[2]
             self.owner.leave(self, query.shape[2], padded=real is not None and not prefill)
         return out

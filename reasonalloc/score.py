@@ -11,6 +11,7 @@ import torch
 from reasonalloc import _core
 
 SCORERS = {"rkv": 0, "importance": 1, "recency": 2, "random": 3}
+ATTENTION_SCORERS = ("rkv", "importance")  # those that the window's queries have a part in
 
 Floats = npt.NDArray[np.float32]
 

@@ -838,7 +838,7 @@ def test_step_refuses_what_does_not_fit(arguments, error, message):
         layer.step(*arguments())
     assert_same(snapshot(layer), before)
     assert pool.info()[1] == 0
-    with pytest.raises(TypeError, match="takes 6 arguments, got 5"):
+    with pytest.raises(TypeError, match="takes 7 arguments, got 5"):
         layer.step(*arguments()[:5])
 
 

@@ -1,81 +1,141 @@
-/* Attention over ragged pages: one pass, online softmax, a tile of queries of one KV head at a time. */
+/* Attention over ragged pages: one pass, online softmax, a tile of queries of one KV head at a time.
+ *
+ * In decoding a long head is split into chunks that run side by side and are merged in order. The split follows from
+ * the head's length alone, so that results do not depend on the number of threads. */
+#include "attend.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#define CHUNK_PAGES 16
 
-#define BLOCK_PAGES 8
-#define BLOCK (BLOCK_PAGES * PAGE)
-
-/* Queries of one tile with the number of slots that each may see. */
+/* Queries of one tile, what they have gathered so far, and the number of slots that each may see. */
 typedef struct tile {
     int64_t m;
     float q[RA_TILE_FLOATS], acc[RA_TILE_FLOATS]; /* [m][D] */
+    float sums[RA_TILE_ROWS * PAGE], top[RA_TILE_ROWS];
     int64_t limit[RA_TILE_ROWS];
 } tile;
 
-static void attend_tile(const ra_span *span, tile *t)
+typedef struct task {
+    int64_t pair, first; /* head, and number of the tile's first query */
+    int64_t begin, end;  /* pages */
+    float *partial;      /* where a chunk leaves its part of the result, NULL where it is whole */
+} task;
+
+/* ---- Prefetch ---- */
+
+/* The next pages, each cut into `segments`, RA_STREAMS streams together. While one page is read, 1/depth of each of the
+ * next `depth` pages comes in. */
+typedef struct lookahead {
+    int64_t segments, depth;
+    size_t segment_bytes, part_bytes;
+    int64_t pair, page; /* one past the newest page of the queue */
+    const char *next[RA_STREAMS];
+} lookahead;
+
+/* The page that is read next, and past the last one that again. */
+static const char *following_page(const ra_attend_job *job, lookahead *a)
 {
-    const ra_kernels *kernels = ra_kernels_get();
-    const ra_page_kernels *page_kernels = span->kernels;
-    size_t d = (size_t)span->d, m = (size_t)t->m;
-    float highest[RA_TILE_ROWS], sum[RA_TILE_ROWS], p[RA_TILE_ROWS][BLOCK], dots[RA_TILE_ROWS * PAGE];
-    int64_t end = 0;
-    for (size_t i = 0; i < m; i++) {
-        highest[i] = -INFINITY;
-        sum[i] = 0;
-        end = ra_max(end, t->limit[i]);
+    int64_t pairs = job->rows * job->kv_heads, pair = a->pair, page = a->page;
+    while (pair < pairs && page >= ra_pages_for(job->spans[pair].slots)) {
+        pair++;
+        page = 0;
     }
-    memset(t->acc, 0, m * d * sizeof *t->acc);
-    for (int64_t start = 0; start < end; start += BLOCK) {
-        int64_t count = ra_min(BLOCK, end - start), first = start / PAGE, pages = ra_pages_for(count);
-        for (int64_t page = 0; page < pages; page++) {
-            page_kernels->qk(t->q, m, ra_span_k(span, first + page), d, dots);
-            for (size_t i = 0; i < m; i++)
-                memcpy(&p[i][page * PAGE], &dots[i * PAGE], PAGE * sizeof(float));
-        }
-        for (size_t i = 0; i < m; i++) {
-            int64_t visible = ra_max(0, ra_min(count, t->limit[i] - start));
-            for (int64_t j = visible; j < pages * PAGE; j++)
-                p[i][j] = 0;
-            if (!visible)
-                continue;
-            float top = highest[i];
-            for (int64_t j = 0; j < visible; j++)
-                top = p[i][j] > top ? p[i][j] : top;
-            if (top > highest[i]) {
-                float shrink = highest[i] == -INFINITY ? 0 : expf(highest[i] - top);
-                kernels->scale(&t->acc[i * d], d, shrink);
-                sum[i] *= shrink;
-                highest[i] = top;
-            }
-            sum[i] += kernels->exp_sum(p[i], (size_t)visible, top);
-        }
-        for (int64_t page = 0; page < pages; page++)
-            page_kernels->pv(&p[0][page * PAGE], m, BLOCK, ra_span_v(span, first + page),
-                             (size_t)ra_min(PAGE, count - page * PAGE), d, t->acc);
-    }
-    for (size_t i = 0; i < m; i++)
-        if (t->limit[i] > 0)
-            kernels->scale(&t->acc[i * d], d, 1 / sum[i]);
+    if (pair == pairs)
+        return a->next[a->depth - 1];
+    a->pair = pair;
+    a->page = page + 1;
+    return ra_span_k(&job->spans[pair], page);
 }
 
-/* One attention call: spans of every (row, head), T queries of each of the group's heads. */
-typedef struct attend_job {
-    const ra_span *spans; /* [rows][kv_heads] */
-    ra_tokens queries;
-    const bool *real; /* [rows][tokens] or NULL */
-    int64_t rows, kv_heads, group, tokens, tiles;
-    float scale;
-    char *out;
-} attend_job;
+static void advance(const ra_attend_job *job, lookahead *a)
+{
+    const char *page = following_page(job, a);
+    for (int64_t i = 0; i + 1 < a->depth; i++)
+        a->next[i] = a->next[i + 1];
+    a->next[a->depth - 1] = page;
+}
+
+/* From page `page` of a head on: the queue holds the pages after it. */
+static void start_lookahead(const ra_attend_job *job, int64_t pair, int64_t page, lookahead *a)
+{
+    const ra_span *span = &job->spans[pair];
+    size_t bytes = 2 * PAGE * (size_t)span->d * ra_dtype_size(span->dtype);
+    int64_t segments = 1;
+    while (segments < RA_STREAMS && bytes / (size_t)segments > 4096) /* the processor's prefetchers stop at 4 KiB */
+        segments *= 2;
+    *a = (lookahead){.segments = segments, .depth = RA_STREAMS / segments, .segment_bytes = bytes / (size_t)segments,
+                     .part_bytes = bytes / RA_STREAMS, .pair = pair, .page = page + 1};
+    for (int64_t i = 0; i < a->depth; i++)
+        a->next[i] = ra_span_k(span, page);
+    for (int64_t i = 0; i < a->depth; i++)
+        advance(job, a);
+}
+
+/* The streams for the keys of the page at hand; those for its values go on half a part further. */
+static void point(const lookahead *a, ra_ahead *ahead)
+{
+    for (int64_t step = 0; step < a->depth; step++)
+        for (int64_t i = 0; i < a->segments; i++)
+            ahead->stream[step * a->segments + i] =
+                a->next[step] + (size_t)(a->depth - 1 - step) * a->part_bytes + (size_t)i * a->segment_bytes;
+}
+
+/* ---- One tile ---- */
+
+static void start_tile(tile *t, int64_t d)
+{
+    memset(t->acc, 0, (size_t)(t->m * d) * sizeof *t->acc);
+    memset(t->sums, 0, (size_t)(t->m * PAGE) * sizeof *t->sums);
+    for (int64_t i = 0; i < t->m; i++)
+        t->top[i] = -INFINITY;
+}
+
+/* Pages [begin, end) of the head. logits: where the first query's go, `stride` apart from the next one's, or NULL. */
+static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, int64_t end, tile *t, float *logits,
+                         int64_t stride)
+{
+    const ra_span *span = &job->spans[pair];
+    const ra_kernels *kernels = ra_kernels_get();
+    size_t d = (size_t)span->d, m = (size_t)t->m, visible[RA_TILE_ROWS];
+    float p[RA_TILE_ROWS * PAGE], shrink[RA_TILE_ROWS];
+    lookahead next;
+    ra_ahead ahead;
+    int64_t seen = 0;
+    for (size_t i = 0; i < m; i++)
+        seen = ra_max(seen, t->limit[i]);
+    end = ra_min(end, ra_pages_for(seen));
+    if (begin < end)
+        start_lookahead(job, pair, begin, &next);
+    for (int64_t page = begin; page < end; page++) {
+        point(&next, &ahead);
+        span->kernels->qk(t->q, m, ra_span_k(span, page), d, &ahead, p);
+        for (size_t i = 0; i < m; i++)
+            visible[i] = (size_t)ra_max(0, ra_min(PAGE, t->limit[i] - page * PAGE));
+        for (size_t i = 0; logits && i < m; i++)
+            memcpy(logits + (int64_t)i * stride + page * PAGE, p + i * PAGE, PAGE * sizeof *p);
+        kernels->softmax_page(p, m, visible, t->top, t->sums, shrink);
+        for (size_t i = 0; i < m; i++)
+            if (shrink[i] != 1)
+                kernels->scale(&t->acc[i * d], d, shrink[i]);
+        for (int64_t i = 0; i < RA_STREAMS; i++)
+            ahead.stream[i] += next.part_bytes / 2;
+        int64_t count = ra_min(PAGE, span->slots - page * PAGE);
+        span->kernels->pv(p, m, ra_span_v(span, page), (size_t)count, d, &ahead, t->acc);
+        advance(job, &next);
+    }
+}
 
 /* Queries of a KV head are numbered token-major, q = token * group + g, so that a tile's limits lie together. */
-static void load_tile(const attend_job *job, const ra_span *span, int64_t row, int64_t head, int64_t first, tile *t)
+static void load_tile(const ra_attend_job *job, int64_t pair, int64_t first, tile *t)
 {
+    const ra_span *span = &job->spans[pair];
+    int64_t row = pair / job->kv_heads, head = pair % job->kv_heads;
     size_t size = ra_dtype_size(span->dtype), d = (size_t)span->d;
     int64_t after = 0; /* real tokens after the one at hand: it does not see them */
+    t->m = ra_min(ra_tile_rows(span->d), job->group * job->tokens - first);
     int64_t last = (first + t->m - 1) / job->group;
     for (int64_t token = last + 1; token < job->tokens; token++)
         after += !job->real || job->real[row * job->tokens + token];
@@ -99,126 +159,144 @@ static void load_tile(const attend_job *job, const ra_span *span, int64_t row, i
     }
 }
 
-static void store_tile(const attend_job *job, const ra_span *span, int64_t row, int64_t head, int64_t first,
-                       const tile *t)
+/* Divides by the sums and writes the tile to its place in the output; a query that saw nothing gives zeros. */
+static void store_tile(const ra_attend_job *job, int64_t pair, int64_t first, tile *t)
 {
+    const ra_span *span = &job->spans[pair];
+    int64_t row = pair / job->kv_heads, head = pair % job->kv_heads;
     size_t size = ra_dtype_size(span->dtype), d = (size_t)span->d;
     int64_t heads = job->kv_heads * job->group;
     for (int64_t i = 0; i < t->m; i++) {
         int64_t token = (first + i) / job->group, g = (first + i) % job->group;
         int64_t index = (row * job->tokens + token) * heads + head * job->group + g;
+        float sum = 0;
+        for (int64_t lane = 0; lane < PAGE; lane++)
+            sum += t->sums[i * PAGE + lane];
+        if (sum > 0)
+            ra_kernels_get()->scale(&t->acc[(size_t)i * d], d, 1 / sum);
         span->kernels->from_float(&t->acc[(size_t)i * d], d, job->out + (size_t)index * d * size);
     }
 }
 
-static void attend_tiles(int64_t begin, int64_t end, void *context)
+/* ---- Chunks: what a tile gathered, [m][D + PAGE + 1] floats ---- */
+
+static int64_t partial_floats(int64_t m, int64_t d)
 {
-    const attend_job *job = context;
+    return m * (d + PAGE + 1);
+}
+
+static void save_partial(const tile *t, int64_t d, float *to)
+{
+    memcpy(to, t->acc, (size_t)(t->m * d) * sizeof *to);
+    memcpy(to + t->m * d, t->sums, (size_t)(t->m * PAGE) * sizeof *to);
+    memcpy(to + t->m * (d + PAGE), t->top, (size_t)t->m * sizeof *to);
+}
+
+static void merge_partial(tile *t, int64_t d, float *from)
+{
+    const ra_kernels *kernels = ra_kernels_get();
+    for (int64_t i = 0; i < t->m; i++) {
+        float *acc = from + i * d, *sums = from + t->m * d + i * PAGE, top = from[t->m * (d + PAGE) + i];
+        float high = t->top[i] > top ? t->top[i] : top;
+        if (high == -INFINITY)
+            continue;
+        float own = expf(t->top[i] - high), theirs = expf(top - high);
+        kernels->scale(&t->acc[i * d], (size_t)d, own);
+        kernels->scale(acc, (size_t)d, theirs);
+        for (int64_t c = 0; c < d; c++)
+            t->acc[i * d + c] += acc[c];
+        for (int64_t lane = 0; lane < PAGE; lane++)
+            t->sums[i * PAGE + lane] = t->sums[i * PAGE + lane] * own + sums[lane] * theirs;
+        t->top[i] = high;
+    }
+}
+
+/* ---- All heads ---- */
+
+typedef struct run {
+    const ra_attend_job *job;
+    task *tasks;
+    int64_t count;
+} run;
+
+static void attend_tasks(int64_t begin, int64_t end, void *context)
+{
+    const run *r = context;
     tile t;
     for (int64_t i = begin; i < end; i++) {
-        int64_t pair = i / job->tiles, row = pair / job->kv_heads, head = pair % job->kv_heads;
-        const ra_span *span = &job->spans[pair];
-        int64_t height = ra_tile_rows(span->d), first = i % job->tiles * height;
-        t.m = ra_min(height, job->group * job->tokens - first);
-        load_tile(job, span, row, head, first, &t);
-        attend_tile(span, &t);
-        store_tile(job, span, row, head, first, &t);
+        const task *a = &r->tasks[i];
+        const ra_span *span = &r->job->spans[a->pair];
+        load_tile(r->job, a->pair, a->first, &t);
+        start_tile(&t, span->d);
+        float *logits = r->job->logits ? r->job->logits[a->pair] : NULL;
+        int64_t stride = ra_pages_for(span->slots) * PAGE;
+        attend_pages(r->job, a->pair, a->begin, a->end, &t, logits ? logits + a->first * stride : NULL, stride);
+        if (a->partial)
+            save_partial(&t, span->d, a->partial);
+        else
+            store_tile(r->job, a->pair, a->first, &t);
     }
 }
 
-static void run(attend_job *job, ra_parallel parallel)
+/* A chunk that begins its head stands for all of the head's chunks, which follow it. */
+static void merge_tasks(int64_t begin, int64_t end, void *context)
 {
-    int64_t pairs = job->rows * job->kv_heads, work = 0;
-    int64_t height = ra_tile_rows(job->spans[0].d);
-    job->tiles = (job->group * job->tokens + height - 1) / height;
-    for (int64_t i = 0; i < pairs; i++)
-        work += job->spans[i].slots;
-    work = ra_max(1, work / pairs * job->spans[0].d); /* elements of K that a tile reads */
-    ra_run(parallel, pairs * job->tiles, ra_max(1, 32768 / work), attend_tiles, job);
-}
-
-ra_status ra_layer_attend(ra_layer *layer, ra_tokens queries, int64_t tokens, const bool *real, float scale, void *out,
-                          ra_parallel parallel)
-{
-    if (!queries.data || !out || tokens < 1 || !isfinite(scale))
-        return RA_ERR_ARGUMENT;
-    int64_t start = ra_now_ns(), pairs = layer->rows * layer->kv_heads;
-    ra_span few[64], *spans = pairs <= 64 ? few : ra_new(pairs, sizeof *spans);
-    if (!spans)
-        return RA_ERR_NO_MEMORY;
-    for (int64_t i = 0; i < pairs; i++)
-        spans[i] = ra_span_of(layer, i / layer->kv_heads, i % layer->kv_heads);
-    attend_job job = {.spans = spans, .queries = queries, .real = real, .rows = layer->rows,
-                      .kv_heads = layer->kv_heads, .group = layer->group, .tokens = tokens, .scale = scale, .out = out};
-    run(&job, parallel);
-    if (spans != few)
-        free(spans);
-    layer->times.attend_ns += ra_now_ns() - start;
-    return RA_OK;
-}
-
-/* ---- pages laid out by the caller ---- */
-
-static bool table_is_valid(const int32_t *table, const int32_t *lengths, int64_t heads, int64_t table_pages,
-                           int64_t page_count, int64_t more)
-{
-    for (int64_t h = 0; h < heads; h++) {
-        if (lengths[h] < 0 || ra_pages_for(lengths[h] + more) > table_pages)
-            return false;
-        for (int64_t p = 0; p < ra_pages_for(lengths[h] + more); p++)
-            if (table[h * table_pages + p] < 0 || table[h * table_pages + p] >= page_count)
-                return false;
+    const run *r = context;
+    tile t;
+    for (int64_t i = begin; i < end; i++) {
+        const task *a = &r->tasks[i];
+        if (!a->partial || a->begin)
+            continue;
+        int64_t d = r->job->spans[a->pair].d;
+        t.m = ra_min(ra_tile_rows(d), r->job->group * r->job->tokens - a->first);
+        start_tile(&t, d);
+        for (const task *b = a; b < r->tasks + r->count && b->pair == a->pair && b->first == a->first; b++)
+            merge_partial(&t, d, b->partial);
+        store_tile(r->job, a->pair, a->first, &t);
     }
-    return true;
 }
 
-ra_status ra_attend_paged(ra_dtype dtype, const void *queries, const void *pages, int64_t page_count,
-                          const int32_t *table, const int32_t *lengths, int64_t rows, int64_t kv_heads,
-                          int64_t query_heads, int64_t tokens, int64_t head_dim, int64_t table_pages, float scale,
-                          void *out, ra_parallel parallel)
+/* Lists the tasks unless `tasks` is NULL; returns their number, and the floats that their partial results need. */
+static int64_t list_tasks(const ra_attend_job *job, task *tasks, float *partials, int64_t *floats)
 {
-    if (!ra_dtype_size(dtype))
-        return RA_ERR_DTYPE;
-    if (!queries || !out || rows < 1 || kv_heads < 1 || tokens < 1 || head_dim < 1 || head_dim > RA_MAX_HEAD_DIM ||
-        table_pages < 0 || page_count < 0 || query_heads < kv_heads || query_heads % kv_heads || !isfinite(scale) ||
-        !table_is_valid(table, lengths, rows * kv_heads, table_pages, page_count, 0))
-        return RA_ERR_ARGUMENT;
-    for (int64_t h = 0; h < rows * kv_heads; h++)
-        if (lengths[h] < tokens)
-            return RA_ERR_ARGUMENT; /* the new tokens are among the slots */
-    ra_span *spans = ra_new(rows * kv_heads, sizeof *spans);
-    if (!spans)
-        return RA_ERR_NO_MEMORY;
-    for (int64_t i = 0; i < rows * kv_heads; i++)
-        spans[i] = (ra_span){.kernels = &ra_kernels_get()->page[dtype], .dtype = dtype, .d = head_dim,
-                             .slots = lengths[i], .base = pages, .ids = table + i * table_pages};
-    attend_job job = {.spans = spans,
-                      .queries = {.data = queries, .stride_row = query_heads * tokens * head_dim,
-                                  .stride_head = tokens * head_dim, .stride_token = head_dim},
-                      .rows = rows, .kv_heads = kv_heads, .group = query_heads / kv_heads, .tokens = tokens,
-                      .scale = scale, .out = out};
-    run(&job, parallel);
-    free(spans);
-    return RA_OK;
+    int64_t count = 0, used = 0, queries = job->group * job->tokens;
+    for (int64_t pair = 0; pair < job->rows * job->kv_heads; pair++) {
+        int64_t pages = ra_pages_for(job->spans[pair].slots), d = job->spans[pair].d, height = ra_tile_rows(d);
+        int64_t chunk = job->tokens == 1 ? CHUNK_PAGES : ra_max(1, pages);
+        for (int64_t first = 0; first < queries; first += height)
+            for (int64_t begin = 0; begin == 0 || begin < pages; begin += chunk) {
+                bool split = pages > chunk;
+                if (tasks)
+                    tasks[count] = (task){.pair = pair, .first = first, .begin = begin,
+                                          .end = ra_min(pages, begin + chunk),
+                                          .partial = split ? partials + used : NULL};
+                used += split ? partial_floats(ra_min(height, queries - first), d) : 0;
+                count++;
+            }
+    }
+    *floats = used;
+    return count;
 }
 
-ra_status ra_append_paged(ra_dtype dtype, const void *keys, const void *values, void *pages, int64_t page_count,
-                          const int32_t *table, const int32_t *lengths, int64_t rows, int64_t kv_heads, int64_t tokens,
-                          int64_t head_dim, int64_t table_pages)
+ra_status ra_attend_run(const ra_attend_job *job, ra_parallel parallel)
 {
-    size_t row = (size_t)head_dim * ra_dtype_size(dtype), page_bytes = 2 * PAGE * row;
-    if (!ra_dtype_size(dtype))
-        return RA_ERR_DTYPE;
-    if (!keys || !values || rows < 1 || kv_heads < 1 || tokens < 1 || head_dim < 1 || head_dim > RA_MAX_HEAD_DIM ||
-        table_pages < 0 || page_count < 0 ||
-        !table_is_valid(table, lengths, rows * kv_heads, table_pages, page_count, tokens))
-        return RA_ERR_ARGUMENT;
-    for (int64_t h = 0; h < rows * kv_heads; h++)
-        for (int64_t t = 0; t < tokens; t++) {
-            int64_t slot = lengths[h] + t, token = h * tokens + t;
-            char *page = (char *)pages + page_bytes * (size_t)table[h * table_pages + slot / PAGE];
-            ra_page_write(dtype, head_dim, page, slot % PAGE, (const char *)keys + row * (size_t)token,
-                          (const char *)values + row * (size_t)token);
-        }
-    return RA_OK;
+    int64_t floats, count = list_tasks(job, NULL, NULL, &floats), work = 0;
+    task few[128], *tasks = count <= 128 ? few : ra_new(count, sizeof *tasks);
+    float *partials = floats ? ra_new(floats, sizeof *partials) : NULL;
+    ra_status status = RA_ERR_NO_MEMORY;
+    if (tasks && (partials || !floats)) {
+        list_tasks(job, tasks, partials, &floats);
+        for (int64_t i = 0; i < count; i++)
+            work += (tasks[i].end - tasks[i].begin) * PAGE * job->spans[tasks[i].pair].d;
+        run r = {.job = job, .tasks = tasks, .count = count};
+        int64_t grain = ra_max(1, 32768 * count / ra_max(1, work)); /* tasks that are worth a thread */
+        ra_run(parallel, count, grain, attend_tasks, &r);
+        if (floats)
+            ra_run(parallel, count, 64, merge_tasks, &r);
+        status = RA_OK;
+    }
+    if (tasks != few)
+        free(tasks);
+    free(partials);
+    return status;
 }

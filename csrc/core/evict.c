@@ -27,6 +27,14 @@ typedef struct evict_job {
 /* Attention mass of the newest query, mean over the group, on the slots that go. */
 static ra_status mass_lost(const ra_layer *layer, int64_t row, int64_t head, plan *p)
 {
+    const float *noted = ra_noted_mass(layer, row, ra_head_at(layer, row, head));
+    double kept = 0;
+    if (noted) {
+        for (int64_t i = 0; i < p->keep; i++)
+            kept += (double)noted[p->slots[i]];
+        p->lost = fmax(0, 1 - kept);
+        return RA_OK;
+    }
     if (layer->q_end[row] == layer->q_begin[row])
         return RA_OK;
     ra_span span = ra_span_of(layer, row, head);
@@ -38,12 +46,11 @@ static ra_status mass_lost(const ra_layer *layer, int64_t row, int64_t head, pla
                           ((row * layer->window + (layer->q_end[row] - 1) % layer->window) * layer->query_heads +
                            head * group) *
                               d;
-    double kept = 0;
     for (int64_t g = 0; g < group; g++) {
         memcpy(query, newest + g * d, (size_t)d * sizeof *query);
         ra_kernels_get()->scale(query, (size_t)d, 1 / sqrtf((float)d));
         for (int64_t page = 0; page * PAGE < n; page++)
-            span.kernels->qk(query, 1, ra_span_k(&span, page), (size_t)d, mass + page * PAGE);
+            span.kernels->qk(query, 1, ra_span_k(&span, page), (size_t)d, NULL, mass + page * PAGE);
         ra_softmax(mass, n);
         for (int64_t i = 0; i < p->keep; i++)
             kept += (double)mass[p->slots[i]];
@@ -90,6 +97,20 @@ static void plan_heads(int64_t begin, int64_t end, void *context)
         job->plans[h].status = plan_head(job, h, &job->plans[h]);
 }
 
+static void move_run(const ra_pool *pool, const int64_t *slots, int64_t to_slot, int64_t count, const void *from, void *to)
+{
+    size_t row = (size_t)pool->head_dim * ra_dtype_size(pool->dtype);
+    const char *from_values = (const char *)from + row * PAGE;
+    char *to_values = (char *)to + row * PAGE;
+    uint8_t lane[PAGE] = {0};
+    for (int64_t i = 0; i < count; i++)
+        lane[to_slot % PAGE + i] = (uint8_t)(slots[i] % PAGE);
+    ra_kernels_get()->page[pool->dtype].move_keys(from, lane, (size_t)(to_slot % PAGE), (size_t)(to_slot % PAGE + count),
+                                                  (size_t)pool->head_dim, to);
+    for (int64_t i = 0; i < count; i++)
+        memmove(to_values + row * (size_t)(to_slot % PAGE + i), from_values + row * (size_t)(slots[i] % PAGE), row);
+}
+
 static void move_head(const evict_job *job, int64_t h)
 {
     const plan *p = &job->plans[h];
@@ -104,13 +125,28 @@ static void move_head(const evict_job *job, int64_t h)
             taken += job->plans[before].fresh;
         to_pages = taken;
     }
-    /* Into the own pages a slot moves only forward, so that ascending order never overwrites one still to be read. */
-    for (int64_t i = p->fresh ? first_page * PAGE : p->prefix; i < p->keep; i++) {
-        int64_t from = p->slots[i];
-        ra_page_move(pool->dtype, pool->head_dim, pool->memory[to_pages[i / PAGE - first_page]], i % PAGE,
-                     pool->memory[head->pages[from / PAGE]], from % PAGE);
-        head->positions[i] = head->positions[from];
+    int64_t i = p->fresh ? first_page * PAGE : p->prefix, end = first_page * PAGE; /* survivors before it stay */
+    ra_span span = ra_span_of(layer, job->row, h);
+    /* Page by page of what is there. Into the own pages a slot moves only forward, so that ascending order never
+     * overwrites one still to be read. */
+    for (int64_t page = first_page; page < ra_pages_for(head->slots); page++) {
+        bool leaves[PAGE];
+        for (int64_t t = 0; t < PAGE; t++)
+            leaves[t] = true;
+        for (; end < p->keep && p->slots[end] / PAGE == page; end++)
+            leaves[p->slots[end] % PAGE] = false;
+        ra_known_remove(&head->known, &span, page, leaves);
+        while (i < end) {
+            int64_t count = ra_min(end - i, PAGE - i % PAGE); /* into one page */
+            move_run(pool, p->slots + i, i, count, pool->memory[head->pages[page]],
+                     pool->memory[to_pages[i / PAGE - first_page]]);
+            i += count;
+        }
     }
+    for (int64_t slot = p->prefix; slot < p->keep; slot++)
+        head->positions[slot] = head->positions[p->slots[slot]];
+    if (head->known.slots)
+        ra_known_keep(&head->known, p->slots, p->keep);
 }
 
 static void move_heads(int64_t begin, int64_t end, void *context)
@@ -137,6 +173,7 @@ static void hand_back(const evict_job *job, int64_t h)
             head->pages[head->page_count++] = taken[i];
     }
     head->slots = p->keep;
+    ra_noted_clear(head);
 }
 
 ra_status ra_layer_evict(ra_layer *layer, int64_t row, const int64_t *budgets, const float *const *scores,

@@ -10,10 +10,7 @@ void ra_softmax(float *x, int64_t n)
     if (n < 1)
         return;
     const ra_kernels *kernels = ra_kernels_get();
-    float top = x[0];
-    for (int64_t i = 1; i < n; i++)
-        top = x[i] > top ? x[i] : top;
-    float sum = kernels->exp_sum(x, (size_t)n, top);
+    float sum = kernels->exp_sum(x, (size_t)n, kernels->max(x, (size_t)n));
     kernels->scale(x, (size_t)n, 1 / sum);
 }
 
@@ -29,7 +26,7 @@ static void group_logits(const ra_span *span, const float *queries, int64_t coun
         int64_t tokens = ra_min(PAGE, older - start);
         for (int64_t first = 0; first < rows; first += RA_TILE_ROWS) {
             int64_t m = ra_min(RA_TILE_ROWS, rows - first);
-            span->kernels->qk(queries + first * d, (size_t)m, ra_span_k(span, start / PAGE), (size_t)d, dots);
+            span->kernels->qk(queries + first * d, (size_t)m, ra_span_k(span, start / PAGE), (size_t)d, NULL, dots);
             for (int64_t i = 0; i < m; i++) {
                 float *row = &logits[(first + i) / group * older + start];
                 for (int64_t t = 0; t < tokens; t++)
@@ -58,6 +55,21 @@ static void max_pool(const float *x, int64_t n, int64_t kernel, int64_t *deque, 
     }
 }
 
+ra_status ra_importance_from(const float *sum, int64_t count, int64_t older, int64_t kernel, float *out)
+{
+    float *mean = ra_new(older, sizeof *mean);
+    int64_t *deque = ra_new(older, sizeof *deque);
+    if (mean && deque) {
+        memcpy(mean, sum, (size_t)older * sizeof *mean);
+        ra_kernels_get()->scale(mean, (size_t)older, 1 / (float)count);
+        max_pool(mean, older, kernel, deque, out);
+    }
+    ra_status status = mean && deque ? RA_OK : RA_ERR_NO_MEMORY;
+    free(mean);
+    free(deque);
+    return status;
+}
+
 ra_status ra_importance(const ra_span *span, const float *queries, int64_t count, int64_t group, int64_t older,
                         int64_t kernel, float *out)
 {
@@ -69,21 +81,15 @@ ra_status ra_importance(const ra_span *span, const float *queries, int64_t count
         return RA_OK;
     }
     float *logits = ra_new(count * older, sizeof *logits);
-    int64_t *deque = ra_new(older, sizeof *deque);
-    if (!logits || !deque) {
-        free(logits);
-        free(deque);
+    if (!logits)
         return RA_ERR_NO_MEMORY;
-    }
     group_logits(span, queries, count, group, older, logits);
     for (int64_t w = 0; w < count; w++) {
         ra_softmax(logits + w * older, older);
         for (int64_t i = 0; w && i < older; i++)
             logits[i] += logits[w * older + i];
     }
-    ra_kernels_get()->scale(logits, (size_t)older, 1 / (float)count);
-    max_pool(logits, older, kernel, deque, out);
+    ra_status status = ra_importance_from(logits, count, older, kernel, out);
     free(logits);
-    free(deque);
-    return RA_OK;
+    return status;
 }

@@ -51,11 +51,33 @@ void ra_pool_drop(ra_pool *pool, int32_t page);
 
 /* ---- layer.c ---- */
 
+/* Attention that the newest queries gave, noted while it was computed; empty after anything but decoding. */
+typedef struct ra_noted {
+    float *importance; /* [older]: sum over `queries` of softmax over the older tokens of the group's maximum */
+    int64_t queries, older;
+    float *mass;       /* [slots]: newest query's softmax over all slots, mean over the group */
+    int64_t mass_slots;
+    int64_t end;       /* tokens that the row had been given when it was noted */
+} ra_noted;
+
+/* What redundancy knows of a head's keys, kept between cuts (redundancy.h); {0} knows nothing. */
+typedef struct ra_known {
+    int64_t slots, capacity; /* the first `slots` slots are known */
+    float *inverse;          /* 1 / (|k| + 1e-8) */
+    int32_t *similar;        /* newest similar slot, RA_NONE_SIMILAR or ra_similar_before() */
+    float *cosine;           /* with it */
+    double *sum;             /* [D]: sum of the unit keys */
+    int64_t moved;           /* unit keys added to the sum or taken off it since it was computed afresh */
+    float threshold;
+} ra_known;
+
 typedef struct ra_head {
     int32_t *pages;
     int64_t page_count, page_capacity;
     int32_t *positions;
     int64_t slots, slot_capacity;
+    ra_noted noted;
+    ra_known known;
 } ra_head;
 
 struct ra_layer {
@@ -74,6 +96,12 @@ static inline ra_head *ra_head_at(const ra_layer *layer, int64_t row, int64_t he
 {
     return &layer->heads[row * layer->kv_heads + head];
 }
+/* Importance, summed over the row's window queries, if all of them have been noted; else NULL. */
+const float *ra_noted_importance(const ra_layer *layer, int64_t row, const ra_head *head);
+/* Attention mass of the newest query if it has been noted; else NULL. */
+const float *ra_noted_mass(const ra_layer *layer, int64_t row, const ra_head *head);
+void ra_noted_clear(ra_head *head);
+
 /* Makes room in a head's lists. */
 bool ra_head_reserve(ra_head *head, int64_t pages, int64_t slots);
 
@@ -104,10 +132,8 @@ static inline const void *ra_span_v(const ra_span *span, int64_t page)
 void ra_span_key(const ra_span *span, int64_t slot, float *out);
 /* Writes one token into a page: K is scattered over its dimensions. */
 void ra_page_write(ra_dtype dtype, int64_t d, void *page, int64_t token, const void *key, const void *value);
-/* Copies one token between pages, or within one. */
-void ra_page_move(ra_dtype dtype, int64_t d, void *to, int64_t to_token, const void *from, int64_t from_token);
 
-/* ---- attend.c ---- */
+/* ---- tiles of queries ---- */
 
 #define RA_TILE_ROWS 16
 /* Queries that one tile takes: their float32 rows must fit the stack buffers of RA_TILE_FLOATS. */
@@ -119,8 +145,15 @@ static inline int64_t ra_tile_rows(int64_t d) { return ra_max(1, ra_min(RA_TILE_
 /* queries: [count][group][D], already times 1/sqrt(D). out: [older]. */
 ra_status ra_importance(const ra_span *span, const float *queries, int64_t count, int64_t group, int64_t older,
                         int64_t kernel, float *out);
-/* out: [slots], softmaxed. */
-ra_status ra_redundancy(const ra_span *span, float threshold, float *out);
+/* The same from the sum of the queries' softmaxes, [older]. */
+ra_status ra_importance_from(const float *sum, int64_t count, int64_t older, int64_t kernel, float *out);
+/* out: [slots], softmaxed. known: what is known of these slots already, and then all of it. */
+ra_status ra_redundancy(const ra_span *span, ra_known *known, float threshold, float *out);
+/* Tokens of one page are about to leave: lanes[t] for the page's 16. */
+void ra_known_remove(ra_known *known, const ra_span *span, int64_t page, const bool *leaves);
+/* After an eviction: the survivors' old slots, ascending. Forgets all if memory is short. */
+void ra_known_keep(ra_known *known, const int64_t *slots, int64_t keep);
+void ra_known_clear(ra_known *known);
 /* Softmax of n logits in place; n may be 0. */
 void ra_softmax(float *x, int64_t n);
 

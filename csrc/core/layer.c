@@ -42,6 +42,8 @@ static void drop_heads(ra_pool *pool, ra_head *heads, int64_t count)
             ra_pool_drop(pool, heads[h].pages[p]);
         free(heads[h].pages);
         free(heads[h].positions);
+        ra_noted_clear(&heads[h]);
+        ra_known_clear(&heads[h].known);
         heads[h] = (ra_head){0};
     }
 }
@@ -348,6 +350,9 @@ ra_status ra_layer_crop(ra_layer *layer, int64_t tokens)
         for (int64_t h = 0; h < layer->kv_heads; h++) {
             ra_head *head = ra_head_at(layer, row, h);
             head->slots -= tokens;
+            ra_noted_clear(head);
+            if (head->known.slots > head->slots)
+                ra_known_clear(&head->known);
             while (head->page_count > ra_pages_for(head->slots))
                 ra_pool_drop(layer->pool, head->pages[--head->page_count]);
         }

@@ -16,12 +16,14 @@ static ra_status check(const ra_score_config *c)
 
 /* alpha * importance - (1 - alpha) * redundancy; the buffers may be NULL and then are made here. */
 static ra_status score_by_attention(const ra_span *span, const float *queries, int64_t count, int64_t group,
-                                    int64_t older, const ra_score_config *c, float *out, float *redundancy)
+                                    int64_t older, const float *noted, ra_known *known, const ra_score_config *c,
+                                    float *out, float *redundancy)
 {
-    ra_status status = ra_importance(span, queries, count, group, older, c->kernel, out);
+    ra_status status = noted ? ra_importance_from(noted, count, older, c->kernel, out)
+                             : ra_importance(span, queries, count, group, older, c->kernel, out);
     if (status == RA_OK && c->scorer == RA_SCORE_RKV) {
         float *r = redundancy ? redundancy : ra_new(span->slots, sizeof *r);
-        status = r ? ra_redundancy(span, c->threshold, r) : RA_ERR_NO_MEMORY;
+        status = r ? ra_redundancy(span, known, c->threshold, r) : RA_ERR_NO_MEMORY;
         for (int64_t i = 0; status == RA_OK && i < older; i++)
             out[i] = c->alpha * out[i] - (1 - c->alpha) * r[i];
         if (!redundancy)
@@ -60,7 +62,7 @@ static float *scaled_queries(const ra_layer *layer, int64_t row, int64_t head)
 
 static ra_status score_head(const ra_layer *layer, int64_t row, int64_t head, const ra_score_config *c, float *out)
 {
-    const ra_head *h = ra_head_at(layer, row, head);
+    ra_head *h = ra_head_at(layer, row, head);
     int64_t older = ra_max(0, h->slots - layer->window);
     if (!older)
         return RA_OK;
@@ -77,7 +79,8 @@ static ra_status score_head(const ra_layer *layer, int64_t row, int64_t head, co
     int64_t count = layer->q_end[row] - layer->q_begin[row];
     ra_status status = RA_ERR_NOT_FINITE; /* the max over the group would hide a NaN */
     if (ra_all_finite(RA_F32, queries, count * layer->group * span.d))
-        status = score_by_attention(&span, queries, count, layer->group, older, c, out, NULL);
+        status = score_by_attention(&span, queries, count, layer->group, older, ra_noted_importance(layer, row, h),
+                                    &h->known, c, out, NULL);
     free(queries);
     return status;
 }
@@ -152,11 +155,13 @@ ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, co
         ra_kernels_get()->scale(turned, (size_t)(group * window * head_dim), 1 / sqrtf((float)head_dim));
         ra_span span = {.kernels = &ra_kernels_get()->page[RA_F32], .dtype = RA_F32, .d = head_dim, .slots = tokens,
                         .base = paged, .ids = ids};
+        ra_known known = {0};
         status = RA_OK;
         if (importance)
             status = ra_importance(&span, turned, window, group, older, config->kernel, importance);
         if (status == RA_OK)
-            status = score_by_attention(&span, turned, window, group, older, config, out, redundancy);
+            status = score_by_attention(&span, turned, window, group, older, NULL, &known, config, out, redundancy);
+        ra_known_clear(&known);
     } else {
         status = RA_ERR_NO_MEMORY;
     }

@@ -45,21 +45,3 @@ void ra_page_write(ra_dtype dtype, int64_t d, void *page, int64_t token, const v
     }
     memcpy((char *)page + row * PAGE + row * (size_t)token, value, row);
 }
-
-void ra_page_move(ra_dtype dtype, int64_t d, void *to, int64_t to_token, const void *from, int64_t from_token)
-{
-    size_t size = ra_dtype_size(dtype), row = (size_t)d * size;
-    if (size == 4) {
-        uint32_t *k = (uint32_t *)to + to_token;
-        const uint32_t *source = (const uint32_t *)from + from_token;
-        for (int64_t c = 0; c < d; c++)
-            k[c * PAGE] = source[c * PAGE];
-    } else {
-        uint16_t *k = (uint16_t *)to + to_token;
-        const uint16_t *source = (const uint16_t *)from + from_token;
-        for (int64_t c = 0; c < d; c++)
-            k[c * PAGE] = source[c * PAGE];
-    }
-    memcpy((char *)to + row * PAGE + row * (size_t)to_token,
-           (const char *)from + row * PAGE + row * (size_t)from_token, row);
-}

@@ -139,9 +139,12 @@ ra_status ra_layer_append(ra_layer *layer, ra_tokens keys, ra_tokens values, int
 /* Remembers the newest queries of each row ([B, Hq, T, D], pool's dtype) for scoring. Call it after append. */
 ra_status ra_layer_observe(ra_layer *layer, ra_tokens queries, int64_t tokens, const bool *real);
 /* Attention of the T newest tokens' queries [B, Hq, T, D] over the row's slots, causal among the new tokens, which
- * were appended before. out: [B, T, Hq, D] contiguous, pool's dtype; padding gets zeros. Accumulates in float32. */
-ra_status ra_layer_attend(ra_layer *layer, ra_tokens queries, int64_t tokens, const bool *real, float scale, void *out,
-                          ra_parallel parallel);
+ * were appended before. out: [B, T, Hq, D] contiguous, pool's dtype; padding gets zeros. Accumulates in float32.
+ * cut_in: decoding steps that follow before the next cut, 0 where it comes right after this one, negative where none is
+ * in sight. With scale = 1/sqrt(D) the steps of the last `window` tokens then leave behind what scores need of their
+ * queries; it is used only if all went as told, and changes results by no more than rounding. */
+ra_status ra_layer_attend(ra_layer *layer, ra_tokens queries, int64_t tokens, const bool *real, float scale,
+                          int64_t cut_in, void *out, ra_parallel parallel);
 
 /* rows' heads become those of source[0..new_rows), sharing pages; for beam search, samples and selection. */
 ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_rows);

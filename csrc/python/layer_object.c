@@ -113,16 +113,17 @@ static int arity(Py_ssize_t got, Py_ssize_t want, const char *name)
 }
 
 PyDoc_STRVAR(step_doc,
-             "step(queries, keys, values, real, scale, out)\n--\n\n"
+             "step(queries, keys, values, real, scale, out, cut_in=-1)\n--\n\n"
              "Appends the new tokens, remembers their queries and, unless out is None, attends: queries [B, Hq, T, D], "
              "keys and values [B, H, T, D], real bool [B, T] or None, out [B, T, Hq, D]. Returns 0, or the number of "
-             "pages to add before calling again; then nothing has changed.");
+             "pages to add before calling again; then nothing has changed. cut_in: steps that follow before the next cut, negative: "
+             "none in sight.");
 
 static PyObject *layer_step(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     layer_object *self = (layer_object *)object;
     ra_layer *layer = self->layer;
-    if (arity(count, 6, "step"))
+    if (count != 6 && arity(count, 7, "step"))
         return NULL;
     int64_t tokens = -1, missing = 0;
     ra_tokens queries, keys, values;
@@ -138,6 +139,9 @@ static PyObject *layer_step(PyObject *object, PyObject *const *args, Py_ssize_t 
         return NULL;
     if (!isfinite(scale))
         return PyErr_Format(PyExc_ValueError, "scale must be finite, got %R", args[4]);
+    long long cut_in = count > 6 ? PyLong_AsLongLong(args[6]) : -1;
+    if (count > 6 && cut_in == -1 && PyErr_Occurred())
+        return NULL;
     if (args[5] != Py_None) {
         dl_tensor view;
         ra_dtype dtype;
@@ -160,7 +164,7 @@ static PyObject *layer_step(PyObject *object, PyObject *const *args, Py_ssize_t 
     if (status == RA_OK)
         status = ra_layer_observe(layer, queries, tokens, real);
     if (status == RA_OK && out)
-        status = ra_layer_attend(layer, queries, tokens, real, (float)scale, out, parallel);
+        status = ra_layer_attend(layer, queries, tokens, real, (float)scale, cut_in, out, parallel);
     Py_END_ALLOW_THREADS
     ra_pool_leave(self->pool);
     if (status == RA_ERR_NO_PAGES)

@@ -59,6 +59,20 @@ RA_INLINE vec vec_keep(vec x, vec test, float bound)
     return _mm256_and_ps(x, _mm256_cmp_ps(test, _mm256_set1_ps(bound), _CMP_NLT_UQ));
 }
 
+RA_INLINE vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
+
+RA_INLINE uint32_t vec_above(vec x, float bound)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(bound), _CMP_GT_OQ));
+}
+
+RA_INLINE float vec_top(vec x)
+{
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
 RA_INLINE float vec_sum(vec x)
 {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -138,6 +152,35 @@ RA_INLINE vec load_part_f16(const uint16_t *x, size_t n) { return widen_f16(load
 RA_INLINE void store_f16(uint16_t *x, vec v) { store_16bit(x, narrow_f16(v)); }
 RA_INLINE void store_part_f16(uint16_t *x, vec v, size_t n) { store_part_16bit(x, narrow_f16(v), n); }
 
+/* Lane by lane: shuffles across the halves of a register would gain little here. */
+typedef struct order {
+    const uint8_t *lane;
+    size_t begin, end;
+} order_f32, order_bf16, order_f16;
+
+RA_INLINE struct order make_order(const uint8_t *lane, size_t begin, size_t end)
+{
+    return (struct order){.lane = lane, .begin = begin, .end = end};
+}
+
+RA_INLINE void move_row_f32(const float *from, const order_f32 *order, float *to)
+{
+    for (size_t t = order->begin; t < order->end; t++)
+        to[t] = from[order->lane[t]];
+}
+
+RA_INLINE void move_row_16bit(const uint16_t *from, const struct order *order, uint16_t *to)
+{
+    for (size_t t = order->begin; t < order->end; t++)
+        to[t] = from[order->lane[t]];
+}
+
+#define make_order_f32 make_order
+#define make_order_bf16 make_order
+#define make_order_f16 make_order
+#define move_row_bf16 move_row_16bit
+#define move_row_f16 move_row_16bit
+
 #include "row_kernels.inc"
 
 #define DTYPE f32
@@ -155,7 +198,10 @@ RA_INLINE void store_part_f16(uint16_t *x, vec v, size_t n) { store_part_16bit(x
 const ra_kernels ra_kernels_avx2 = {
     .name = "avx2",
     .page = RA_PAGE_TABLE(avx2),
+    .above = ra_above_f32_avx2,
+    .max = ra_max_f32_avx2,
     .exp_sum = ra_exp_sum_f32_avx2,
+    .softmax_page = ra_softmax_page_f32_avx2,
     .scale = ra_scale_f32_avx2,
 };
 

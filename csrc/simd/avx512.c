@@ -57,6 +57,18 @@ RA_INLINE vec vec_keep(vec x, vec test, float bound)
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(test, _mm512_set1_ps(bound), _CMP_NLT_UQ), x);
 }
 
+RA_INLINE vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+
+RA_INLINE uint32_t vec_above(vec x, float bound)
+{
+    return _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GT_OQ);
+}
+
+RA_INLINE float vec_top(vec x)
+{
+    return _mm512_reduce_max_ps(x);
+}
+
 RA_INLINE float vec_sum(vec x)
 {
     return _mm512_reduce_add_ps(x);
@@ -124,6 +136,43 @@ RA_INLINE vec load_part_f16(const uint16_t *x, size_t n) { return widen_f16(load
 RA_INLINE void store_f16(uint16_t *x, vec v) { store_16bit(x, narrow_f16(v)); }
 RA_INLINE void store_part_f16(uint16_t *x, vec v, size_t n) { store_part_16bit(x, narrow_f16(v), n); }
 
+typedef struct order_f32 {
+    __m512i lane;
+    __mmask16 which;
+} order_f32;
+
+typedef struct order_16bit {
+    __m256i lane;
+    __mmask16 which;
+} order_bf16, order_f16;
+
+RA_INLINE order_f32 make_order_f32(const uint8_t *lane, size_t begin, size_t end)
+{
+    __m128i numbers = _mm_loadu_si128((const void *)lane);
+    return (order_f32){.lane = _mm512_cvtepu8_epi32(numbers), .which = (__mmask16)(first(end) & ~first(begin))};
+}
+
+RA_INLINE struct order_16bit make_order_16bit(const uint8_t *lane, size_t begin, size_t end)
+{
+    __m128i numbers = _mm_loadu_si128((const void *)lane);
+    return (struct order_16bit){.lane = _mm256_cvtepu8_epi16(numbers), .which = (__mmask16)(first(end) & ~first(begin))};
+}
+
+RA_INLINE void move_row_f32(const float *from, const order_f32 *order, float *to)
+{
+    _mm512_mask_storeu_ps(to, order->which, _mm512_permutexvar_ps(order->lane, _mm512_loadu_ps(from)));
+}
+
+RA_INLINE void move_row_16bit(const uint16_t *from, const struct order_16bit *order, uint16_t *to)
+{
+    _mm256_mask_storeu_epi16(to, order->which, _mm256_permutexvar_epi16(order->lane, load_16bit(from)));
+}
+
+#define make_order_bf16 make_order_16bit
+#define make_order_f16 make_order_16bit
+#define move_row_bf16 move_row_16bit
+#define move_row_f16 move_row_16bit
+
 #include "row_kernels.inc"
 
 #define DTYPE f32
@@ -141,7 +190,10 @@ RA_INLINE void store_part_f16(uint16_t *x, vec v, size_t n) { store_part_16bit(x
 const ra_kernels ra_kernels_avx512 = {
     .name = "avx512",
     .page = RA_PAGE_TABLE(avx512),
+    .above = ra_above_f32_avx512,
+    .max = ra_max_f32_avx512,
     .exp_sum = ra_exp_sum_f32_avx512,
+    .softmax_page = ra_softmax_page_f32_avx512,
     .scale = ra_scale_f32_avx512,
 };
 

@@ -2,6 +2,8 @@
 #ifndef RA_NAMES_H
 #define RA_NAMES_H
 
+#include "kernels.h"
+
 #define RA_PASTE_(a, b) a##b
 #define RA_PASTE(a, b) RA_PASTE_(a, b)
 #define RA_NAME_(op, dtype, isa) ra_##op##_##dtype##_##isa
@@ -10,7 +12,8 @@
 #define RA_PAGE_KERNELS(dtype, isa)                                                                                    \
     {                                                                                                                  \
         .qk = ra_qk_##dtype##_##isa, .pv = ra_pv_##dtype##_##isa, .square_norms = ra_square_norms_##dtype##_##isa,     \
-        .weighted_sum = ra_weighted_sum_##dtype##_##isa, .to_float = ra_to_float_##dtype##_##isa,                      \
+        .weighted_sum = ra_weighted_sum_##dtype##_##isa, .move_keys = ra_move_keys_##dtype##_##isa,\
+        .to_float = ra_to_float_##dtype##_##isa,                      \
         .from_float = ra_from_float_##dtype##_##isa,                                                                   \
     }
 
@@ -28,5 +31,25 @@
 #else
 #define RA_UNROLL _Pragma("GCC unroll 16")
 #endif
+
+/* Brings in memory that is needed soon (ra_ahead) at the pace at which other memory is read. */
+typedef struct fetcher {
+    const ra_ahead *ahead; /* NULL: nothing to bring */
+    size_t due, at;        /* bytes read but not yet paid for; place in every stream */
+} fetcher;
+
+/* `bytes` of them have been read, at most RA_STREAMS lines. */
+RA_INLINE void fetch_as_read(fetcher *f, size_t bytes)
+{
+    if (!f->ahead)
+        return;
+    f->due += bytes;
+    if (f->due < RA_STREAMS * 64)
+        return;
+    f->due -= RA_STREAMS * 64;
+    RA_UNROLL for (size_t i = 0; i < RA_STREAMS; i++)
+        __builtin_prefetch(f->ahead->stream[i] + f->at);
+    f->at += 64;
+}
 
 #endif

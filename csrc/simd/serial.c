@@ -25,6 +25,22 @@
 #define NARROW(x) ra_f32_to_f16(x)
 #include "serial_page.inc"
 
+static uint32_t ra_above_f32_serial(const float *x, const float *w, float bound)
+{
+    uint32_t bits = 0;
+    for (uint32_t t = 0; t < RA_PAGE_TOKENS; t++)
+        bits |= (uint32_t)(x[t] * w[t] > bound) << t;
+    return bits;
+}
+
+static float ra_max_f32_serial(const float *x, size_t n)
+{
+    float top = x[0];
+    for (size_t i = 1; i < n; i++)
+        top = x[i] > top ? x[i] : top;
+    return top;
+}
+
 static float ra_exp_sum_f32_serial(float *x, size_t n, float max)
 {
     if (max == -INFINITY)
@@ -37,6 +53,20 @@ static float ra_exp_sum_f32_serial(float *x, size_t n, float max)
     return (float)sum;
 }
 
+static void ra_softmax_page_f32_serial(float *p, size_t m, const size_t *visible, float *top, float *sums, float *shrink)
+{
+    for (size_t i = 0; i < m; i++) {
+        float *row = p + i * RA_PAGE_TOKENS, *sum = sums + i * RA_PAGE_TOKENS, old = top[i];
+        for (size_t t = 0; t < visible[i]; t++)
+            top[i] = row[t] > top[i] ? row[t] : top[i];
+        shrink[i] = top[i] > old ? expf(old - top[i]) : 1;
+        for (size_t t = 0; t < RA_PAGE_TOKENS; t++) {
+            row[t] = t < visible[i] ? expf(row[t] - top[i]) : 0;
+            sum[t] = sum[t] * shrink[i] + row[t];
+        }
+    }
+}
+
 static void ra_scale_f32_serial(float *x, size_t n, float factor)
 {
     for (size_t i = 0; i < n; i++)
@@ -46,6 +76,9 @@ static void ra_scale_f32_serial(float *x, size_t n, float factor)
 const ra_kernels ra_kernels_serial = {
     .name = "serial",
     .page = RA_PAGE_TABLE(serial),
+    .above = ra_above_f32_serial,
+    .max = ra_max_f32_serial,
     .exp_sum = ra_exp_sum_f32_serial,
+    .softmax_page = ra_softmax_page_f32_serial,
     .scale = ra_scale_f32_serial,
 };
