@@ -17,7 +17,7 @@ from reasonalloc.budget import Budgets
 from reasonalloc.compat import is_full_attention, layer_device, stock_layers
 from reasonalloc.config import Config
 from reasonalloc.cut import Cutter
-from reasonalloc.layer import RaggedLayer
+from reasonalloc.layer import RaggedLayer, real_tokens
 from reasonalloc.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.score import ATTENTION_SCORERS
 from reasonalloc.wave import PROBE_QUERIES, demand
@@ -76,6 +76,8 @@ class ReasonAllocCache(Cache):
         self._steps = self._since = self._routings = self._byte_sum = 0
         self._uncut = 0  # tokens that crop could take back: those since anything was evicted
         self._due = self._prefilling = False
+        self._mask: tuple[Any, torch.Tensor | None] = (None, None)  # of this step, and its real tokens
+        self._good_keys: Any = None  # shapes and dtypes that have been checked
         self.cut_in = -1  # steps that follow before the next cut, where attention has something to note for it
         self._cutter: Cutter | None = None
         self._cut_seconds = 0.0
@@ -92,9 +94,9 @@ class ReasonAllocCache(Cache):
         layer = self.layers[layer_idx]
         if isinstance(layer, RaggedLayer):
             self._check_keys(layer, key_states, value_states)
+            return layer.update(key_states, value_states)
         result = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if not isinstance(layer, RaggedLayer):
-            self._turn = (self._turn + 1) % len(self._turns)
+        self._turn = (self._turn + 1) % len(self._turns)
         return result
 
     def _begin_step(self, key: torch.Tensor) -> None:
@@ -118,6 +120,9 @@ class ReasonAllocCache(Cache):
         self.cut_in = 0 if self._due else left if self._notes else -1
 
     def _check_keys(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
+        kind = (key.shape, value.shape, key.dtype, value.dtype, key.is_cpu)
+        if kind == self._good_keys:
+            return
         _, heads, _, head_dim = key.shape
         if key.device.type != "cpu":
             raise NotImplementedError(f"keys are on {key.device}; this version of reasonalloc runs on the CPU")
@@ -137,6 +142,8 @@ class ReasonAllocCache(Cache):
             budgets = Budgets(self.config, self.method, len(self.ragged), heads, self._page_bytes(key))
             budgets.start(self._rows)  # raises if the budget does not fit this batch
             self._cutter = Cutter(self.ragged, self.config, self.method, budgets)
+        if known.core is not None:
+            self._good_keys = kind
 
     @staticmethod
     def _page_bytes(key: torch.Tensor) -> int:
@@ -152,16 +159,16 @@ class ReasonAllocCache(Cache):
             self._closed = "a forward pass was interrupted between layers"
             self._check_open()
 
-    @contextmanager
-    def guard(self, layer: RaggedLayer) -> Iterator[None]:
-        """Closes the cache if a step fails after something has changed."""
-        before = layer.core.seen(0) if layer.core is not None else 0
-        try:
-            yield
-        except BaseException as error:
-            if layer.index or (layer.core is not None and layer.core.seen(0) != before):
-                self._closed = f"{type(error).__name__}: {error}"
-            raise
+    def close_if_changed(self, layer: RaggedLayer, before: int, error: BaseException) -> None:
+        """A step failed: closes the cache if something has changed. before: tokens that row 0 of the layer had seen."""
+        if layer.index or (layer.core is not None and layer.core.seen(0) != before):
+            self._closed = f"{type(error).__name__}: {error}"
+
+    def real_tokens(self, mask: torch.Tensor, tokens: int, prefill: bool) -> torch.Tensor | None:
+        """As layer.real_tokens; all layers of a step are given one mask, which is looked at once."""
+        if self._mask[0] is not mask:
+            self._mask = (mask, real_tokens(mask, tokens, prefill))
+        return self._mask[1]
 
     def measure(self, layer: RaggedLayer, query: torch.Tensor, key: torch.Tensor, real: torch.Tensor | None) -> None:
         """Takes a layer's part of the wave from the first prefill, where a method needs it and no profile was given."""
@@ -200,6 +207,7 @@ class ReasonAllocCache(Cache):
             self.pool.trim(keep_free=heads * (self.method.interval // PAGE_TOKENS + 1))
         self.cutter.budgets.waits = False
         self._steps += 1
+        self._mask = (None, None)
         self._byte_sum += self.pool.bytes
 
     def pool_for(self, key: torch.Tensor) -> PagePool:

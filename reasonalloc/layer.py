@@ -64,30 +64,35 @@ class RaggedLayer(CacheLayerMixin):
     ) -> torch.Tensor:
         """Stores the new tokens and returns their attention, [B, T, Hq, D]."""
         del key._reasonalloc  # type: ignore[attr-defined]
-        with self.owner.guard(self):
-            core = self._prepare(query, key)
-            prefill = self.length == 0 and query.shape[2] > 1
-            real = _real_tokens(attention_mask, query.shape[2], prefill)
-            scale = float(scaling) if scaling is not None else self.head_dim**-0.5
-            q, k, v = (_rows(x) for x in (query, key, value))
+        owner = self.owner
+        before = self.core.seen(0) if self.core is not None else 0
+        try:
+            core = self.core if self.core is not None else self._prepare(query, key)
+            rows, heads, tokens, head_dim = query.shape
+            prefill = self.length == 0 and tokens > 1
+            real = owner.real_tokens(attention_mask, tokens, prefill) if attention_mask is not None else None
+            scale = float(scaling) if scaling is not None else head_dim**-0.5
+            q, k, v = _rows(query), _rows(key), _rows(value)
             if prefill:
                 out = sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
                 self._step(core, q, k, v, real, scale, None)
-                self.owner.measure(self, query, key, real)
+                owner.measure(self, query, key, real)
             else:
-                out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
-                self._step(core, q, k, v, real, scale, out.detach(), self.owner.cut_in)
-            self.length += query.shape[2]
-            self.owner.leave(self, query.shape[2], padded=real is not None and not prefill)
+                out = query.new_empty((rows, tokens, heads, head_dim))
+                self._step(core, q, k, v, real, scale, out, owner.cut_in)
+            self.length += tokens
+            owner.leave(self, tokens, padded=real is not None and not prefill)
+        except BaseException as error:
+            owner.close_if_changed(self, before, error)
+            raise
         return out
 
     def _prepare(self, query: torch.Tensor, key: torch.Tensor) -> _core.Layer:
-        if self.core is None:
-            self.lazy_initialization(key, key)
-            self.heads, self.query_heads, self.head_dim = key.shape[1], query.shape[1], key.shape[3]
-            self.core = _core.Layer(
-                self.owner.pool_for(key).core, key.shape[0], self.heads, self.query_heads, self.owner.config.window
-            )
+        self.lazy_initialization(key, key)
+        self.heads, self.query_heads, self.head_dim = key.shape[1], query.shape[1], key.shape[3]
+        self.core = _core.Layer(
+            self.owner.pool_for(key).core, key.shape[0], self.heads, self.query_heads, self.owner.config.window
+        )
         return self.core
 
     def _step(self, core: _core.Layer, *arguments: Any) -> None:
@@ -132,18 +137,15 @@ class RaggedLayer(CacheLayerMixin):
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    x = x.detach()
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _real_tokens(mask: torch.Tensor | None, tokens: int, prefill: bool) -> torch.Tensor | None:
+def real_tokens(mask: torch.Tensor, tokens: int, prefill: bool) -> torch.Tensor | None:
     """[B, T] flags of the new tokens that are not padding, None if all are real.
 
     mask: [B, 1, T, T], over the new tokens. A prefill may hold any pattern (it runs on stock attention); later steps
     are causal, and a mask that asks for something else is an error.
     """
-    if mask is None:
-        return None
     if mask.shape[-1] != tokens:
         raise ValueError(
             f"the attention mask covers {mask.shape[-1]} tokens, but {tokens} are new: masks over cached tokens are not"

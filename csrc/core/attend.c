@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ahead.h"
+
 #define CHUNK_PAGES 16
 
 /* Queries of one tile, what they have gathered so far, and the number of slots that each may see. */
@@ -26,11 +28,9 @@ typedef struct task {
 
 /* ---- Prefetch ---- */
 
-/* The next pages, each cut into `segments`, RA_STREAMS streams together. While one page is read, 1/depth of each of the
- * next `depth` pages comes in. */
+/* The pages that follow the one at hand, into the next heads. */
 typedef struct lookahead {
-    int64_t segments, depth;
-    size_t segment_bytes, part_bytes;
+    ra_streams streams;
     int64_t pair, page; /* one past the newest page of the queue */
     const char *next[RA_STREAMS];
 } lookahead;
@@ -44,7 +44,7 @@ static const char *following_page(const ra_attend_job *job, lookahead *a)
         page = 0;
     }
     if (pair == pairs)
-        return a->next[a->depth - 1];
+        return a->next[a->streams.depth - 1];
     a->pair = pair;
     a->page = page + 1;
     return ra_span_k(&job->spans[pair], page);
@@ -53,34 +53,21 @@ static const char *following_page(const ra_attend_job *job, lookahead *a)
 static void advance(const ra_attend_job *job, lookahead *a)
 {
     const char *page = following_page(job, a);
-    for (int64_t i = 0; i + 1 < a->depth; i++)
+    for (int64_t i = 0; i + 1 < a->streams.depth; i++)
         a->next[i] = a->next[i + 1];
-    a->next[a->depth - 1] = page;
+    a->next[a->streams.depth - 1] = page;
 }
 
 /* From page `page` of a head on: the queue holds the pages after it. */
 static void start_lookahead(const ra_attend_job *job, int64_t pair, int64_t page, lookahead *a)
 {
     const ra_span *span = &job->spans[pair];
-    size_t bytes = 2 * PAGE * (size_t)span->d * ra_dtype_size(span->dtype);
-    int64_t segments = 1;
-    while (segments < RA_STREAMS && bytes / (size_t)segments > 4096) /* the processor's prefetchers stop at 4 KiB */
-        segments *= 2;
-    *a = (lookahead){.segments = segments, .depth = RA_STREAMS / segments, .segment_bytes = bytes / (size_t)segments,
-                     .part_bytes = bytes / RA_STREAMS, .pair = pair, .page = page + 1};
-    for (int64_t i = 0; i < a->depth; i++)
+    *a = (lookahead){.streams = ra_streams_of(2 * PAGE * (size_t)span->d * ra_dtype_size(span->dtype)), .pair = pair,
+                     .page = page + 1};
+    for (int64_t i = 0; i < a->streams.depth; i++)
         a->next[i] = ra_span_k(span, page);
-    for (int64_t i = 0; i < a->depth; i++)
+    for (int64_t i = 0; i < a->streams.depth; i++)
         advance(job, a);
-}
-
-/* The streams for the keys of the page at hand; those for its values go on half a part further. */
-static void point(const lookahead *a, ra_ahead *ahead)
-{
-    for (int64_t step = 0; step < a->depth; step++)
-        for (int64_t i = 0; i < a->segments; i++)
-            ahead->stream[step * a->segments + i] =
-                a->next[step] + (size_t)(a->depth - 1 - step) * a->part_bytes + (size_t)i * a->segment_bytes;
 }
 
 /* ---- One tile ---- */
@@ -110,7 +97,7 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
     if (begin < end)
         start_lookahead(job, pair, begin, &next);
     for (int64_t page = begin; page < end; page++) {
-        point(&next, &ahead);
+        ra_streams_point(&next.streams, next.next, &ahead);
         span->kernels->qk(t->q, m, ra_span_k(span, page), d, &ahead, p);
         for (size_t i = 0; i < m; i++)
             visible[i] = (size_t)ra_max(0, ra_min(PAGE, t->limit[i] - page * PAGE));
@@ -121,7 +108,7 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
             if (shrink[i] != 1)
                 kernels->scale(&t->acc[i * d], d, shrink[i]);
         for (int64_t i = 0; i < RA_STREAMS; i++)
-            ahead.stream[i] += next.part_bytes / 2;
+            ahead.stream[i] += next.streams.part / 2; /* the values: second half of the page */
         int64_t count = ra_min(PAGE, span->slots - page * PAGE);
         span->kernels->pv(p, m, ra_span_v(span, page), (size_t)count, d, &ahead, t->acc);
         advance(job, &next);

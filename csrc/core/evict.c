@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "ahead.h"
 
 /* What one head keeps. */
 typedef struct plan {
@@ -107,8 +107,21 @@ static void move_run(const ra_pool *pool, const int64_t *slots, int64_t to_slot,
         lane[to_slot % PAGE + i] = (uint8_t)(slots[i] % PAGE);
     ra_kernels_get()->page[pool->dtype].move_keys(from, lane, (size_t)(to_slot % PAGE), (size_t)(to_slot % PAGE + count),
                                                   (size_t)pool->head_dim, to);
-    for (int64_t i = 0; i < count; i++)
-        memmove(to_values + row * (size_t)(to_slot % PAGE + i), from_values + row * (size_t)(slots[i] % PAGE), row);
+    for (int64_t i = 0, run; i < count; i += run) { /* runs of neighbours at once */
+        run = 1;
+        while (i + run < count && slots[i + run] == slots[i] + run)
+            run++;
+        memmove(to_values + row * (size_t)(to_slot % PAGE + i), from_values + row * (size_t)(slots[i] % PAGE),
+                row * (size_t)run);
+    }
+}
+
+/* Brings in a share of the pages that follow. */
+static void prefetch(const ra_ahead *ahead, size_t begin, size_t end)
+{
+    for (size_t at = begin; at < end; at += 64)
+        for (int64_t i = 0; i < RA_STREAMS; i++)
+            __builtin_prefetch(ahead->stream[i] + at);
 }
 
 static void move_head(const evict_job *job, int64_t h)
@@ -127,6 +140,8 @@ static void move_head(const evict_job *job, int64_t h)
     }
     int64_t i = p->fresh ? first_page * PAGE : p->prefix, end = first_page * PAGE; /* survivors before it stay */
     ra_span span = ra_span_of(layer, job->row, h);
+    ra_streams streams = ra_streams_of(pool->page_bytes);
+    ra_ahead ahead;
     /* Page by page of what is there. Into the own pages a slot moves only forward, so that ascending order never
      * overwrites one still to be read. */
     for (int64_t page = first_page; page < ra_pages_for(head->slots); page++) {
@@ -135,6 +150,8 @@ static void move_head(const evict_job *job, int64_t h)
             leaves[t] = true;
         for (; end < p->keep && p->slots[end] / PAGE == page; end++)
             leaves[p->slots[end] % PAGE] = false;
+        ra_span_ahead(&span, &streams, page, &ahead);
+        prefetch(&ahead, 0, streams.part / 2);
         ra_known_remove(&head->known, &span, page, leaves);
         while (i < end) {
             int64_t count = ra_min(end - i, PAGE - i % PAGE); /* into one page */
@@ -142,6 +159,7 @@ static void move_head(const evict_job *job, int64_t h)
                      pool->memory[to_pages[i / PAGE - first_page]]);
             i += count;
         }
+        prefetch(&ahead, streams.part / 2, streams.part);
     }
     for (int64_t slot = p->prefix; slot < p->keep; slot++)
         head->positions[slot] = head->positions[p->slots[slot]];

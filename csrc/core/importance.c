@@ -36,38 +36,34 @@ static void group_logits(const ra_span *span, const float *queries, int64_t coun
     }
 }
 
-/* out[i] = max of x[i - kernel/2 .. i + kernel/2], with a deque of candidates so that wide kernels cost no more. */
-static void max_pool(const float *x, int64_t n, int64_t kernel, int64_t *deque, float *out)
+/* out[i] = max of x[i - kernel/2 .. i + kernel/2]; x has kernel/2 numbers of room on both sides and is overwritten.
+ * Maxima over twice as many neighbours are taken until two of them cover the kernel, so that wide kernels cost little
+ * more, and in loops that vectorise. */
+static void max_pool(float *x, int64_t n, int64_t kernel, float *out)
 {
-    int64_t half = kernel / 2, head = 0, tail = 0;
-    for (int64_t i = 0; i < n + half; i++) {
-        if (i < n) {
-            while (tail > head && x[deque[tail - 1]] <= x[i])
-                tail--;
-            deque[tail++] = i;
-        }
-        int64_t centre = i - half;
-        if (centre < 0)
-            continue;
-        while (deque[head] < centre - half)
-            head++;
-        out[centre] = x[deque[head]];
-    }
+    int64_t half = kernel / 2, width = 1;
+    float *start = x - half;
+    for (int64_t i = 0; i < half; i++)
+        start[i] = x[n + i] = -INFINITY;
+    for (; 2 * width <= kernel; width *= 2)
+        for (int64_t i = 0; i + width < n + 2 * half; i++)
+            start[i] = start[i + width] > start[i] ? start[i + width] : start[i];
+    const float *later = start + kernel - width;
+    for (int64_t i = 0; i < n; i++)
+        out[i] = later[i] > start[i] ? later[i] : start[i];
 }
 
 ra_status ra_importance_from(const float *sum, int64_t count, int64_t older, int64_t kernel, float *out)
 {
-    float *mean = ra_new(older, sizeof *mean);
-    int64_t *deque = ra_new(older, sizeof *deque);
-    if (mean && deque) {
-        memcpy(mean, sum, (size_t)older * sizeof *mean);
-        ra_kernels_get()->scale(mean, (size_t)older, 1 / (float)count);
-        max_pool(mean, older, kernel, deque, out);
-    }
-    ra_status status = mean && deque ? RA_OK : RA_ERR_NO_MEMORY;
-    free(mean);
-    free(deque);
-    return status;
+    int64_t half = ra_min(kernel / 2, older); /* wider covers everything too */
+    float *room = ra_new(older + 2 * half, sizeof *room);
+    if (!room)
+        return RA_ERR_NO_MEMORY;
+    memcpy(room + half, sum, (size_t)older * sizeof *room);
+    ra_kernels_get()->scale(room + half, (size_t)older, 1 / (float)count);
+    max_pool(room + half, older, 2 * half + 1, out);
+    free(room);
+    return RA_OK;
 }
 
 ra_status ra_importance(const ra_span *span, const float *queries, int64_t count, int64_t group, int64_t older,

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ahead.h"
 #include "redundancy.h"
 
 #define BATCH 4         /* newest keys that are compared at a time: a tile of the kernels */
@@ -18,6 +19,7 @@ typedef struct search {
     const ra_span *span;
     ra_known *known;
     float threshold;
+    ra_streams streams;
     int64_t queries, gathered; /* newest keys that the sweep may use, and those that lie in `rows` */
     float *rows;               /* [1 + queries][D]: sum of the unit keys, then the newest unit keys, newest first */
     float *dots;
@@ -77,13 +79,15 @@ static void sweep_page(search *s, int64_t page)
     int64_t n = span->slots, d = span->d, base = page * PAGE, done = 0;
     uint32_t left = (1u << ra_min(PAGE, n - base)) - 1;
     float dots[(1 + BATCH) * PAGE], inverse[PAGE] = {0};
+    ra_ahead ahead;
+    ra_span_ahead(span, &s->streams, page, &ahead);
     memcpy(inverse, s->known->inverse + base, (size_t)ra_min(PAGE, n - base) * sizeof *inverse);
     do {
         int64_t sum = done == 0, take = ra_min(BATCH - sum, s->queries - done);
         for (; s->gathered < done + take; s->gathered++)
             unit_key(s, n - 1 - s->gathered, s->rows + (1 + s->gathered) * d);
-        span->kernels->qk(s->rows + (sum ? 0 : 1 + done) * d, (size_t)(sum + take), ra_span_k(span, page), (size_t)d, NULL,
-                          dots);
+        span->kernels->qk(s->rows + (sum ? 0 : 1 + done) * d, (size_t)(sum + take), ra_span_k(span, page), (size_t)d,
+                          sum ? &ahead : NULL, dots);
         if (sum)
             memcpy(s->dots + base, dots, (size_t)ra_min(PAGE, n - base) * sizeof *dots);
         for (int64_t i = 0; i < take && left; i++) {
@@ -180,7 +184,7 @@ ra_status ra_find_similar(ra_known *known, const ra_span *span, float threshold,
 {
     int64_t n = span->slots, fresh = n - known->slots, d = span->d;
     search s = {.span = span, .known = known, .threshold = threshold, .queries = ra_min(fresh, MOST_QUERIES),
-                .dots = dots};
+                .dots = dots, .streams = ra_streams_of(PAGE * (size_t)d * ra_dtype_size(span->dtype))};
     float *rows = ra_new(PAGE * d, sizeof *rows);
     s.rows = ra_new((1 + s.queries) * d, sizeof *s.rows);
     s.left = ra_new(n, sizeof *s.left);
