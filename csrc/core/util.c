@@ -43,6 +43,12 @@ bool ra_grow(void **array, int64_t count, size_t size)
     return true;
 }
 
+void ra_read_probe(const void *memory, size_t bytes, bool streamed)
+{
+    volatile float top = ra_kernels_get()->read(memory, bytes / 512 * 128, streamed); /* volatile: not optimised away */
+    (void)top;
+}
+
 bool ra_all_finite(ra_dtype dtype, const void *x, int64_t n)
 {
     uint32_t bad = 0; /* no early exit: the loop vectorises and input is finite nearly always */

@@ -74,6 +74,10 @@ ra_status ra_set_isa(const char *name);
 /* Name number `index` among those that this machine can run, "serial" first; NULL past the end. */
 const char *ra_isa_available(size_t index);
 
+/* Reads `bytes` (a multiple of 512) at 64-byte-aligned `memory` with the set in use and does nothing else: the roofline of
+ * the benchmarks. In 8 streams side by side, which brings in more on some processors, or in one. */
+void ra_read_probe(const void *memory, size_t bytes, bool streamed);
+
 /* ---- Pool of pages ----------------------------------------------------------------------------------------------- */
 
 typedef struct ra_pool ra_pool;

@@ -235,11 +235,32 @@ static PyObject *register_torch_ops(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(read_probe_doc, "read_bandwidth_probe(buffer, streamed=False)\n--\n\n"
+                             "Reads a buffer, to its last whole 512 bytes, with the widest loads: in one stream or in 8 "
+                             "side by side.");
+
+static PyObject *read_probe(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *object;
+    int streamed = 0;
+    Py_buffer buffer;
+    if (!PyArg_ParseTuple(args, "O|p:read_bandwidth_probe", &object, &streamed) ||
+        PyObject_GetBuffer(object, &buffer, PyBUF_SIMPLE))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    ra_read_probe(buffer.buf, (size_t)buffer.len, streamed);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&buffer);
+    Py_RETURN_NONE;
+}
+
 PyMethodDef ra_functions[] = {
     {"robustify", robustify, METH_VARARGS, robustify_doc},
     {"route", route, METH_VARARGS, route_doc},
     {"select", select_, METH_VARARGS, select_doc},
     {"score_dense", score_dense, METH_VARARGS, score_dense_doc},
+    {"read_bandwidth_probe", read_probe, METH_VARARGS, read_probe_doc},
     {"isa", isa, METH_NOARGS, "isa()\n--\n\nThe instruction set in use."},
     {"set_isa", set_isa, METH_O, "set_isa(name)\n--\n\nSwitches the instruction set."},
     {"isas", isas, METH_NOARGS, "isas()\n--\n\nThe instruction sets that this machine has."},

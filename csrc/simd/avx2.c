@@ -198,6 +198,7 @@ RA_INLINE void move_row_16bit(const uint16_t *from, const struct order *order, u
 const ra_kernels ra_kernels_avx2 = {
     .name = "avx2",
     .page = RA_PAGE_TABLE(avx2),
+    .read = ra_read_f32_avx2,
     .above = ra_above_f32_avx2,
     .max = ra_max_f32_avx2,
     .exp_sum = ra_exp_sum_f32_avx2,

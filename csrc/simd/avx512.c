@@ -190,6 +190,7 @@ RA_INLINE void move_row_16bit(const uint16_t *from, const struct order_16bit *or
 const ra_kernels ra_kernels_avx512 = {
     .name = "avx512",
     .page = RA_PAGE_TABLE(avx512),
+    .read = ra_read_f32_avx512,
     .above = ra_above_f32_avx512,
     .max = ra_max_f32_avx512,
     .exp_sum = ra_exp_sum_f32_avx512,

@@ -36,6 +36,9 @@ typedef struct ra_page_kernels {
 typedef struct ra_kernels {
     const char *name;
     ra_page_kernels page[RA_DTYPES];
+    /* Reads n floats, the roofline of the benchmarks, in 8 streams side by side or, `streamed` false, in one; returns
+     * their maximum or less. n: a multiple of 128. */
+    float (*read)(const float *x, size_t n, bool streamed);
     /* Bit t: x[t] * w[t] > bound, for 16 numbers. */
     uint32_t (*above)(const float *x, const float *w, float bound);
     /* The largest of n >= 1 numbers, none of them NaN. */

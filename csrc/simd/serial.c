@@ -41,6 +41,18 @@ static float ra_max_f32_serial(const float *x, size_t n)
     return top;
 }
 
+static float ra_read_f32_serial(const float *x, size_t n, bool streamed)
+{
+    float top[RA_STREAMS] = {0};
+    size_t stride = streamed ? n / RA_STREAMS : 1, step = streamed ? 1 : RA_STREAMS;
+    for (size_t at = 0; at < n / RA_STREAMS; at++)
+        for (size_t s = 0; s < RA_STREAMS; s++) {
+            float value = x[s * stride + at * step];
+            top[s] = value > top[s] ? value : top[s];
+        }
+    return ra_max_f32_serial(top, RA_STREAMS);
+}
+
 static float ra_exp_sum_f32_serial(float *x, size_t n, float max)
 {
     if (max == -INFINITY)
@@ -76,6 +88,7 @@ static void ra_scale_f32_serial(float *x, size_t n, float factor)
 const ra_kernels ra_kernels_serial = {
     .name = "serial",
     .page = RA_PAGE_TABLE(serial),
+    .read = ra_read_f32_serial,
     .above = ra_above_f32_serial,
     .max = ra_max_f32_serial,
     .exp_sum = ra_exp_sum_f32_serial,
