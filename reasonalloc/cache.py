@@ -184,7 +184,7 @@ class ReasonAllocCache(Cache):
     def leave(self, layer: RaggedLayer, tokens: int, padded: bool) -> None:
         """A layer has stored and attended; cuts what is due, closes the step after the last layer."""
         last = layer.order == len(self.ragged) - 1
-        if self._prefilling:
+        if self._prefilling and layer.order == 0:
             self.cutter.prompt = np.array([layer.held.seen(row) for row in range(self._rows)])
         if self._due:
             start = time.perf_counter()

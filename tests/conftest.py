@@ -13,6 +13,7 @@ from hypothesis import settings
 
 import reasonalloc as ra
 from reasonalloc import _core
+from reasonalloc.methods import table
 
 # Tests are small, and threads that wait for each other on shared cores cost more than they give.
 torch.set_num_threads(1)
@@ -28,6 +29,15 @@ def isa(request):
     _core.set_isa(request.param)
     yield request.param
     _core.set_isa(before)
+
+
+@pytest.fixture
+def register():
+    """ra.register for one test."""
+    before = dict(table._TABLE)
+    yield ra.register
+    table._TABLE.clear()
+    table._TABLE.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import torch
 
 import reasonalloc as ra
 from reasonalloc import _core
-from reasonalloc.methods import table
 from reasonalloc.pages import PagePool
 
 SETTINGS = {"budget": 24, "interval": 8, "window": 4}
@@ -67,15 +66,6 @@ def poisoned():
         return model
 
     return poison
-
-
-@pytest.fixture
-def method():
-    """Registers methods for one test."""
-    before = dict(table._TABLE)
-    yield ra.register
-    table._TABLE.clear()
-    table._TABLE.update(before)
 
 
 # ---- Config ----------------------------------------------------------------------------------------------------------
@@ -356,8 +346,8 @@ def scorer_of(values):
         (lambda n: 1.0, "must have shape"),
     ],
 )
-def test_scores_of_a_users_method(method, values, message):
-    method("broken")(scorer_of(values))
+def test_scores_of_a_users_method(register, values, message):
+    register("broken")(scorer_of(values))
     model = models.tiny()
     cache = cache_of(model, method="broken")
     with pytest.raises(ValueError, match=message):
@@ -370,11 +360,11 @@ def test_scores_of_a_users_method(method, values, message):
     assert_works(cache, model)
 
 
-def test_a_users_scorer_that_raises(method):
+def test_a_users_scorer_that_raises(register):
     def fail(n):
         raise KeyError("mine")
 
-    method("broken")(scorer_of(fail))
+    register("broken")(scorer_of(fail))
     model = models.tiny()
     cache = cache_of(model, method="broken")
     with pytest.raises(KeyError, match="mine"):
@@ -398,12 +388,12 @@ def test_a_users_scorer_that_raises(method):
         ("layer_totals", lambda total, n: "many", "layer totals"),
     ],
 )
-def test_budgets_of_a_users_method(method, part, result, message):
+def test_budgets_of_a_users_method(register, part, result, message):
     functions = {
         "head_budgets": lambda self, scores, total, config: result(total, len(scores)),
         "layer_totals": lambda self, demand, total, heads, config: result(total, len(demand)),
     }
-    method("broken")(dataclass(frozen=True)(type("Broken", (ra.Method,), {part: functions[part]})))
+    register("broken")(dataclass(frozen=True)(type("Broken", (ra.Method,), {part: functions[part]})))
     model = models.tiny()
     cache = cache_of(model, method="broken")
     with pytest.raises(ValueError, match=message):
@@ -695,19 +685,19 @@ def test_cropping_more_than_a_padded_row_has():
 # ---- Methods ---------------------------------------------------------------------------------------------------------
 
 
-def test_registering_what_is_no_method(method):
+def test_registering_what_is_no_method(register):
     with pytest.raises(ValueError, match="not a subclass of"):
-        method("mine")(dict)
+        register("mine")(dict)
     with pytest.raises(ValueError, match="takes the method's name"):
-        method(ra.Method)
+        register(ra.Method)
     with pytest.raises(ValueError, match="takes the method's name"):
-        method("")
+        register("")
 
     @dataclass(frozen=True)
     class Mine(ra.Method):
         pass
 
     with pytest.raises(ValueError, match="method 'rkv' exists already"):
-        method("rkv")(Mine)
-    method("mine")(Mine)
+        register("rkv")(Mine)
+    register("mine")(Mine)
     assert "mine" in ra.methods()

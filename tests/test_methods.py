@@ -18,15 +18,6 @@ from reasonalloc.score import SCORERS
 SETTINGS = {"budget": 24, "interval": 8, "window": 4}
 
 
-@pytest.fixture
-def register():
-    """ra.register for one test."""
-    before = dict(table._TABLE)
-    yield ra.register
-    table._TABLE.clear()
-    table._TABLE.update(before)
-
-
 def config_of(method, **changes):
     options = {"method": method, **SETTINGS, **changes}
     if method == "full":
