@@ -20,8 +20,11 @@ C_FLAGS := -std=c11 -g1 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -W
 	-Icsrc/include -Icsrc/core -Icsrc/simd
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
+NEON_CC := aarch64-linux-gnu-gcc
+NEON_RUN := qemu-aarch64
+NEON_TESTS := $(C_TESTS:tests/c/%.c=build/neon/%) build/neon/engine
 
-.PHONY: help install demo test oldest bench lint sanitize clean
+.PHONY: help install demo test oldest bench lint sanitize neon neon-tools clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -106,6 +109,21 @@ sanitize: install build/sanitize/.built $(SANITIZED) ## the C programs and pytes
 	export LD_PRELOAD="$(PRELOAD)"; \
 	$(BIN)/python -P -c 'from reasonalloc import _core; assert "sanitize" in _core.__file__, _core.__file__'; \
 	$(BIN)/pytest -q -m "core and not slow" tests
+
+neon-tools:
+	@{ command -v $(NEON_CC) && command -v $(NEON_RUN) && [ -e "$$($(NEON_CC) -print-file-name=libc.a)" ]; } >/dev/null || \
+		{ echo 'make neon needs: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user' >&2; exit 1; }
+
+build/neon/%: tests/c/%.c $(C_FILES) | neon-tools
+	@mkdir -p $(@D)
+	$(NEON_CC) -static $(C_FLAGS) -O2 $< $(C_LIBRARY) -lm -lpthread -o $@
+
+build/neon/%: examples/%.c $(C_FILES) | neon-tools
+	@mkdir -p $(@D)
+	$(NEON_CC) -static $(C_FLAGS) -O2 $< $(C_LIBRARY) -lm -lpthread -o $@
+
+neon: $(NEON_TESTS) ## cross-compile the C programs for AArch64 and run them under qemu
+	for each in $(NEON_TESTS); do $(NEON_RUN) ./$$each; done
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info reasonalloc/_core*.so $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ typedef struct ra_attend_job {
     int64_t rows, kv_heads, group, tokens;
     float scale;
     char *out; /* [rows, tokens, kv_heads * group, D] */
-    /* NULL, or for each (row, head) NULL or a place for scale * q.k of one token, [group][slots rounded up to pages] */
+    /* NULL, or for each (row, head) NULL or a place for scale * q.k of one token: [group][slots in whole pages] */
     float *const *logits;
 } ra_attend_job;
 

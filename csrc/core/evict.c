@@ -97,7 +97,9 @@ static void plan_heads(int64_t begin, int64_t end, void *context)
         job->plans[h].status = plan_head(job, h, &job->plans[h]);
 }
 
-static void move_run(const ra_pool *pool, const int64_t *slots, int64_t to_slot, int64_t count, const void *from, void *to)
+/* Survivors that come from one page and go to one page. */
+static void move_run(const ra_pool *pool, const int64_t *slots, int64_t to_slot, int64_t count, const void *from,
+                     void *to)
 {
     size_t row = (size_t)pool->head_dim * ra_dtype_size(pool->dtype);
     const char *from_values = (const char *)from + row * PAGE;
@@ -105,8 +107,8 @@ static void move_run(const ra_pool *pool, const int64_t *slots, int64_t to_slot,
     uint8_t lane[PAGE] = {0};
     for (int64_t i = 0; i < count; i++)
         lane[to_slot % PAGE + i] = (uint8_t)(slots[i] % PAGE);
-    ra_kernels_get()->page[pool->dtype].move_keys(from, lane, (size_t)(to_slot % PAGE), (size_t)(to_slot % PAGE + count),
-                                                  (size_t)pool->head_dim, to);
+    ra_kernels_get()->page[pool->dtype].move_keys(from, lane, (size_t)(to_slot % PAGE),
+                                                  (size_t)(to_slot % PAGE + count), (size_t)pool->head_dim, to);
     for (int64_t i = 0, run; i < count; i += run) { /* runs of neighbours at once */
         run = 1;
         while (i + run < count && slots[i + run] == slots[i] + run)

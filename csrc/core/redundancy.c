@@ -104,7 +104,9 @@ void ra_known_keep(ra_known *known, const int64_t *slots, int64_t keep)
     for (int64_t i = 0; i < kept; i++) {
         int32_t similar = known->similar[slots[i]];
         if (similar >= 0)
-            similar = before[similar] < keep && slots[before[similar]] == similar ? before[similar] : ra_similar_before(before[similar]);
+            similar = before[similar] < keep && slots[before[similar]] == similar
+                          ? before[similar]
+                          : ra_similar_before(before[similar]);
         else if (similar != RA_NONE_SIMILAR)
             similar = ra_similar_before(before[ra_similar_bound(similar)]);
         known->similar[i] = similar; /* i <= slots[i]: nothing that is still to be read */
@@ -167,7 +169,8 @@ ra_status ra_redundancy(const ra_span *span, ra_known *known, float threshold, f
         known->slots = n;
         zeroed_entries(known, span, removed);
         for (int64_t j = 0; j < n; j++) {
-            double inverse = (double)known->inverse[j], self = 1 - (double)NORM_FLOOR * inverse; /* |k| / (|k| + floor) */
+            double inverse = (double)known->inverse[j];
+            double self = 1 - (double)NORM_FLOOR * inverse; /* |k| / (|k| + floor) */
             out[j] = (float)(((double)out[j] * inverse - self * self - removed[j]) / (double)n);
         }
         ra_softmax(out, n);

@@ -15,8 +15,7 @@ static inline int32_t ra_similar_before(int64_t bound) { return (int32_t)(-2 - b
 static inline int64_t ra_similar_bound(int32_t similar) { return -2 - (int64_t)similar; }
 
 /* For each slot the newest similar one among all: fills similar and cosine, of which the first known->slots are right
- * as far as keys before known->slots go; inverse and sum are up to date. dots: [slots], u_j . sum of the unit keys, times
- * |k_j| + 1e-8. */
+ * as far as keys before known->slots go; inverse and sum are up to date. dots: [slots], k_j . sum of the unit keys. */
 ra_status ra_find_similar(ra_known *known, const ra_span *span, float threshold, float *dots);
 
 #endif

@@ -67,15 +67,15 @@ typedef void (*ra_parallel)(int64_t count, int64_t grain, ra_body body, void *co
 /* ---- Instruction sets --------------------------------------------------------------------------------------------
  * "serial" always exists. The best one that the machine has is chosen at the first call; REASONALLOC_CPU overrides. */
 
-/* Name of the set in use: "serial", "avx2" or "avx512". */
+/* Name of the set in use: "serial", "neon", "avx2" or "avx512". */
 const char *ra_isa(void);
 /* Switches to a set by name for every later call in the process. RA_ERR_ARGUMENT if this machine lacks it. */
 ra_status ra_set_isa(const char *name);
 /* Name number `index` among those that this machine can run, "serial" first; NULL past the end. */
 const char *ra_isa_available(size_t index);
 
-/* Reads `bytes` (a multiple of 512) at 64-byte-aligned `memory` with the set in use and does nothing else: the roofline of
- * the benchmarks. In 8 streams side by side, which brings in more on some processors, or in one. */
+/* Reads `bytes` (to the last whole 512) of floats with the set in use and does nothing else: the roofline of the
+ * benchmarks. In 8 streams side by side, which brings in more on some processors, or in one. */
 void ra_read_probe(const void *memory, size_t bytes, bool streamed);
 
 /* ---- Pool of pages ----------------------------------------------------------------------------------------------- */
@@ -179,7 +179,8 @@ typedef struct ra_score_config {
  * Importance: logits q.k / sqrt(D) of the window queries, max over the group, softmax over the older tokens, mean over
  * the queries, max-pool. Redundancy: cosine matrix of all N keys (norm + 1e-8), zero diagonal, the last entry above
  * `threshold` of each row set to zero (entry 0 where a row has none), softmax over all N tokens of the column means;
- * O(N D) work on keys that resemble each other, O(N) scratch. RA_ERR_NOT_FINITE if a score is not finite. */
+ * O(N D) work on keys that resemble each other, O(N) scratch; what one call finds is kept for the next, which looks only
+ * at new tokens and at those whose newest similar key has gone. RA_ERR_NOT_FINITE if a score is not finite. */
 ra_status ra_layer_score(const ra_layer *layer, int64_t row, const ra_score_config *config, float *const *out,
                          ra_parallel parallel);
 /* The same for one head given densely: queries [group, W, D], keys [N, D] float32 -> out [N - W]. redundancy may be

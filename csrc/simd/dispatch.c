@@ -12,6 +12,9 @@ static const ra_kernels *compiled(size_t index)
 {
     static const ra_kernels *const all[] = {
         &ra_kernels_serial,
+#ifdef RA_HAVE_NEON
+        &ra_kernels_neon,
+#endif
 #ifdef RA_HAVE_X86
         &ra_kernels_avx2,
         &ra_kernels_avx512,
@@ -23,6 +26,10 @@ static const ra_kernels *compiled(size_t index)
 /* __builtin_cpu_supports also asks whether the operating system saves the registers. */
 static bool runs_here(const ra_kernels *kernels)
 {
+#ifdef RA_HAVE_NEON
+    if (kernels == &ra_kernels_neon)
+        return true;
+#endif
 #ifdef RA_HAVE_X86
     if (kernels == &ra_kernels_avx2)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");

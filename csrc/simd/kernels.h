@@ -37,18 +37,18 @@ typedef struct ra_kernels {
     const char *name;
     ra_page_kernels page[RA_DTYPES];
     /* Reads n floats, the roofline of the benchmarks, in 8 streams side by side or, `streamed` false, in one; returns
-     * their maximum or less. n: a multiple of 128. */
+     * their maximum, or 0 if that is more. n: a multiple of 128. */
     float (*read)(const float *x, size_t n, bool streamed);
     /* Bit t: x[t] * w[t] > bound, for 16 numbers. */
     uint32_t (*above)(const float *x, const float *w, float bound);
     /* The largest of n >= 1 numbers, none of them NaN. */
     float (*max)(const float *x, size_t n);
-    /* x[i] = exp(x[i] - max); returns their sum. x[i] <= max; -inf gives 0. Relative error below 2e-7 of the exponential
-     * of the float32 difference; results below 2^-126 may be 0. */
+    /* x[i] = exp(x[i] - max); returns their sum. x[i] <= max; -inf gives 0. Relative error below 2e-7 of the
+     * exponential of the float32 difference; results below 2^-126 may be 0. */
     float (*exp_sum)(float *x, size_t n, float max);
-    /* Online softmax (arXiv 1805.02867) over one more page of m rows. Row i of p [m][16] holds logits, of which it sees the
-     * first visible[i]; they become exp(logit - top[i]), the rest 0. top[i] grows to their maximum (from -inf), and then
-     * shrink[i] = exp(old top - new top), else 1. sums [m][16], one for each lane, are scaled and added to. m <= 16. */
+    /* Online softmax (arXiv 1805.02867) over one more page of m rows. Row i of p [m][16] holds logits, of which it sees
+     * the first visible[i]; they become exp(logit - top[i]), the rest 0. top[i] grows to their maximum (from -inf), and
+     * then shrink[i] = exp(old top - new top), else 1. sums [m][16], one for each lane, are scaled and added to. m <= 16. */
     void (*softmax_page)(float *p, size_t m, const size_t *visible, float *top, float *sums, float *shrink);
     /* x[i] *= factor. */
     void (*scale)(float *x, size_t n, float factor);

@@ -65,7 +65,8 @@ static float ra_exp_sum_f32_serial(float *x, size_t n, float max)
     return (float)sum;
 }
 
-static void ra_softmax_page_f32_serial(float *p, size_t m, const size_t *visible, float *top, float *sums, float *shrink)
+static void ra_softmax_page_f32_serial(float *p, size_t m, const size_t *visible, float *top, float *sums,
+                                       float *shrink)
 {
     for (size_t i = 0; i < m; i++) {
         float *row = p + i * RA_PAGE_TOKENS, *sum = sums + i * RA_PAGE_TOKENS, old = top[i];

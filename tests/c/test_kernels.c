@@ -1,7 +1,7 @@
 /* Every kernel of every instruction set that this machine can run, against sums in float64, over odd sizes.
  *
  *     cc -std=c11 -g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/include -Icsrc/simd \
- *        tests/c/test_kernels.c csrc/simd/serial.c csrc/simd/avx2.c csrc/simd/avx512.c csrc/simd/dispatch.c -lm
+ *        tests/c/test_kernels.c csrc/simd/?*.c -lm
  *
  * (-g1: full debug information doubles the time to compile.) With REASONALLOC_CPU set it also checks that override.
  * Buffers have the exact sizes of the contract, so that the address sanitizer sees every access beyond one. */
@@ -49,13 +49,24 @@ static void *allocate(size_t bytes)
 
 static uint64_t random_state = 0x9e3779b97f4a7c15u;
 
-/* In [-1, 1), by xorshift: the same numbers on every machine. */
-static float random_float(void)
+/* By xorshift: the same numbers on every machine. */
+static uint32_t random_bits(void)
 {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 7;
     random_state ^= random_state << 17;
-    return (float)(int32_t)(random_state >> 32) * 0x1p-31f;
+    return (uint32_t)(random_state >> 32);
+}
+
+static size_t random_below(size_t n)
+{
+    return random_bits() % n;
+}
+
+/* In [-1, 1]. */
+static float random_float(void)
+{
+    return (float)(int32_t)random_bits() * 0x1p-31f;
 }
 
 static float *random_floats(size_t n)
@@ -89,6 +100,24 @@ static void *random_elements(ra_dtype dtype, size_t n, double **values)
     return elements;
 }
 
+static void *random_bytes(size_t n)
+{
+    unsigned char *bytes = allocate(n);
+    for (size_t i = 0; i < n; i++)
+        bytes[i] = (unsigned char)random_below(256);
+    return bytes;
+}
+
+/* Memory for every line of the largest page. */
+static ra_ahead some_ahead(void)
+{
+    static char memory[RA_STREAMS][4096];
+    ra_ahead ahead;
+    for (size_t i = 0; i < RA_STREAMS; i++)
+        ahead.stream[i] = memory[i];
+    return ahead;
+}
+
 /* ---- Sums -------------------------------------------------------------------------------------------------------- */
 
 /* A float32 sum of n terms in any order is off by at most n * 2^-24 of the sum of their magnitudes, give or take. */
@@ -101,12 +130,27 @@ static void compare_sum(const char *what, const char *isa, ra_dtype dtype, size_
         failed(what, isa, dtype_name[dtype], m, d, count, index, (double)got, expected, bound);
 }
 
+/* What is brought in for later changes nothing now. */
+static void compare_ahead(const char *what, const char *isa, ra_dtype dtype, size_t m, size_t d, size_t count,
+                          const float *with, const float *without, size_t n)
+{
+    comparisons++;
+    for (size_t i = 0; i < n; i++)
+        if (memcmp(with + i, without + i, sizeof *with)) {
+            failed(what, isa, dtype_name[dtype], m, d, count, i, (double)with[i], (double)without[i], 0);
+            break;
+        }
+}
+
 static void test_qk(const ra_kernels *kernels, ra_dtype dtype, size_t m, size_t d)
 {
     double *key;
     void *page = random_elements(dtype, d * T, &key);
-    float *q = random_floats(m * d), *out = random_floats(m * T);
-    kernels->page[dtype].qk(q, m, page, d, out);
+    float *q = random_floats(m * d), *out = random_floats(m * T), *again = random_floats(m * T);
+    ra_ahead ahead = some_ahead();
+    kernels->page[dtype].qk(q, m, page, d, NULL, out);
+    kernels->page[dtype].qk(q, m, page, d, &ahead, again);
+    compare_ahead("qk, ahead", kernels->name, dtype, m, d, T, again, out, m * T);
     for (size_t i = 0; i < m; i++)
         for (size_t t = 0; t < T; t++) {
             double sum = 0, magnitude = 0;
@@ -121,21 +165,29 @@ static void test_qk(const ra_kernels *kernels, ra_dtype dtype, size_t m, size_t 
     free(key);
     free(q);
     free(out);
+    free(again);
 }
 
-static void test_pv(const ra_kernels *kernels, ra_dtype dtype, size_t m, size_t d, size_t count, size_t ldp)
+static void test_pv(const ra_kernels *kernels, ra_dtype dtype, size_t m, size_t d, size_t count)
 {
     double *value;
     void *page = random_elements(dtype, T * d, &value);
-    float *p = random_floats((m - 1) * ldp + count), *acc = random_floats(m * d);
-    float *before = allocate(m * d * sizeof *before);
+    float *p = random_floats((m - 1) * T + count), *acc = random_floats(m * d);
+    float *before = allocate(m * d * sizeof *before), *again = allocate(m * d * sizeof *again);
     memcpy(before, acc, m * d * sizeof *acc);
-    kernels->page[dtype].pv(p, m, ldp, page, count, d, acc);
+    memcpy(again, acc, m * d * sizeof *acc);
+    for (size_t i = 0; i + 1 < m; i++)
+        for (size_t t = count; t < T; t++)
+            p[i * T + t] = NAN; /* between the rows; not to be looked at */
+    ra_ahead ahead = some_ahead();
+    kernels->page[dtype].pv(p, m, page, count, d, NULL, acc);
+    kernels->page[dtype].pv(p, m, page, count, d, &ahead, again);
+    compare_ahead("pv, ahead", kernels->name, dtype, m, d, count, again, acc, m * d);
     for (size_t i = 0; i < m; i++)
         for (size_t c = 0; c < d; c++) {
             double sum = (double)before[i * d + c], magnitude = fabs(sum);
             for (size_t t = 0; t < count; t++) {
-                double term = (double)p[i * ldp + t] * value[t * d + c];
+                double term = (double)p[i * T + t] * value[t * d + c];
                 sum += term;
                 magnitude += fabs(term);
             }
@@ -146,6 +198,7 @@ static void test_pv(const ra_kernels *kernels, ra_dtype dtype, size_t m, size_t 
     free(p);
     free(acc);
     free(before);
+    free(again);
 }
 
 static void test_square_norms(const ra_kernels *kernels, ra_dtype dtype, size_t d)
@@ -186,6 +239,48 @@ static void test_weighted_sum(const ra_kernels *kernels, ra_dtype dtype, size_t 
     free(w);
     free(sum);
     free(before);
+}
+
+/* ---- Moves ------------------------------------------------------------------------------------------------------- */
+
+/* Lanes outside of the range stay as they were, bit by bit. */
+static void check_move(const ra_kernels *kernels, ra_dtype dtype, const uint8_t *lane, size_t begin, size_t end,
+                       size_t d, bool in_place)
+{
+    size_t size = dtype_bytes[dtype], bytes = d * T * size;
+    char *from = random_bytes(bytes), *to = in_place ? from : random_bytes(bytes), *expected = allocate(bytes);
+    memcpy(expected, to, bytes);
+    for (size_t c = 0; c < d; c++)
+        for (size_t t = begin; t < end; t++)
+            memcpy(expected + (c * T + t) * size, from + (c * T + lane[t]) * size, size);
+    kernels->page[dtype].move_keys(from, lane, begin, end, d, to);
+    comparisons++;
+    for (size_t i = 0; i < bytes; i++)
+        if (to[i] != expected[i]) {
+            failed(in_place ? "move_keys in place" : "move_keys", kernels->name, dtype_name[dtype], begin, d, end,
+                   i / size, (double)to[i], (double)expected[i], 0);
+            break;
+        }
+    free(from);
+    if (!in_place)
+        free(to);
+    free(expected);
+}
+
+static void test_move_keys(const ra_kernels *kernels, ra_dtype dtype, size_t d)
+{
+    size_t step = d < 4 ? 1 : 4; /* every range, where that is cheap */
+    for (size_t begin = 0; begin <= T; begin += step)
+        for (size_t end = begin; end <= T; end += step) {
+            uint8_t *lane = allocate(T);
+            for (size_t t = 0; t < T; t++)
+                lane[t] = (uint8_t)random_below(T);
+            check_move(kernels, dtype, lane, begin, end, d, false);
+            for (size_t t = begin; t < end; t++)
+                lane[t] = (uint8_t)(t + random_below(T - t));
+            check_move(kernels, dtype, lane, begin, end, d, true);
+            free(lane);
+        }
 }
 
 /* ---- Conversions ------------------------------------------------------------------------------------------------- */
@@ -326,13 +421,14 @@ static void test_copies(const ra_kernels *kernels)
 /* ---- Rows -------------------------------------------------------------------------------------------------------- */
 
 /* Relative 2e-7 where the result is a normal number; below, anything between 0 and the smallest of those. */
-static void check_exp(const ra_kernels *kernels, size_t n, size_t index, float x, float max, float got)
+static void check_exp(const char *what, const ra_kernels *kernels, size_t n, size_t index, float x, float max,
+                      float got)
 {
     double expected = exp((double)(x - max)), bound = expected >= (double)FLT_MIN ? 2e-7 * expected : (double)FLT_MIN;
     comparisons++;
     bool exact = x == max ? got == 1.0f : x == -INFINITY ? float_bits(got) == 0 : true;
     if (!exact || !(got >= 0) || !(fabs((double)got - expected) <= bound))
-        failed("exp_sum", kernels->name, "f32", 1, n, 1, index, (double)got, expected, bound);
+        failed(what, kernels->name, "f32", 1, n, 1, index, (double)got, expected, bound);
 }
 
 /* Inputs by value, so that a case can be written where it is used. */
@@ -343,7 +439,7 @@ static void check_exp_row(const ra_kernels *kernels, const float *input, size_t 
     float sum = kernels->exp_sum(x, n, max);
     double expected = 0;
     for (size_t i = 0; i < n; i++) {
-        check_exp(kernels, n, i, input[i], max == -INFINITY ? 0 : max, x[i]);
+        check_exp("exp_sum", kernels, n, i, input[i], max == -INFINITY ? 0 : max, x[i]);
         expected += (double)x[i];
     }
     comparisons++;
@@ -389,6 +485,171 @@ static void test_exp_sum(const ra_kernels *kernels)
     const float masked[] = {-INFINITY, -INFINITY, -INFINITY}; /* a row that sees nothing: zeros */
     check_exp_row(kernels, masked, COUNT(masked), -INFINITY);
     check_exp_row(kernels, masked, COUNT(masked), 3);
+}
+
+static void test_above(const ra_kernels *kernels)
+{
+    for (size_t round = 0; round < 200; round++) {
+        float *x = random_floats(T), *w = random_floats(T), bound = 0.5f * random_float();
+        x[round % T] = bound; /* above is not equal */
+        w[round % T] = 1;
+        if (round % 3 == 0)
+            x[(round + 5) % T] = INFINITY;
+        uint32_t got = kernels->above(x, w, bound), expected = 0;
+        for (uint32_t t = 0; t < T; t++)
+            expected |= (uint32_t)((float)((double)x[t] * (double)w[t]) > bound) << t;
+        comparisons++;
+        if (got != expected)
+            failed("above", kernels->name, "f32", 1, 1, T, round, (double)got, (double)expected, 0);
+        free(x);
+        free(w);
+    }
+}
+
+static void check_max(const ra_kernels *kernels, const float *x, size_t n)
+{
+    double expected = (double)x[0];
+    for (size_t i = 1; i < n; i++)
+        expected = fmax(expected, (double)x[i]);
+    float got = kernels->max(x, n);
+    comparisons++;
+    if ((double)got != expected)
+        failed("max", kernels->name, "f32", 1, n, 1, 0, (double)got, expected, 0);
+}
+
+static void test_max(const ra_kernels *kernels)
+{
+    for (size_t n = 1; n <= 70; n++) {
+        float *x = random_floats(n);
+        for (size_t i = 0; i < n; i++)
+            x[i] -= 3; /* nothing above 0 */
+        check_max(kernels, x, n);
+        for (size_t at = 0; at < n; at++) { /* it may lie anywhere */
+            float before = x[at];
+            x[at] = -1.5f;
+            check_max(kernels, x, n);
+            x[at] = before;
+        }
+        x[n / 2] = INFINITY;
+        check_max(kernels, x, n);
+        for (size_t i = 0; i < n; i++)
+            x[i] = -INFINITY;
+        check_max(kernels, x, n);
+        free(x);
+    }
+    float *x = random_floats(4099);
+    check_max(kernels, x, 4099);
+    free(x);
+}
+
+/* Whichever float is the largest, above 0, it is found: all of them are read. */
+static void test_read(const ra_kernels *kernels)
+{
+    for (size_t n = 128; n <= 1152; n += 512) {
+        float *x = random_floats(n);
+        for (size_t at = 0; at < n; at++)
+            for (int streamed = 0; streamed < 2; streamed++) {
+                float before = x[at];
+                x[at] = 2;
+                float got = kernels->read(x, n, streamed);
+                x[at] = before;
+                comparisons++;
+                if (got != 2)
+                    failed(streamed ? "read, streamed" : "read", kernels->name, "f32", 1, n, 1, at, (double)got, 2, 0);
+            }
+        free(x);
+    }
+}
+
+/* Pages that bring a row's maximum up or leave it, more or less far, and what the row sees of each. */
+static const struct {
+    float middle, spread;
+    int visible; /* negative: a random number of lanes */
+} softmax_pages[] = {
+    {0, 5, -1}, {-3, 1, 16}, {6, 2, -1}, {6, 2, 0}, {7, 0.5f, 15}, {7, 4, -1}, {-70, 30, 1}, {40, 60, -1}, {500, 3, -1},
+    {480, 25, -1},
+};
+
+/* Row i sees nothing of the first i / 3 pages. With `equal` the logits of a page are equal, so that maxima tie. */
+static void test_softmax_page(const ra_kernels *kernels, size_t m, bool equal)
+{
+    enum { PAGES = COUNT(softmax_pages) };
+    float *top = allocate(m * sizeof *top), *sums = allocate(m * T * sizeof *sums);
+    float *logits = allocate(m * PAGES * T * sizeof *logits); /* of every page; NAN where unseen */
+    for (size_t i = 0; i < m; i++)
+        top[i] = -INFINITY;
+    for (size_t i = 0; i < m * T; i++)
+        sums[i] = 0;
+
+    for (size_t page = 0; page < PAGES; page++) {
+        float *p = random_floats(m * T), *shrink = random_floats(m), *seen = logits + page * m * T;
+        size_t *visible = allocate(m * sizeof *visible);
+        float *old_top = allocate(m * sizeof *top), *old_sums = allocate(m * T * sizeof *sums);
+        memcpy(old_top, top, m * sizeof *top);
+        memcpy(old_sums, sums, m * T * sizeof *sums);
+        for (size_t i = 0; i < m; i++) {
+            int most = softmax_pages[page].visible;
+            visible[i] = page < i / 3 ? 0 : most < 0 ? random_below(T + 1) : (size_t)most;
+            for (size_t t = 0; t < T; t++) {
+                float *logit = &p[i * T + t];
+                *logit = softmax_pages[page].middle + (equal ? 0 : softmax_pages[page].spread * *logit);
+                seen[i * T + t] = t < visible[i] ? *logit : NAN;
+                if (t >= visible[i])
+                    *logit = t % 2 ? FLT_MAX : -FLT_MAX; /* stale; not to be looked at */
+            }
+        }
+        kernels->softmax_page(p, m, visible, top, sums, shrink);
+
+        for (size_t i = 0; i < m; i++) {
+            double highest = (double)old_top[i];
+            for (size_t t = 0; t < visible[i]; t++)
+                highest = fmax(highest, (double)seen[i * T + t]);
+            comparisons++;
+            if ((double)top[i] != highest)
+                failed("softmax_page, top", kernels->name, "f32", m, page, visible[i], i, (double)top[i], highest, 0);
+            if (top[i] == old_top[i]) {
+                comparisons++;
+                if (shrink[i] != 1)
+                    failed("softmax_page, shrink", kernels->name, "f32", m, page, visible[i], i, (double)shrink[i], 1,
+                           0);
+            } else {
+                check_exp("softmax_page, shrink", kernels, m, i, old_top[i], top[i], shrink[i]);
+            }
+            for (size_t t = 0; t < T; t++) {
+                float x = t < visible[i] ? seen[i * T + t] : -INFINITY;
+                check_exp("softmax_page", kernels, m, i * T + t, x, visible[i] ? top[i] : 0, p[i * T + t]);
+            }
+            comparisons++;
+            if (visible[i] == 0 && memcmp(sums + i * T, old_sums + i * T, T * sizeof *sums))
+                failed("softmax_page, sums", kernels->name, "f32", m, page, 0, i, NAN, NAN, 0);
+
+            /* Against all that the lane has seen. Each term is off by the rounding of its distance to the top, walked
+             * in several steps, and by some units more for each page. */
+            for (size_t t = 0; t < T; t++) {
+                double sum = 0, bound = (double)(page + 1) * (double)FLT_MIN;
+                for (size_t before = 0; before <= page; before++) {
+                    float x = logits[(before * m + i) * T + t];
+                    if (isnan(x))
+                        continue;
+                    double below = (double)top[i] - (double)x, term = exp(-below);
+                    sum += term;
+                    bound += term * (below + 8 * (double)(page + 1)) * 0x1p-24;
+                }
+                comparisons++;
+                if (!(fabs((double)sums[i * T + t] - sum) <= bound))
+                    failed("softmax_page, sums", kernels->name, "f32", m, page, visible[i], i * T + t,
+                           (double)sums[i * T + t], sum, bound);
+            }
+        }
+        free(p);
+        free(shrink);
+        free(visible);
+        free(old_top);
+        free(old_sums);
+    }
+    free(top);
+    free(sums);
+    free(logits);
 }
 
 static void test_scale(const ra_kernels *kernels)
@@ -451,21 +712,29 @@ int main(void)
                 size_t d = dims[i];
                 for (size_t m = 1; m <= 32; m += m < 17 ? 1 : m == 17 ? 7 : 8) {
                     test_qk(kernels, dtype, m, d);
-                    test_pv(kernels, dtype, m, d, T, T);
-                    test_pv(kernels, dtype, m, d, (m + d) % T + 1, T + m % 3);
+                    test_pv(kernels, dtype, m, d, T);
+                    test_pv(kernels, dtype, m, d, (m + d) % T + 1);
                 }
-                for (size_t count = 1; count <= T; count++) {
-                    test_pv(kernels, dtype, 1, d, count, count);
-                    test_pv(kernels, dtype, 5, d, count, T + 1);
+                for (size_t tokens = 1; tokens <= T; tokens++) {
+                    test_pv(kernels, dtype, 1, d, tokens);
+                    test_pv(kernels, dtype, 5, d, tokens);
                 }
                 test_square_norms(kernels, dtype, d);
                 test_weighted_sum(kernels, dtype, d);
+                test_move_keys(kernels, dtype, d);
             }
             if (dtype != RA_F32)
                 test_halves(kernels, dtype);
         }
         test_copies(kernels);
         test_exp_sum(kernels);
+        test_read(kernels);
+        test_above(kernels);
+        test_max(kernels);
+        for (size_t m = 1; m <= 16; m++) {
+            test_softmax_page(kernels, m, false);
+            test_softmax_page(kernels, m, true);
+        }
         test_scale(kernels);
         printf("%-7s %ld comparisons\n", kernels->name, comparisons - before);
     }
