@@ -11,13 +11,13 @@ typedef struct ra_attend_job {
     int64_t rows, kv_heads, group, tokens;
     float scale;
     char *out; /* [rows, tokens, kv_heads * group, D] */
-    /* NULL, or for each (row, head) NULL or a place for scale * q.k of one token: [group][slots in whole pages] */
+    /* NULL, or for each (row, head) NULL or a place for scale * q.k of one token, [group][slots, whole pages] */
     float *const *logits;
 } ra_attend_job;
 
 /* ---- noted.c: what attention leaves behind for the next cut ---- */
 
-/* Whether the step that comes `cut_in` steps before a cut has anything to note for a head, which holds the new token. */
+/* Whether the step `cut_in` steps before a cut has anything to note for a head, which holds the new token by then. */
 bool ra_noted_wants(const ra_layer *layer, int64_t row, const ra_head *head, int64_t cut_in);
 /* Takes a decoded token's scale * q.k, [group][stride], and may overwrite them. Without memory it notes nothing. */
 void ra_noted_take(const ra_layer *layer, int64_t row, ra_head *head, int64_t cut_in, float *logits, int64_t stride);

@@ -51,7 +51,8 @@ ra_status ra_layer_attend(ra_layer *layer, ra_tokens queries, int64_t tokens, co
     for (int64_t i = 0; i < pairs; i++)
         spans[i] = ra_span_of(layer, i / layer->kv_heads, i % layer->kv_heads);
     float *block = NULL, **logits = NULL;
-    if (tokens == 1 && cut_in >= 0 && scale == 1 / sqrtf((float)layer->pool->head_dim)) /* the scale of scores */
+    bool scale_of_scores = fabsf(scale * sqrtf((float)layer->pool->head_dim) - 1) < 1e-6f;
+    if (tokens == 1 && cut_in >= 0 && scale_of_scores)
         logits = room_for_logits(layer, real, cut_in, &block);
     ra_attend_job job = {.spans = spans, .queries = queries, .real = real, .rows = layer->rows,
                          .kv_heads = layer->kv_heads, .group = layer->group, .tokens = tokens, .scale = scale,

@@ -48,7 +48,8 @@ typedef struct ra_kernels {
     float (*exp_sum)(float *x, size_t n, float max);
     /* Online softmax (arXiv 1805.02867) over one more page of m rows. Row i of p [m][16] holds logits, of which it sees
      * the first visible[i]; they become exp(logit - top[i]), the rest 0. top[i] grows to their maximum (from -inf), and
-     * then shrink[i] = exp(old top - new top), else 1. sums [m][16], one for each lane, are scaled and added to. m <= 16. */
+     * then shrink[i] = exp(old top - new top), else 1. sums [m][16], one for each lane, are scaled and added to.
+     * m <= 16. */
     void (*softmax_page)(float *p, size_t m, const size_t *visible, float *top, float *sums, float *shrink);
     /* x[i] *= factor. */
     void (*scale)(float *x, size_t n, float factor);

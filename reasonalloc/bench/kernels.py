@@ -1,121 +1,96 @@
-"""Scoring and attention kernels against their torch forms."""
+"""The part `kernels`: compression and attention of one layer on one core."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from reasonalloc import _core
-from reasonalloc.bench.reference import rkv_published_form, sdpa_decode
-from reasonalloc.bench.timing import alternate
-from reasonalloc.pages import PagePool
+from reasonalloc.bench import attention, compression, rkv_repo, scratch, states, threads
+from reasonalloc.bench.machine import surroundings
+from reasonalloc.bench.progress import Say
+from reasonalloc.bench.resident import in_fresh_process
+from reasonalloc.bench.settings import Settings
+from reasonalloc.bench.timing import cores, one_core
+from reasonalloc.models import EMBEDDED_LABEL, load
 
-HEADS, GROUP, HEAD_DIM, WINDOW = 8, 4, 128, 8
-
-
-def keys_like_a_chain(n: int, heads: int = HEADS, d: int = HEAD_DIM, seed: int = 0) -> torch.Tensor:
-    """[heads, n, d] keys with a part in common and topics that come and go, as real ones have.
-
-    Real keys (SmolLM2 on MATH-500 text) have a cosine above 0.5 with one of the newest 42 tokens in every row.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    common = torch.randn(heads, 1, d, generator=generator)
-    topics = torch.randn(heads, (n + 31) // 32, d, generator=generator).repeat_interleave(32, 1)[:, :n]
-    return common + 0.5 * topics + 0.5 * torch.randn(heads, n, d, generator=generator)
+SCHEMA = 2
+SHAPE = attention.Shape()
+_MODEL_LAYERS = 8  # that real keys are taken from, spread evenly over the model
 
 
-def keys_at_random(n: int, heads: int = HEADS, d: int = HEAD_DIM, seed: int = 0) -> torch.Tensor:
-    """[heads, n, d] uncorrelated keys: no row has a similar one, the worst case of the exact scan."""
-    return torch.randn(heads, n, d, generator=torch.Generator().manual_seed(seed))
+def _chains(tokens: int, say: Say) -> tuple[dict[str, states.States], str | None]:
+    """Keys of both kinds, and why there are no real ones where that is so."""
+    made = {"random": states.uncorrelated(SHAPE.heads, SHAPE.group, tokens, SHAPE.head_dim)}
+    try:
+        model, tokenizer, _ = load()
+    except ModuleNotFoundError as error:
+        return made, str(error)
+    say(f"{EMBEDDED_LABEL} reads {tokens} tokens of MATH-500")
+    count = model.config.num_hidden_layers
+    picked = [round(i * (count - 1) / (_MODEL_LAYERS - 1)) for i in range(_MODEL_LAYERS)]
+    layers = states.read(model, states.text_ids(tokenizer, tokens), picked)
+    return {"real": states.side_by_side(layers, SHAPE.heads, SHAPE.group)} | made, None
 
 
-def _layer(keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor) -> _core.Layer:
-    """A layer that holds [B, H, n, d] keys and values and has seen [B, Hq, n, d] queries."""
-    pool = PagePool(keys.dtype, keys.shape[3])
-    layer = _core.Layer(pool.core, keys.shape[0], keys.shape[1], query.shape[1], WINDOW)
-    while missing := layer.step(query, keys, values, None, 1.0, None):
-        pool.grow(missing)
-    return layer
+def _compression_lines(row: Mapping[str, Any]) -> str:
+    ratios = ", ".join(f"{value:.1f}x {name}" for name, value in row["ratio"].items())
+    return f"compression {row['keys']} keys {row['dtype']} n={row['n']} ({row['cut']} cut): {ratios}"
 
 
-def _must_agree(what: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) -> float:
-    error = float((got.float() - want.float()).abs().max())
-    if not error <= tolerance:
-        raise RuntimeError(f"{what}: differs from its reference by {error:.2e} (allowed {tolerance:.0e}); not timed")
-    return error
-
-
-def scores(sizes: list[int], runs: int) -> Iterator[dict[str, Any]]:
-    """R-KV's score of one layer, 8 KV heads, 32 query heads, d = 128, float32."""
-    for kind, make in (("chain-like keys", keys_like_a_chain), ("random keys", keys_at_random)):
-        for n in sizes:
-            keys = make(n)
-            queries = torch.randn(HEADS * GROUP, n, HEAD_DIM, generator=torch.Generator().manual_seed(1))
-            layer = _layer(keys[None], keys[None], queries[None])
-            newest = queries[:, -WINDOW:].contiguous()
-            out = torch.empty(HEADS, n - WINDOW)
-            config = (0, 0.1, 0.5, 7, 0)
-
-            def ours(layer: _core.Layer = layer, out: torch.Tensor = out, config: Any = config) -> None:
-                layer.score(0, config, out.numpy().reshape(-1))
-
-            def theirs(newest: torch.Tensor = newest, keys: torch.Tensor = keys) -> torch.Tensor:
-                return rkv_published_form(newest, keys)
-
-            ours()
-            error = _must_agree(f"rkv n={n}", out, theirs(), 1e-5)
-            yield (
-                {"kernel": "R-KV score", "case": kind, "n": n, "batch": 1, "dtype": "float32", "peer": "published form"}
-                | {"max_error": error}
-                | alternate(ours, theirs, runs)
+def run(settings: Settings, say: Say) -> dict[str, Any]:
+    """Everything, JSON-ready. RuntimeError if a result is not that of its reference."""
+    quick, allowed = settings.quick, sorted(cores())
+    runs = settings.rounds(full=15, quick=3)
+    sizes = [384, 1152] if quick else [384, 1152, 2176, 4224]
+    peers: dict[str, Any] = {}
+    if settings.rkv_repo:
+        peers["R-KV repository"] = compression.repository_form(rkv_repo.load(settings.rkv_repo))
+    chains, no_real_keys = _chains(min(max(sizes) + (runs + 5) * compression.INTERVAL, 8192), say)
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "part": "kernels",
+        "settings": settings.as_json(),
+        "shape": {"kv_heads": SHAPE.heads, "query_heads": SHAPE.heads * SHAPE.group, "head_dim": SHAPE.head_dim},
+        "runs": runs,
+        "no_real_keys": no_real_keys,
+        "compression": [],
+        "scratch": [],
+        "attention": [],
+        "threads": [],
+    }
+    with one_core() as core:
+        result["core"] = core
+        result["provenance"] = surroundings("" if no_real_keys else EMBEDDED_LABEL)
+        dtypes = [torch.float32, torch.bfloat16]
+        cut_dtypes = dtypes[:1] if quick else dtypes
+        for row in compression.rows(chains, sizes, cut_dtypes, peers, runs, first_at=1152):
+            say(_compression_lines(row))
+            result["compression"].append(row)
+        scratch_sizes = [1152] if quick else sizes
+        for row in scratch.rows(scratch_sizes, cut_dtypes, settings.rkv_repo, *_heads()):
+            say(f"scratch {row['dtype']} n={row['n']}: " + ", ".join(_mib(k, v) for k, v in row["bytes"].items()))
+            result["scratch"].append(row)
+        lengths = [256, 2048] if quick else [256, 1024, 2048, 4096, 8192]
+        attention_dtypes = dtypes if quick else [*dtypes, torch.float16]
+        for row in attention.rows(SHAPE, attention_dtypes, [1, 8], lengths, runs):
+            say(
+                f"attention {row['dtype']} batch={row['batch']} n={row['n']} from {row['from']}:"
+                f" {row['ratio']['SDPA grouped']:.1f}x SDPA, {row['roofline_share']['ours']:.0%} of the read bandwidth"
             )
+            result["attention"].append(row)
+    if len(allowed) > 1:
+        names = ["bfloat16"] if quick else ["float32", "bfloat16"]
+        result["threads"] = in_fresh_process(
+            threads.measure, allowed=allowed, shape=SHAPE, dtypes=names, batches=[1, 8], n=4096, runs=runs
+        )
+    return result
 
 
-def attention(sizes: list[int], batches: list[int], runs: int) -> Iterator[dict[str, Any]]:
-    """One decode step of attention over pages, 8 KV heads, 32 query heads, d = 128, against torch's SDPA.
+def _heads() -> tuple[int, int, int]:
+    return SHAPE.heads, SHAPE.group, SHAPE.head_dim
 
-    bytes: keys and values that each side must read.
-    """
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        for batch in batches:
-            for n in sizes:
-                generator = torch.Generator().manual_seed(2)
-                keys, values = (torch.randn(batch, HEADS, n, HEAD_DIM, generator=generator).to(dtype) for _ in range(2))
-                query = torch.randn(batch, HEADS * GROUP, 1, HEAD_DIM, generator=generator).to(dtype)
-                pool = PagePool(dtype, HEAD_DIM)
-                layer = _core.Layer(pool.core, batch, HEADS, HEADS * GROUP, WINDOW)
-                seen = query.expand(batch, HEADS * GROUP, n - 1, HEAD_DIM)
-                while missing := layer.step(seen, keys[:, :, :-1], values[:, :, :-1], None, 1.0, None):
-                    pool.grow(missing)
-                out = torch.empty(batch, 1, HEADS * GROUP, HEAD_DIM, dtype=dtype)
-                last_keys, last_values = keys[:, :, -1:].contiguous(), values[:, :, -1:].contiguous()
-                pool.grow(batch * HEADS)
 
-                def ours(layer: Any = layer, arguments: Any = (query, last_keys, last_values, out)) -> None:
-                    q, k, v, o = arguments
-                    layer.step(q, k, v, None, HEAD_DIM**-0.5, o)  # with the append that a decode step makes
-                    layer.crop(1)
-
-                def theirs(q: Any = query, k: Any = keys, v: Any = values) -> torch.Tensor:
-                    return sdpa_decode(q, k, v)
-
-                ours()
-                error = _must_agree(f"attention n={n}", out.transpose(1, 2), theirs(), tolerance)
-                size = 2 * keys.numel() * keys.element_size()
-                yield (
-                    {
-                        "kernel": "decode attention",
-                        "case": "",
-                        "n": n,
-                        "batch": batch,
-                        "dtype": str(dtype)[6:],
-                        "peer": "torch SDPA",
-                    }
-                    | {
-                        "max_error": error,
-                        "bytes": size,
-                    }
-                    | alternate(ours, theirs, runs)
-                )
+def _mib(name: str, found: Mapping[str, Any]) -> str:
+    return f"{name} {max(x['peak_bytes'] for x in found.values()) / 2**20:.2f} MiB"

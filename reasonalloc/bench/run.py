@@ -1,79 +1,47 @@
-"""`reasonalloc bench`: check, time, print a table, save every sample."""
+"""Runs the parts that are asked for, saves each as it ends, prints what was found."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from reasonalloc.bench import kernels
-from reasonalloc.bench.timing import pin_to_one_core
-from reasonalloc.provenance import provenance
+from reasonalloc.bench import kernels, memory, report, throughput
+from reasonalloc.bench.settings import Settings
 
-SCHEMA = 1
+_RUN = {"kernels": kernels.run, "throughput": throughput.run, "memory": memory.run}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and runs: about half a minute")
-    parser.add_argument("--runs", type=int, default=None, help="timed runs of each side (default 15, quick 5)")
-    parser.add_argument(
-        "--json",
-        metavar="FILE",
-        help="save every sample (default benchmarks/results/kernels.json if that folder exists)",
-    )
+def run(settings: Settings, out: Console, progress: Console) -> dict[str, Any]:
+    """Results by part. Tables go to `out`, lines on the way to `progress`; JSON and Markdown to `settings.output`.
+
+    RuntimeError if a result is not that of its reference.
+    """
+    if settings.output is not None:
+        settings.output.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+
+    def say(line: str) -> None:
+        progress.print(f"{time.monotonic() - start:5.0f} s  {line}", markup=False, highlight=False, soft_wrap=True)
+
+    results: dict[str, Any] = {}
+    for part in settings.parts:
+        with progress.status(part):
+            results[part] = _RUN[part](settings, say)
+        for section in report.sections(part, results[part]):
+            if section.rows:
+                out.print(section.rich())
+        if settings.output is not None:
+            _save(settings.output, part, results[part])
+    out.print(report.targets_section(results).rich())
+    if settings.output is not None:
+        out.print(f"samples and report: {settings.output}")
+    return results
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="one core, median of paired runs; ratio above 1: ours is faster")
-    for name in ("kernel", "case", "dtype", "batch", "n", "ours ms", "peer ms", "ratio", "GB/s", "peer"):
-        table.add_column(name, justify="left" if name in ("kernel", "case", "dtype", "peer") else "right")
-    for row in rows:
-        rate = f"{row['bytes'] / row['ours_s'] / 1e9:.1f}" if "bytes" in row else ""
-        table.add_row(
-            row["kernel"],
-            row["case"],
-            row["dtype"],
-            str(row["batch"]),
-            str(row["n"]),
-            f"{row['ours_s'] * 1e3:.3f}",
-            f"{row['theirs_s'] * 1e3:.3f}",
-            f"{row['ratio']:.1f}x",
-            rate,
-            row["peer"],
-        )
-    return table
-
-
-def main(args: argparse.Namespace) -> int:
-    """Runs the kernel benchmarks; 0, or RuntimeError if a result is not that of its reference."""
-    runs = args.runs if args.runs is not None else 5 if args.quick else 15
-    if runs < 1:
-        raise ValueError(f"--runs must be at least 1, got {runs}")
-    pin_to_one_core()
-    console = Console(file=sys.stderr)
-    rows: list[dict[str, Any]] = []
-    score_sizes = [384, 1152] if args.quick else [384, 1152, 2176, 4224]
-    attention_sizes = [256, 2048] if args.quick else [256, 1024, 4096]
-    with console.status("checking and timing"):
-        for row in kernels.scores(score_sizes, runs):
-            console.print(f"{row['kernel']} {row['case']} n={row['n']}: {row['ratio']:.1f}x")
-            rows.append(row)
-        for row in kernels.attention(attention_sizes, [1] if args.quick else [1, 8], runs):
-            console.print(f"{row['kernel']} {row['dtype']} batch={row['batch']} n={row['n']}: {row['ratio']:.1f}x")
-            rows.append(row)
-    result = {"schema": SCHEMA, "runs": runs, "results": rows, "provenance": provenance()}
-    default = Path("benchmarks/results")
-    path = args.json or (str(default / "kernels.json") if default.is_dir() else None)
-    if path == "-":
-        print(json.dumps(result, indent=1))
-        return 0
-    Console(width=None if sys.stdout.isatty() else 120).print(_table(rows))
-    if path:
-        Path(path).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        console.print(f"samples saved to {path}")
-    return 0
+def _save(folder: Path, part: str, data: Any) -> None:
+    (folder / f"{part}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    report.write_report(folder)

@@ -1,37 +1,76 @@
-"""Paired timings: machines are noisy, so two things are timed in turn and their ratio is reported."""
+"""Paired timings: machines are noisy, so contenders are timed in turn and the ratios of each round are reported."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+LEAST_ROUNDS = 3
 
-def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], runs: int) -> dict[str, Any]:
-    """Times both in turn after one warm-up each; seconds of every run, medians, and the median of the paired ratios."""
-    ours(), theirs()
-    samples: list[tuple[float, float]] = []
-    for _ in range(runs):
-        times = []
-        for function in (ours, theirs):
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
-        samples.append((times[0], times[1]))
-    return {
-        "ours_s": statistics.median(a for a, _ in samples),
-        "theirs_s": statistics.median(b for _, b in samples),
-        "ratio": statistics.median(b / a for a, b in samples),
-        "samples": samples,
+
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, limit_s: float | None = None
+) -> dict[str, list[float]]:
+    """Seconds that each contender says it took, in turn, `rounds` times after one round that is thrown away.
+
+    A contender prepares what it must, times its own work and returns the seconds. limit_s: no new round once that much
+    time has gone by, but for the first three.
+    """
+    for each in contenders.values():
+        each()
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    start = time.perf_counter()
+    for number in range(rounds):
+        if limit_s is not None and number >= LEAST_ROUNDS and time.perf_counter() - start > limit_s:
+            break
+        for name, each in contenders.items():
+            samples[name].append(each())
+    return samples
+
+
+def compared(seconds: Mapping[str, list[float]], own: str = "ours") -> dict[str, Any]:
+    """The samples with their medians and, for each peer, the median of its paired ratios to `own` (above 1: own is
+    faster)."""
+    ratios = {
+        name: statistics.median(b / a for a, b in zip(seconds[own], samples, strict=True))
+        for name, samples in seconds.items()
+        if name != own
     }
+    medians = {name: statistics.median(samples) for name, samples in seconds.items()}
+    return {"seconds": dict(seconds), "median_s": medians, "ratio": ratios}
 
 
-def pin_to_one_core() -> None:
-    """One core for the whole process, so that both sides have the same."""
+def cores() -> set[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+@contextmanager
+def one_core() -> Iterator[int]:
+    """The whole process on one core with one torch thread, as before afterwards. Gives the core's number."""
+    before, threads = cores(), torch.get_num_threads()
+    core = max(before)
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        os.sched_setaffinity(0, {core})
+    try:
+        yield core
+    finally:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, before)
+        torch.set_num_threads(threads)

@@ -1,0 +1,82 @@
+"""The part `throughput`: a whole model that decodes, on all cores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reasonalloc.bench import kvpress_peer, steps
+from reasonalloc.bench.decoding import Subject, subject
+from reasonalloc.bench.equal_memory import break_even, equal_memory
+from reasonalloc.bench.machine import surroundings
+from reasonalloc.bench.progress import Say
+from reasonalloc.bench.settings import Settings
+from reasonalloc.bench.states import text_ids
+from reasonalloc.models import load
+
+SCHEMA = 1
+MEMORY_LIMIT, QUICK_MEMORY_LIMIT = 2_000_000_000, 150_000_000
+MOST_ROWS = 128
+_TEXT = 4096  # tokens that the model reads to fill caches with
+
+
+def run(
+    settings: Settings, say: Say, given: Subject | None = None, share_budgets: tuple[int, ...] = ()
+) -> dict[str, Any]:
+    """Everything, JSON-ready. given: a model instead of SmolLM2; share_budgets: for the shares of cuts."""
+    quick = settings.quick
+    budgets = settings.budgets or ((128,) if quick else (128, 256, 512))
+    chains = settings.chains or ((512,) if quick else (1024, 4096, 8192))
+    limit = settings.memory_limit or (QUICK_MEMORY_LIMIT if quick else MEMORY_LIMIT)
+    python = kvpress_peer.interpreter(settings.kvpress_python)
+    if quick and settings.kvpress_python is None:
+        python = None  # minutes, so only where it is asked for
+    say("the model reads the text that caches are filled with")
+    tokenizer: Any = None
+    if given is None:
+        model, tokenizer, label = load()
+        given = subject(model, tokenizer, label, 512 if quick else _TEXT)
+    names = [f"reasonalloc-{x}" for x in budgets]
+    most_rows = settings.most_rows or MOST_ROWS
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "part": "throughput",
+        "settings": settings.as_json(),
+        "memory_limit": limit,
+        "most_rows": most_rows,
+        "provenance": surroundings(given.label),
+    }
+    batches, lengths = ([1, 4], [512]) if quick else ([1, 8], [256, 1024, 4096])
+    rounds = settings.rounds(full=16, quick=4)
+    contenders_now = steps.CONTENDERS[:4] if quick else steps.CONTENDERS
+    result["steps"] = []
+    for row in steps.step_times(given, batches, lengths, contenders_now, rounds):
+        each = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in row["step_s"].items())
+        say(f"ms a step, batch {row['batch']}, {row['length']} tokens: {each}")
+        result["steps"].append(row)
+    result["cuts"] = []
+    shares = share_budgets or ((128,) if quick else (128, 256, 512, 1024))
+    for row in steps.cut_shares(given, [1] if quick else [1, 8], [f"reasonalloc-{x}" for x in shares]):
+        say(f"cuts of {row['cache']}, batch {row['batch']}: {row['share']:.2%} of the decode time")
+        result["cuts"].append(row)
+    result["overhead"] = []
+    watched = ("dynamic", "static", "full", "reasonalloc-256")
+    for row in steps.overhead(given, [1, 8], watched, 16, 10 if quick else 50):
+        say(f"overhead of {row['cache']}, batch {row['batch']}: {row['overhead_us']:.0f} us a layer")
+        result["overhead"].append(row)
+    contenders = ["static", "dynamic", "full", *names]
+    runs = settings.rounds(full=5, quick=2)
+    result["whole_chains"] = settings.whole_chains
+    result["equal_memory"] = list(
+        equal_memory(given, contenders, chains, limit, most_rows, runs, settings.whole_chains, say)
+    )
+    result["break_even"] = list(break_even(given, names, max(chains), runs, say))
+    result["kvpress"], result["kvpress_python"] = [], python
+    if python is not None and tokenizer is not None:
+        context, count = (512, kvpress_peer.INTERVAL + 2) if quick else (1024, 2 * kvpress_peer.INTERVAL - 1)
+        ids = text_ids(tokenizer, 8 * context).view(8, context)
+        for row in kvpress_peer.rows(python, ids, [2] if quick else [1, 8], count):
+            say(f"{row['who']} {row['cache']}, {row['rows']} rows: {row['tokens_per_s']:.1f} tokens/s")
+            result["kvpress"].append(row)
+    elif not quick:
+        say(f"kvpress: not present ({kvpress_peer.INSTALL})")
+    return result
