@@ -40,4 +40,12 @@ static inline void ra_span_ahead(const ra_span *span, const ra_streams *s, int64
     ra_streams_point(s, next, ahead);
 }
 
+/* Brings in bytes [begin, end) of every stream, between work that needs no memory. */
+static inline void ra_prefetch(const ra_ahead *ahead, size_t begin, size_t end)
+{
+    for (size_t at = begin; at < end; at += 64)
+        for (int64_t i = 0; i < RA_STREAMS; i++)
+            __builtin_prefetch(ahead->stream[i] + at);
+}
+
 #endif

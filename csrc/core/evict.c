@@ -118,14 +118,6 @@ static void move_run(const ra_pool *pool, const int64_t *slots, int64_t to_slot,
     }
 }
 
-/* Brings in a share of the pages that follow. */
-static void prefetch(const ra_ahead *ahead, size_t begin, size_t end)
-{
-    for (size_t at = begin; at < end; at += 64)
-        for (int64_t i = 0; i < RA_STREAMS; i++)
-            __builtin_prefetch(ahead->stream[i] + at);
-}
-
 static void move_head(const evict_job *job, int64_t h)
 {
     const plan *p = &job->plans[h];
@@ -153,7 +145,7 @@ static void move_head(const evict_job *job, int64_t h)
         for (; end < p->keep && p->slots[end] / PAGE == page; end++)
             leaves[p->slots[end] % PAGE] = false;
         ra_span_ahead(&span, &streams, page, &ahead);
-        prefetch(&ahead, 0, streams.part / 2);
+        ra_prefetch(&ahead, 0, streams.part / 2);
         ra_known_remove(&head->known, &span, page, leaves);
         while (i < end) {
             int64_t count = ra_min(end - i, PAGE - i % PAGE); /* into one page */
@@ -161,7 +153,7 @@ static void move_head(const evict_job *job, int64_t h)
                      pool->memory[to_pages[i / PAGE - first_page]]);
             i += count;
         }
-        prefetch(&ahead, streams.part / 2, streams.part);
+        ra_prefetch(&ahead, streams.part / 2, streams.part);
     }
     for (int64_t slot = p->prefix; slot < p->keep; slot++)
         head->positions[slot] = head->positions[p->slots[slot]];

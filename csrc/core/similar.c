@@ -14,6 +14,15 @@
 #define MOST_QUERIES 255 /* of the sweep: bounds its scratch memory */
 #define PATIENCE 11     /* newest keys after which a page with few keys left is swept no further */
 #define FEW 4
+#define SLICES 8 /* comparisons of a page over which the next one is brought in */
+
+/* What the sweep of the known slots' pages says of a new key: those are all the pages that it still has to go through
+ * if no new key is like it. */
+typedef struct seen {
+    int64_t pages;  /* it was compared with */
+    int32_t newest; /* similar slot among them, RA_NONE_SIMILAR: none */
+    float cosine;
+} seen;
 
 typedef struct search {
     const ra_span *span;
@@ -25,6 +34,7 @@ typedef struct search {
     float *dots;
     int64_t *left, left_count; /* slots for which the sweep found nothing */
     int64_t *from;             /* ... among the keys from there on */
+    seen *seen;                /* [queries] */
 } search;
 
 static void unit_key(const search *s, int64_t slot, float *out)
@@ -65,12 +75,28 @@ static int64_t count_bits(uint32_t bits)
 /* A slot for which the newest keys down to slot `from` are not similar. */
 static void put_off(search *s, int64_t slot, int64_t from)
 {
-    if (from > s->known->slots || old_bound(s, slot)) {
+    int64_t query = s->span->slots - 1 - slot;
+    if (slot >= s->known->slots && from <= s->known->slots && query < s->queries &&
+        s->seen[query].pages == ra_pages_for(s->known->slots)) {
+        found(s, slot, s->seen[query].newest, s->seen[query].cosine);
+    } else if (from > s->known->slots || old_bound(s, slot)) {
         s->left[s->left_count] = slot;
         s->from[s->left_count++] = from;
     } else if (slot >= s->known->slots || s->known->similar[slot] < RA_NONE_SIMILAR) {
         s->known->similar[slot] = RA_NONE_SIMILAR;
     }
+}
+
+/* A new key was compared with a page that has known slots: their newest similar one, pages come in ascending order. */
+static void remember(search *s, int64_t query, int64_t base, uint32_t hits, const float *products, const float *inverse)
+{
+    s->seen[query].pages++;
+    for (int64_t t = ra_min(PAGE, s->known->slots - base) - 1; t >= 0; t--)
+        if (hits >> t & 1) {
+            s->seen[query].newest = (int32_t)(base + t);
+            s->seen[query].cosine = products[t] * inverse[t];
+            return;
+        }
 }
 
 static void sweep_page(search *s, int64_t page)
@@ -79,6 +105,7 @@ static void sweep_page(search *s, int64_t page)
     int64_t n = span->slots, d = span->d, base = page * PAGE, done = 0;
     uint32_t left = (1u << ra_min(PAGE, n - base)) - 1;
     float dots[(1 + BATCH) * PAGE], inverse[PAGE] = {0};
+    size_t at = 0, slice = (s->streams.part / 64 / SLICES + 1) * 64;
     ra_ahead ahead;
     ra_span_ahead(span, &s->streams, page, &ahead);
     memcpy(inverse, s->known->inverse + base, (size_t)ra_min(PAGE, n - base) * sizeof *inverse);
@@ -87,14 +114,20 @@ static void sweep_page(search *s, int64_t page)
         for (; s->gathered < done + take; s->gathered++)
             unit_key(s, n - 1 - s->gathered, s->rows + (1 + s->gathered) * d);
         span->kernels->qk(s->rows + (sum ? 0 : 1 + done) * d, (size_t)(sum + take), ra_span_k(span, page), (size_t)d,
-                          sum ? &ahead : NULL, dots);
+                          NULL, dots);
+        if (at < s->streams.part)
+            ra_prefetch(&ahead, at, at + slice);
+        at += slice;
         if (sum)
             memcpy(s->dots + base, dots, (size_t)ra_min(PAGE, n - base) * sizeof *dots);
-        for (int64_t i = 0; i < take && left; i++) {
+        for (int64_t i = 0; i < take; i++) {
             const float *products = dots + (sum + i) * PAGE;
             int64_t similar = n - 1 - done - i;
             uint32_t hits = ra_kernels_get()->above(products, inverse, s->threshold);
-            hits = left & with_diagonal(s, hits, similar - base);
+            hits = with_diagonal(s, hits, similar - base);
+            if (base < s->known->slots)
+                remember(s, done + i, base, hits, products, inverse);
+            hits &= left;
             left &= ~hits;
             for (int64_t t = 0; hits; t++, hits >>= 1)
                 if (hits & 1)
@@ -102,6 +135,7 @@ static void sweep_page(search *s, int64_t page)
         }
         done += take;
     } while (left && done < s->queries && (done < PATIENCE || count_bits(left) > FEW));
+    ra_prefetch(&ahead, at, s->streams.part);
     for (int64_t t = 0; left; t++, left >>= 1)
         if (left & 1)
             put_off(s, base + t, n - done);
@@ -189,8 +223,11 @@ ra_status ra_find_similar(ra_known *known, const ra_span *span, float threshold,
     s.rows = ra_new((1 + s.queries) * d, sizeof *s.rows);
     s.left = ra_new(n, sizeof *s.left);
     s.from = ra_new(n, sizeof *s.from);
+    s.seen = ra_new(s.queries, sizeof *s.seen);
     ra_status status = RA_ERR_NO_MEMORY;
-    if (rows && s.rows && s.left && s.from) {
+    if (rows && s.rows && s.left && s.from && s.seen) {
+        for (int64_t i = 0; i < s.queries; i++)
+            s.seen[i] = (seen){.newest = RA_NONE_SIMILAR};
         for (int64_t c = 0; c < d; c++)
             s.rows[c] = (float)known->sum[c];
         for (int64_t page = 0; page * PAGE < n; page++)
@@ -203,5 +240,6 @@ ra_status ra_find_similar(ra_known *known, const ra_span *span, float threshold,
     free(s.rows);
     free(s.left);
     free(s.from);
+    free(s.seen);
     return status;
 }
