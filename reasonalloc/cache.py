@@ -104,13 +104,14 @@ class ReasonAllocCache(Cache):
             raise RuntimeError(
                 "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
             )
+        self._mask = (None, None)  # a step that failed may have left one
         rows, _, tokens, _ = key.shape
         first = not self.ragged[0].length
         if not first and rows != self._rows:
             raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
         if first:
             self._rows = rows
-            self._cutter = None
+            self._cutter = self._good_keys = None
             for layer in self.ragged:
                 layer.core = None  # left over where a first step failed
         # The first step is the prefill even if it is of one token: in a batch that row would be beside longer ones.
@@ -160,8 +161,8 @@ class ReasonAllocCache(Cache):
             self._check_open()
 
     def close_if_changed(self, layer: RaggedLayer, before: int, error: BaseException) -> None:
-        """A step failed: closes the cache if something has changed. before: tokens that row 0 of the layer had seen."""
-        if layer.index or (layer.core is not None and layer.core.seen(0) != before):
+        """A layer failed in its turn: closes the cache if something has changed. before: what `layer.seen` gave."""
+        if layer.index or layer.seen() != before:
             self._closed = f"{type(error).__name__}: {error}"
 
     def real_tokens(self, mask: torch.Tensor, tokens: int, prefill: bool) -> torch.Tensor | None:

@@ -65,7 +65,7 @@ class RaggedLayer(CacheLayerMixin):
         """Stores the new tokens and returns their attention, [B, T, Hq, D]."""
         del key._reasonalloc  # type: ignore[attr-defined]
         owner = self.owner
-        before = self.core.seen(0) if self.core is not None else 0
+        before = self.seen() if self.index == 0 else 0
         try:
             core = self.core if self.core is not None else self._prepare(query, key)
             rows, heads, tokens, head_dim = query.shape
@@ -86,6 +86,10 @@ class RaggedLayer(CacheLayerMixin):
             owner.close_if_changed(self, before, error)
             raise
         return out
+
+    def seen(self) -> int:
+        """Tokens that all rows together have been given, padding not counted."""
+        return sum(self.core.seen(row) for row in range(self.core.rows)) if self.core is not None else 0
 
     def _prepare(self, query: torch.Tensor, key: torch.Tensor) -> _core.Layer:
         self.lazy_initialization(key, key)

@@ -372,6 +372,28 @@ def test_a_users_scorer_that_raises(register):
     assert_closed(cache, model, "KeyError")
 
 
+def test_a_failure_while_the_first_row_is_padding(register):
+    """Another row has stored its token: there is no way back, whichever row it was."""
+    calls = []
+
+    def fail_later(n):
+        calls.append(n)
+        if len(calls) > 12:
+            raise KeyError("mine")
+        return np.zeros(n)
+
+    register("broken")(scorer_of(fail_later))
+    model = models.tiny()
+    cache = cache_of(model, method="broken", interval=1)
+    ids = models.prompt(30, rows=2)
+    models.step(model, cache, ids, torch.ones_like(ids))
+    mask = torch.ones(2, 31, dtype=torch.long)
+    mask[0, -1] = 0
+    with pytest.raises(KeyError, match="mine"):
+        models.step(model, cache, models.prompt(1, rows=2), mask)
+    assert cache.stats()["closed"]
+
+
 @pytest.mark.parametrize(
     ("part", "result", "message"),
     [

@@ -179,6 +179,17 @@ def test_large_logits_stay_finite(isa):
         )
 
 
+def test_logits_that_overflow_to_minus_infinity(isa):
+    """A page of them before the first finite one weighs nothing, and is no NaN."""
+    pool, layer = make(rows=1, heads=1, group=1, dim=1)
+    keys = torch.full((1, 1, PAGE, 1), -1e20)
+    step(pool, layer, torch.ones(1, 1, PAGE, 1), keys, torch.ones_like(keys), attend=False)
+    out = step(
+        pool, layer, torch.full((1, 1, 1, 1), 1e20), torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 3.0), scale=1.0
+    )
+    assert out.item() == 3
+
+
 def test_strided_and_expanded_tensors():
     shape = rows, _heads, _group, dim = (2, 2, 2, 16)
     q, k, v = tokens(shape, 9)

@@ -109,7 +109,7 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
                 kernels->scale(&t->acc[i * d], d, shrink[i]);
         for (int64_t i = 0; i < RA_STREAMS; i++)
             ahead.stream[i] += next.streams.part / 2; /* the values: second half of the page */
-        int64_t count = ra_min(PAGE, span->slots - page * PAGE);
+        int64_t count = ra_min(PAGE, seen - page * PAGE);
         span->kernels->pv(p, m, ra_span_v(span, page), (size_t)count, d, &ahead, t->acc);
         advance(job, &next);
     }

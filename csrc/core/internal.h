@@ -51,7 +51,8 @@ void ra_pool_drop(ra_pool *pool, int32_t page);
 
 /* ---- layer.c ---- */
 
-/* Attention that the newest queries gave, noted while it was computed; empty after anything but decoding. */
+/* Attention that the newest queries gave, noted while it was computed; of no use after anything
+ * but decoding, which the counts below tell. */
 typedef struct ra_noted {
     float *importance; /* [older]: sum over `queries` of softmax over the older tokens of the group's maximum */
     int64_t queries, older;
@@ -149,7 +150,7 @@ ra_status ra_importance(const ra_span *span, const float *queries, int64_t count
 ra_status ra_importance_from(const float *sum, int64_t count, int64_t older, int64_t kernel, float *out);
 /* out: [slots], softmaxed. known: what is known of these slots already, and then all of it. */
 ra_status ra_redundancy(const ra_span *span, ra_known *known, float threshold, float *out);
-/* Tokens of one page are about to leave: lanes[t] for the page's 16. */
+/* Tokens of one page are about to leave: leaves[t] for the page's 16. */
 void ra_known_remove(ra_known *known, const ra_span *span, int64_t page, const bool *leaves);
 /* After an eviction: the survivors' old slots, ascending. Forgets all if memory is short. */
 void ra_known_keep(ra_known *known, const int64_t *slots, int64_t keep);

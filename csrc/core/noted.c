@@ -2,7 +2,6 @@
  *
  * The newest `window` queries before a cut are those of the last `window` decoded tokens. Which tokens will then count
  * as older is known at each of these steps, so that each query's softmax over them can be taken on the spot. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 

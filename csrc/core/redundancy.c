@@ -1,6 +1,7 @@
 /* Column means of the cosine matrix, and what is kept for the next time. */
 #include "redundancy.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,18 +46,22 @@ static void add_page(ra_known *known, const ra_span *span, int64_t page, const f
         known->sum[c] += (double)part[c];
 }
 
-/* Inverse norms of the new keys, and their part of the sum. */
-static void add_new(ra_known *known, const ra_span *span)
+/* Inverse norms of the new keys, and their part of the sum; false if a norm overflows. */
+static bool add_new(ra_known *known, const ra_span *span)
 {
+    bool finite = true;
     for (int64_t page = known->slots / PAGE; page * PAGE < span->slots; page++) {
         float squares[PAGE], weight[PAGE] = {0};
         span->kernels->square_norms(ra_span_k(span, page), (size_t)span->d, squares);
         for (int64_t t = 0; t < ra_min(PAGE, span->slots - page * PAGE); t++)
-            if (page * PAGE + t >= known->slots)
+            if (page * PAGE + t >= known->slots) {
                 known->inverse[page * PAGE + t] = weight[t] = 1 / (sqrtf(squares[t]) + NORM_FLOOR);
+                finite &= squares[t] <= FLT_MAX;
+            }
         add_page(known, span, page, weight);
     }
     known->moved += span->slots - known->slots;
+    return finite;
 }
 
 static void sum_afresh(ra_known *known, const ra_span *span)
@@ -161,7 +166,11 @@ ra_status ra_redundancy(const ra_span *span, ra_known *known, float threshold, f
         ra_known_clear(known);
         return RA_ERR_NO_MEMORY;
     }
-    add_new(known, span);
+    if (!add_new(known, span)) {
+        free(removed);
+        ra_known_clear(known);
+        return RA_ERR_NOT_FINITE;
+    }
     if (known->moved > DRIFT * n)
         sum_afresh(known, span);
     ra_status status = ra_find_similar(known, span, threshold, out);

@@ -179,7 +179,7 @@ static void visit_page(search *s, party *p, int64_t page, bool needed)
         if (hit)
             continue;
         if (is_through(s, p, r, page) || page == 0) {
-            if (p->bound[r] || p->slot[r] >= s->known->slots)
+            if (p->slot[r] >= s->known->slots || s->known->similar[p->slot[r]] < RA_NONE_SIMILAR)
                 s->known->similar[p->slot[r]] = RA_NONE_SIMILAR;
             continue;
         }

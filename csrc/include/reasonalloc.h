@@ -74,7 +74,7 @@ ra_status ra_set_isa(const char *name);
 /* Name number `index` among those that this machine can run, "serial" first; NULL past the end. */
 const char *ra_isa_available(size_t index);
 
-/* Reads `bytes` (to the last whole 512) of floats with the set in use and does nothing else: the roofline of the
+/* Reads `bytes` (to the last whole 512, aligned to 4) with the set in use and does nothing else: the roofline of the
  * benchmarks. In 8 streams side by side, which brings in more on some processors, or in one. */
 void ra_read_probe(const void *memory, size_t bytes, bool streamed);
 

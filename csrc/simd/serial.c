@@ -72,9 +72,10 @@ static void ra_softmax_page_f32_serial(float *p, size_t m, const size_t *visible
         float *row = p + i * RA_PAGE_TOKENS, *sum = sums + i * RA_PAGE_TOKENS, old = top[i];
         for (size_t t = 0; t < visible[i]; t++)
             top[i] = row[t] > top[i] ? row[t] : top[i];
+        float base = top[i] == -INFINITY ? 0 : top[i]; /* it sees nothing yet: zeros, not NaN */
         shrink[i] = top[i] > old ? expf(old - top[i]) : 1;
         for (size_t t = 0; t < RA_PAGE_TOKENS; t++) {
-            row[t] = t < visible[i] ? expf(row[t] - top[i]) : 0;
+            row[t] = t < visible[i] ? expf(row[t] - base) : 0;
             sum[t] = sum[t] * shrink[i] + row[t];
         }
     }
