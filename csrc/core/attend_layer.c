@@ -19,22 +19,28 @@ static void note_heads(int64_t begin, int64_t end, void *context)
                           ra_pages_for(job->layer->heads[i].slots) * PAGE);
 }
 
+/* Logits that head number `pair` wants to have noted: floats, 0 for none. */
+static int64_t logits_wanted(const ra_layer *layer, int64_t pair, const bool *real, int64_t cut_in)
+{
+    int64_t row = pair / layer->kv_heads;
+    const ra_head *head = &layer->heads[pair];
+    bool wants = (!real || real[row]) && ra_noted_wants(layer, row, head, cut_in);
+    return wants ? layer->group * ra_pages_for(head->slots) * PAGE : 0;
+}
+
 /* Room for the logits of the heads that want them, in one block that *out_block owns; NULL where none does or memory is
  * short: then scores compute them again. */
 static float **room_for_logits(const ra_layer *layer, const bool *real, int64_t cut_in, float **out_block)
 {
     int64_t pairs = layer->rows * layer->kv_heads, floats = 0;
     for (int64_t i = 0; i < pairs; i++)
-        if ((!real || real[i / layer->kv_heads]) &&
-            ra_noted_wants(layer, i / layer->kv_heads, &layer->heads[i], cut_in))
-            floats += layer->group * ra_pages_for(layer->heads[i].slots) * PAGE;
+        floats += logits_wanted(layer, i, real, cut_in);
     *out_block = floats ? ra_new(floats, sizeof **out_block) : NULL;
     float **logits = *out_block ? ra_new(pairs, sizeof *logits) : NULL, *at = *out_block;
     for (int64_t i = 0; logits && i < pairs; i++) {
-        bool wants = (!real || real[i / layer->kv_heads]) &&
-                     ra_noted_wants(layer, i / layer->kv_heads, &layer->heads[i], cut_in);
-        logits[i] = wants ? at : NULL;
-        at += wants ? layer->group * ra_pages_for(layer->heads[i].slots) * PAGE : 0;
+        int64_t wanted = logits_wanted(layer, i, real, cut_in);
+        logits[i] = wanted ? at : NULL;
+        at += wanted;
     }
     return logits;
 }

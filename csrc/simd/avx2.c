@@ -26,13 +26,6 @@
 
 typedef __m256 vec;
 
-/* Queries of the next tile: as few tiles as can be, of even size. */
-RA_INLINE size_t tile_rows(size_t m)
-{
-    size_t tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
-    return (m + tiles - 1) / tiles;
-}
-
 /* Lanes before n. */
 RA_INLINE __m256i first(size_t n)
 {
@@ -198,12 +191,7 @@ RA_INLINE void move_row_16bit(const uint16_t *from, const struct order *order, u
 const ra_kernels ra_kernels_avx2 = {
     .name = "avx2",
     .page = RA_PAGE_TABLE(avx2),
-    .read = ra_read_f32_avx2,
-    .above = ra_above_f32_avx2,
-    .max = ra_max_f32_avx2,
-    .exp_sum = ra_exp_sum_f32_avx2,
-    .softmax_page = ra_softmax_page_f32_avx2,
-    .scale = ra_scale_f32_avx2,
+    RA_ROW_TABLE(avx2),
 };
 
 #ifdef __clang__

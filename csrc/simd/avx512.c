@@ -25,13 +25,6 @@
 
 typedef __m512 vec;
 
-/* Queries of the next tile: as few tiles as can be, of even size. */
-RA_INLINE size_t tile_rows(size_t m)
-{
-    size_t tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
-    return (m + tiles - 1) / tiles;
-}
-
 RA_INLINE __mmask16 first(size_t n)
 {
     return (__mmask16)((1u << n) - 1u);
@@ -194,12 +187,7 @@ RA_INLINE void move_row_16bit(const uint16_t *from, const struct order_16bit *or
 const ra_kernels ra_kernels_avx512 = {
     .name = "avx512",
     .page = RA_PAGE_TABLE(avx512),
-    .read = ra_read_f32_avx512,
-    .above = ra_above_f32_avx512,
-    .max = ra_max_f32_avx512,
-    .exp_sum = ra_exp_sum_f32_avx512,
-    .softmax_page = ra_softmax_page_f32_avx512,
-    .scale = ra_scale_f32_avx512,
+    RA_ROW_TABLE(avx512),
 };
 
 #ifdef __clang__

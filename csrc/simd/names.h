@@ -23,6 +23,11 @@
         [RA_F16] = RA_PAGE_KERNELS(f16, isa),                                                                          \
     }
 
+/* The entries for rows of float32. */
+#define RA_ROW_TABLE(isa)                                                                                              \
+    .read = ra_read_f32_##isa, .above = ra_above_f32_##isa, .max = ra_max_f32_##isa, .exp_sum = ra_exp_sum_f32_##isa,  \
+    .softmax_page = ra_softmax_page_f32_##isa, .scale = ra_scale_f32_##isa
+
 #define RA_INLINE static inline __attribute__((always_inline))
 #define RA_NOINLINE __attribute__((noinline))
 /* Before a loop of a few turns, known when it is inlined: write them all out. */

@@ -17,13 +17,6 @@
 
 typedef float32x4_t vec;
 
-/* Queries of the next tile: as few tiles as can be, of even size. */
-RA_INLINE size_t tile_rows(size_t m)
-{
-    size_t tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
-    return (m + tiles - 1) / tiles;
-}
-
 RA_INLINE vec vec_zero(void) { return vdupq_n_f32(0); }
 RA_INLINE vec vec_set1(float x) { return vdupq_n_f32(x); }
 RA_INLINE vec vec_add(vec a, vec b) { return vaddq_f32(a, b); }
@@ -205,11 +198,6 @@ RA_INLINE void move_row_16bit(const uint16_t *from, const struct order_16bit *or
 const ra_kernels ra_kernels_neon = {
     .name = "neon",
     .page = RA_PAGE_TABLE(neon),
-    .read = ra_read_f32_neon,
-    .above = ra_above_f32_neon,
-    .max = ra_max_f32_neon,
-    .exp_sum = ra_exp_sum_f32_neon,
-    .softmax_page = ra_softmax_page_f32_neon,
-    .scale = ra_scale_f32_neon,
+    RA_ROW_TABLE(neon),
 };
 #endif

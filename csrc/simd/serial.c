@@ -90,10 +90,5 @@ static void ra_scale_f32_serial(float *x, size_t n, float factor)
 const ra_kernels ra_kernels_serial = {
     .name = "serial",
     .page = RA_PAGE_TABLE(serial),
-    .read = ra_read_f32_serial,
-    .above = ra_above_f32_serial,
-    .max = ra_max_f32_serial,
-    .exp_sum = ra_exp_sum_f32_serial,
-    .softmax_page = ra_softmax_page_f32_serial,
-    .scale = ra_scale_f32_serial,
+    RA_ROW_TABLE(serial),
 };
