@@ -22,7 +22,7 @@ PEERS = {"SDPA grouped": sdpa_grouped, "SDPA repeated": sdpa_repeated, "grouped 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 _LEAST_TIMED = 16 << 20  # bytes of keys and values that one timed sample reads at least
 _MOST_CALLS = 64
-_BEYOND = 3  # times the last-level cache that copies fill together, so that each call reads from memory
+BEYOND = 3  # times the last-level cache that copies fill together, so that each call reads from memory
 _WITHIN = 2  # the last-level cache holds a case this many times over: other guests of the machine share it
 MOST_BYTES = 5 << 30
 _ROW_LIMIT_S = 20.0
@@ -156,12 +156,12 @@ def rows(
     Cases whose copies, with the temporaries of repeated heads, would pass `MOST_BYTES` are left out.
     """
     cache = last_level_cache()
-    large = Buffer(_BEYOND * cache)
+    large = Buffer(BEYOND * cache)
     for dtype in dtypes:
         for batch in batches:
             for n in sizes:
                 size = shape.bytes(dtype, batch, n)
-                copies = max(math.ceil(_BEYOND * cache / size), 2)
+                copies = max(math.ceil(BEYOND * cache / size), 2)
                 if 2 * copies * size + shape.group * size > MOST_BYTES:
                     continue
                 yield _row(Case(shape, dtype, batch, n, copies), size, "memory", large, runs)

@@ -11,13 +11,14 @@ import torch
 from reasonalloc import _core
 from reasonalloc.allocate import HEADS as ALLOCATORS
 from reasonalloc.bench.reference import ALPHA, POOL, THRESHOLD, rkv_compress, rkv_published_form
+from reasonalloc.bench.settings import INTERVAL
 from reasonalloc.bench.states import States
 from reasonalloc.bench.timing import compared, take_turns, timed
 from reasonalloc.config import Config
 from reasonalloc.pages import PagePool
 from reasonalloc.score import SCORERS
 
-WINDOW, INTERVAL = 8, 128
+WINDOW = 8
 _SINGLE = 8  # tokens of an interval that come one by one, with attention, right before the cut
 _WARM_CUTS = 3  # before the check: what is remembered from cut to cut is checked too
 _ROW_LIMIT_S = 30.0

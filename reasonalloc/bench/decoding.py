@@ -11,6 +11,7 @@ import torch
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from reasonalloc.attention import activate, attention_forward
+from reasonalloc.bench.settings import INTERVAL
 from reasonalloc.bench.states import States, text_ids
 from reasonalloc.bench.states import read as read_states
 from reasonalloc.bench.timing import timed
@@ -19,7 +20,6 @@ from reasonalloc.config import Config
 
 STOCK = {"dynamic": "DynamicCache", "static": "StaticCache"}
 _FIRST = 16  # tokens that start a cache of ours by the ordinary way
-INTERVAL = 128
 
 
 @dataclass(frozen=True)

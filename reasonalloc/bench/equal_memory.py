@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from reasonalloc.bench.decoding import INTERVAL, Decoder, Subject
+from reasonalloc.bench.decoding import Decoder, Subject
 from reasonalloc.bench.progress import Say
+from reasonalloc.bench.settings import INTERVAL
 from reasonalloc.pages import PAGE_TOKENS
 
 START = 16  # tokens of the prompt that a chain begins with

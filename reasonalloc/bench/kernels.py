@@ -11,7 +11,7 @@ from reasonalloc.bench import attention, compression, rkv_repo, scratch, states,
 from reasonalloc.bench.machine import surroundings
 from reasonalloc.bench.progress import Say
 from reasonalloc.bench.resident import in_fresh_process
-from reasonalloc.bench.settings import Settings
+from reasonalloc.bench.settings import INTERVAL, Settings
 from reasonalloc.bench.timing import cores, one_core
 from reasonalloc.models import EMBEDDED_LABEL, load
 
@@ -47,7 +47,7 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
     peers: dict[str, Any] = {}
     if settings.rkv_repo:
         peers["R-KV repository"] = compression.repository_form(rkv_repo.load(settings.rkv_repo))
-    chains, no_real_keys = _chains(min(max(sizes) + (runs + 5) * compression.INTERVAL, 8192), say)
+    chains, no_real_keys = _chains(min(max(sizes) + (runs + 5) * INTERVAL, 8192), say)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "part": "kernels",

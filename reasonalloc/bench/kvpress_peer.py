@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 from reasonalloc.bench import kvpress_script
 from reasonalloc.bench.decoding import config_of
 from reasonalloc.bench.resident import in_fresh_process
+from reasonalloc.bench.settings import INTERVAL
 from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.models import embedded_folder, load
 
@@ -22,7 +23,7 @@ INSTALL = (
     "python3 -m venv .venv-kvpress && .venv-kvpress/bin/pip install torch==2.13.0 transformers==5.2.0 kvpress==0.5.5"
     " gguf accelerate"
 )
-TARGET, INTERVAL = 256, 128
+TARGET = 256
 PRESSES = (None, "knorm", "snapkv", "adakv")  # adakv: head-wise, which kvpress only simulates
 OURS = ("dynamic", "full", "rkv-256", "reasonalloc-256")
 

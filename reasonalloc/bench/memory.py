@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from reasonalloc.bench.decoding import INTERVAL, Decoder, Subject, config_of
+from reasonalloc.bench.decoding import Decoder, Subject, config_of
 from reasonalloc.bench.machine import surroundings
 from reasonalloc.bench.progress import Say
 from reasonalloc.bench.resident import give_back, in_fresh_process, peak_resident, reset_peak, resident, tensor_bytes
-from reasonalloc.bench.settings import Settings
+from reasonalloc.bench.settings import INTERVAL, Settings
 from reasonalloc.bench.states import text_ids
 from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.models import EMBEDDED_LABEL, load

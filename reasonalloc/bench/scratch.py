@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from reasonalloc.bench import rkv_repo
-from reasonalloc.bench.compression import INTERVAL, Ours, Peer, repository_form
+from reasonalloc.bench.compression import Ours, Peer, repository_form
 from reasonalloc.bench.reference import rkv_compress
 from reasonalloc.bench.resident import in_fresh_process, rise
+from reasonalloc.bench.settings import INTERVAL
 from reasonalloc.bench.states import uncorrelated
 
 

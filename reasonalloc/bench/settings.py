@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from reasonalloc.methods import Method
+
+INTERVAL = Method.interval  # tokens between two cuts, of ours and of the peers
 PARTS = ("kernels", "throughput", "memory")
 MEMORY_METHODS = ("dynamic", "static", "full", "reasonalloc-128", "reasonalloc-256", "reasonalloc-512")
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from reasonalloc.bench.decoding import INTERVAL, STOCK, Decoder, Subject
+from reasonalloc.bench.decoding import STOCK, Decoder, Subject
+from reasonalloc.bench.settings import INTERVAL
 from reasonalloc.bench.timing import take_turns
 from reasonalloc.cache import ReasonAllocCache
 

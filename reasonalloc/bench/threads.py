@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from reasonalloc.bench.attention import PEERS, Case, Shape
+from reasonalloc.bench.attention import BEYOND, PEERS, Case, Shape
 from reasonalloc.bench.bandwidth import Buffer
 from reasonalloc.bench.machine import last_level_cache
 from reasonalloc.bench.timing import compared, take_turns
@@ -23,13 +23,13 @@ def measure(
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(allowed))
     cache = last_level_cache()
-    buffers = [Buffer(3 * cache) for _ in range(2)]
+    buffers = [Buffer(BEYOND * cache) for _ in range(2)]
     result = []
     with ThreadPoolExecutor(2) as pool:
         for name in dtypes:
             for batch in batches:
                 size = shape.bytes(getattr(torch, name), batch, n)
-                case = Case(shape, getattr(torch, name), batch, n, max(3 * cache // size + 1, 2))
+                case = Case(shape, getattr(torch, name), batch, n, max(BEYOND * cache // size + 1, 2))
                 error = case.check()
 
                 def read(threads: int, size: int = size) -> float:

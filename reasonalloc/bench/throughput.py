@@ -9,7 +9,7 @@ from reasonalloc.bench.decoding import Subject, subject
 from reasonalloc.bench.equal_memory import break_even, equal_memory
 from reasonalloc.bench.machine import surroundings
 from reasonalloc.bench.progress import Say
-from reasonalloc.bench.settings import Settings
+from reasonalloc.bench.settings import INTERVAL, Settings
 from reasonalloc.bench.states import text_ids
 from reasonalloc.models import load
 
@@ -72,7 +72,7 @@ def run(
     result["break_even"] = list(break_even(given, names, max(chains), runs, say))
     result["kvpress"], result["kvpress_python"] = [], python
     if python is not None and tokenizer is not None:
-        context, count = (512, kvpress_peer.INTERVAL + 2) if quick else (1024, 2 * kvpress_peer.INTERVAL - 1)
+        context, count = (512, INTERVAL + 2) if quick else (1024, 2 * INTERVAL - 1)
         ids = text_ids(tokenizer, 8 * context).view(8, context)
         for row in kvpress_peer.rows(python, ids, [2] if quick else [1, 8], count):
             say(f"{row['who']} {row['cache']}, {row['rows']} rows: {row['tokens_per_s']:.1f} tokens/s")
