@@ -9,7 +9,7 @@ import torch
 
 from reasonalloc.bench import attention, compression, rkv_repo, scratch, states, threads
 from reasonalloc.bench.machine import surroundings
-from reasonalloc.bench.progress import Say
+from reasonalloc.bench.progress import Keep, Say, forget
 from reasonalloc.bench.resident import in_fresh_process
 from reasonalloc.bench.settings import INTERVAL, Settings
 from reasonalloc.bench.timing import cores, one_core
@@ -39,7 +39,7 @@ def _compression_lines(row: Mapping[str, Any]) -> str:
     return f"compression {row['keys']} keys {row['dtype']} n={row['n']} ({row['cut']} cut): {ratios}"
 
 
-def run(settings: Settings, say: Say) -> dict[str, Any]:
+def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
     """Everything, JSON-ready. RuntimeError if a result is not that of its reference."""
     quick, allowed = settings.quick, sorted(cores())
     runs = settings.rounds(full=15, quick=3)
@@ -68,10 +68,12 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
         for row in compression.rows(chains, sizes, cut_dtypes, peers, runs, first_at=1152):
             say(_compression_lines(row))
             result["compression"].append(row)
+            keep(result)
         scratch_sizes = [1152] if quick else sizes
         for row in scratch.rows(scratch_sizes, cut_dtypes, settings.rkv_repo, *_heads()):
             say(f"scratch {row['dtype']} n={row['n']}: " + ", ".join(_mib(k, v) for k, v in row["bytes"].items()))
             result["scratch"].append(row)
+            keep(result)
         lengths = [256, 2048] if quick else [256, 1024, 2048, 4096, 8192]
         attention_dtypes = dtypes if quick else [*dtypes, torch.float16]
         for row in attention.rows(SHAPE, attention_dtypes, [1, 8], lengths, runs):
@@ -80,6 +82,7 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
                 f" {row['ratio']['SDPA grouped']:.1f}x SDPA, {row['roofline_share']['ours']:.0%} of the read bandwidth"
             )
             result["attention"].append(row)
+            keep(result)
     if len(allowed) > 1:
         names = ["bfloat16"] if quick else ["float32", "bfloat16"]
         result["threads"] = in_fresh_process(

@@ -10,7 +10,7 @@ import torch
 
 from reasonalloc.bench.decoding import Decoder, Subject, config_of
 from reasonalloc.bench.machine import surroundings
-from reasonalloc.bench.progress import Say
+from reasonalloc.bench.progress import Keep, Say, forget
 from reasonalloc.bench.resident import give_back, in_fresh_process, peak_resident, reset_peak, resident, tensor_bytes
 from reasonalloc.bench.settings import INTERVAL, Settings
 from reasonalloc.bench.states import text_ids
@@ -93,7 +93,7 @@ def _chain(
     return decoder, time.perf_counter() - start
 
 
-def run(settings: Settings, say: Say) -> dict[str, Any]:
+def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
     """Every method in a process of its own, JSON-ready."""
     quick = settings.quick
     tokens = settings.memory_tokens or (512 if quick else 4096)
@@ -115,4 +115,5 @@ def run(settings: Settings, say: Say) -> dict[str, Any]:
             f" {row['peak'] / 1e6:.0f} MB at most, cache {row['cache_bytes'] / 1e6:.0f} MB"
         )
         result["results"].append(row)
+        keep(result)
     return result

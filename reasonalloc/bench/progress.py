@@ -1,11 +1,17 @@
-"""What a running benchmark tells, line by line."""
+"""What a running benchmark tells, line by line, and hands over on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 Say = Callable[[str], None]
+Keep = Callable[[dict[str, Any]], None]
 
 
 def silent(line: str) -> None:
     """For callers that do not listen."""
+
+
+def forget(result: dict[str, Any]) -> None:
+    """For callers that want the result at the end only."""

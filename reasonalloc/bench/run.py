@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from reasonalloc.bench import kernels, memory, report, throughput
+from reasonalloc.bench.progress import Keep, forget
 from reasonalloc.bench.settings import Settings
 
 _RUN = {"kernels": kernels.run, "throughput": throughput.run, "memory": memory.run}
@@ -30,7 +31,7 @@ def run(settings: Settings, out: Console, progress: Console) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for part in settings.parts:
         with progress.status(part):
-            results[part] = _RUN[part](settings, say)
+            results[part] = _RUN[part](settings, say, _keeper(settings.output, part))
         for section in report.sections(part, results[part]):
             if section.rows:
                 out.print(section.rich())
@@ -42,6 +43,21 @@ def run(settings: Settings, out: Console, progress: Console) -> dict[str, Any]:
     return results
 
 
+def _keeper(folder: Path | None, part: str) -> Keep:
+    """Writes what a part has so far to PART.partial.json: parts take long, and a killed run loses nothing."""
+    if folder is None:
+        return forget
+    path = folder / f"{part}.partial.json"
+    return lambda result: _write(path, result)
+
+
+def _write(path: Path, data: Any) -> None:
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)  # whole or not at all
+
+
 def _save(folder: Path, part: str, data: Any) -> None:
-    (folder / f"{part}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    _write(folder / f"{part}.json", data)
+    (folder / f"{part}.partial.json").unlink(missing_ok=True)
     report.write_report(folder)

@@ -8,7 +8,7 @@ from reasonalloc.bench import kvpress_peer, steps
 from reasonalloc.bench.decoding import Subject, subject
 from reasonalloc.bench.equal_memory import break_even, equal_memory
 from reasonalloc.bench.machine import surroundings
-from reasonalloc.bench.progress import Say
+from reasonalloc.bench.progress import Keep, Say, forget
 from reasonalloc.bench.settings import INTERVAL, Settings
 from reasonalloc.bench.states import text_ids
 from reasonalloc.models import load
@@ -20,7 +20,11 @@ _TEXT = 4096  # tokens that the model reads to fill caches with
 
 
 def run(
-    settings: Settings, say: Say, given: Subject | None = None, share_budgets: tuple[int, ...] = ()
+    settings: Settings,
+    say: Say,
+    keep: Keep = forget,
+    given: Subject | None = None,
+    share_budgets: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """Everything, JSON-ready. given: a model instead of SmolLM2; share_budgets: for the shares of cuts."""
     quick = settings.quick
@@ -53,23 +57,28 @@ def run(
         each = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in row["step_s"].items())
         say(f"ms a step, batch {row['batch']}, {row['length']} tokens: {each}")
         result["steps"].append(row)
+        keep(result)
     result["cuts"] = []
     shares = share_budgets or ((128,) if quick else (128, 256, 512, 1024))
     for row in steps.cut_shares(given, [1] if quick else [1, 8], [f"reasonalloc-{x}" for x in shares]):
         say(f"cuts of {row['cache']}, batch {row['batch']}: {row['share']:.2%} of the decode time")
         result["cuts"].append(row)
+        keep(result)
     result["overhead"] = []
     watched = ("dynamic", "static", "full", "reasonalloc-256")
     for row in steps.overhead(given, [1, 8], watched, 16, 10 if quick else 50):
         say(f"overhead of {row['cache']}, batch {row['batch']}: {row['overhead_us']:.0f} us a layer")
         result["overhead"].append(row)
+        keep(result)
     contenders = ["static", "dynamic", "full", *names]
     runs = settings.rounds(full=5, quick=2)
     result["whole_chains"] = settings.whole_chains
-    result["equal_memory"] = list(
-        equal_memory(given, contenders, chains, limit, most_rows, runs, settings.whole_chains, say)
-    )
+    result["equal_memory"] = []
+    for row in equal_memory(given, contenders, chains, limit, most_rows, runs, settings.whole_chains, say):
+        result["equal_memory"].append(row)
+        keep(result)
     result["break_even"] = list(break_even(given, names, max(chains), runs, say))
+    keep(result)
     result["kvpress"], result["kvpress_python"] = [], python
     if python is not None and tokenizer is not None:
         context, count = (512, INTERVAL + 2) if quick else (1024, 2 * INTERVAL - 1)
@@ -77,6 +86,7 @@ def run(
         for row in kvpress_peer.rows(python, ids, [2] if quick else [1, 8], count):
             say(f"{row['who']} {row['cache']}, {row['rows']} rows: {row['tokens_per_s']:.1f} tokens/s")
             result["kvpress"].append(row)
+            keep(result)
     elif not quick:
         say(f"kvpress: not present ({kvpress_peer.INSTALL})")
     return result
