@@ -1,5 +1,6 @@
 """The benchmarks at tiny sizes: what they check, the fields of their results, the report. No times are tested."""
 
+import contextlib
 import copy
 import json
 import os
@@ -547,7 +548,7 @@ def canned(results, monkeypatch, tmp_path):
     asked = []
     monkeypatch.chdir(tmp_path)
     for part, data in results.items():
-        monkeypatch.setitem(run._RUN, part, lambda settings, say, data=data: asked.append(settings) or data)
+        monkeypatch.setitem(run._RUN, part, lambda settings, say, keep, data=data: asked.append(settings) or data)
     return asked
 
 
@@ -571,3 +572,15 @@ def test_the_default_folder(canned, capsys, options, saved):
     Path("benchmarks/results").mkdir(parents=True)
     assert main(["bench", "kernels", *options]) == 0
     assert Path("benchmarks/results/kernels.json").exists() is saved
+
+
+def test_a_killed_part_leaves_what_it_has(monkeypatch, tmp_path, capsys):
+    def killed(settings, say, keep):
+        keep({"results": [1]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(run._RUN, "memory", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        main(["bench", "memory", "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "memory.partial.json").read_text()) == {"results": [1]}
+    assert not (tmp_path / "memory.json").exists()
