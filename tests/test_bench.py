@@ -87,10 +87,11 @@ def subject():
 
 @pytest.fixture(scope="module")
 def results(small_machine, subject):
-    """All three parts at tiny sizes."""
+    """All parts at tiny sizes; kvpress is not present."""
     patch = pytest.MonkeyPatch()
     patch.setattr(memory, "load", lambda name: (models.build("llama"), Lengths(), "tiny"))
     patch.setattr(memory, "PROMPT", 8)
+    patch.setattr(kvpress_peer, "DEFAULT_PYTHON", "nowhere")
     settings = Settings(
         quick=True, runs=1, budgets=(32,), chains=(256,), memory_limit=1_000_000, most_rows=3, memory_tokens=200
     )
@@ -98,6 +99,7 @@ def results(small_machine, subject):
         "kernels": kernels.run(settings, silent),
         "throughput": throughput.run(settings, silent, given=subject, share_budgets=(32,)),
         "memory": memory.run(settings, silent),
+        "kvpress": kvpress_peer.run(settings, silent),
     }
     patch.undo()
     return json.loads(json.dumps(found))
@@ -455,7 +457,7 @@ def test_parts_that_were_not_run(folder):
     assert "throughput: not measured." in text
     assert "memory.json is of schema 0" in text
     results, _ = report.load(folder)
-    assert list(results) == ["kernels"]
+    assert list(results) == ["kernels", "kvpress"]
     assert state(results, "nothing evicted against StaticCache, every case") == "not measured"
 
 
@@ -562,7 +564,7 @@ def test_the_command_writes_and_prints(canned, capsys):
 def test_the_command_prints_tables(canned, capsys):
     assert main(["bench"]) == 0
     out = capsys.readouterr().out
-    assert [x.parts for x in canned] == [("kernels", "throughput", "memory")] * 3
+    assert [x.parts for x in canned] == [("kernels", "throughput", "memory", "kvpress")] * 4
     assert "Targets" in out and "Attention of one decode step" in out
     assert not list(Path().iterdir())
 

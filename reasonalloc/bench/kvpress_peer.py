@@ -1,4 +1,4 @@
-"""kvpress in an environment of its own (it needs transformers below 5.3), and ours in the same setting."""
+"""The part `kvpress`: it in an environment of its own (it needs transformers below 5.3), ours in the same setting."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from transformers.cache_utils import DynamicCache
 
 from reasonalloc.bench import kvpress_script
 from reasonalloc.bench.decoding import config_of
+from reasonalloc.bench.machine import surroundings
+from reasonalloc.bench.progress import Keep, Say, forget
 from reasonalloc.bench.resident import in_fresh_process
-from reasonalloc.bench.settings import INTERVAL
+from reasonalloc.bench.settings import INTERVAL, Settings
+from reasonalloc.bench.states import text_ids
 from reasonalloc.cache import ReasonAllocCache
-from reasonalloc.models import embedded_folder, load
+from reasonalloc.models import EMBEDDED_LABEL, embedded_folder, load
 
+SCHEMA = 1
 DEFAULT_PYTHON = ".venv-kvpress/bin/python"
 INSTALL = (
     "python3 -m venv .venv-kvpress && .venv-kvpress/bin/pip install torch==2.13.0 transformers==5.2.0 kvpress==0.5.5"
@@ -84,3 +88,27 @@ def rows(python: str, ids: torch.Tensor, batches: Sequence[int], steps: int) -> 
             yield {"who": "kvpress", "cache": press or "none (its full cache)", **theirs(python, part, steps, press)}
             mine = in_fresh_process(ours, ids=part.tolist(), steps=steps, name=name)
             yield {"who": "reasonalloc" if name != "dynamic" else "transformers", "cache": name, **mine}
+
+
+def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
+    """Everything, JSON-ready; no rows where kvpress is not present."""
+    quick = settings.quick
+    python = interpreter(settings.kvpress_python)
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "part": "kvpress",
+        "settings": settings.as_json(),
+        "provenance": surroundings(EMBEDDED_LABEL),
+        "python": python,
+        "rows": [],
+    }
+    if python is None:
+        say(f"kvpress: not present ({INSTALL})")
+        return result
+    context, count = (512, INTERVAL + 2) if quick else (1024, 2 * INTERVAL - 1)
+    ids = text_ids(load()[1], 8 * context).view(8, context)
+    for row in rows(python, ids, [2] if quick else [1, 8], count):
+        say(f"{row['who']} {row['cache']}, {row['rows']} rows: {row['tokens_per_s']:.1f} tokens/s")
+        result["rows"].append(row)
+        keep(result)
+    return result

@@ -8,15 +8,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reasonalloc.bench import kernels, memory, tables_kernels, tables_memory, tables_throughput, targets, throughput
+from reasonalloc.bench import (
+    kernels,
+    kvpress_peer,
+    memory,
+    tables_kernels,
+    tables_kvpress,
+    tables_memory,
+    tables_throughput,
+    targets,
+    throughput,
+)
 from reasonalloc.bench.section import Section
 from reasonalloc.bench.settings import PARTS
 
-SCHEMAS = {"kernels": kernels.SCHEMA, "throughput": throughput.SCHEMA, "memory": memory.SCHEMA}
+SCHEMAS = {
+    "kernels": kernels.SCHEMA,
+    "throughput": throughput.SCHEMA,
+    "memory": memory.SCHEMA,
+    "kvpress": kvpress_peer.SCHEMA,
+}
 _TABLES = {
     "kernels": tables_kernels.sections,
     "throughput": tables_throughput.sections,
     "memory": tables_memory.sections,
+    "kvpress": tables_kvpress.sections,
 }
 
 

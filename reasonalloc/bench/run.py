@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from reasonalloc.bench import kernels, memory, report, throughput
+from reasonalloc.bench import kernels, kvpress_peer, memory, report, throughput
 from reasonalloc.bench.progress import Keep, forget
 from reasonalloc.bench.settings import Settings
 
-_RUN = {"kernels": kernels.run, "throughput": throughput.run, "memory": memory.run}
+_RUN = {"kernels": kernels.run, "throughput": throughput.run, "memory": memory.run, "kvpress": kvpress_peer.run}
 
 
 def run(settings: Settings, out: Console, progress: Console) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from reasonalloc.methods import Method
 
 INTERVAL = Method.interval  # tokens between two cuts, of ours and of the peers
-PARTS = ("kernels", "throughput", "memory")
+PARTS = ("kernels", "throughput", "memory", "kvpress")
 MEMORY_METHODS = ("dynamic", "static", "full", "reasonalloc-128", "reasonalloc-256", "reasonalloc-512")
 
 

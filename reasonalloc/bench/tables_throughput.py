@@ -90,30 +90,6 @@ def _break_even(data: Any) -> Section:
     return Section("Batch 1: chains over which a budget is faster, from length", ["cache", "static", "dynamic"], rows)
 
 
-_PEAKS = ("resident_peak_prefill", "resident_peak_decode")
-
-
-def _kvpress(data: Any) -> Section:
-    rows: list[list[str]] = []
-    base: dict[tuple[bool, int], float] = {}
-    for row in data["kvpress"]:
-        key = (row["who"] == "kvpress", row["rows"])
-        base.setdefault(key, row["tokens_per_s"])  # each side's own full cache comes first
-        rows.append(
-            [
-                row["who"],
-                row["cache"],
-                str(row["rows"]),
-                f"{row['tokens_per_s']:.1f}",
-                times(row["tokens_per_s"] / base[key]),
-                *(mb(row[x]) for x in ("cache_bytes", "resident_loaded", *_PEAKS)),
-            ]
-        )
-    header = ["by", "cache", "rows", "tokens/s", "/ own full cache", "cache, MB", "resident loaded", "peak prefill"]
-    note = "" if rows else "kvpress: not present (see --kvpress-python)"
-    return Section("kvpress", [*header, "peak decode"], rows, note, words=2)
-
-
 def sections(data: Any) -> list[Section]:
     """All of them."""
-    return [_steps(data), _cuts(data), _overhead(data), _equal_memory(data), _break_even(data), _kvpress(data)]
+    return [_steps(data), _cuts(data), _overhead(data), _equal_memory(data), _break_even(data)]

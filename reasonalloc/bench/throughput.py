@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from reasonalloc.bench import kvpress_peer, steps
+from reasonalloc.bench import steps
 from reasonalloc.bench.decoding import Subject, subject
 from reasonalloc.bench.equal_memory import break_even, equal_memory
 from reasonalloc.bench.machine import surroundings
 from reasonalloc.bench.progress import Keep, Say, forget
-from reasonalloc.bench.settings import INTERVAL, Settings
-from reasonalloc.bench.states import text_ids
+from reasonalloc.bench.settings import Settings
 from reasonalloc.models import load
 
 SCHEMA = 1
@@ -31,11 +30,7 @@ def run(
     budgets = settings.budgets or ((128,) if quick else (128, 256, 512))
     chains = settings.chains or ((512,) if quick else (1024, 4096, 8192))
     limit = settings.memory_limit or (QUICK_MEMORY_LIMIT if quick else MEMORY_LIMIT)
-    python = kvpress_peer.interpreter(settings.kvpress_python)
-    if quick and settings.kvpress_python is None:
-        python = None  # minutes, so only where it is asked for
     say("the model reads the text that caches are filled with")
-    tokenizer: Any = None
     if given is None:
         model, tokenizer, label = load()
         given = subject(model, tokenizer, label, 512 if quick else _TEXT)
@@ -79,14 +74,4 @@ def run(
         keep(result)
     result["break_even"] = list(break_even(given, names, max(chains), runs, say))
     keep(result)
-    result["kvpress"], result["kvpress_python"] = [], python
-    if python is not None and tokenizer is not None:
-        context, count = (512, INTERVAL + 2) if quick else (1024, 2 * INTERVAL - 1)
-        ids = text_ids(tokenizer, 8 * context).view(8, context)
-        for row in kvpress_peer.rows(python, ids, [2] if quick else [1, 8], count):
-            say(f"{row['who']} {row['cache']}, {row['rows']} rows: {row['tokens_per_s']:.1f} tokens/s")
-            result["kvpress"].append(row)
-            keep(result)
-    elif not quick:
-        say(f"kvpress: not present ({kvpress_peer.INSTALL})")
     return result

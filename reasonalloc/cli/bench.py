@@ -46,7 +46,8 @@ def add(subparsers: Any) -> None:
         "bench",
         help="measure speed and memory, every result checked first",
         description="Checks every result against its reference, then times both sides in turn. kernels: one layer on"
-        " one core; throughput: a whole model on all cores; memory: what the process holds over a chain. With a folder"
+        " one core; throughput: a whole model on all cores; memory: what the process holds over a chain; kvpress: it"
+        " and ours in one setting. With a folder"
         " for results each part writes its JSON file there, and README.md has the tables.",
     )
     parser.add_argument("parts", nargs="*", type=_part, metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
