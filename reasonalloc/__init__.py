@@ -14,6 +14,8 @@ from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.config import Config
 from reasonalloc.install import Session, install, uninstall
 from reasonalloc.methods import HeadView, Method, methods, register
+from reasonalloc.trace import Trace
+from reasonalloc.trace.replay import replay
 from reasonalloc.wave import WaveProfile, profile
 
 __version__ = "0.1.0"
@@ -24,6 +26,7 @@ __all__ = [
     "Method",
     "ReasonAllocCache",
     "Session",
+    "Trace",
     "WaveProfile",
     "__version__",
     "allocate",
@@ -31,6 +34,7 @@ __all__ = [
     "methods",
     "profile",
     "register",
+    "replay",
     "score",
     "uninstall",
 ]

@@ -20,6 +20,7 @@ from reasonalloc.cut import Cutter
 from reasonalloc.layer import RaggedLayer, real_tokens
 from reasonalloc.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.score import ATTENTION_SCORERS
+from reasonalloc.trace import Trace, recorder
 from reasonalloc.wave import PROBE_QUERIES, demand
 
 
@@ -33,11 +34,13 @@ class ReasonAllocCache(Cache):
     pass the cache is closed: each further use says so until `reset()`. An error that is found before anything changed
     leaves it usable.
 
+    record: keep every cut for `trace`. The same tokens stay; a cut takes longer.
+
     Raises ValueError for a model without full-attention layers, a profile of another model or a budget that does not
     fit; TypeError for dtypes other than float32, bfloat16, float16; NotImplementedError for devices other than the CPU.
     """
 
-    def __init__(self, model: Any, config: Config) -> None:
+    def __init__(self, model: Any, config: Config, *, record: bool = False) -> None:
         method = config.resolve()
         stock = stock_layers(model)
         managed = [i for i, layer in enumerate(stock) if is_full_attention(layer)]
@@ -59,7 +62,7 @@ class ReasonAllocCache(Cache):
             raise TypeError(f"the cache holds float32, bfloat16 and float16, the model is {model.dtype}")
         layers = [RaggedLayer(self, i, managed.index(i)) if i in managed else x for i, x in enumerate(stock)]
         super().__init__(layers=layers)
-        self.model, self.config, self.method = model, config, method
+        self.model, self.config, self.method, self.record = model, config, method, record
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
         # Whether attention notes its weights for the next score.
         self._notes = not method.unlimited and not method.scores_in_python and method.scorer in ATTENTION_SCORERS
@@ -142,9 +145,15 @@ class ReasonAllocCache(Cache):
         if self._cutter is None:
             budgets = Budgets(self.config, self.method, len(self.ragged), heads, self._page_bytes(key))
             budgets.start(self._rows)  # raises if the budget does not fit this batch
-            self._cutter = Cutter(self.ragged, self.config, self.method, budgets)
+            self._cutter = self._make_cutter(budgets)
         if known.core is not None:
             self._good_keys = kind
+
+    def _make_cutter(self, budgets: Budgets) -> Cutter:
+        return Cutter(self.ragged, self.config, self.method, budgets, self._make_recorder())
+
+    def _make_recorder(self) -> recorder.Recorder | None:
+        return recorder.Recorder(self._rows) if self.record else None
 
     @staticmethod
     def _page_bytes(key: torch.Tensor) -> int:
@@ -322,6 +331,38 @@ class ReasonAllocCache(Cache):
             return []
         return [np.frombuffer(ragged.core.positions(row, h), np.int32) for h in range(ragged.heads)]
 
+    def slots(self) -> np.ndarray:
+        """[batch, L, H] slots that each KV head of the layers with a budget keeps now, int64."""
+        slots = np.zeros((self._rows, len(self.ragged), max((x.heads for x in self.ragged), default=0)), dtype=np.int64)
+        for layer in self.ragged:
+            if layer.core is not None:
+                own = np.zeros((self._rows, layer.heads), dtype=np.int64)
+                layer.core.slots(own)
+                slots[:, layer.order] = own
+        return slots
+
+    def page_bytes_by_row(self) -> np.ndarray:
+        """[batch] bytes of the pages that each row uses now; a page that rows share counts for each of them."""
+        if self._pool is None:
+            return np.zeros(self._rows, dtype=np.int64)
+        pages = -(-self.slots() // PAGE_TOKENS)
+        return np.asarray(pages.sum((1, 2)) * self._pool.core.page_bytes)
+
+    def trace(self, ids: Any, tokenizer: Any = None, row: int = 0, model_id: str = "") -> Trace:
+        """Every cut of a row so far, if the cache was made with record=True.
+
+        ids: [n] the row's token ids (tensor, array or list) without padding; a last one that the cache was not given,
+        as after `generate`, is left out. tokenizer: for the tokens' text. model_id: what the trace calls the model;
+        by default transformers' name of it. Raises ValueError for ids of another length and RuntimeError for a cache
+        that does not record, is empty or is closed.
+        """
+        self._check_turn(self._turn == 0)
+        if self.cutter.recorder is None:
+            raise RuntimeError("the cache does not record: make it with ReasonAllocCache(model, config, record=True)")
+        if not 0 <= row < self._rows:
+            raise ValueError(f"row numbers must lie in 0..{self._rows - 1}, got {row}")
+        return recorder.trace(self, self.cutter.recorder, ids, tokenizer, row, model_id)
+
     def stats(self) -> dict[str, Any]:
         """Figures since creation or `reset()`; [batch][L][H] lists cover the layers named in "layers".
 
@@ -332,14 +373,10 @@ class ReasonAllocCache(Cache):
         query on what was evicted, mean over cuts of a head. ratio: slots kept / slots of a full cache. wave: where the
         layer wave comes from. closed: why the cache cannot be used, or None.
         """
-        seconds = np.zeros(4)
-        slots = np.zeros((self._rows, len(self.ragged), max((x.heads for x in self.ragged), default=0)), dtype=np.int64)
+        seconds, slots = np.zeros(4), self.slots()
         for layer in self.ragged:
             if layer.core is not None:
                 seconds += np.array(layer.core.times()) / 1e9
-                own = np.zeros((self._rows, layer.heads), dtype=np.int64)
-                layer.core.slots(own)
-                slots[:, layer.order] = own
         cutter, pool = self._cutter, self._pool
         full = sum(x.core.seen(row) * x.heads for x in self.ragged if x.core is not None for row in range(self._rows))
         other = sum(

@@ -50,6 +50,7 @@ class Config:
     Settings of the parts:
         alpha, threshold, kernel: R-KV's weight of importance, cosine that counts as similar, width of the max-pool.
         gamma, lo, hi: robustify's exponent and bounds (times the mean). mu: floor of head routing. safeguard: Ada-KV's.
+        smoothing: weight of a token's past scores in an average over the cuts that decays exponentially; 0 for none.
         rho: attention mass that defines a layer's demand. beta: PyramidKV's slope. seed: of the random method.
     """
 
@@ -75,6 +76,7 @@ class Config:
     safeguard: float = 0.2
     rho: float = 0.93
     beta: float = 20.0
+    smoothing: float = 0.0
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,6 +111,7 @@ class Config:
             self._check_range(name, 0, 1)
         self._check_range("threshold", -1, 1)
         self._check_range("rho", 0, 1)
+        self._check_range("smoothing", 0, 0.999)
         self._check_range("gamma", 0, 16)
         self._check_range("hi", 1, 1e6)
         self._check_range("beta", 1, 1e6)

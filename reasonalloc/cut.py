@@ -16,6 +16,8 @@ from reasonalloc.layer import RaggedLayer
 from reasonalloc.methods import HeadView, Method
 from reasonalloc.pages import PagePool
 from reasonalloc.score import SCORERS
+from reasonalloc.smoothing import Smoother
+from reasonalloc.trace.recorder import Recorder
 
 Floats = npt.NDArray[np.float32]
 
@@ -24,11 +26,23 @@ class Cutter:
     """Scores, routes and evicts; keeps what it did of each row, layer and head.
 
     prompt: [rows] tokens of each row's prompt. totals_now: [rows, layers]. budgets_now: [rows, layers, heads] of the
-    last cut, -1 before.
+    last cut, -1 before. recorder: is told of every cut, if there is one.
     """
 
-    def __init__(self, layers: Sequence[RaggedLayer], config: Config, method: Method, budgets: Budgets) -> None:
-        self.config, self.method, self.budgets = config, method, budgets
+    def __init__(
+        self,
+        layers: Sequence[RaggedLayer],
+        config: Config,
+        method: Method,
+        budgets: Budgets,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.config, self.method, self.budgets, self.recorder = config, method, budgets, recorder
+        self.smoother = Smoother(config.smoothing) if config.smoothing else None
+        # Scores come up from C only where something in Python wants them.
+        self.in_python = (
+            recorder is not None or self.smoother is not None or method.scores_in_python or method.routes_in_python
+        )
         rows, self.heads = len(budgets.demand), budgets.heads
         self.prompt = np.zeros(rows, dtype=np.int64)
         self.budgets_now = np.full((rows, len(layers), self.heads), -1, dtype=np.int64)
@@ -49,9 +63,7 @@ class Cutter:
         protect = np.broadcast_to(protect, len(self.prompt)).copy()
         for layer in layers:
             core = layer.held
-            totals = np.array(
-                [self.budgets.totals(row, core.seen(row))[layer.order] for row in range(core.rows)], dtype=np.int64
-            )
+            totals = self._totals(layer)
             self.totals_now[:, layer.order] = totals
             before = np.zeros((core.rows, layer.heads), dtype=np.int64)
             core.slots(before)
@@ -60,7 +72,7 @@ class Cutter:
             lost = np.zeros((core.rows, layer.heads))
             cut = np.zeros(core.rows, dtype=np.bool_)
             budgets = np.zeros((core.rows, layer.heads), dtype=np.int64)
-            if self.method.scores_in_python or self.method.routes_in_python:
+            if self.in_python:
                 for row in np.flatnonzero(before.sum(1) > totals):
                     self._cut_row(
                         layer, int(row), int(totals[row]), int(protect[row]), before[row], budgets, lost, pool
@@ -71,6 +83,11 @@ class Cutter:
                 while missing := core.compress(*arguments):
                     pool.grow(missing)
             self._record(layer, before, budgets, lost, cut)
+
+    def _totals(self, layer: RaggedLayer) -> npt.NDArray[np.int64]:
+        """[rows] slots that a layer may keep now."""
+        seen = [layer.held.seen(row) for row in range(layer.held.rows)]
+        return np.array([self.budgets.totals(row, n)[layer.order] for row, n in enumerate(seen)], dtype=np.int64)
 
     def _record(self, layer: RaggedLayer, before: Any, budgets: Any, lost: Any, cut: Any) -> None:
         after = np.zeros_like(before)
@@ -93,20 +110,32 @@ class Cutter:
         lost: Any,
         pool: PagePool,
     ) -> None:
-        core, window = layer.held, self.config.window
-        older = np.maximum(slots - window, 0)
-        scores: list[Floats]
-        if self.method.scores_in_python:
-            scores = [self._python_scores(layer, row, h, int(older[h])) for h in range(layer.heads)]
-        else:
-            flat = np.empty(int(older.sum()), dtype=np.float32)
-            core.score(row, self._score_config(layer), flat)
-            scores = np.split(flat, np.cumsum(older)[:-1])
-        shares = self.method.head_budgets(scores, total, self.config)
+        scores = self._scores(layer, row, np.maximum(slots - self.config.window, 0))
+        if self.smoother is not None:
+            scores = [self._smooth(layer, row, h, x) for h, x in enumerate(scores)]
+        shares = self._shares(layer, row, scores, total)
         what = f"head budgets of method {self.config.method!r}"
-        budgets[row] = checked_shares(what, shares, layer.heads, window, total)
-        while missing := core.evict(row, budgets[row], np.concatenate(scores), protect, lost[row]):
+        budgets[row] = checked_shares(what, shares, layer.heads, self.config.window, total)
+        while missing := layer.held.evict(row, budgets[row], np.concatenate(scores), protect, lost[row]):
             pool.grow(missing)
+        if self.recorder is not None:
+            self.recorder.note(layer, row, scores, budgets[row], lost[row])
+
+    def _scores(self, layer: RaggedLayer, row: int, older: npt.NDArray[np.int64]) -> list[Floats]:
+        """Of each head's older tokens. older: [H] how many those are."""
+        if self.method.scores_in_python:
+            return [self._python_scores(layer, row, h, int(older[h])) for h in range(layer.heads)]
+        flat = np.empty(int(older.sum()), dtype=np.float32)
+        layer.held.score(row, self._score_config(layer), flat)
+        return np.split(flat, np.cumsum(older)[:-1])
+
+    def _smooth(self, layer: RaggedLayer, row: int, head: int, scores: Floats) -> Floats:
+        positions = np.frombuffer(layer.held.positions(row, head), np.int32)[: len(scores)]
+        return self.smoother.smooth(row, layer.order, head, positions, scores) if self.smoother else scores
+
+    def _shares(self, layer: RaggedLayer, row: int, scores: list[Floats], total: int) -> Any:
+        """Budgets of a layer's heads that sum to `total`."""
+        return self.method.head_budgets(scores, total, self.config)
 
     def _python_scores(self, layer: RaggedLayer, row: int, head: int, older: int) -> Floats:
         view = HeadView(
@@ -156,8 +185,14 @@ class Cutter:
     def forget_prompt_beyond(self, seen: int) -> None:
         """After a crop a prompt is at most what is left of the row."""
         self.prompt = np.minimum(self.prompt, seen)
+        if self.smoother is not None:
+            self.smoother.forget_from(seen)
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         self.prompt, self.budgets_now = self.prompt[source], self.budgets_now[source]
         self.totals_now = self.totals_now[source]
         self.budgets.move_rows(source)
+        if self.smoother is not None:
+            self.smoother.move_rows(source)
+        if self.recorder is not None:
+            self.recorder.move_rows(source)

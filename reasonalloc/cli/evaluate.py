@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from reasonalloc import plots
-from reasonalloc.cli import options
+from reasonalloc.cli import accuracy, options, transfer
 from reasonalloc.config import Config
 from reasonalloc.evaluate import texts
 from reasonalloc.evaluate.fidelity import evaluate_fidelity, points_of
@@ -59,6 +59,8 @@ def add(subparsers: Any) -> None:
     fidelity.add_argument("--plot", metavar="PNG", help="draw the result over the budget")
     options.add_json(fidelity)
     fidelity.set_defaults(run=run)
+    accuracy.add(kinds)
+    transfer.add(kinds)
 
 
 def run(args: argparse.Namespace) -> int:

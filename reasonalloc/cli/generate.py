@@ -31,6 +31,7 @@ def add(subparsers: Any) -> None:
     group.add_argument("--temperature", type=options.not_negative, default=None, help="with --sample (0.6)")
     group.add_argument("--top-p", type=options.share, default=None, help="with --sample (0.95)")
     group.add_argument("--seed", type=options.natural, default=0, help="with --sample (0)")
+    parser.add_argument("--trace", metavar="FILE", help="record every cut, for `reasonalloc report`")
     options.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -39,15 +40,18 @@ def run(args: argparse.Namespace) -> int:
     how = _sampling(args)
     config = options.config_of(args)
     prompt = _prompt(args)
+    _check_trace(args.trace)
     model, tokenizer, label = options.load_model(args)
     out = options.console(args)
     ids = encode_prompt(tokenizer, prompt, model.device)
-    cache = ReasonAllocCache(model, config)
+    cache = ReasonAllocCache(model, config, record=args.trace is not None)
     watch = PrintWatch(tokenizer, lambda text: _write(out, text))
     try:
         answer(model, tokenizer, ids, cache, watch, max_new_tokens=args.max_new_tokens, seed=args.seed, **how)
     finally:
         uninstall(model)
+    if args.trace is not None:
+        cache.trace([*ids[0].tolist(), *watch.tokens], tokenizer, model_id=label).save(args.trace)
     stats = cache.stats()
     result = {
         "schema": 1,
@@ -70,6 +74,12 @@ def run(args: argparse.Namespace) -> int:
     )
     options.write_json(args.json, result)
     return 0
+
+
+def _check_trace(path: str | None) -> None:
+    """Before the work, not after it."""
+    if path is not None and (not Path(path).parent.is_dir() or Path(path).is_dir()):
+        raise ValueError(f"--trace {path}: not a file in a folder that exists")
 
 
 def _write(out: Console, text: str) -> None:

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from rich.table import Table
 
@@ -17,28 +15,13 @@ from reasonalloc.attention import using
 from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.config import Config
 from reasonalloc.evaluate.forcing import forced_log_probs, full_log_probs
+from reasonalloc.evaluate.statistics import Measure, bootstrap, picks
 from reasonalloc.evaluate.texts import Text
 
 SCHEMA = 1
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
 
 # What is measured of each text, each a mean over its tokens. bytes and slots: of the compressed cache.
 METRICS = ("nll", "excess_nll", "kl", "agreement", "mean_bytes", "peak_bytes", "slots_ratio")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Mean over problems with its 95 % bootstrap interval (None with fewer than two problems)."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-    def text(self, spec: str) -> str:
-        if self.low is None:
-            return format(self.mean, spec)
-        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 @dataclass(frozen=True)
@@ -140,15 +123,15 @@ def evaluate_fidelity(
                 own.append(_measure(model, config, text, reference, full[-1], progress))
     if not full:
         raise ValueError("there is no text to evaluate on")
-    picks = np.random.default_rng(seed).integers(len(full), size=(RESAMPLES, len(full)))
+    chosen = picks(len(full), seed)
     points = [
         Point(
             config.method, config.budget, config.ratio, problems=own,
-            **{metric: _bootstrap([x[metric] for x in own], picks) for metric in METRICS},
+            **{metric: bootstrap([x[metric] for x in own], chosen) for metric in METRICS},
         )
         for config, own in zip(configs, rows, strict=True)
     ]  # fmt: skip
-    return Fidelity(points, _bootstrap(full, picks), provenance or {})
+    return Fidelity(points, bootstrap(full, chosen), provenance or {})
 
 
 def _chosen(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -185,15 +168,6 @@ def _measure(
         "peak_bytes": float(stats["peak_bytes"]),
         "slots_ratio": float(stats["ratio"]),
     }
-
-
-def _bootstrap(values: Sequence[float], picks: npt.NDArray[np.int64]) -> Measure:
-    """Percentile interval of the mean. picks: [resamples, n] indices, shared so that points stay paired."""
-    x = np.asarray(values, dtype=np.float64)
-    if len(x) < 2:
-        return Measure(float(x.mean()))
-    low, high = np.quantile(x[picks].mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Measure(float(x.mean()), float(low), float(high))
 
 
 def points_of(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Config]:

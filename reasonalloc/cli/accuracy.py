@@ -1,0 +1,60 @@
+"""`reasonalloc evaluate accuracy`: what budgets and methods do to a model's answers."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from reasonalloc.cli import options, study
+from reasonalloc.config import Config
+from reasonalloc.evaluate.accuracy import cells
+from reasonalloc.evaluate.study import write
+from reasonalloc.methods import methods
+
+METHODS = ["full", "reasonalloc", "rkv", "snapkv", "streaming", "random"]
+BUDGETS = [256, 512]
+
+
+def add(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "accuracy",
+        help="answers of a model that reasons in long chains",
+        description="Lets the model answer the problems of a task with each method at each budget and grades the boxed"
+        " answers (math-verify). A folder holds every generation as a JSON line; a run that is killed goes on there"
+        " when started again, and more methods, budgets or problems can be added to it.",
+    )
+    study.add(parser, "accuracy-out")
+    cache = parser.add_argument_group("cache")
+    cache.add_argument(
+        "--methods", type=options.comma(str), default=METHODS, metavar="A,B",
+        help=f"of {', '.join(methods())} ({','.join(METHODS)})",
+    )  # fmt: skip
+    budget = cache.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--budgets", type=options.comma(options.positive), metavar="N,N",
+        help=f"slots of a KV head ({','.join(map(str, BUDGETS))})",
+    )  # fmt: skip
+    budget.add_argument("--ratios", type=options.comma(options.share), metavar="X,X", help="shares of the full cache")
+    options.add_interval(cache)
+    cache.add_argument(
+        "--profile", metavar="FILE", help="layer wave (default: measured on four other problems of the task)"
+    )
+    keep = cache.add_mutually_exclusive_group()
+    keep.add_argument("--keep-prompt", action="store_true", default=None, help="evict the prompt last, in all methods")
+    keep.add_argument("--drop-prompt", dest="keep_prompt", action="store_false", help="treat it as any other text")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    own = study.study_of(args)
+    base = Config(method="full", interval=args.interval, keep_prompt=args.keep_prompt, profile=options.profile_of(args))
+    wanted = cells(args.methods, [] if args.ratios else args.budgets or BUDGETS, args.ratios or [], base)
+    own.records.open(own.settings)  # other settings are an error before the model is loaded
+    wanted = own.with_wave(wanted)
+    out = options.console(args)
+    study.run_with_bar(own, wanted, out)
+    summary = own.summary(wanted)
+    out.print(summary.table())
+    write(summary, own.folder / "accuracy")
+    options.write_json(args.json, summary.as_json())
+    return 0

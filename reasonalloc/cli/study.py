@@ -1,0 +1,72 @@
+"""Options that `evaluate accuracy` and `ablate` share, and the study they become."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from reasonalloc.cli import options
+from reasonalloc.evaluate.accuracy import Cell
+from reasonalloc.evaluate.generation import Sampling
+from reasonalloc.evaluate.study import RaySettings, Study
+from reasonalloc.evaluate.workers import Source
+from reasonalloc.models import REASONER
+from reasonalloc.tasks import GRID, TASKS, items
+
+
+def add(parser: argparse.ArgumentParser, folder: str) -> None:
+    """folder: where results go unless told."""
+    options.add_model(parser)
+    parser.set_defaults(model=REASONER)
+    task = parser.add_argument_group("task")
+    task.add_argument("--task", default="ledger", metavar="TASK", help=f"{', '.join(TASKS)} or FILE.jsonl (ledger)")
+    size = task.add_mutually_exclusive_group()
+    size.add_argument("--problems", type=options.positive, metavar="N", help="of ledger: for each setting (8)")
+    size.add_argument("--fraction", type=options.share, metavar="X", help="of the problems of a dataset")
+    task.add_argument(
+        "--settings", type=_settings, metavar="A;B",
+        help=f"of ledger: {', '.join(GRID)} or like questions=4,depth=3 (all that have a name)",
+    )  # fmt: skip
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--samples", type=options.positive, default=1, metavar="K", help="of each problem (1)")
+    sampling.add_argument("--temperature", type=options.not_negative, default=0.0, metavar="T", help="0: greedy (0)")
+    sampling.add_argument("--top-p", type=options.share, default=1.0, metavar="P", help="(1)")
+    sampling.add_argument("--max-new-tokens", type=options.positive, default=4096, metavar="N", help="(4096)")
+    sampling.add_argument("--seed", type=options.natural, default=0, help="of problems, samples and intervals (0)")
+    group = parser.add_argument_group("run")
+    group.add_argument("--batch-size", type=options.positive, default=16, metavar="N", help="(16)")
+    group.add_argument("--output", metavar="DIR", default=folder, help=f"for generations and results ({folder})")
+    group.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="spread over Ray actors")
+    group.add_argument("--workers", type=options.positive, metavar="N", help="Ray actors (as many as fit)")
+    group.add_argument("--gpus", type=options.not_negative, default=0.0, metavar="N", help="of each actor (0)")
+    group.add_argument("--device-map", metavar="MAP", help="of accelerate, for the model in each actor")
+    options.add_json(parser)
+
+
+def _settings(text: str) -> list[str]:
+    """Separated by ";", or by "," where all are names."""
+    parts = text.split(";") if ";" in text or "=" in text else text.split(",")
+    return [x.strip() for x in parts if x.strip()]
+
+
+def study_of(args: argparse.Namespace) -> Study:
+    """The study as the options of `add` say; ValueError for what does not fit."""
+    if args.device_map and args.ray is None:
+        raise ValueError("--device-map is for the actors of --ray")
+    asked = items(args.task, count=args.problems, fraction=args.fraction or 1.0, seed=args.seed, settings=args.settings)
+    threads = args.threads or (1 if args.ray is not None else None)
+    return Study(
+        Path(args.output), Source(args.model, args.dtype, threads, args.device_map), args.task, asked,
+        Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed), args.samples, args.batch_size,
+        None if args.ray is None else RaySettings(args.ray or None, args.workers, args.gpus),
+    )  # fmt: skip
+
+
+def run_with_bar(study: Study, cells: Sequence[Cell], out: Console) -> None:
+    with options.bar(out) as progress:
+        task: Any = progress.add_task("chains", total=None)
+        study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))

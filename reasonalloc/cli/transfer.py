@@ -1,0 +1,88 @@
+"""`reasonalloc evaluate transfer`: whether a wave of one task serves another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from reasonalloc import plots
+from reasonalloc.cli import options
+from reasonalloc.evaluate.prompts import TASKS
+from reasonalloc.evaluate.transfer import evaluate_transfer
+from reasonalloc.evaluate.transfer_result import Measuring
+from reasonalloc.provenance import provenance
+
+_DEFAULT = [name for name in TASKS if name != "aime24"]  # whose problems do not come with the package
+
+
+def add(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "transfer",
+        help="waves of a model on several tasks and their distances",
+        description="Measures the layer wave on prompts of each task (reasonalloc profile does it for MATH-500) and"
+        " compares the waves, and the layers' budgets that follow from them, by Earth Mover's Distance: between tasks,"
+        " and beside that between the prompts of one task, with a permutation test. Chains are kept in"
+        " ~/.cache/reasonalloc/texts, so an interrupted run goes on where it stopped. A folder for results gets each"
+        " task's wave as a profile (for --profile of other commands), transfer.json, transfer.md and transfer.png.",
+    )
+    options.add_model(parser)
+    parser.add_argument(
+        "--tasks", type=options.comma(_task), default=_DEFAULT, metavar="A,B",
+        help=f"of {', '.join(TASKS)} (all but aime24)",
+    )  # fmt: skip
+    defaults = Measuring()
+    parser.add_argument("--prompts", type=options.positive, default=defaults.prompts, metavar="N", help="a task (4)")
+    parser.add_argument(
+        "--max-new-tokens", type=options.positive, default=defaults.max_new_tokens, metavar="N", help="of a chain (256)"
+    )
+    parser.add_argument(
+        "--last", type=options.positive, metavar="N", help="measure on the newest N tokens only, so that lengths agree"
+    )
+    parser.add_argument("--rho", type=options.share, default=defaults.rho, help="share of the attention (0.93)")
+    parser.add_argument(
+        "--budget", type=options.positive, default=defaults.budget, metavar="SLOTS", help="shared out over layers (128)"
+    )
+    parser.add_argument("--temperature", type=options.not_negative, default=0.0, help="of the chains (0: greedy)")
+    parser.add_argument("--samples", type=options.positive, default=1, metavar="K", help="chains of each prompt (1)")
+    parser.add_argument("--seed", type=options.natural, default=0, help="of prompts, chains and tests (0)")
+    parser.add_argument("--output", metavar="DIR", help="for waves, tables and picture")
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def _task(text: str) -> str:
+    if text not in TASKS:
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(TASKS)}, got {text!r}")
+    return text
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = Measuring(
+        args.prompts, args.max_new_tokens, args.rho, temperature=args.temperature, samples=args.samples, seed=args.seed,
+        budget=args.budget, last=args.last,
+    )  # fmt: skip
+    folder = Path(args.output) if args.output else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    out = options.console(args)
+    model, tokenizer, label = options.load_model(args)
+    with options.bar(out) as progress:
+        total = len(set(args.tasks)) * args.prompts * args.samples
+        task = progress.add_task("waves", total=total)
+        result = evaluate_transfer(
+            model, tokenizer, args.tasks, settings, provenance=provenance(label, args.seed),
+            progress=lambda: progress.advance(task),
+        )  # fmt: skip
+    for table in result.rich_tables():
+        out.print(table)
+    for line in result.statements():
+        out.print(line, highlight=False, soft_wrap=True)
+    if folder is not None:
+        result.save_profiles(folder)
+        options.write_json(str(folder / "transfer.json"), result.as_json())
+        (folder / "transfer.md").write_text(result.markdown(), encoding="utf-8")
+        plots.transfer(result, folder / "transfer.png")
+        out.print(f"waves, tables and picture are in {folder}", highlight=False)
+    options.write_json(args.json, result.as_json())
+    return 0

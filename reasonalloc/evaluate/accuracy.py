@@ -1,0 +1,108 @@
+"""Accuracy: what budgets and methods do to the answers of a model that reasons in long chains."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from reasonalloc.config import Config
+from reasonalloc.evaluate.fidelity import points_of
+from reasonalloc.evaluate.generation import Chain, Sampling, ends, generate
+from reasonalloc.evaluate.grading import grade
+from reasonalloc.evaluate.records import Record
+from reasonalloc.tasks import Item
+from reasonalloc.wave import encode_prompt
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of the cache that is judged; a row of the table."""
+
+    name: str
+    config: Config
+
+    @property
+    def hash(self) -> str:
+        """Of all that the config says, the profile by its content."""
+        config = self.config
+        said: dict[str, Any] = asdict(replace(config, profile=None))
+        if config.profile is not None and config.resolve().needs_wave:
+            said["profile"] = [float(x) for x in config.profile.demand]
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Cell]:
+    """A cell for each method at each budget or ratio, the rest as in `base`."""
+    return [Cell(cell_name(x), x) for x in points_of(list(dict.fromkeys(methods)), budgets, ratios, base)]
+
+
+def cell_name(config: Config) -> str:
+    """ "rkv 256", "rkv 0.1x" or "full"."""
+    size = str(config.budget) if config.budget is not None else f"{config.ratio:g}x" if config.ratio is not None else ""
+    return f"{config.method} {size}".strip()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chain to make."""
+
+    item: Item
+    sample: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.item.id}/{self.sample}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs of one cell that decode together."""
+
+    cell: Cell
+    jobs: tuple[Job, ...]
+
+
+def plan(
+    items: Sequence[Item],
+    wanted: Sequence[Cell],
+    samples: int,
+    batch_size: int,
+    done: Iterable[tuple[str, str, int]] = (),
+) -> list[Batch]:
+    """What is still to do. Items of one group stay together: their chains are about as long as each other.
+
+    done: keys of records that exist.
+    """
+    known = set(done)
+    batches = []
+    for cell in wanted:
+        for _, group in groupby(items, key=lambda x: x.group):
+            jobs = [Job(x, s) for x in group for s in range(samples) if (cell.name, x.id, s) not in known]
+            batches += [Batch(cell, tuple(jobs[i : i + batch_size])) for i in range(0, len(jobs), batch_size)]
+    return batches
+
+
+def run_batch(
+    model: Any, tokenizer: Any, batch: Batch, sampling: Sampling, progress: Callable[[int], None] | None = None
+) -> Iterator[Record]:
+    """The records of a batch, each as its chain ends."""
+    jobs = {job.key: job for job in batch.jobs}
+    prompts = [(key, encode_prompt(tokenizer, job.item.prompt, "cpu")[0].tolist()) for key, job in jobs.items()]
+    stop = ends(model, tokenizer)
+    for chain in generate(model, batch.cell.config, prompts, stop, sampling, tokenizer.pad_token_id or 0, progress):
+        yield _record(batch.cell, jobs[chain.key], chain, tokenizer, sampling)
+
+
+def _record(cell: Cell, job: Job, chain: Chain, tokenizer: Any, sampling: Sampling) -> Record:
+    text = tokenizer.decode(chain.ids, skip_special_tokens=True)
+    answers, right = grade(text, job.item.answers)
+    return Record(
+        cell=cell.name, config=cell.hash, item=job.item.id, group=job.item.group, sample=job.sample, seed=sampling.seed,
+        prompt_tokens=chain.prompt_tokens, tokens=len(chain.ids), finish=chain.finish, text=text, answers=answers,
+        right=right, budget=cell.config.budget, ratio=cell.config.ratio, slots=chain.slots, mean_bytes=chain.mean_bytes,
+        peak_bytes=chain.peak_bytes, seconds=chain.seconds,
+    )  # fmt: skip

@@ -1,0 +1,134 @@
+"""Raw generations on disk: JSON lines that a kill at any moment leaves whole, and that a later run goes on from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+FILE = "generations.jsonl"
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One chain of one problem.
+
+    cell: what was varied, as `Cell.name` says. config: hash of the cache's settings. sample: 0 to samples - 1. finish:
+    "stop" or "length". answers: what its boxes held; right: one for each answer asked. slots: mean of a KV head at the
+    end. mean_bytes, peak_bytes: of its pages over its steps. seconds: its share of the steps of its batch.
+    """
+
+    cell: str
+    config: str
+    item: str
+    group: str
+    sample: int
+    seed: int
+    prompt_tokens: int
+    tokens: int
+    finish: str
+    text: str
+    answers: list[str]
+    right: list[bool]
+    budget: int | None
+    ratio: float | None
+    slots: float
+    mean_bytes: float
+    peak_bytes: int
+    seconds: float
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.cell, self.item, self.sample
+
+    @property
+    def score(self) -> float:
+        """Share of its answers that are right."""
+        return sum(self.right) / len(self.right)
+
+
+class Records:
+    """The records of a folder. One writer at a time; a line is on disk when `add` returns."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / FILE
+        self.known: dict[tuple[str, str, int], Record] = {}
+
+    def open(self, settings: dict[str, Any]) -> None:
+        """Makes the folder or goes on in it. settings: what all records must have in common.
+
+        Raises ValueError, with nothing changed, if the folder's records were made with others.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / SETTINGS
+        if path.is_file():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            other = [k for k in {**known, **settings} if known.get(k) != settings.get(k)]
+            if other:
+                told = "; ".join(f"{k} {known.get(k)!r}, now {settings.get(k)!r}" for k in sorted(other))
+                raise ValueError(
+                    f"{self.folder} has generations made with other settings ({told}): take another folder"
+                )
+        else:
+            part = path.with_suffix(".tmp")
+            part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            part.replace(path)
+        self._mend()
+        self.known = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
+
+    def _mend(self) -> None:
+        """Cuts off a last line that a kill left torn."""
+        if not self.path.is_file():
+            return
+        with self.path.open("r+b") as file:
+            data = file.read()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                file.truncate(whole)
+
+    def add(self, record: Record) -> None:
+        """Appends a record unless there is one of its key."""
+        if record.key in self.known:
+            return
+        with self.path.open("ab") as file:
+            file.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.known[record.key] = record
+
+    def check(self, configs: dict[str, str]) -> None:
+        """configs: hash by cell. ValueError if a cell's records were made with another config."""
+        for record in self.known.values():
+            if configs.get(record.cell, record.config) != record.config:
+                raise ValueError(
+                    f"{self.folder}: {record.cell} was made with other cache settings (its config hash is"
+                    f" {record.config}, now {configs[record.cell]}): take another folder"
+                )
+
+
+def read(path: str | Path) -> Iterator[Record]:
+    """The records of a file, .gz or not. Raises ValueError naming the line that is none."""
+    path = Path(path)
+    names = {f.name for f in fields(Record)}
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                if set(row) != names:
+                    raise ValueError(f"fields {sorted(set(row) ^ names)}")
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}:{number} is not a generation ({error})") from error
+            yield Record(**row)
+
+
+def pack(records: Iterable[Record], path: str | Path) -> None:
+    """Writes records as .jsonl.gz, the same bytes for the same records."""
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+        for record in records:
+            file.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())

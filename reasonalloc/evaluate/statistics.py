@@ -1,0 +1,89 @@
+"""Intervals and paired tests of scores by problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+INSTALL = "pip install 'reasonalloc[evaluate]'"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Mean over problems with its 95 % bootstrap interval (None with fewer than two problems)."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+    def text(self, spec: str) -> str:
+        if self.low is None:
+            return format(self.mean, spec)
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def picks(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """[resamples, count] indices; with the same picks intervals of several measures stay paired."""
+    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+
+
+def bootstrap(values: Sequence[float], chosen: npt.NDArray[np.int64]) -> Measure:
+    """Percentile interval of the mean."""
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2:
+        return Measure(float(x.mean()))
+    low, high = np.quantile(x[chosen].mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Measure(float(x.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One method against another on the same problems.
+
+    difference: mean of score less the other's. wins, losses: problems where the mean score over samples is higher,
+    lower. p: McNemar's exact two-sided test on these (the sign test where scores are averages over samples).
+    """
+
+    against: str
+    difference: Measure
+    wins: int
+    losses: int
+    p: float
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Two-sided p of McNemar's exact test; 1 where no problem differs."""
+    if not wins + losses:
+        return 1.0
+    return float(_binomtest()(min(wins, losses), wins + losses, 0.5).pvalue)
+
+
+def proportion_interval(right: float, count: int) -> tuple[float, float]:
+    """Clopper-Pearson's 95 % interval of a share; unlike a bootstrap's it has a width where all or none are right.
+
+    right: may be fractional (scores are shares); it is rounded away from the nearer end, which widens the interval.
+    """
+    whole = int(right) if right > count / 2 else -int(-right // 1)
+    interval = _binomtest()(whole, count).proportion_ci(CONFIDENCE)
+    return float(interval.low), float(interval.high)
+
+
+def _binomtest() -> Any:
+    try:
+        from scipy.stats import binomtest
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"tests and intervals of shares need scipy: {INSTALL}") from error
+    return binomtest
+
+
+def paired(against: str, ours: Sequence[float], theirs: Sequence[float], chosen: npt.NDArray[np.int64]) -> Paired:
+    """ours, theirs: scores of the same problems in the same order."""
+    difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    wins, losses = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
+    return Paired(against, bootstrap(difference.tolist(), chosen), wins, losses, mcnemar(wins, losses))

@@ -1,0 +1,117 @@
+"""A folder of generations and what is read from it: the machinery that `evaluate accuracy`, `ablate` and the paper's
+tables share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from reasonalloc.evaluate import known
+from reasonalloc.evaluate.accuracy import Batch, Cell, plan, run_batch
+from reasonalloc.evaluate.generation import Sampling
+from reasonalloc.evaluate.records import Record, Records
+from reasonalloc.evaluate.summary import Summary, summarise
+from reasonalloc.evaluate.waves import Waves
+from reasonalloc.evaluate.workers import Source, run_on_ray
+from reasonalloc.provenance import provenance
+from reasonalloc.tasks import Item
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """Where batches run if not here. address: of a cluster, None for one on this machine."""
+
+    address: str | None = None
+    workers: int | None = None
+    gpus: float = 0.0
+
+
+@dataclass
+class Study:
+    """Problems of one task, one model, one way of sampling; cells come and go."""
+
+    folder: Path
+    source: Source
+    task: str
+    items: Sequence[Item]
+    sampling: Sampling = field(default_factory=Sampling)
+    samples: int = 1
+    batch_size: int = 16
+    ray: RaySettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples > 1 and not self.sampling.temperature:
+            raise ValueError(f"{self.samples} samples need a temperature above 0: greedy ones are all the same")
+        self.folder = Path(self.folder)
+        self.records = Records(self.folder)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all generations of the folder have in common."""
+        own = {"model": self.source.model or "smollm2", "dtype": self.source.dtype, "task": self.task}
+        return own | {"samples": self.samples} | asdict(self.sampling)
+
+    @cached_property
+    def model(self) -> tuple[Any, Any]:
+        """(model, tokenizer), loaded when first asked for."""
+        return self.source.load()[:2]
+
+    @cached_property
+    def waves(self) -> Waves:
+        return Waves(*self.model, self.task, self.folder)
+
+    def with_wave(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells with the task's wave where their method needs one and none was given."""
+        return [
+            Cell(x.name, replace(x.config, profile=self.waves.get()))
+            if x.config.resolve().needs_wave and x.config.profile is None
+            else x
+            for x in cells
+        ]
+
+    def run(self, cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> None:
+        """Makes what is missing. progress: (chains made, chains to make), after each chain.
+
+        Raises ValueError, with nothing changed, if the folder's generations were made with other settings.
+        """
+        self.records.open(self.settings)
+        self.records.check({x.name: x.hash for x in cells})
+        batches = plan(self.items, cells, self.samples, self.batch_size, self.records.known)
+        total = sum(len(x.jobs) for x in batches)
+        for i, record in enumerate(self._generate(batches), 1):
+            self.records.add(record)
+            if progress:
+                progress(i, total)
+
+    def _generate(self, batches: Sequence[Batch]) -> Iterator[Record]:
+        if not batches:
+            return
+        if self.ray is not None:
+            yield from run_on_ray(
+                self.source, batches, self.sampling, address=self.ray.address, workers=self.ray.workers,
+                cpus=self.source.threads or 1, gpus=self.ray.gpus,
+            )  # fmt: skip
+            return
+        for batch in batches:
+            yield from run_batch(*self.model, batch, self.sampling)
+
+    def summary(self, cells: Sequence[Cell]) -> Summary:
+        """Of the cells named, over this study's problems."""
+        names = {x.id for x in self.items}
+        chosen = [x for x in self.records.known.values() if x.item in names]
+        scores = known.scores(self.source.model, self.task, {x.group for x in self.items})
+        origin = provenance(self.settings["model"], self.sampling.seed) | self.settings
+        return summarise(chosen, [x.name for x in cells], known=scores, seed=self.sampling.seed, provenance=origin)
+
+
+def write(summary: Summary, stem: Path) -> None:
+    """stem.json, stem.md and stem.png."""
+    from reasonalloc import plots
+
+    stem.with_suffix(".json").write_text(json.dumps(summary.as_json(), indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(summary.markdown(), encoding="utf-8")
+    plots.accuracy(summary, stem.with_suffix(".png"))

@@ -1,0 +1,50 @@
+"""The offline waves of an evaluation, measured once on other problems of the task and kept in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reasonalloc.evaluate.prompts import TASKS, prompts
+from reasonalloc.tasks import items
+from reasonalloc.wave import WaveProfile, profile
+
+SEED = 20_000  # of the problems measured on; `reasonalloc evaluate` draws its own by --seed
+
+
+@dataclass
+class Waves:
+    """Waves of a model on a task. tokens: of each measured chain at most."""
+
+    model: Any
+    tokenizer: Any
+    task: str
+    folder: Path
+    tokens: int = 512
+    _known: dict[tuple[str, int, float], WaveProfile] = field(default_factory=dict)
+
+    def get(self, count: int = 4, rho: float = 0.93, task: str | None = None) -> WaveProfile:
+        """The wave over `count` prompts (1 to 8); a file of the folder if it has been measured before."""
+        task = task or self.task
+        key = task, count, rho
+        if key not in self._known:
+            path = self.folder / f"wave-{Path(task).stem}-{count}-{rho:g}.json"
+            if path.is_file():
+                found = WaveProfile.load(path)
+                if found.source.get("max_new_tokens") != self.tokens:
+                    raise ValueError(f"{path} was measured on other chains: take another folder")
+            else:
+                chosen = [x.problem for x in prompts(task, count, SEED)] if task in TASKS else _of_file(task, count)
+                found = profile(self.model, self.tokenizer, chosen, max_new_tokens=self.tokens, rho=rho, progress=False)
+                part = path.with_suffix(".tmp")
+                found.save(part)
+                part.replace(path)
+            self._known[key] = found
+        return self._known[key]
+
+
+def _of_file(task: str, count: int) -> list[str]:
+    """A file's first problems: it has no others."""
+    every = items(task)
+    return [x.prompt for x in every[: min(count, len(every))]]

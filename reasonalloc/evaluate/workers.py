@@ -1,0 +1,111 @@
+"""Batches spread over Ray actors, each with a model of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reasonalloc import models
+from reasonalloc.evaluate.accuracy import Batch, run_batch
+from reasonalloc.evaluate.generation import Sampling
+from reasonalloc.evaluate.records import Record
+
+INSTALL = "pip install 'reasonalloc[ray]'"
+ATTEMPTS = 4  # of a batch whose worker dies, before the run gives up
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a worker gets its model. device_map: as accelerate takes it ("auto", "cpu", ...), None for the CPU."""
+
+    model: str | None
+    dtype: str = "float32"
+    threads: int | None = None
+    device_map: str | None = None
+
+    def load(self) -> tuple[Any, Any, str]:
+        if self.threads:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        extra = {"device_map": self.device_map} if self.device_map else {}
+        return models.load(self.model, self.dtype, **extra)
+
+
+class Worker:
+    """Runs in an actor's process."""
+
+    def __init__(self, source: Source) -> None:
+        self.model, self.tokenizer, _ = source.load()
+
+    def run(self, batch: Batch, sampling: Sampling) -> list[Record]:
+        return list(run_batch(self.model, self.tokenizer, batch, sampling))
+
+
+def run_on_ray(
+    source: Source,
+    batches: Sequence[Batch],
+    sampling: Sampling,
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
+    started: Callable[[list[Any]], None] | None = None,
+) -> Iterator[Record]:
+    """The records of all batches, a batch at a time, in the order in which they end.
+
+    address: of a running cluster, None for one on this machine that ends with the run. workers: actors, at most as
+    many as the cluster has room for (None). cpus, gpus: of each. A batch whose worker dies is given to a fresh one
+    (ATTEMPTS times in all). started: called with the actors. Raises ModuleNotFoundError where Ray is missing and
+    RuntimeError for a batch that killed all its workers; an error that the model raises is raised as it is.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"--ray needs Ray: {INSTALL}") from error
+    own = not ray.is_initialized()
+    if own:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        room = int(ray.cluster_resources().get("CPU", 1) / cpus) if cpus else len(batches)
+        count = max(1, min(workers or room, room, len(batches)))  # one without room would wait for ever
+        actor = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus)
+        pool = [actor.remote(source) for _ in range(count)]
+        if started:
+            started(pool)
+        yield from _serve(ray, actor, source, pool, batches, sampling)
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _serve(
+    ray: Any, actor: Any, source: Source, pool: list[Any], batches: Sequence[Batch], sampling: Sampling
+) -> Iterator[Record]:
+    waiting = [(batch, 0) for batch in reversed(batches)]
+    running: dict[Any, tuple[Any, Batch, int]] = {}
+    idle = list(pool)
+    while waiting or running:
+        while waiting and idle:
+            worker, (batch, tries) = idle.pop(), waiting.pop()
+            running[worker.run.remote(batch, sampling)] = (worker, batch, tries + 1)
+        ready, _ = ray.wait(list(running), num_returns=1)
+        worker, batch, tries = running.pop(ready[0])
+        try:
+            records = ray.get(ready[0])
+        except ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from None  # the model's or the cache's own error
+        except ray.exceptions.RayError as error:
+            if tries >= ATTEMPTS:
+                first, last = batch.jobs[0].key, batch.jobs[-1].key
+                raise RuntimeError(
+                    f"{batch.cell.name}, {first} to {last}: its worker died {tries} times ({error})"
+                ) from error
+            waiting.append((batch, tries))
+            idle.append(actor.remote(source))
+            continue
+        idle.append(worker)
+        yield from records

@@ -1,0 +1,51 @@
+"""Scores smoothed over time: an exponential moving average over the cuts that a token has seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+class Smoother:
+    """Remembers the scores of every row, layer and head between cuts.
+
+    weight: of the past, in [0, 1). A token met for the first time has its own score.
+    """
+
+    def __init__(self, weight: float) -> None:
+        self.weight = np.float32(weight)
+        self._past: dict[tuple[int, int, int], tuple[npt.NDArray[np.int32], Floats]] = {}
+
+    def smooth(self, row: int, layer: int, head: int, positions: npt.NDArray[np.int32], scores: Floats) -> Floats:
+        """positions: [n] of the scored tokens, ascending; scores: [n]."""
+        result = scores
+        past = self._past.get((row, layer, head))
+        if past is not None:
+            at = np.searchsorted(past[0], positions)
+            at[at == len(past[0])] = 0
+            met = past[0][at] == positions if len(past[0]) else np.zeros(len(positions), dtype=bool)
+            result = scores.copy()
+            result[met] = self.weight * past[1][at[met]] + (1 - self.weight) * scores[met]
+        self._past[row, layer, head] = positions.copy(), result
+        return result
+
+    def move_rows(self, source: Any) -> None:
+        """Row i becomes row source[i]."""
+        own: dict[int, list[tuple[int, int]]] = {}
+        for row, layer, head in self._past:
+            own.setdefault(row, []).append((layer, head))
+        self._past = {
+            (i, layer, head): self._past[int(row), layer, head]
+            for i, row in enumerate(source)
+            for layer, head in own.get(int(row), [])
+        }
+
+    def forget_from(self, position: int) -> None:
+        """After a crop: positions from here on will be other tokens."""
+        for key, (positions, scores) in self._past.items():
+            stays = positions < position
+            self._past[key] = positions[stays], scores[stays]

@@ -1,0 +1,18 @@
+"""One question to a model, whatever task it is from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Item:
+    """prompt: the user's turn, instructions included. answers: what the boxes of the chain must hold, in order.
+
+    group: the part of the task that it belongs to, for results by group ("" where there are no parts).
+    """
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    group: str = ""

@@ -1,0 +1,114 @@
+"""Ablations: what they vary, that cells in common are made once, the command; scores smoothed over time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import prompt, tiny
+from test_accuracy import folder, task  # noqa: F401  (fixtures)
+
+import reasonalloc as ra
+from reasonalloc.cli import main
+from reasonalloc.evaluate.ablations import ABLATIONS, Around, cells_of
+from reasonalloc.smoothing import Smoother
+from reasonalloc.wave import WaveProfile, fingerprint
+
+pytest.importorskip("scipy")
+pytest.importorskip("math_verify")
+
+
+class FakeWaves:
+    """Waves without a model; each one asked for is another."""
+
+    task = "ledger"
+
+    def get(self, count=4, rho=0.93, task=None):  # noqa: F811
+        base = 100.0 * count + rho + len(task or "")
+        return WaveProfile((base, base + 5, base + 1), (0, 1, 2), fingerprint(tiny()), rho)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_has_cells_that_differ(name):
+    cells = cells_of(ABLATIONS[name], Around(FakeWaves(), budget=48))
+    assert [x.name for x in cells[:2]] == ["full", "rkv 48"]
+    assert len(cells) > 3 and len({x.name for x in cells}) == len(cells)
+    hashes = {x.hash for x in cells if x.config.smoothing == 0}
+    # What an ablation calls by another name may be the default, as keep_prompt=False is for most methods.
+    assert len(hashes) >= len([x for x in cells if x.config.smoothing == 0]) - 5
+    assert all(x.config.budget == 48 for x in cells[1:] if name != "length")
+
+
+def test_the_default_is_the_plain_cell():
+    around = Around(FakeWaves(), budget=48)
+    for name in ("alpha", "interval", "mu", "gamma", "window", "ema", "rho", "wave", "parts", "profile"):
+        plain = {x.name: x for x in cells_of(ABLATIONS[name], around)}["reasonalloc 48"]
+        assert plain.hash == around.cell().hash
+
+
+def test_permuted_waves_hold_the_same_demands():
+    cells = {x.name: x.config for x in cells_of(ABLATIONS["wave"], Around(FakeWaves(), budget=48))}
+    wave = cells["reasonalloc 48"].profile.demand
+    assert cells["reasonalloc 48 wave=reversed"].profile.demand == wave[::-1]
+    for i in range(3):
+        assert sorted(cells[f"reasonalloc 48 wave=permuted-{i}"].profile.demand) == sorted(wave)
+
+
+@pytest.mark.slow
+def test_the_command(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    common = ["--model", folder, "--task", task, "--budget", "24", "--interval", "8", "--max-new-tokens", "20"]
+    assert main(["ablate", "alpha", *common, "--json", "-"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [x["cell"] for x in rows][2:4] == ["reasonalloc 24 alpha=0", "reasonalloc 24"]
+    lines = Path("ablations-out/generations.jsonl")
+    before = lines.read_bytes().count(b"\n")
+    assert main(["ablate", "parts", *common]) == 0
+    assert lines.read_bytes().count(b"\n") == before + 2 * 5  # full, R-KV and ReasonAlloc were there
+    assert {"alpha.png", "parts.md", "parts.json"} <= {x.name for x in Path("ablations-out").iterdir()}
+    assert main(["ablate", "nosuch"]) == 2
+
+
+# ---- smoothing -----------------------------------------------------------------------------------------------------
+
+
+def array(*values):
+    return np.array(values, np.float32)
+
+
+def places(*values):
+    return np.array(values, np.int32)
+
+
+def test_scores_are_averaged_by_position():
+    own = Smoother(0.75)
+    assert own.smooth(0, 0, 0, places(0, 2, 5), array(4, 8, 1)).tolist() == [4, 8, 1]
+    assert own.smooth(0, 0, 0, places(2, 5, 7), array(0, 5, 3)).tolist() == [6, 2, 3]
+    assert own.smooth(0, 0, 1, places(2), array(1)).tolist() == [1]
+    own.move_rows(np.array([0, 0]))
+    assert own.smooth(1, 0, 0, places(2), array(2)).tolist() == [5]
+    assert own.smooth(0, 0, 0, places(2), array(2)).tolist() == [5]
+    own.forget_from(2)
+    assert own.smooth(0, 0, 0, places(2), array(2)).tolist() == [2]
+
+
+def generated(**settings):
+    model, config = tiny(), ra.Config(budget=24, interval=8, method="rkv", **settings)
+    cache = ra.ReasonAllocCache(model, config)
+    ids = prompt(30, rows=2)
+    model.generate(ids, past_key_values=cache, max_new_tokens=60, do_sample=False, attention_mask=ids * 0 + 1)
+    return [[x.tolist() for x in cache.positions(layer, row)] for layer in range(3) for row in range(2)]
+
+
+def test_smoothing_changes_what_stays_but_not_how_much():
+    plain, smooth = generated(), generated(smoothing=0.9)
+    assert plain != smooth
+    assert [len(x) for y in plain for x in y] == [len(x) for y in smooth for x in y]
+    assert generated(smoothing=1e-6) == plain  # the way through Python gives what C gives
+
+
+def test_bad_smoothing():
+    with pytest.raises(ValueError, match="smoothing"):
+        ra.Config(budget=64, smoothing=1.0)

@@ -1,0 +1,292 @@
+"""Accuracy: what is planned, graded, summed up and resumed; the command on a tiny model; workers that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from models import build
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
+
+import reasonalloc as ra
+from reasonalloc.cli import main
+from reasonalloc.evaluate import known
+from reasonalloc.evaluate.accuracy import Cell, cells, plan, run_batch
+from reasonalloc.evaluate.generation import Sampling
+from reasonalloc.evaluate.grading import boxes, grade
+from reasonalloc.evaluate.records import Record, read
+from reasonalloc.evaluate.statistics import bootstrap, mcnemar, paired, picks, proportion_interval
+from reasonalloc.evaluate.summary import summarise
+from reasonalloc.tasks import Item
+
+pytest.importorskip("scipy")
+pytest.importorskip("math_verify")
+
+WORDS = [f"w{i}" for i in range(94)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved model with a tokenizer that knows words."""
+    path = tmp_path_factory.mktemp("model")
+    build("llama", eos_token_id=1).save_pretrained(path)
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<end>", "<unk>", *WORDS])}
+    own = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<unk>"))
+    own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=own, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    ).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    path = tmp_path_factory.mktemp("task") / "own.jsonl"
+    rows = [{"problem": " ".join(WORDS[i : i + 5 + 3 * i]), "answer": "1"} for i in range(5)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+def command(folder, task, *more, output="out"):
+    return ["evaluate", "accuracy", "--model", folder, "--task", task, "--methods", "full,rkv,streaming", "--budgets",
+            "24", "--interval", "8", "--max-new-tokens", "30", "--batch-size", "2", "--output", output,
+            *more]  # fmt: skip
+
+
+# ---- grading -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", []),
+        (r"\boxed{1} and \boxed{2}", ["1", "2"]),
+        (r"\boxed{\frac{1}{2}}", [r"\frac{1}{2}"]),  # a peer reads "\frac{1"
+        (r"\boxed{1} \boxed{2", ["1"]),
+    ],
+)
+def test_boxes(text, found):
+    assert boxes(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "right"),
+    [
+        (r"\boxed{3} no, \boxed{0.5}", [r"\frac{1}{2}"], [True]),
+        (r"\boxed{7}", ["8"], [False]),
+        ("nothing", ["8"], [False]),
+        (r"\boxed{1} \boxed{2}", ["1", "3", "4"], [True, False, False]),
+        (r"\boxed{1} \boxed{2} \boxed{9}", ["1", "2"], [True, True]),
+        (r"\boxed{x +}", ["8"], [False]),
+    ],
+)
+def test_grade(text, answers, right):
+    assert grade(text, answers)[1] == right
+
+
+# ---- statistics ----------------------------------------------------------------------------------------------------
+
+
+def test_mcnemar():
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(6, 0) == pytest.approx(2 / 64)
+    assert mcnemar(3, 5) == mcnemar(5, 3) == pytest.approx(186 / 256)  # 2 * (1 + 8 + 28 + 56) / 2^8
+
+
+def test_paired():
+    result = paired("x", [1, 1, 0.5, 0], [0, 1, 0, 1], picks(4, 0))
+    assert (result.wins, result.losses, result.difference.mean) == (2, 1, 0.125)
+
+
+def test_intervals():
+    low, high = proportion_interval(8, 8)
+    assert high == 1 and 0.6 < low < 0.7
+    assert proportion_interval(0, 8) == (0.0, pytest.approx(1 - low))
+    measure = bootstrap([0.0, 1.0] * 50, picks(100, 0))
+    assert measure.mean == 0.5 and 0.35 < measure.low < 0.45 < 0.55 < measure.high < 0.65
+    assert bootstrap([1.0], picks(1, 0)).low is None
+
+
+# ---- plan and summary ----------------------------------------------------------------------------------------------
+
+ITEMS = [Item(str(i), "w1 w2", ("1",), "a" if i < 3 else "b") for i in range(5)]
+CELLS = cells(["full", "rkv", "reasonalloc"], [24], [], ra.Config(method="full"))
+
+
+def record(cell, item, score, sample=0, tokens=10, finish="stop"):
+    right = [True] * score + [False] * (2 - score)
+    group = next((x.group for x in ITEMS if x.id == item), "")
+    return Record(cell, "h", item, group, sample, 0, 5, tokens, finish, "", [], right, 24, None, 1, 100.0, 200, 0.5)
+
+
+def test_plan():
+    batches = plan(ITEMS, CELLS, 2, 4)
+    jobs = [(x.cell.name, j.item.id, j.sample) for x in batches for j in x.jobs]
+    assert len(jobs) == len(set(jobs)) == 30
+    assert all(len(x.jobs) <= 4 and len({j.item.group for j in x.jobs}) == 1 for x in batches)
+    left = plan(ITEMS, CELLS, 2, 4, done=jobs[:17])
+    assert [(x.cell.name, j.item.id, j.sample) for x in left for j in x.jobs] == jobs[17:]
+
+
+def test_a_cell_knows_its_settings():
+    one, other = Cell("x", ra.Config(method="rkv", budget=24)), Cell("x", ra.Config(method="rkv", budget=24, alpha=0.2))
+    assert one.hash != other.hash and one.hash == Cell("y", ra.Config(method="rkv", budget=24)).hash
+    assert [x.name for x in CELLS] == ["full", "rkv 24", "reasonalloc 24"]
+
+
+def test_summary():
+    records = [record("full", str(i), 2) for i in range(5)]
+    records += [record("rkv 24", str(i), i % 2) for i in range(5)]
+    records += [record("reasonalloc 24", str(i), 1, tokens=20, finish="length") for i in range(5)]
+    full, rkv, ours = summarise(records, [x.name for x in CELLS], known={"": 1.0}).rows
+    assert (full.accuracy.mean, rkv.accuracy.mean, ours.accuracy.mean) == (1.0, 0.2, 0.5)
+    assert [x.against for x in ours.against] == ["full", "rkv 24"] and ours.against[1].wins == 3
+    assert not full.against and [x.against for x in rkv.against] == ["full"]
+    assert ours.truncated == 1.0 and ours.tokens == 20 and ours.tokens_per_s == 40
+    assert rkv.groups == {"a": pytest.approx(1 / 6), "b": 0.25} and rkv.setting == "24"
+
+
+def test_samples_are_averaged():
+    records = [
+        record("full", "0", 2, 0),
+        record("full", "0", 0, 1),
+        record("full", "1", 2, 0),
+        record("full", "1", 2, 1),
+    ]
+    (row,) = summarise(records, ["full"]).rows
+    assert row.scores == {"0": 0.5, "1": 1.0} and row.problems == 2 and row.samples == 2
+
+
+def test_the_gate():
+    good = [record("full", str(i), 2) for i in range(5)]
+    bad = [record("full", str(i), 0) for i in range(5)]
+    assert not summarise(good, ["full"], known={"": 0.95}).warnings
+    assert "known for 95.0%" in summarise(bad, ["full"], known={"": 0.95}).warnings[0]
+    assert "on b" in summarise(bad[3:], ["full"], known={"b": 0.95}).warnings[0]
+    assert "no published" in summarise(good, ["full"]).warnings[0]
+    assert "not measured" in summarise([record("rkv 24", "0", 2)], ["rkv 24"], known={"": 1.0}).warnings[0]
+    table = summarise(bad, ["full"], known={"": 0.95})
+    assert "Warning" in table.markdown() and "known for" in str(table.table().caption)
+
+
+def test_known_scores():
+    assert known.scores("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "math500", [""]) == {"": 0.891}
+    assert known.scores("someone/else", "math500", [""]) is None
+    assert known.scores(None, "ledger", ["plain"]) is None
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """No test writes into the user's folders."""
+    monkeypatch.chdir(tmp_path)
+
+
+def texts(path="out"):
+    return {x.key: (x.text, x.finish, x.peak_bytes) for x in read(Path(path) / "generations.jsonl")}
+
+
+def test_the_command(folder, task, capsys):
+    assert main([*command(folder, task), "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    data = json.loads(out)
+    assert [x["cell"] for x in data["rows"]] == ["full", "rkv 24", "streaming 24"]
+    assert "Accuracy" in err and "warning" in err
+    assert sorted(x.name for x in Path("out").iterdir()) == [
+        "accuracy.json", "accuracy.md", "accuracy.png", "generations.jsonl", "settings.json",
+    ]  # fmt: skip
+    before = Path("out/generations.jsonl").read_bytes()
+    assert main(command(folder, task)) == 0  # nothing is done twice
+    assert Path("out/generations.jsonl").read_bytes() == before
+    assert main([*command(folder, task), "--seed", "1"]) == 2
+    assert "seed 0, now 1" in capsys.readouterr().err
+    assert Path("out/generations.jsonl").read_bytes() == before
+
+
+def test_samples(folder, task):
+    assert main([*command(folder, task), "--samples", "2", "--temperature", "0.8"]) == 0
+    assert len(texts()) == 30
+
+
+def test_bad_options(folder, task, capsys):
+    for more, told in [
+        (["--samples", "2"], "temperature"),
+        (["--methods", "nosuch"], "nosuch"),
+        (["--settings", "plain"], "ledger"),
+        (["--device-map", "auto"], "--ray"),
+        (["--budgets", "8"], "window"),
+    ]:
+        assert main([*command(folder, task), *more]) == 2
+        assert told in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(folder, task):
+    """Killed at several moments: in the end every chain is there once, as in a run that was left alone."""
+    arguments = [sys.executable, "-m", "reasonalloc.cli", *command(folder, task, output="killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ra.__file__).parents[1])}
+    lines = Path("killed/generations.jsonl")
+    for count in (1, 6, 11):
+        process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not lines.exists() or lines.read_bytes().count(b"\n") < count):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert main(command(folder, task, output="killed")) == 0
+    assert main(command(folder, task)) == 0
+    assert texts("killed") == texts("out")
+    assert lines.read_bytes().count(b"\n") == 15
+
+
+# ---- Ray -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same(folder, task):
+    pytest.importorskip("ray")
+    assert main(command(folder, task)) == 0
+    assert main([*command(folder, task, output="ray"), "--ray", "--workers", "2"]) == 0
+    assert texts("ray") == texts("out")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(folder, task):
+    ray = pytest.importorskip("ray")
+    from reasonalloc.evaluate.workers import Source, run_on_ray
+
+    sampling = Sampling(max_new_tokens=30)
+    small = cells(["rkv"], [24], [], ra.Config(method="full", interval=8))
+    batches = plan(ITEMS, small, 1, 2)
+    pids = []
+
+    def kill(actors):
+        ray.kill(actors[0], no_restart=True)
+        pids.append(len(actors))
+
+    found = {x.key: x.text for x in run_on_ray(Source(folder), batches, sampling, workers=2, started=kill)}
+    assert pids == [2]
+    model, tokenizer, _ = Source(folder).load()
+    local = {x.key: x.text for b in batches for x in run_batch(model, tokenizer, b, sampling)}
+    assert found == local and len(found) == 5
+
+
+@pytest.mark.slow
+def test_an_error_of_the_model_is_raised_as_it_is(folder):
+    pytest.importorskip("ray")
+    from reasonalloc.evaluate.workers import Source, run_on_ray
+
+    empty = [Item("empty", "", ("1",))]
+    batches = plan(empty, cells(["rkv"], [24], [], ra.Config(method="full")), 1, 2)
+    with pytest.raises(ValueError, match="no token"):
+        list(run_on_ray(Source(folder), batches, Sampling(max_new_tokens=3), workers=1))

@@ -1,0 +1,174 @@
+"""Batched generation: the tokens of plain transformers, rows that are on their own, records that survive a kill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from models import prompt, tiny
+
+import reasonalloc as ra
+from reasonalloc.evaluate.generation import Sampling, ends, generate
+from reasonalloc.evaluate.records import Record, Records, pack, read
+
+FULL = ra.Config(method="full")
+SMALL = ra.Config(method="rkv", budget=24, interval=8)
+
+
+def prompts(*lengths):
+    return [(str(i), prompt(n, seed=i)[0].tolist()) for i, n in enumerate(lengths)]
+
+
+def chains(config, given, stop=frozenset(), name="llama", **sampling):
+    made = generate(tiny(name), config, given, stop, Sampling(**{"max_new_tokens": 40, **sampling}))
+    return {x.key: x for x in made}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
+def test_full_gives_the_tokens_of_transformers(name):
+    made = chains(FULL, prompts(9, 9, 9), name=name)
+    ra.uninstall(tiny(name))
+    for i in range(3):
+        ids = prompt(9, seed=i)
+        out = tiny(name).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+        assert made[str(i)].ids == out[0, 9:].tolist()
+        assert made[str(i)].finish == "length"
+
+
+def test_padded_rows_give_what_they_give_alone():
+    given = prompts(30, 5, 17)
+    together = chains(SMALL, given)
+    for one in given:
+        alone = chains(SMALL, [one])[one[0]]
+        assert together[one[0]].ids == alone.ids
+        assert together[one[0]].peak_bytes == alone.peak_bytes
+
+
+def test_rows_leave_as_they_end():
+    given = prompts(12, 20, 7, 15)
+    free = chains(SMALL, given)
+    stop = frozenset({free["0"].ids[5], free["2"].ids[20]})
+    made = list(generate(tiny(), SMALL, given, stop, Sampling(max_new_tokens=40)))
+    for x in made:
+        cut = next((i for i, token in enumerate(free[x.key].ids) if token in stop), None)
+        assert x.ids == (free[x.key].ids if cut is None else free[x.key].ids[: cut + 1])
+        assert x.finish == ("length" if cut is None else "stop")
+    assert [len(x.ids) for x in made] == sorted(len(x.ids) for x in made)
+
+
+def test_samples_depend_on_seed_and_key_alone():
+    given = prompts(9, 14)
+    one = chains(SMALL, given, temperature=1.0, top_p=0.9, seed=1)
+    assert chains(SMALL, given[1:], temperature=1.0, top_p=0.9, seed=1)["1"].ids == one["1"].ids
+    assert chains(SMALL, given, temperature=1.0, top_p=0.9, seed=2)["1"].ids != one["1"].ids
+
+
+def test_top_p_leaves_unlikely_tokens_out():
+    given = prompts(9)
+    assert chains(FULL, given, temperature=1.0, top_p=1e-6)["0"].ids == chains(FULL, given)["0"].ids
+
+
+def test_sampling_follows_the_distribution():
+    from reasonalloc.evaluate.generation import _Picker
+
+    picker = _Picker(Sampling(temperature=1.0))
+    logits = torch.tensor([[0.1, 0.2, 0.7]]).log()
+    numbers = [picker.numbers("x")]
+    drawn = torch.tensor([picker.pick(logits, numbers)[0] for _ in range(4000)])
+    shares = torch.bincount(drawn, minlength=3) / 4000
+    assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.03)
+
+
+def test_figures_of_a_row():
+    made = chains(SMALL, prompts(30, 5))
+    page = 16 * 2 * 8 * 4
+    assert made["0"].peak_bytes <= 3 * 2 * 3 * page and made["0"].peak_bytes % page == 0
+    assert 0 < made["1"].mean_bytes <= made["1"].peak_bytes
+    assert made["0"].slots < 33 and made["0"].seconds > 0 and made["0"].steps == 40
+    full = chains(FULL, prompts(30))["0"]
+    assert full.slots == 69  # the last token is not fed
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="no token"):
+        list(generate(tiny(), FULL, [("a", [])], frozenset(), Sampling()))
+    for wrong in ({"temperature": -1}, {"top_p": 0}, {"max_new_tokens": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Sampling(**wrong)
+    assert list(generate(tiny(), FULL, [], frozenset(), Sampling())) == []
+
+
+def test_end_tokens():
+    model = tiny()
+
+    class Tokenizer:
+        eos_token_id = 5
+
+    assert ends(model, Tokenizer) == {5}
+    model.generation_config.eos_token_id = [1, 2]
+    assert ends(model, Tokenizer) == {1, 2}
+    model.generation_config.eos_token_id = None
+
+
+# ---- records -------------------------------------------------------------------------------------------------------
+
+
+def record(item="a", sample=0, cell="rkv 24", **changes):
+    said = ("length", "text ☺\n", ["1"], [True])
+    base = Record(cell, "hash", item, "", sample, 0, 9, 40, *said, 24, None, 1.0, 2.0, 3, 0.5)
+    return replace(base, **changes)
+
+
+def test_records_come_back(tmp_path):
+    records = Records(tmp_path)
+    records.open({"model": "m"})
+    for x in (record("a"), record("b"), record("a")):
+        records.add(x)
+    again = Records(tmp_path)
+    again.open({"model": "m"})
+    assert list(again.known.values()) == [record("a"), record("b")]
+
+
+def test_a_torn_line_is_forgotten(tmp_path):
+    records = Records(tmp_path)
+    records.open({})
+    records.add(record("a"))
+    whole = records.path.read_bytes()
+    for cut in range(1, len(whole)):
+        records.path.write_bytes(whole + whole[:cut])
+        again = Records(tmp_path)
+        again.open({})
+        assert records.path.read_bytes() == whole and list(again.known) == [record("a").key]
+
+
+def test_other_settings_need_another_folder(tmp_path):
+    Records(tmp_path).open({"model": "m", "seed": 1})
+    with pytest.raises(ValueError, match=r"seed 1, now 2"):
+        Records(tmp_path).open({"model": "m", "seed": 2})
+
+
+def test_other_cache_settings_need_another_folder(tmp_path):
+    records = Records(tmp_path)
+    records.open({})
+    records.add(record())
+    records.check({"rkv 24": "hash", "rkv 48": "x"})
+    with pytest.raises(ValueError, match="rkv 24"):
+        records.check({"rkv 24": "other"})
+
+
+def test_packed_records(tmp_path):
+    pack([record("a"), record("b")], tmp_path / "x.jsonl.gz")
+    assert list(read(tmp_path / "x.jsonl.gz")) == [record("a"), record("b")]
+    first = (tmp_path / "x.jsonl.gz").read_bytes()
+    pack([record("a"), record("b")], tmp_path / "y.jsonl.gz")
+    assert (tmp_path / "y.jsonl.gz").read_bytes() == first
+
+
+def test_what_is_no_record(tmp_path):
+    path = tmp_path / "x.jsonl"
+    for wrong in ("{", "[]", json.dumps({"cell": "x"})):
+        path.write_text(wrong + "\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"x\.jsonl:1"):
+            list(read(path))
