@@ -1,0 +1,70 @@
+"""What a training step sees: problems of one setting of the dials, as token ids with labels on the chain only."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reasonalloc.tasks.ledger import GRID, Dials, Ledger, problem
+from reasonalloc.wave import encode_prompt
+
+SPLIT = "train"  # the seed's first word; `reasonalloc evaluate` uses another
+SHORTEST = 300  # tokens of the longest sequences at the beginning
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs [B, n] right-padded (a causal model needs no mask for that); labels [B, n], -100 where there is none."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    dials: Dials
+    tokens: int
+
+
+def draw_dials(rng: random.Random) -> Dials:
+    """A quarter from the grid that is judged, the rest from anywhere in between."""
+    if rng.random() < 0.25:
+        return rng.choice(list(GRID.values()))
+    return Dials(
+        questions=rng.randint(1, 8),
+        depth=rng.randint(1, 5),
+        distractors=rng.randint(0, 10),
+        restate=rng.randint(0, 2),
+        doubt=rng.randint(0, 2),
+        filler=rng.randint(0, 2),
+    )
+
+
+def encode(tokenizer: Any, given: Ledger) -> tuple[list[int], list[int]]:
+    """(ids, labels) of prompt and chain."""
+    prompt = encode_prompt(tokenizer, given.prompt, "cpu")[0].tolist()
+    chain = [*tokenizer(given.chain, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    return prompt + chain, [-100] * len(prompt) + chain
+
+
+def batch(tokenizer: Any, seed: int, step: int, longest: int, tokens: int) -> Batch:
+    """The batch of a step: the same for the same arguments, so that a resumed run goes on as if it had not stopped.
+
+    longest: tokens of a sequence at most; tokens: of a batch, unless one sequence alone has more.
+    """
+    rng = random.Random(f"{seed}/{step}")
+    while True:
+        dials = draw_dials(rng)
+        # A first guess saves encoding what is too long by far.
+        if dials.questions * dials.depth * (30 + 12 * dials.filler + 25 * dials.doubt) > 2 * longest:
+            continue
+        rows = [encode(tokenizer, problem(f"{SPLIT}/{seed}/{step}", 0, dials))]
+        if len(rows[0][0]) <= longest:
+            break
+    count = max(1, tokens // len(rows[0][0]))
+    rows += [encode(tokenizer, problem(f"{SPLIT}/{seed}/{step}", i, dials)) for i in range(1, count)]
+    width = max(len(ids) for ids, _ in rows)
+    inputs = torch.full((count, width), tokenizer.eos_token_id)
+    labels = torch.full((count, width), -100)
+    for i, (ids, own) in enumerate(rows):
+        inputs[i, : len(ids)], labels[i, : len(own)] = torch.tensor(ids), torch.tensor(own)
+    return Batch(inputs, labels, dials, sum(len(ids) for ids, _ in rows))
