@@ -1,0 +1,1 @@
+"""The library inside other projects: lm-evaluation-harness, transformers' Hub route for generation."""

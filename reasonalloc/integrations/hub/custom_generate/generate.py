@@ -1,0 +1,34 @@
+"""A cache inside a budget: `model.generate(..., custom_generate=REPOSITORY, trust_remote_code=True, budget=256)`."""
+
+from dataclasses import fields
+from typing import Any
+
+import reasonalloc as ra
+from reasonalloc.attention import using
+
+_FIELDS = tuple(field.name for field in fields(ra.Config))
+
+
+def generate(model: Any, **kwargs: Any) -> Any:
+    """transformers' own `generate` with a fresh `ra.ReasonAllocCache`.
+
+    Fields of `ra.Config` are taken by name: method (default "reasonalloc") with exactly one of budget, ratio and
+    max_bytes (none for method "full"), profile (a WaveProfile or its file) and all others; everything else goes on to
+    `generate`. The model has its own attention back afterwards. With return_dict_in_generate=True the cache and its
+    `stats()` are the result's `past_key_values`.
+    """
+    settings = {name: kwargs.pop(name) for name in _FIELDS if name in kwargs}
+    if isinstance(settings.get("profile"), str):
+        settings["profile"] = ra.WaveProfile.load(settings["profile"])
+    config = ra.Config(**settings)
+    if kwargs.get("past_key_values") is not None:
+        raise ValueError(
+            "custom_generate makes a fresh cache, past_key_values was given too; to go on with a cache call generate"
+            " without custom_generate"
+        )
+    if kwargs.get("use_cache") is False:
+        raise ValueError("custom_generate is about the cache, use_cache=False was given")
+    kwargs.pop("past_key_values", None)
+    with using(model):
+        # Not model.generate: where a repository holds weights and this file, that is this very function.
+        return type(model).generate(model, past_key_values=ra.ReasonAllocCache(model, config), **kwargs)

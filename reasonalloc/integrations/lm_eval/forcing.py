@@ -1,0 +1,70 @@
+"""Teacher forcing of a batch through a compressed cache: what a model would give each token while decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reasonalloc.cache import ReasonAllocCache
+
+Row = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one row: log-probability of its continuation, whether greedy search would say it, tokens after an eviction."""
+
+    log_prob: float
+    greedy: bool
+    after_eviction: int
+
+
+def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Score]:
+    """rows: (context, continuation), token ids, neither empty. `cache` must be empty.
+
+    The contexts, padded on the left, are the prefill; then each continuation goes in token by token, so the cache is
+    cut exactly as in decoding. Rows that are done go on with a token of no interest, as in `generate`.
+    """
+    ids, mask = _left_padded([context for context, _ in rows])
+    most = max(len(continuation) for _, continuation in rows)
+    targets = torch.zeros(len(rows), most, dtype=torch.long)
+    wanted = torch.zeros(len(rows), most, dtype=torch.bool)
+    for i, (_, continuation) in enumerate(rows):
+        targets[i, : len(continuation)] = torch.tensor(continuation)
+        wanted[i, : len(continuation)] = True
+    log_probs = torch.zeros(len(rows), most, dtype=torch.float64)
+    greedy = torch.ones(len(rows), most, dtype=torch.bool)
+    evicted = torch.zeros(most, dtype=torch.bool)
+
+    step, positions = ids, (mask.cumsum(-1) - 1).clamp(min=0)
+    for i in range(most):
+        with torch.no_grad():
+            logits = model(
+                input_ids=step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1].float()  # fmt: skip
+        step = targets[:, i : i + 1]
+        log_probs[:, i] = torch.log_softmax(logits, -1).gather(-1, step)[:, 0]
+        greedy[:, i] = logits.argmax(-1) == step[:, 0]
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        positions = positions[:, -1:] + 1
+        if i + 1 < most:  # the cut of this pass is seen by the next token, not by the one just read
+            evicted[i + 1] = cache.cutter.evicted > 0
+    return [
+        Score(float(log_probs[i][own].sum()), bool(greedy[i][own].all()), int(evicted[own].sum()))
+        for i, own in enumerate(wanted)
+    ]
+
+
+def _left_padded(contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, attention mask), [rows, longest]; the padding's id does not matter."""
+    longest = max(len(x) for x in contexts)
+    ids = torch.zeros(len(contexts), longest, dtype=torch.long)
+    mask = torch.zeros(len(contexts), longest, dtype=torch.long)
+    for i, context in enumerate(contexts):
+        ids[i, longest - len(context) :] = torch.tensor(context)
+        mask[i, longest - len(context) :] = 1
+    return ids, mask
