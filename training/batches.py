@@ -12,15 +12,18 @@ from reasonalloc.tasks.ledger import GRID, Dials, Ledger, problem
 from reasonalloc.wave import encode_prompt
 
 SPLIT = "train"  # the seed's first word; `reasonalloc evaluate` uses another
+SUM_WEIGHT = 4.0
 SHORTEST = 300  # tokens of the longest sequences at the beginning
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs [B, n] right-padded (a causal model needs no mask for that); labels [B, n], -100 where there is none."""
+    """inputs [B, n] right-padded (a causal model needs no mask for that); labels [B, n], -100 where there is none;
+    weights [B, n] of the labels in the loss."""
 
     inputs: torch.Tensor
     labels: torch.Tensor
+    weights: torch.Tensor
     dials: Dials
     tokens: int
 
@@ -34,8 +37,8 @@ def draw_dials(rng: random.Random) -> Dials:
         depth=rng.randint(1, 5),
         distractors=rng.randint(0, 10),
         restate=rng.randint(0, 2),
-        doubt=rng.randint(0, 2),
-        filler=rng.randint(0, 2),
+        doubt=rng.choice((0, 0, 1, 2)),  # fewer of those that mostly repeat: a sum that is new teaches more
+        filler=rng.choice((0, 0, 1, 2)),
     )
 
 
@@ -67,4 +70,13 @@ def batch(tokenizer: Any, seed: int, step: int, longest: int, tokens: int) -> Ba
     labels = torch.full((count, width), -100)
     for i, (ids, own) in enumerate(rows):
         inputs[i, : len(ids)], labels[i, : len(own)] = torch.tensor(ids), torch.tensor(own)
-    return Batch(inputs, labels, dials, sum(len(ids) for ids, _ in rows))
+    return Batch(inputs, labels, weigh(tokenizer, labels), dials, sum(len(ids) for ids, _ in rows))
+
+
+def weigh(tokenizer: Any, labels: torch.Tensor) -> torch.Tensor:
+    """SUM_WEIGHT for the tokens right after an "=", 1 for the others: few of a chain's tokens are results."""
+    equals = labels == tokenizer(" =", add_special_tokens=False).input_ids[-1]
+    weights = torch.ones(labels.shape)
+    for shift in range(1, 4):
+        weights[:, shift:][equals[:, :-shift]] = SUM_WEIGHT
+    return weights

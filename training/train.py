@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=3e6, help="of the whole run (%(default)g)")
     parser.add_argument("--longest", type=int, default=3700, help="sequence, in tokens (%(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=2000, help="of a step (%(default)s)")
+    parser.add_argument("--rise", type=float, default=0.6, help="share in which sequences grow (%(default)g)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (%(default)g)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first-layer", type=int, default=0, help="that is trained (%(default)s)")
@@ -71,15 +72,15 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = Settings(
-        int(args.tokens), args.longest, args.batch_tokens, first_layer=args.first_layer, rate=args.rate, seed=args.seed,
-        compiled=args.compile,
+        int(args.tokens), args.longest, args.batch_tokens, first_layer=args.first_layer, rise=args.rise,
+        rate=args.rate, seed=args.seed, compiled=args.compile,
     )  # fmt: skip
-    args.folder.mkdir(parents=True, exist_ok=True)
     train(args.folder, settings, args.init, args.minutes)
 
 
 def train(folder: Path, settings: Settings, init: Path | None = None, minutes: float | None = None) -> None:
     """Runs or goes on, until all tokens are seen or the time is up."""
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     model, tokenizer, label = models.load(dtype="bfloat16")
     model = get_peft_model(
@@ -150,9 +151,10 @@ def learn(model: Any, chosen: Batch) -> tuple[float, float]:
     counted = labels != -100
     hidden = inner.model(input_ids=chosen.inputs[:, :-1], use_cache=False).last_hidden_state[counted]
     logits = inner.lm_head(hidden).float()
-    loss = torch.nn.functional.cross_entropy(logits, labels[counted])
-    loss.backward()
-    return float(loss), float((logits.argmax(-1) == labels[counted]).float().mean())
+    weights = chosen.weights[:, 1:][counted]
+    losses = torch.nn.functional.cross_entropy(logits, labels[counted], reduction="none")
+    ((losses * weights).sum() / weights.sum()).backward()
+    return float(losses.mean()), float((logits.argmax(-1) == labels[counted]).float().mean())
 
 
 def hand_over(weights: dict[str, torch.Tensor], learned: dict[str, torch.nn.Parameter]) -> None:

@@ -82,7 +82,7 @@ NAMES = tuple(
     ]
 )
 THINGS = ("coins", "marbles", "books", "stamps", "apples", "cards", "shells", "pens")
-MOST = 99  # owned by one person, so that the arithmetic stays with two digits
+MOST = 60  # owned by one person: what is hard should be finding facts, not sums
 
 # Planning talk. A chain goes through it in this order, again and again: which sentence follows is then no guess.
 FILLER = (
@@ -97,6 +97,14 @@ FILLER = (
     "So that part is clear to me now.",
     "Hmm, let me look at the next one.",
 )
+
+
+# How the prompt names the dials that the chain's style follows: words of their own, as digits are mixed up.
+STYLE = {
+    "restate": ("values only", "restate facts", "summarize often"),
+    "doubt": ("trusting", "checking", "doubting"),
+    "filler": ("silent", "talking", "chatty"),
+}
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,7 @@ def problem(seed: int | str, index: int, dials: Dials) -> Ledger:
     listed = ", ".join(asked)
     prompt = (
         f"{said}\nHow many {thing} has each of: {listed}?\n"
-        f"Style: restate {dials.restate}, doubt {dials.doubt}, filler {dials.filler}."
+        f"Style: {STYLE['restate'][dials.restate]}, {STYLE['doubt'][dials.doubt]}, {STYLE['filler'][dials.filler]}."
     )
     chain = _Chain(facts, dials, rng, sorted(needed)).text(asked)
     return Ledger(key, prompt, tuple(facts[name].value for name in asked), chain, dials)

@@ -1,0 +1,97 @@
+"""Training of the reasoner on a tiny model: what a step sees, that a run that stopped goes on as if it had not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from models import build
+
+pytest.importorskip("peft")
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+import batches
+import train as training
+
+
+class Characters:
+    """A tokenizer: a character is a token."""
+
+    chat_template = None
+    eos_token_id, pad_token_id = 1, 0
+
+    def __call__(self, text, return_tensors=None, add_special_tokens=True):
+        ids = [2 + ord(x) % 90 for x in text]
+        return SimpleNamespace(input_ids=torch.tensor([ids]) if return_tensors else ids)
+
+
+@pytest.fixture
+def tiny_model(monkeypatch):
+    monkeypatch.setattr(training.models, "load", lambda dtype: (build("llama", torch.bfloat16), Characters(), "tiny"))
+    monkeypatch.setattr(batches, "SHORTEST", 1500)
+    monkeypatch.setattr(training, "SHORTEST", 1500)
+
+
+SETTINGS = training.Settings(tokens=20_000, longest=2000, batch_tokens=2000, rank=2, rate=1e-2, warmup_steps=2)
+
+
+def log(folder):
+    return [json.loads(x) for x in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_batch():
+    made = batches.batch(Characters(), 0, 3, 4000, 6000)
+    again = batches.batch(Characters(), 0, 3, 4000, 6000)
+    assert torch.equal(made.inputs, again.inputs) and made.dials == again.dials
+    counted = made.labels != -100
+    assert torch.equal(made.inputs[counted], made.labels[counted])  # labels are the inputs, shifted by the loss
+    assert (counted.sum(1) > 0).all() and not counted[:, 0].any()
+    assert made.tokens <= 6000 and made.inputs.shape[1] <= 4100
+
+
+def test_long_sequences_come_later():
+    short = [batches.batch(Characters(), 0, i, 1200, 100).inputs.shape[1] for i in range(20)]
+    long = [batches.batch(Characters(), 0, i, 9000, 100).inputs.shape[1] for i in range(20)]
+    assert max(short) <= 1200 < max(long) <= 9000
+
+
+def test_the_rate():
+    rates = [training.rate_at(SETTINGS, i, i / 100) for i in range(101)]
+    assert rates[0] == SETTINGS.rate / 2 and rates[50] == SETTINGS.rate
+    assert rates[-1] == pytest.approx(0.02 * SETTINGS.rate) and rates[85] < SETTINGS.rate
+
+
+def test_it_learns_and_goes_on_where_it_stopped(tiny_model, tmp_path):
+    training.train(tmp_path / "whole", SETTINGS)
+    whole = log(tmp_path / "whole")
+    assert whole[-1]["seen"] >= SETTINGS.tokens and whole[-1]["loss"] < whole[0]["loss"]
+    while not log_of(tmp_path / "parts") or log_of(tmp_path / "parts")[-1]["seen"] < SETTINGS.tokens:
+        training.train(tmp_path / "parts", SETTINGS, minutes=0)  # stops after a step
+    parts = log(tmp_path / "parts")
+    assert [x["loss"] for x in parts] == [x["loss"] for x in whole]
+    assert {x.name for x in (tmp_path / "parts").iterdir()} == {
+        "adapter",
+        "checkpoint.safetensors",
+        "log.jsonl",
+        "settings.json",
+    }
+
+
+def log_of(folder):
+    return log(folder) if (folder / "log.jsonl").exists() else []
+
+
+def test_layers_below_the_first_stay(tiny_model, tmp_path):
+    from safetensors.torch import load_file
+
+    training.train(tmp_path / "a", replace(SETTINGS, tokens=3000))
+    training.train(tmp_path / "b", replace(SETTINGS, tokens=3000, first_layer=2, seed=5), tmp_path / "a" / "adapter")
+    a, b = (load_file(tmp_path / x / "adapter" / "adapter_model.safetensors") for x in "ab")
+    for name, x in a.items():
+        assert x.dtype == torch.bfloat16
+        assert torch.equal(x, b[name]) == (".layers.2." not in name)
