@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import reasonalloc as ra
 from reasonalloc.cli import main
-from reasonalloc.evaluate import known
+from reasonalloc.evaluate import grading, known
 from reasonalloc.evaluate.accuracy import Cell, cells, plan, run_batch
 from reasonalloc.evaluate.generation import Sampling
 from reasonalloc.evaluate.grading import boxes, grade
@@ -136,6 +136,18 @@ def test_plan():
     assert [(x.cell.name, j.item.id, j.sample) for x in left for j in x.jobs] == jobs[17:]
 
 
+def test_groups_are_batched_together_in_any_order():
+    mixed = [Item(str(i), "w1", ("1",), "ab"[i % 2]) for i in range(8)]
+    assert [len(x.jobs) for x in plan(mixed, CELLS[:1], 1, 4)] == [4, 4]
+    assert [x.name for x in cells(["rkv", "rkv"], [24, 24], [], ra.Config(method="full"))] == ["rkv 24"]
+
+
+def test_an_answer_that_never_ends_is_wrong(monkeypatch):
+    monkeypatch.setattr(grading, "SECONDS", 1.0)
+    assert grade(r"\boxed{9^{9^{9^{9}}}}", ["8"]) == (["9^{9^{9^{9}}}"], [False])
+    assert grade(r"\boxed{0.5}", [r"\frac{1}{2}"])[1] == [True]  # by the next process
+
+
 def test_a_cell_knows_its_settings():
     one, other = Cell("x", ra.Config(method="rkv", budget=24)), Cell("x", ra.Config(method="rkv", budget=24, alpha=0.2))
     assert one.hash != other.hash and one.hash == Cell("y", ra.Config(method="rkv", budget=24)).hash
@@ -202,7 +214,7 @@ def test_the_command(folder, task, capsys):
     data = json.loads(out)
     assert [x["cell"] for x in data["rows"]] == ["full", "rkv 24", "streaming 24"]
     assert "Accuracy" in err and "warning" in err
-    assert sorted(x.name for x in Path("out").iterdir()) == [
+    assert sorted(x.name for x in Path("out").iterdir() if x.suffix) == [
         "accuracy.json", "accuracy.md", "accuracy.png", "generations.jsonl", "settings.json",
     ]  # fmt: skip
     before = Path("out/generations.jsonl").read_bytes()
@@ -247,6 +259,11 @@ def test_a_killed_run_goes_on(folder, task):
     assert main(command(folder, task)) == 0
     assert texts("killed") == texts("out")
     assert lines.read_bytes().count(b"\n") == 15
+
+
+def test_a_mistyped_model_leaves_the_folder_usable(folder, task, capsys):
+    assert main(command("./nosuch", task)) == 2
+    assert main(command(folder, task)) == 0
 
 
 # ---- Ray -----------------------------------------------------------------------------------------------------------

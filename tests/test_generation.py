@@ -126,6 +126,7 @@ def test_records_come_back(tmp_path):
     records.open({"model": "m"})
     for x in (record("a"), record("b"), record("a")):
         records.add(x)
+    records.close()
     again = Records(tmp_path)
     again.open({"model": "m"})
     assert list(again.known.values()) == [record("a"), record("b")]
@@ -135,16 +136,30 @@ def test_a_torn_line_is_forgotten(tmp_path):
     records = Records(tmp_path)
     records.open({})
     records.add(record("a"))
+    records.close()
     whole = records.path.read_bytes()
     for cut in range(1, len(whole)):
         records.path.write_bytes(whole + whole[:cut])
         again = Records(tmp_path)
         again.open({})
         assert records.path.read_bytes() == whole and list(again.known) == [record("a").key]
+        again.close()
+
+
+def test_one_writer_at_a_time(tmp_path):
+    first = Records(tmp_path)
+    first.open({})
+    with pytest.raises(ValueError, match="another run"):
+        Records(tmp_path).open({})
+    first.close()
+    Records(tmp_path).open({})
 
 
 def test_other_settings_need_another_folder(tmp_path):
-    Records(tmp_path).open({"model": "m", "seed": 1})
+    records = Records(tmp_path)
+    records.open({"model": "m", "seed": 1})
+    records.add(record())
+    records.close()
     with pytest.raises(ValueError, match=r"seed 1, now 2"):
         Records(tmp_path).open({"model": "m", "seed": 2})
 

@@ -47,7 +47,7 @@ def test_the_table_is_the_table():
 
 
 def test_the_commands_exist(capsys):
-    listed = re.search(r"`reasonalloc ([a-z |]+)`, each with `--help`", README)
+    listed = re.search(r"`reasonalloc ([a-z |\n]+)`, each with `--help`", README)
     assert listed
     for words in listed[1].split("|"):
         with pytest.raises(SystemExit) as stop:

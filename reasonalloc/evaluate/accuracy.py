@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from typing import Any
 
 from reasonalloc.config import Config
@@ -37,7 +36,11 @@ class Cell:
 
 def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Cell]:
     """A cell for each method at each budget or ratio, the rest as in `base`."""
-    return [Cell(cell_name(x), x) for x in points_of(list(dict.fromkeys(methods)), budgets, ratios, base)]
+    return [Cell(cell_name(x), x) for x in points_of(_once(methods), _once(budgets), _once(ratios), base)]
+
+
+def _once(values: Sequence[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
 
 
 def cell_name(config: Config) -> str:
@@ -80,8 +83,13 @@ def plan(
     known = set(done)
     batches = []
     for cell in wanted:
-        for _, group in groupby(items, key=lambda x: x.group):
-            jobs = [Job(x, s) for x in group for s in range(samples) if (cell.name, x.id, s) not in known]
+        groups: dict[str, list[Job]] = {}
+        for item in items:
+            for sample in range(samples):
+                if (cell.name, item.id, sample) not in known:
+                    groups.setdefault(item.group, []).append(Job(item, sample))
+                    known.add((cell.name, item.id, sample))
+        for jobs in groups.values():
             batches += [Batch(cell, tuple(jobs[i : i + batch_size])) for i in range(0, len(jobs), batch_size)]
     return batches
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import atexit
+import json
+import re
+import select
+import subprocess
+import sys
 from collections.abc import Sequence
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
 
+SECONDS, STARTS = 10.0, 120.0  # for one comparison; for the process to come up on a busy machine
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 INSTALL = "pip install 'reasonalloc[evaluate]'"
 
 
@@ -26,16 +35,72 @@ def boxes(text: str) -> list[str]:
 
 
 def same(answer: str, gold: str) -> bool:
-    """Whether two answers mean the same, by math-verify. ModuleNotFoundError, with what helps, where it is missing."""
-    if answer.strip() == gold.strip():
+    """Whether two answers mean the same, by math-verify; one that takes longer than SECONDS to compare is wrong.
+
+    ModuleNotFoundError, with what helps, where math-verify is missing.
+    """
+    answer, gold = answer.strip(), gold.strip()
+    if answer == gold:
         return True
-    try:
-        from math_verify import parse, verify
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"grading needs math-verify: {INSTALL}") from error
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    parsed: list[Any] = [parse(f"\\boxed{{{x}}}", parsing_timeout=None) for x in (gold, answer)]
-    return bool(verify(*parsed, timeout_seconds=None))
+    if _WHOLE.fullmatch(answer) and _WHOLE.fullmatch(gold):
+        return int(answer) == int(gold)
+    return _verifier.ask(gold, answer)
+
+
+class _Verifier:
+    """The process that compares, made when first needed and anew after one that did not answer in time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, gold: str, answer: str) -> bool:
+        process = self._started()
+        try:
+            _there(process.stdin).write(json.dumps([gold, answer]) + "\n")
+            _there(process.stdin).flush()
+            return bool(self._answer(process, SECONDS))
+        except (OSError, ValueError, TimeoutError):  # died, or is at it still
+            self.stop()
+            return False
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        if find_spec("math_verify") is None:
+            raise ModuleNotFoundError(f"grading needs math-verify: {INSTALL}")
+        path = str(Path(__file__).with_name("verifier.py"))
+        self._process = subprocess.Popen(
+            [sys.executable, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        atexit.register(self.stop)
+        try:
+            self._answer(self._process, STARTS)
+        except (ValueError, TimeoutError) as error:
+            self.stop()
+            raise RuntimeError(f"math-verify could not be started by {sys.executable} {path}") from error
+        return self._process
+
+    def _answer(self, process: subprocess.Popen[str], seconds: float) -> Any:
+        ready, _, _ = select.select([_there(process.stdout)], [], [], seconds)
+        if not ready:
+            raise TimeoutError
+        return json.loads(_there(process.stdout).readline())
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _there(pipe: IO[str] | None) -> IO[str]:
+    """A pipe that was asked for is there."""
+    if pipe is None:
+        raise ValueError("no pipe")
+    return pipe
+
+
+_verifier = _Verifier()
 
 
 def grade(text: str, answers: Sequence[str]) -> tuple[list[str], list[bool]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -59,6 +61,7 @@ class Records:
         self.folder = Path(folder)
         self.path = self.folder / FILE
         self.known: dict[tuple[str, str, int], Record] = {}
+        self._release: weakref.finalize[..., Any] | None = None
 
     def open(self, settings: dict[str, Any]) -> None:
         """Makes the folder or goes on in it. settings: what all records must have in common.
@@ -66,8 +69,10 @@ class Records:
         Raises ValueError, with nothing changed, if the folder's records were made with others.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
         path = self.folder / SETTINGS
-        if path.is_file():
+        self._mend()
+        if path.is_file() and self.path.is_file() and self.path.stat().st_size:
             known = json.loads(path.read_text(encoding="utf-8"))
             other = [k for k in {**known, **settings} if known.get(k) != settings.get(k)]
             if other:
@@ -79,8 +84,25 @@ class Records:
             part = path.with_suffix(".tmp")
             part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
             part.replace(path)
-        self._mend()
         self.known = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
+
+    def _lock(self) -> None:
+        """Until `close`, or until this object or its process ends; ValueError if another one writes here."""
+        if self._release is not None:
+            return
+        held = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(held)
+            raise ValueError(f"another run writes to {self.folder}: wait for it, or take another folder") from error
+        self._release = weakref.finalize(self, os.close, held)
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self._release is not None:
+            self._release()
+            self._release = None
 
     def _mend(self) -> None:
         """Cuts off a last line that a kill left torn."""

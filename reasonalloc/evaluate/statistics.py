@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,11 +68,13 @@ def mcnemar(wins: int, losses: int) -> float:
 def proportion_interval(right: float, count: int) -> tuple[float, float]:
     """Clopper-Pearson's 95 % interval of a share; unlike a bootstrap's it has a width where all or none are right.
 
-    right: may be fractional (scores are shares); it is rounded away from the nearer end, which widens the interval.
+    right: may be fractional (scores are shares); the interval then reaches from that of the whole number below it to
+    that of the one above.
     """
-    whole = int(right) if right > count / 2 else -int(-right // 1)
-    interval = _binomtest()(whole, count).proportion_ci(CONFIDENCE)
-    return float(interval.low), float(interval.high)
+    test = _binomtest()
+    low = test(math.floor(right + 1e-9), count).proportion_ci(CONFIDENCE).low
+    high = test(math.ceil(right - 1e-9), count).proportion_ci(CONFIDENCE).high
+    return float(low), float(high)
 
 
 def _binomtest() -> Any:

@@ -40,6 +40,9 @@ class Worker:
     def __init__(self, source: Source) -> None:
         self.model, self.tokenizer, _ = source.load()
 
+    def ready(self) -> None:
+        """Comes back when the model is loaded."""
+
     def run(self, batch: Batch, sampling: Sampling) -> list[Record]:
         return list(run_batch(self.model, self.tokenizer, batch, sampling))
 
@@ -70,10 +73,20 @@ def run_on_ray(
     if own:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        room = int(ray.cluster_resources().get("CPU", 1) / cpus) if cpus else len(batches)
+        free, asked = ray.cluster_resources(), {"CPU": cpus, "GPU": gpus}
+        room = min(int(free.get(kind, 0) / share) for kind, share in asked.items() if share)
+        if room < 1:
+            told = {kind: free.get(kind, 0) for kind, share in asked.items() if share}
+            raise ValueError(f"the cluster has {told}, and a worker needs {asked}: fewer --threads or --gpus fit")
         count = max(1, min(workers or room, room, len(batches)))  # one without room would wait for ever
         actor = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus)
         pool = [actor.remote(source) for _ in range(count)]
+        try:
+            every: list[Any] = pool
+            ray.get([x.ready.remote() for x in every])
+        except ray.exceptions.RayError as error:
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(f"a worker could not be started: {words[-1]}") from error
         if started:
             started(pool)
         yield from _serve(ray, actor, source, pool, batches, sampling)
@@ -97,7 +110,7 @@ def _serve(
         try:
             records = ray.get(ready[0])
         except ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None  # the model's or the cache's own error
+            raise error.cause from None  # the model's or the cache's own error
         except ray.exceptions.RayError as error:
             if tries >= ATTEMPTS:
                 first, last = batch.jobs[0].key, batch.jobs[-1].key

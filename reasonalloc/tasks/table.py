@@ -30,7 +30,7 @@ def items(
     if task == "ledger":
         if fraction != 1.0:
             raise ValueError("ledger makes as many problems as asked for: give a count instead of a fraction")
-        return [x for name in settings or ledger.GRID for x in _ledger(name, count or 8, seed)]
+        return [x for name in dict.fromkeys(settings or ledger.GRID) for x in _ledger(name, count or 8, seed)]
     if settings:
         raise ValueError(f"settings are of the task ledger, not of {task!r}")
     if task == "math500":
