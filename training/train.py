@@ -154,7 +154,7 @@ def learn(model: Any, chosen: Batch) -> tuple[float, float]:
     weights = chosen.weights[:, 1:][counted]
     losses = torch.nn.functional.cross_entropy(logits, labels[counted], reduction="none")
     ((losses * weights).sum() / weights.sum()).backward()
-    return float(losses.mean()), float((logits.argmax(-1) == labels[counted]).float().mean())
+    return float(losses.detach().mean()), float((logits.argmax(-1) == labels[counted]).float().mean())
 
 
 def hand_over(weights: dict[str, torch.Tensor], learned: dict[str, torch.nn.Parameter]) -> None:
