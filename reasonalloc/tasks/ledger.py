@@ -137,6 +137,11 @@ class Dials:
             )
 
     @property
+    def style(self) -> str:
+        """The dials that the chain's style follows, in words."""
+        return ", ".join(words[getattr(self, name)] for name, words in STYLE.items())
+
+    @property
     def people(self) -> int:
         """The most people that a problem may need."""
         return self.questions * (self.depth + 1) + self.distractors
@@ -209,10 +214,7 @@ def problem(seed: int | str, index: int, dials: Dials) -> Ledger:
     order = rng.sample(list(facts), len(facts))
     said = " ".join(facts[name].said(thing if i == 0 else "") + "." for i, name in enumerate(order))
     listed = ", ".join(asked)
-    prompt = (
-        f"{said}\nHow many {thing} has each of: {listed}?\n"
-        f"Style: {STYLE['restate'][dials.restate]}, {STYLE['doubt'][dials.doubt]}, {STYLE['filler'][dials.filler]}."
-    )
+    prompt = f"{said}\nHow many {thing} has each of: {listed}?\nStyle: {dials.style}."
     chain = _Chain(facts, dials, rng, sorted(needed)).text(asked)
     return Ledger(key, prompt, tuple(facts[name].value for name in asked), chain, dials)
 
@@ -259,7 +261,8 @@ class _Chain:
 
     def _question(self, number: int, name: str) -> None:
         start = "" if number == 1 else "\n"
-        self._say(f"{start}Question {number}: {name}.", filler=1, end="\n")
+        # The style again: what follows from it is then decided by the words right before.
+        self._say(f"{start}Question {number}: {name} ({self.dials.style}).", filler=1, end="\n")
         way = self._walk(name)
         self._forward(way)
         if self.dials.doubt:
