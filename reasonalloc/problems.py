@@ -11,6 +11,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from reasonalloc.files import cache_folder, replace_text
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -70,8 +72,7 @@ def _aime24_file() -> Path:
     folder = os.environ.get("REASONALLOC_DATA")
     if folder and (Path(folder) / "aime24.jsonl").is_file():
         return Path(folder) / "aime24.jsonl"
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    kept = Path(root) / "reasonalloc" / "data" / "aime24.jsonl"
+    kept = cache_folder("data") / "aime24.jsonl"
     if not kept.is_file():
         _fetch_aime24(kept)
     return kept
@@ -96,10 +97,7 @@ def _fetch_aime24(path: Path) -> None:
     except Exception as error:  # whatever stands between us and the Hub
         raise ValueError(f"AIME 2024 cannot be fetched from the Hub ({error!r}): {where}") from error
     lines = [{"unique_id": f"aime24/{x['id']}", "problem": x["problem"], "answer": str(x["answer"])} for x in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp")
-    part.write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
-    part.replace(path)
+    replace_text(path, "".join(json.dumps(x) + "\n" for x in lines))
 
 
 def find(name: str) -> Problem:

@@ -12,6 +12,7 @@ from rich.console import Console
 from reasonalloc.bench import kernels, kvpress_peer, memory, report, throughput
 from reasonalloc.bench.progress import Keep, forget
 from reasonalloc.bench.settings import Settings
+from reasonalloc.files import replace_text
 
 _RUN = {"kernels": kernels.run, "throughput": throughput.run, "memory": memory.run, "kvpress": kvpress_peer.run}
 
@@ -52,9 +53,7 @@ def _keeper(folder: Path | None, part: str) -> Keep:
 
 
 def _write(path: Path, data: Any) -> None:
-    part = path.with_suffix(".tmp")
-    part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)  # whole or not at all
+    replace_text(path, json.dumps(data, indent=1) + "\n")
 
 
 def _save(folder: Path, part: str, data: Any) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from reasonalloc.cli import options, study
 from reasonalloc.evaluate.ablations import ABLATIONS, Around, cells_of
-from reasonalloc.evaluate.study import write
 
 
 def add(subparsers: Any) -> None:
@@ -37,11 +36,6 @@ def run(args: argparse.Namespace) -> int:
     ablation, own = ABLATIONS[args.name], study.study_of(args)
     own.records.open(own.settings)
     cells = cells_of(ablation, Around(own.waves, args.budget, args.interval, args.keep_prompt))
-    out = options.console(args)
-    out.print(ablation.question)
-    study.run_with_bar(own, cells, out)
-    summary = own.summary(cells)
-    out.print(summary.table())
-    write(summary, own.folder / ablation.name)
-    options.write_json(args.json, summary.as_json())
+    options.console(args).print(ablation.question)
+    study.run_and_report(args, own, cells, ablation.name)
     return 0

@@ -8,7 +8,6 @@ from typing import Any
 from reasonalloc.cli import options, study
 from reasonalloc.config import Config
 from reasonalloc.evaluate.accuracy import cells
-from reasonalloc.evaluate.study import write
 from reasonalloc.methods import methods
 
 METHODS = ["full", "reasonalloc", "rkv", "snapkv", "streaming", "random"]
@@ -51,10 +50,5 @@ def run(args: argparse.Namespace) -> int:
     wanted = cells(args.methods, [] if args.ratios else args.budgets or BUDGETS, args.ratios or [], base)
     own.records.open(own.settings)  # other settings are an error before the model is loaded
     wanted = own.with_wave(wanted)
-    out = options.console(args)
-    study.run_with_bar(own, wanted, out)
-    summary = own.summary(wanted)
-    out.print(summary.table())
-    write(summary, own.folder / "accuracy")
-    options.write_json(args.json, summary.as_json())
+    study.run_and_report(args, own, wanted, "accuracy")
     return 0

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from reasonalloc.cli import options
 from reasonalloc.evaluate.accuracy import Cell
 from reasonalloc.evaluate.generation import Sampling
-from reasonalloc.evaluate.study import RaySettings, Study
+from reasonalloc.evaluate.study import RaySettings, Study, write
 from reasonalloc.evaluate.workers import Source
 from reasonalloc.models import REASONER
 from reasonalloc.tasks import GRID, TASKS, items
@@ -66,7 +64,13 @@ def study_of(args: argparse.Namespace) -> Study:
     )  # fmt: skip
 
 
-def run_with_bar(study: Study, cells: Sequence[Cell], out: Console) -> None:
+def run_and_report(args: argparse.Namespace, study: Study, cells: Sequence[Cell], name: str) -> None:
+    """Makes what is missing, prints the table, and writes it as `name` into the study's folder."""
+    out = options.console(args)
     with options.bar(out) as progress:
         task: Any = progress.add_task("chains", total=None)
         study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))
+    summary = study.summary(cells)
+    out.print(summary.table())
+    write(summary, study.folder / name)
+    options.write_json(args.json, summary.as_json())

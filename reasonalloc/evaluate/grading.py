@@ -72,7 +72,6 @@ class _Verifier:
         self._process = subprocess.Popen(
             [sys.executable, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        atexit.register(self.stop)
         try:
             self._answer(self._process, STARTS)
         except (ValueError, TimeoutError) as error:
@@ -101,6 +100,7 @@ def _there(pipe: IO[str] | None) -> IO[str]:
 
 
 _verifier = _Verifier()
+atexit.register(_verifier.stop)
 
 
 def grade(text: str, answers: Sequence[str]) -> tuple[list[str], list[bool]]:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from reasonalloc.files import replace_text
+
 FILE = "generations.jsonl"
 SETTINGS = "settings.json"
 
@@ -81,9 +83,7 @@ class Records:
                     f"{self.folder} has generations made with other settings ({told}): take another folder"
                 )
         else:
-            part = path.with_suffix(".tmp")
-            part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            part.replace(path)
+            replace_text(path, json.dumps(settings, indent=1) + "\n")
         self.known = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
 
     def _lock(self) -> None:

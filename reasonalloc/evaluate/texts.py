@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from reasonalloc.files import cache_folder, replace_text
 from reasonalloc.problems import Problem
 from reasonalloc.wave import encode_prompt, fingerprint
 
@@ -24,12 +24,6 @@ class Text:
     id: str
     prompt: torch.Tensor
     solution: torch.Tensor
-
-
-def cache_folder() -> Path:
-    """Where generated texts are kept: $XDG_CACHE_HOME/reasonalloc/texts, else ~/.cache/reasonalloc/texts."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "reasonalloc" / "texts"
 
 
 def read(path: str | Path, tokenizer: Any, tokens: int, count: int | None = None) -> list[Text]:
@@ -64,19 +58,19 @@ def generate(
 ) -> Iterator[Text]:
     """The model's own solutions with the full cache, up to `tokens` tokens each or its end of text.
 
-    temperature 0 is greedy. A text is generated once: it is kept in `cache_folder()` under a hash of the weights, the
-    prompt and the settings, so an interrupted run goes on where it stopped.
+    temperature 0 is greedy. A text is generated once: it is kept in `cache_folder("texts")` under a hash of the weights,
+    the prompt and the settings, so an interrupted run goes on where it stopped.
     """
     weights = _digest_weights(model)
     for problem in problems:
         prompt = encode_prompt(tokenizer, problem.problem, "cpu")[0]
         key = [weights, prompt.tolist(), tokens, temperature, seed if temperature else None]
-        path = cache_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+        path = cache_folder("texts") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
         try:
             ids = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             ids = _solve(model, tokenizer, prompt, tokens, temperature, seed)
-            _write(path, json.dumps(ids))
+            replace_text(path, json.dumps(ids))
         yield Text(problem.id, prompt, torch.tensor(ids))
 
 
@@ -91,13 +85,6 @@ def _solve(model: Any, tokenizer: Any, prompt: torch.Tensor, tokens: int, temper
             past_key_values=DynamicCache(config=model.config), **how,
         )  # fmt: skip
     return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)  # whole or not at all
 
 
 def _digest_weights(model: Any) -> str:

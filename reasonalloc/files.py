@@ -1,0 +1,20 @@
+"""Files that are there whole or not at all, and where downloads and generated texts are kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text by way of a file beside it, which is this process's own; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def cache_folder(name: str) -> Path:
+    """$XDG_CACHE_HOME/reasonalloc/NAME, else ~/.cache/reasonalloc/NAME."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "reasonalloc" / name
