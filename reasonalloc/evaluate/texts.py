@@ -58,7 +58,7 @@ def generate(
 ) -> Iterator[Text]:
     """The model's own solutions with the full cache, up to `tokens` tokens each or its end of text.
 
-    temperature 0 is greedy. A text is generated once: it is kept in `cache_folder("texts")` under a hash of the weights,
+    temperature 0 is greedy. A text is made once: it is kept in `cache_folder("texts")` under a hash of the weights,
     the prompt and the settings, so an interrupted run goes on where it stopped.
     """
     weights = _digest_weights(model)
