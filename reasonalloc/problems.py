@@ -46,7 +46,7 @@ def math500(count: int | None = None, seed: int | None = None) -> list[Problem]:
 
     A larger count with the same seed begins with the same problems. Raises ValueError for a count outside 1..500.
     """
-    return _drawn("MATH-500", _all(), count, seed)
+    return drawn("MATH-500", _all(), count, seed)
 
 
 def aime24(count: int | None = None, seed: int | None = None) -> list[Problem]:
@@ -56,10 +56,11 @@ def aime24(count: int | None = None, seed: int | None = None) -> list[Problem]:
     $REASONALLOC_DATA, else in ~/.cache/reasonalloc/data; else fetched once from the Hub by `datasets` and kept there.
     Raises ValueError, saying so, where there is neither file nor Hub.
     """
-    return _drawn("AIME 2024", _aime24(_aime24_file()), count, seed)
+    return drawn("AIME 2024", _aime24(_aime24_file()), count, seed)
 
 
-def _drawn(name: str, every: Sequence[Problem], count: int | None, seed: int | None) -> list[Problem]:
+def drawn(name: str, every: Sequence[Problem], count: int | None, seed: int | None) -> list[Problem]:
+    """The first `count` of them (None: all), after a shuffle if there is a seed. name: what the error calls them."""
     problems = list(every)
     if count is not None and not 1 <= count <= len(problems):
         raise ValueError(f"{name} has {len(problems)} problems, so count must lie between 1 and that, got {count}")

@@ -48,7 +48,8 @@ def fingerprint(model: Any) -> dict[str, Any]:
     }
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of what it says as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -196,9 +197,9 @@ def profile(
     vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
     source = {
         "model": name,
-        "config": _digest(fingerprint(model)),
-        "tokenizer": _digest(sorted(vocabulary.items())),
-        "prompts": _digest(prompts),
+        "config": digest(fingerprint(model)),
+        "tokenizer": digest(sorted(vocabulary.items())),
+        "prompts": digest(prompts),
         "prompt_count": len(prompts),
         "max_new_tokens": max_new_tokens,
         "queries": queries,

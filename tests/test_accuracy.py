@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from models import build
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -124,7 +126,9 @@ CELLS = cells(["full", "rkv", "reasonalloc"], [24], [], ra.Config(method="full")
 def record(cell, item, score, sample=0, tokens=10, finish="stop"):
     right = [True] * score + [False] * (2 - score)
     group = next((x.group for x in ITEMS if x.id == item), "")
-    return Record(cell, "h", item, group, sample, 0, 5, tokens, finish, "", [], right, 24, None, 1, 100.0, 200, 0.5)
+    return Record(
+        cell, "h", "asked", item, group, sample, 0, 5, tokens, finish, "", [], right, 24, None, 1, 100.0, 200, 0.5
+    )
 
 
 def test_plan():
@@ -259,6 +263,26 @@ def test_a_killed_run_goes_on(folder, task):
     assert main(command(folder, task)) == 0
     assert texts("killed") == texts("out")
     assert lines.read_bytes().count(b"\n") == 15
+
+
+def test_a_changed_problem_or_model_is_noticed(folder, task, tmp_path, capsys):
+    own, model = tmp_path / "changing.jsonl", tmp_path / "model"
+    shutil.copy(task, own)
+    shutil.copytree(folder, model)
+    arguments = [*command(str(model), str(own)), "--fraction", "0.4"]
+    assert main(arguments) == 0
+    before = Path("out/generations.jsonl").read_bytes()
+    own.write_text(own.read_text().replace('"1"', '"2"'))
+    assert main(arguments) == 2
+    assert "was another problem" in capsys.readouterr().err
+    shutil.copy(task, own)
+    other = build("llama", eos_token_id=1)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    other.save_pretrained(model)
+    assert main(arguments) == 2
+    assert "weights" in capsys.readouterr().err
+    assert Path("out/generations.jsonl").read_bytes() == before
 
 
 def test_a_mistyped_model_leaves_the_folder_usable(folder, task, capsys):

@@ -117,7 +117,7 @@ def test_end_tokens():
 
 def record(item="a", sample=0, cell="rkv 24", **changes):
     said = ("length", "text ☺\n", ["1"], [True])
-    base = Record(cell, "hash", item, "", sample, 0, 9, 40, *said, 24, None, 1.0, 2.0, 3, 0.5)
+    base = Record(cell, "hash", "asked", item, "", sample, 0, 9, 40, *said, 24, None, 1.0, 2.0, 3, 0.5)
     return replace(base, **changes)
 
 
@@ -168,9 +168,11 @@ def test_other_cache_settings_need_another_folder(tmp_path):
     records = Records(tmp_path)
     records.open({})
     records.add(record())
-    records.check({"rkv 24": "hash", "rkv 48": "x"})
+    records.check({"rkv 24": "hash", "rkv 48": "x"}, {"a": "asked", "b": "x"})
     with pytest.raises(ValueError, match="rkv 24"):
-        records.check({"rkv 24": "other"})
+        records.check({"rkv 24": "other"}, {})
+    with pytest.raises(ValueError, match="a was another problem"):
+        records.check({}, {"a": "other"})
 
 
 def test_packed_records(tmp_path):

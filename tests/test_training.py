@@ -33,11 +33,11 @@ class Characters:
 @pytest.fixture
 def tiny_model(monkeypatch):
     monkeypatch.setattr(training.models, "load", lambda dtype: (build("llama", torch.bfloat16), Characters(), "tiny"))
-    monkeypatch.setattr(batches, "SHORTEST", 1500)
-    monkeypatch.setattr(training, "SHORTEST", 1500)
 
 
-SETTINGS = training.Settings(tokens=20_000, longest=2000, batch_tokens=2000, rank=2, rate=1e-2, warmup_steps=2)
+SETTINGS = training.Settings(
+    tokens=20_000, longest=2000, shortest=1500, batch_tokens=2000, rank=2, rate=1e-2, warmup_steps=2
+)
 
 
 def log(folder):
@@ -64,6 +64,18 @@ def test_the_rate():
     rates = [training.rate_at(SETTINGS, i, i / 100) for i in range(101)]
     assert rates[0] == SETTINGS.rate / 2 and rates[50] == SETTINGS.rate
     assert rates[-1] == pytest.approx(0.02 * SETTINGS.rate) and rates[85] < SETTINGS.rate
+
+
+def test_a_run_that_is_another_is_refused(tiny_model, tmp_path):
+    training.train(tmp_path, SETTINGS, minutes=0)
+    before = {x.name: x.read_bytes() for x in tmp_path.iterdir() if x.is_file()}
+    with pytest.raises(ValueError, match=r"rate 0\.01, now 0\.02"):
+        training.train(tmp_path, replace(SETTINGS, rate=0.02))
+    assert before == {x.name: x.read_bytes() for x in tmp_path.iterdir() if x.is_file()}
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 2, "se')  # a kill tears a line
+    training.train(tmp_path, replace(SETTINGS, tokens=30_000), minutes=0)
+    assert [x["step"] for x in log(tmp_path)] == [1, 2]
 
 
 def test_it_learns_and_goes_on_where_it_stopped(tiny_model, tmp_path):

@@ -109,8 +109,9 @@ def _record(cell: Cell, job: Job, chain: Chain, tokenizer: Any, sampling: Sampli
     text = tokenizer.decode(chain.ids, skip_special_tokens=True)
     answers, right = grade(text, job.item.answers)
     return Record(
-        cell=cell.name, config=cell.hash, item=job.item.id, group=job.item.group, sample=job.sample, seed=sampling.seed,
-        prompt_tokens=chain.prompt_tokens, tokens=len(chain.ids), finish=chain.finish, text=text, answers=answers,
-        right=right, budget=cell.config.budget, ratio=cell.config.ratio, slots=chain.slots, mean_bytes=chain.mean_bytes,
-        peak_bytes=chain.peak_bytes, seconds=chain.seconds,
+        cell=cell.name, config=cell.hash, asked=job.item.hash, item=job.item.id, group=job.item.group,
+        sample=job.sample, seed=sampling.seed, prompt_tokens=chain.prompt_tokens, tokens=len(chain.ids),
+        finish=chain.finish, text=text, answers=answers, right=right, budget=cell.config.budget,
+        ratio=cell.config.ratio, slots=chain.slots, mean_bytes=chain.mean_bytes, peak_bytes=chain.peak_bytes,
+        seconds=chain.seconds,
     )  # fmt: skip

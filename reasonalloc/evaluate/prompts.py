@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from importlib.resources import files
 
-from reasonalloc.problems import Problem, aime24, math500
+from reasonalloc.problems import Problem, aime24, drawn, math500
 from reasonalloc.tasks import ledger
 
 TITLE = "The Almanac of Marlow Reach"
@@ -41,11 +41,9 @@ def _contests(count: int, seed: int) -> list[Problem]:
 
 
 def _drawn(task: str, start: str, count: int, seed: int) -> list[Problem]:
-    rows = _rows(task)
-    if not 1 <= count <= len(rows):
-        raise ValueError(f"{task} has {len(rows)} prompts, so count must lie between 1 and that, got {count}")
-    random.Random(seed).shuffle(rows)
-    return [Problem(f"{task}/{x['id']}", start + x["prompt"], "", task, 0) for x in rows[:count]]
+    return drawn(
+        task, [Problem(f"{task}/{x['id']}", start + x["prompt"], "", task, 0) for x in _rows(task)], count, seed
+    )
 
 
 def _document(count: int, seed: int) -> list[Problem]:

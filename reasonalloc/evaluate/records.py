@@ -22,13 +22,15 @@ SETTINGS = "settings.json"
 class Record:
     """One chain of one problem.
 
-    cell: what was varied, as `Cell.name` says. config: hash of the cache's settings. sample: 0 to samples - 1. finish:
-    "stop" or "length". answers: what its boxes held; right: one for each answer asked. slots: mean of a KV head at the
-    end. mean_bytes, peak_bytes: of its pages over its steps. seconds: its share of the steps of its batch.
+    cell: what was varied, as `Cell.name` says. config: hash of the cache's settings. asked: hash of prompt and right
+    answers. sample: 0 to samples - 1. finish: "stop" or "length". answers: what its boxes held; right: one for each
+    answer asked. slots: mean of a KV head at the end. mean_bytes, peak_bytes: of its pages over its steps. seconds: its
+    share of the steps of its batch.
     """
 
     cell: str
     config: str
+    asked: str
     item: str
     group: str
     sample: int
@@ -124,9 +126,14 @@ class Records:
             os.fsync(file.fileno())
         self.known[record.key] = record
 
-    def check(self, configs: dict[str, str]) -> None:
-        """configs: hash by cell. ValueError if a cell's records were made with another config."""
+    def check(self, configs: dict[str, str], asked: dict[str, str]) -> None:
+        """configs: hash by cell. asked: hash by item. ValueError if records were made with others."""
         for record in self.known.values():
+            if asked.get(record.item, record.asked) != record.asked:
+                raise ValueError(
+                    f"{self.folder}: {record.item} was another problem when it was answered (prompt and answers had"
+                    f" the hash {record.asked}, now {asked[record.item]}): take another folder"
+                )
             if configs.get(record.cell, record.config) != record.config:
                 raise ValueError(
                     f"{self.folder}: {record.cell} was made with other cache settings (its config hash is"

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reasonalloc import models
 from reasonalloc.evaluate import known
 from reasonalloc.evaluate.accuracy import Batch, Cell, plan, run_batch
 from reasonalloc.evaluate.generation import Sampling
@@ -52,7 +53,8 @@ class Study:
     @property
     def settings(self) -> dict[str, Any]:
         """What all generations of the folder have in common."""
-        own = {"model": self.source.model or "smollm2", "dtype": self.source.dtype, "task": self.task}
+        name = self.source.model or models.EMBEDDED
+        own = {"model": name, "weights": models.fingerprint(name), "dtype": self.source.dtype, "task": self.task}
         return own | {"samples": self.samples} | asdict(self.sampling)
 
     @cached_property
@@ -79,7 +81,7 @@ class Study:
         Raises ValueError, with nothing changed, if the folder's generations were made with other settings.
         """
         self.records.open(self.settings)
-        self.records.check({x.name: x.hash for x in cells})
+        self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
         batches = plan(self.items, cells, self.samples, self.batch_size, self.records.known)
         total = sum(len(x.jobs) for x in batches)
         for i, record in enumerate(self._generate(batches), 1):

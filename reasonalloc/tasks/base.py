@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 
@@ -16,3 +18,8 @@ class Item:
     prompt: str
     answers: tuple[str, ...]
     group: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Of what is asked and what is right."""
+        return hashlib.sha256(json.dumps([self.prompt, self.answers]).encode()).hexdigest()[:16]

@@ -14,7 +14,7 @@ from reasonalloc.provenance import provenance
 from reasonalloc.trace.compact import narrowest
 from reasonalloc.trace.file import QUANTILES, Trace
 from reasonalloc.trace.pieces import pieces
-from reasonalloc.wave import _digest, fingerprint
+from reasonalloc.wave import digest, fingerprint
 
 if TYPE_CHECKING:
     from reasonalloc.cache import ReasonAllocCache
@@ -112,9 +112,9 @@ def trace(cache: ReasonAllocCache, recorder: Recorder, ids: Any, tokenizer: Any,
         model=shape,
         source={
             "model": label,
-            "config": _digest(shape),
-            "tokenizer": _digest(sorted(vocabulary.items())) if tokenizer is not None else None,
-            "settings": _digest(settings),
+            "config": digest(shape),
+            "tokenizer": digest(sorted(vocabulary.items())) if tokenizer is not None else None,
+            "settings": digest(settings),
             "scorer": config.method if cache.method.scores_in_python else cache.method.scorer,
         },
         text=None if own is None else "".join(own),
