@@ -30,15 +30,22 @@ _STYLE: Any = {
 }
 
 
+def available() -> None:
+    """ModuleNotFoundError, with the command that helps, where matplotlib is missing."""
+    try:
+        import matplotlib.backends.backend_agg  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(f"pictures need matplotlib: {INSTALL}") from error
+
+
 @contextmanager
 def _figure(path: str | Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
     """(figure, axes) to draw on; saved as PNG at the end. ModuleNotFoundError without matplotlib."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModuleNotFoundError(f"pictures need matplotlib: {INSTALL}") from error
+    available()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_STYLE):  # no pyplot: its state and backend are the user's
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)

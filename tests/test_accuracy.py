@@ -170,6 +170,17 @@ def test_summary():
     assert rkv.groups == {"a": pytest.approx(1 / 6), "b": 0.25} and rkv.setting == "24"
 
 
+def test_what_is_varied_is_compared_with_the_default():
+    names = ["full", "rkv 24", "rkv 24 prompt=kept", "reasonalloc 24", "reasonalloc 24 alpha=1"]
+    records = [record(name, str(i), 2 if "=" in name else i % 2) for name in names for i in range(5)]
+    summary = summarise(records, names)
+    against = {x.cell: [y.against for y in x.against] for x in summary.rows}
+    assert against["rkv 24 prompt=kept"] == ["full", "rkv 24"]
+    assert against["reasonalloc 24 alpha=1"] == ["full", "rkv 24", "reasonalloc 24"]
+    assert against["reasonalloc 24"] == ["full", "rkv 24"] and not against["full"]
+    assert "less default (p)" in summary.markdown()
+
+
 def test_samples_are_averaged():
     records = [
         record("full", "0", 2, 0),

@@ -106,11 +106,12 @@ def _parts(around: Around) -> list[Cell]:
 
 @_enter("prompt", "What does it change that the prompt is evicted last?")
 def _prompt(around: Around) -> list[Cell]:
-    return [
-        around.cell(method, said="prompt=kept" if keep else "prompt=as-any-text", keep_prompt=keep)
-        for method in ("reasonalloc", "rkv", "snapkv", "streaming", "random")
-        for keep in (True, False)
-    ]
+    found = []
+    for method in ("reasonalloc", "rkv", "snapkv", "streaming", "random"):
+        default = around.cell(method).config.resolve().keep_prompt
+        said = "prompt=as-any-text" if default else "prompt=kept"
+        found += [around.cell(method), around.cell(method, said=said, keep_prompt=not default)]
+    return found
 
 
 @_enter("length", "Do chains grow longer at small budgets?")

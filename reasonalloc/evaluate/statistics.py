@@ -58,6 +58,11 @@ class Paired:
     p: float
 
 
+def available() -> None:
+    """ModuleNotFoundError, with the command that helps, where scipy is missing."""
+    _binomtest()
+
+
 def mcnemar(wins: int, losses: int) -> float:
     """Two-sided p of McNemar's exact test; 1 where no problem differs."""
     if not wins + losses:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from reasonalloc import models
-from reasonalloc.evaluate import known
+from reasonalloc.cache import ReasonAllocCache
+from reasonalloc.evaluate import known, statistics
 from reasonalloc.evaluate.accuracy import Batch, Cell, plan, run_batch
 from reasonalloc.evaluate.generation import Sampling
 from reasonalloc.evaluate.records import Record, Records
@@ -64,7 +65,7 @@ class Study:
 
     @cached_property
     def waves(self) -> Waves:
-        return Waves(*self.model, self.task, self.folder)
+        return Waves(lambda: self.model, self.task, self.folder)
 
     def with_wave(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells with the task's wave where their method needs one and none was given."""
@@ -80,6 +81,7 @@ class Study:
 
         Raises ValueError, with nothing changed, if the folder's generations were made with other settings.
         """
+        ready()
         self.records.open(self.settings)
         self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
         batches = plan(self.items, cells, self.samples, self.batch_size, self.records.known)
@@ -98,6 +100,9 @@ class Study:
                 cpus=self.source.threads or 1, gpus=self.ray.gpus,
             )  # fmt: skip
             return
+        model, _ = self.model
+        for cell in {x.cell.name: x.cell for x in batches}.values():
+            ReasonAllocCache(model, cell.config)  # what does not fit the model is said before hours of work
         for batch in batches:
             yield from run_batch(*self.model, batch, self.sampling)
 
@@ -108,6 +113,14 @@ class Study:
         scores = known.scores(self.source.model, self.task, {x.group for x in self.items})
         origin = provenance(self.settings["model"], self.sampling.seed) | self.settings
         return summarise(chosen, [x.name for x in cells], known=scores, seed=self.sampling.seed, provenance=origin)
+
+
+def ready() -> None:
+    """ModuleNotFoundError for a package that a table or a picture will need."""
+    from reasonalloc import plots
+
+    statistics.available()
+    plots.available()
 
 
 def write(summary: Summary, stem: Path) -> None:

@@ -76,14 +76,20 @@ class Summary:
         return "\n".join(lines) + "\n"
 
 
+def _column(row: Row, pair: Paired) -> str:
+    """The head of the column that a comparison stands in."""
+    name = pair.against.split()[0]
+    return f"less {'default' if name == row.method else name} (p)"
+
+
 def _columns(rows: Sequence[Row]) -> list[str]:
-    names = dict.fromkeys(x.against.split()[0] for row in rows for x in row.against)
-    return ["method", "budget", "accuracy", *(f"less {x} (p)" for x in names), "chain", "cut off", "mean MB", "peak MB",
+    names = dict.fromkeys(_column(row, x) for row in rows for x in row.against)
+    return ["method", "budget", "accuracy", *names, "chain", "cut off", "mean MB", "peak MB",
             "tokens/s"]  # fmt: skip
 
 
 def _texts(row: Row, heads: Sequence[str]) -> list[str]:
-    pairs = {f"less {x.against.split()[0]} (p)": f"{x.difference.mean:+.1%} ({x.p:.2g})" for x in row.against}
+    pairs = {_column(row, x): f"{x.difference.mean:+.1%} ({x.p:.2g})" for x in row.against}
     own = {
         "method": row.method,
         "budget": row.setting,
@@ -109,7 +115,8 @@ def summarise(
     """Rows in the order of the cells named; cells without records are left out.
 
     known: score that the full cache is known to have, by group ("" for the whole task). baselines: methods that each
-    row is compared with, at its own setting or, for one without a budget, alone.
+    row is compared with, at its own setting or, for one without a budget, alone. A row that varies something is also
+    compared with its method as it is by default.
     """
     by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -138,9 +145,10 @@ def _row(
     own, first = scores[cell], records[0]
     method = cell.split()[0]
     against = []
-    for name in baselines:
-        other = _baseline(name, cell, scores)
-        if other is None or method == name:
+    others = [_baseline(x, cell, scores) for x in baselines if x != method]
+    others.append(_baseline(method, cell, scores))  # what a row varies
+    for other in others:
+        if other is None or other == cell:
             continue
         both = [x for x in own if x in scores[other]]
         if both:

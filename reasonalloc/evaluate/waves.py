@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reasonalloc.evaluate.prompts import TASKS, prompts
 from reasonalloc.tasks import items
-from reasonalloc.wave import WaveProfile, profile
+from reasonalloc.wave import WaveProfile, digest, profile
 
 SEED = 20_000  # of the problems measured on; `reasonalloc evaluate` draws its own by --seed
 
 
 @dataclass
 class Waves:
-    """Waves of a model on a task. tokens: of each measured chain at most."""
+    """Waves of a model on a task. load: gives (model, tokenizer) when needed. tokens: of each measured chain at most."""
 
-    model: Any
-    tokenizer: Any
+    load: Callable[[], tuple[Any, Any]]
     task: str
     folder: Path
     tokens: int = 512
@@ -29,19 +29,24 @@ class Waves:
         task = task or self.task
         key = task, count, rho
         if key not in self._known:
-            path = self.folder / f"wave-{Path(task).stem}-{count}-{rho:g}.json"
+            path = self.folder / f"wave-{_name(task)}-{count}-{rho:g}.json"
             if path.is_file():
                 found = WaveProfile.load(path)
                 if found.source.get("max_new_tokens") != self.tokens:
                     raise ValueError(f"{path} was measured on other chains: take another folder")
             else:
                 chosen = [x.problem for x in prompts(task, count, SEED)] if task in TASKS else _of_file(task, count)
-                found = profile(self.model, self.tokenizer, chosen, max_new_tokens=self.tokens, rho=rho, progress=False)
+                found = profile(*self.load(), chosen, max_new_tokens=self.tokens, rho=rho, progress=False)
                 part = path.with_suffix(".tmp")
                 found.save(part)
                 part.replace(path)
             self._known[key] = found
         return self._known[key]
+
+
+def _name(task: str) -> str:
+    """Of a task in a file's name; two files of the same name are two tasks."""
+    return task if task in TASKS else f"{Path(task).stem}-{digest(str(Path(task).resolve()))[:6]}"
 
 
 def _of_file(task: str, count: int) -> list[str]:
