@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -88,7 +89,8 @@ class _Verifier:
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with suppress(BrokenPipeError):  # what was not written has no reader
+                self._process.__exit__(None, None, None)
             self._process = None
 
 

@@ -16,7 +16,7 @@ SEED = 20_000  # of the problems measured on; `reasonalloc evaluate` draws its o
 
 @dataclass
 class Waves:
-    """Waves of a model on a task. load: gives (model, tokenizer) when needed. tokens: of each measured chain at most."""
+    """Waves of a model on a task. load: gives (model, tokenizer) when needed. tokens: of a measured chain at most."""
 
     load: Callable[[], tuple[Any, Any]]
     task: str
