@@ -4,7 +4,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from test_layer import DTYPES, RKV, ROUTE, add_pages, make, positions, read, slots, step
+from layers import DTYPES, RKV, ROUTE, add_pages, make, positions, read, slots, step
 from test_score import KINDS
 
 pytestmark = pytest.mark.core

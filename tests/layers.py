@@ -1,0 +1,102 @@
+"""Pools and layers of the C core for tests: made, fed and read."""
+
+import numpy as np
+import torch
+
+from reasonalloc import _core
+
+PAGE = _core.PAGE_TOKENS
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOLERANCE = {"float32": 2e-5, "bfloat16": 8e-3, "float16": 1e-3}  # of outputs of about 1: half a step of the dtype
+RKV = (0, 0.1, 0.5, 7, 0)
+ROUTE = (1, 0.5, 0.25, 2.0, 0.25, 0.2)
+
+
+def add_pages(pool, pages):
+    pool.add_slab(torch.full((pages * pool.page_bytes,), 255, dtype=torch.uint8))  # NaN: nothing may rely on zeros
+
+
+def pages_for(n):
+    return -(-n // PAGE)
+
+
+def make(dtype="float32", rows=2, heads=2, group=2, dim=16, window=4):
+    pool = _core.Pool(dtype, dim)
+    return pool, _core.Layer(pool, rows, heads, heads * group, window)
+
+
+def tokens(layer_shape, count, dtype="float32", seed=0, scale=1.0):
+    """Random queries, keys, values for (rows, heads, group, dim)."""
+    rows, heads, group, dim = layer_shape
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        (torch.randn(rows, h, count, dim, generator=generator) * scale).to(DTYPES[dtype])
+        for h in (heads * group, heads, heads)
+    )
+
+
+def step(pool, layer, q, k, v, real=None, scale=0.25, attend=True):
+    """layer.step with as many pages as it asks for; returns the output."""
+    out = torch.full((q.shape[0], q.shape[2], q.shape[1], q.shape[3]), float("nan"), dtype=q.dtype) if attend else None
+    before = snapshot(layer)
+    while missing := layer.step(q, k, v, real, scale, out):
+        assert_same(snapshot(layer), before)
+        assert missing > 0
+        add_pages(pool, missing)
+    return out
+
+
+def slots(layer, heads):
+    out = np.zeros((layer.rows, heads), np.int64)
+    layer.slots(out)
+    return out
+
+
+def positions(layer, row, head):
+    return np.frombuffer(layer.positions(row, head), np.int32)
+
+
+def read(layer, row, head, dim, values):
+    out = np.full((len(positions(layer, row, head)), dim), np.nan, np.float32)
+    layer.read(row, head, values, out)
+    return out
+
+
+def heads_of(layer):
+    head = 0
+    while True:
+        try:
+            layer.positions(0, head)
+        except IndexError:
+            return head
+        head += 1
+
+
+def snapshot(layer):
+    """Everything that a layer shows."""
+    heads = heads_of(layer)
+    held = [layer.positions(r, h) for r in range(layer.rows) for h in range(heads)]
+    return held, [layer.seen(r) for r in range(layer.rows)], [layer.queries(r) for r in range(layer.rows)]
+
+
+def assert_same(given, expected):
+    assert given == expected
+
+
+def evict(pool, layer, row, budgets, scores, protect=0):
+    budgets = np.asarray(budgets, np.int64)
+    lost = np.zeros(len(budgets))
+    flat = np.concatenate([np.asarray(s, np.float32) for s in scores]) if len(scores) else np.zeros(0, np.float32)
+    while missing := layer.evict(row, budgets, flat, protect, lost):
+        add_pages(pool, missing)
+    return lost
+
+
+def cut(pool, layer, heads, totals, protect=None, score=RKV, route=ROUTE):
+    totals = np.asarray(totals, np.int64)
+    protect = np.zeros(len(totals), np.int64) if protect is None else np.asarray(protect, np.int64)
+    budgets, lost = np.full((len(totals), heads), -7, np.int64), np.full((len(totals), heads), np.nan)
+    flags = np.zeros(len(totals), np.bool_)
+    while missing := layer.compress(totals, protect, score, route, budgets, lost, flags):
+        add_pages(pool, missing)
+    return budgets, lost, flags
