@@ -16,7 +16,7 @@ class Session:
     last_cache: the cache of the newest generate call, None before the first.
     """
 
-    def __init__(self, model: Any, config: Config) -> None:
+    def __init__(self, model: Any, config: Config, record: bool = False) -> None:
         if "generate" in vars(model):
             raise ValueError("the model has a session already, or its generate was replaced; leave that one first")
         self.model, self.config = model, config
@@ -28,7 +28,7 @@ class Session:
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             if kwargs.get("past_key_values") is None and kwargs.get("use_cache") is not False:
-                self.last_cache = ReasonAllocCache(model, config)
+                self.last_cache = ReasonAllocCache(model, config, record=record)
                 kwargs["past_key_values"] = self.last_cache
             return plain(*args, **kwargs)
 
@@ -56,12 +56,13 @@ class Session:
         self.close()
 
 
-def install(model: Any, config: Config) -> Session:
+def install(model: Any, config: Config, *, record: bool = False) -> Session:
     """Gives every generate() of a model a fresh cache by `config`; undone when the block ends, errors included.
 
-    Without `with`, call `.close()` of the session, or `ra.uninstall(model)`.
+    Without `with`, call `.close()` of the session, or `ra.uninstall(model)`. record: as of `ReasonAllocCache`, so that
+    `session.last_cache.trace(...)` can be had.
     """
-    return Session(model, config)
+    return Session(model, config, record)
 
 
 def uninstall(model: Any) -> None:

@@ -46,6 +46,16 @@ def test_a_session(model):
     assert torch.equal(generate(model), expected)
 
 
+def test_a_session_that_records(model):
+    with ra.install(model, CONFIG, record=True) as session:
+        out = generate(model)
+        assert session.last_cache.trace(out[0]).held(50).any()
+    with ra.install(model, CONFIG) as session:
+        assert torch.equal(generate(model), out)
+        with pytest.raises(RuntimeError, match="record=True"):
+            session.last_cache.trace(out[0])
+
+
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
 def test_a_session_that_ends_in_an_error(model, error):
     with pytest.raises(type(error)), ra.install(model, CONFIG):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonalloc import models
+from reasonalloc.attention import using
 from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.evaluate import known, statistics
 from reasonalloc.evaluate.accuracy import Batch, Cell, plan, run_batch
@@ -101,8 +102,9 @@ class Study:
             )  # fmt: skip
             return
         model, _ = self.model
-        for cell in {x.cell.name: x.cell for x in batches}.values():
-            ReasonAllocCache(model, cell.config)  # what does not fit the model is said before hours of work
+        with using(model):
+            for cell in {x.cell.name: x.cell for x in batches}.values():
+                ReasonAllocCache(model, cell.config)  # what does not fit the model is said before hours of work
         for batch in batches:
             yield from run_batch(*self.model, batch, self.sampling)
 
