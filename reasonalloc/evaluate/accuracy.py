@@ -76,7 +76,7 @@ def plan(
     batch_size: int,
     done: Iterable[tuple[str, str, int]] = (),
 ) -> list[Batch]:
-    """What is still to do. Items of one group stay together: their chains are about as long as each other.
+    """What is still to do. Items of one group come one after another: their chains are about as long as each other.
 
     done: keys of records that exist.
     """
@@ -89,8 +89,8 @@ def plan(
                 if (cell.name, item.id, sample) not in known:
                     groups.setdefault(item.group, []).append(Job(item, sample))
                     known.add((cell.name, item.id, sample))
-        for jobs in groups.values():
-            batches += [Batch(cell, tuple(jobs[i : i + batch_size])) for i in range(0, len(jobs), batch_size)]
+        jobs = [x for group in groups.values() for x in group]
+        batches += [Batch(cell, tuple(jobs[i : i + batch_size])) for i in range(0, len(jobs), batch_size)]
     return batches
 
 
