@@ -19,7 +19,7 @@ from rich.console import Console
 
 from reasonalloc.cli import options
 from reasonalloc.config import Config
-from reasonalloc.evaluate.accuracy import Cell, cells
+from reasonalloc.evaluate.accuracy import cells
 from reasonalloc.evaluate.generation import Sampling
 from reasonalloc.evaluate.records import pack
 from reasonalloc.evaluate.study import RaySettings, Study, write
@@ -30,6 +30,8 @@ from reasonalloc.tasks import items
 
 RESULTS = Path("benchmarks/results/paper")
 METHODS = ["full", "reasonalloc", "rkv", "pyramid-rkv", "snapkv", "streaming", "random"]
+QUICK = ["full", "reasonalloc", "rkv", "random"]
+TASKS = ["math500", "aime24"]
 
 # arXiv 2606.11164, pass@1 in percent: (model, task, budget) -> method -> figure.
 PUBLISHED = {
@@ -49,25 +51,23 @@ class Plan:
     sampling: Sampling
     samples: int = 1
     settings: tuple[str, ...] | None = None
-    keep_prompt: bool | None = None
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:
     if args.model == REASONER:
-        budgets = args.budgets or ([256] if args.quick else [192, 256, 384, 512])
-        greedy = Sampling(max_new_tokens=1200 if args.quick else 2048, seed=args.seed)
         settings = ("plain",) if args.quick else ("restated",)
-        return [
-            Plan("ledger", budgets, args.problems or (4 if args.quick else 16), greedy, 1, settings, keep)
-            for keep in ((None,) if args.quick else (None, True))
-        ]
+        sampling = Sampling(max_new_tokens=args.max_new_tokens or 2048, seed=args.seed)
+        budgets = args.budgets or ([192] if args.quick else [192, 256, 384, 512])
+        return [Plan("ledger", budgets, args.problems or (8 if args.quick else 48), sampling, 1, settings)]
     # As DeepSeek's model cards and R-KV's paper: temperature 0.6, top-p 0.95, chains of up to 32,768 tokens.
-    sampling = Sampling(0.6, 0.95, 2048 if args.quick else 32_768, args.seed)
-    share, k = args.problems, args.samples
-    return [
-        Plan("math500", args.budgets or [128, 256, 512, 1024], share or (8 if args.quick else None), sampling, k),
-        Plan("aime24", args.budgets or [256, 512, 1024, 2048], share or (2 if args.quick else None), sampling, k),
-    ]
+    longest = args.max_new_tokens or (2048 if args.quick else 32_768)
+    sampling = Sampling(0.6, 0.95, longest, args.seed)
+    made = []
+    for task, budgets, few in (("math500", [128, 256, 512, 1024], 8), ("aime24", [256, 512, 1024, 2048], 2)):
+        if task in args.tasks:
+            count = args.problems or (few if args.quick else None)
+            made.append(Plan(task, args.budgets or budgets, count, sampling, args.samples))
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,9 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_model(parser)
     parser.set_defaults(model=REASONER, dtype="bfloat16")
     parser.add_argument("--quick", action="store_true", help="a few problems, in minutes")
-    parser.add_argument("--methods", type=options.comma(str), default=METHODS, metavar="A,B")
+    parser.add_argument("--methods", type=options.comma(str), metavar="A,B", help="(all of the paper's)")
     parser.add_argument("--budgets", type=options.comma(options.positive), metavar="N,N")
     parser.add_argument("--problems", type=options.positive, metavar="N")
+    parser.add_argument("--tasks", type=options.comma(_task), default=TASKS, metavar="A,B", help="of real checkpoints")
+    parser.add_argument("--max-new-tokens", type=options.positive, metavar="N", help="of a chain (2048; real: 32768)")
     parser.add_argument("--samples", type=options.positive, default=8, metavar="K", help="of real checkpoints (8)")
     parser.add_argument("--batch-size", type=options.positive, default=64, metavar="N")
     parser.add_argument("--seed", type=options.natural, default=0)
@@ -85,36 +87,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help=f"folder ({RESULTS}; with --quick paper-quick)")
     args = parser.parse_args(argv)
     folder = args.output or (Path("paper-quick") if args.quick else RESULTS)
+    try:
+        run(args, folder)
+    except (ValueError, ModuleNotFoundError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    return 0
+
+
+def run(args: argparse.Namespace, folder: Path) -> None:
+    """Makes what is missing of all tables and writes them; a table that cannot be made is an error at the start."""
     out, parts = Console(), []
-    for plan in plans(args):
-        study, wanted = prepare(args, plan, folder)
+    for plan, study in [(x, study_of(args, x, folder)) for x in plans(args)]:
+        methods = args.methods or (QUICK if args.quick else METHODS)
+        wanted = study.with_wave(cells(methods, plan.budgets, [], Config(method="full")))
         with options.bar(out) as progress:
             task = progress.add_task(plan.task, total=None)
             study.run(wanted, lambda done, total, task=task: progress.update(task, completed=done, total=total))
         summary = study.summary(wanted)
         out.print(summary.table())
         parts.append((plan, summary))
-        write(summary, folder / name_of(plan))
-        pack(study.records.known.values(), folder / f"{name_of(plan)}.jsonl.gz")
+        study.records.close()
+        write(summary, folder / plan.task)
+        pack(study.records.known.values(), folder / f"{plan.task}.jsonl.gz")
         (folder / "README.md").write_text(report(parts, args.model), encoding="utf-8")
-    return 0
 
 
-def name_of(plan: Plan) -> str:
-    return plan.task + ("-prompt-kept" if plan.keep_prompt else "")
+def _task(text: str) -> str:
+    if text not in TASKS:
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(TASKS)}, got {text!r}")
+    return text
 
 
-def prepare(args: argparse.Namespace, plan: Plan, folder: Path) -> tuple[Study, list[Cell]]:
+def study_of(args: argparse.Namespace, plan: Plan, folder: Path) -> Study:
     asked = items(plan.task, count=plan.problems, seed=args.seed, settings=plan.settings)
     threads = args.threads or (1 if args.ray is not None else None)
     ray = None if args.ray is None else RaySettings(args.ray or None)
     study = Study(
-        folder / "raw" / name_of(plan), Source(args.model, args.dtype, threads), plan.task, asked, plan.sampling,
+        folder / "raw" / plan.task, Source(args.model, args.dtype, threads), plan.task, asked, plan.sampling,
         plan.samples, args.batch_size, ray,
     )  # fmt: skip
     study.records.open(study.settings)
-    base = Config(method="full", keep_prompt=plan.keep_prompt)
-    return study, study.with_wave(cells(args.methods, plan.budgets, [], base))
+    return study
 
 
 def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
@@ -123,15 +136,15 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
     for plan, summary in parts:
         made = summary.provenance
         machine, versions = made["machine"], made["versions"]
-        prompt = ", the prompt evicted last" if plan.keep_prompt else ""
-        lines.append(f"## {plan.task}, {model.rpartition('/')[2]}{prompt}\n")
+        lines.append(f"## {plan.task}, {model.rpartition('/')[2]}\n")
         where = f"{machine['processor']}, {machine['cpus']} CPUs, torch {versions['torch']}"
         lines.append(f"{made['created']}: {where}, transformers {versions['transformers']};")
-        lines.append(f"{made['samples']} sample(s) a problem, temperature {made['temperature']:g}, at most")
-        lines.append(f"{made['max_new_tokens']} tokens. Generations: `{name_of(plan)}.jsonl.gz`.\n")
+        count = summary.rows[0].problems
+        lines.append(f"{count} problems, {made['samples']} sample(s) each, temperature {made['temperature']:g},")
+        lines.append(f"at most {made['max_new_tokens']} tokens. Generations: `{plan.task}.jsonl.gz`.\n")
         lines += [f"> **Warning:** {x}\n" for x in summary.warnings]
-        lines += [_grid(plan, summary), f"![accuracy over budget]({name_of(plan)}.png)\n"]
-        lines.append(f"All figures: [{name_of(plan)}.md]({name_of(plan)}.md).\n")
+        lines += [_grid(plan, summary), f"![accuracy over budget]({plan.task}.png)\n"]
+        lines.append(f"All figures: [{plan.task}.md]({plan.task}.md).\n")
         lines.append(_routing(summary))
     return "\n".join(lines)
 
