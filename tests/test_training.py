@@ -16,6 +16,7 @@ pytest.importorskip("peft")
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import batches
+import scores
 import train as training
 
 
@@ -76,6 +77,21 @@ def test_a_run_that_is_another_is_refused(tiny_model, tmp_path):
         file.write('{"step": 2, "se')  # a kill tears a line
     training.train(tmp_path, replace(SETTINGS, tokens=30_000), minutes=0)
     assert [x["step"] for x in log(tmp_path)] == [1, 2]
+
+
+def test_scores_are_those_of_the_full_cache(tmp_path):
+    rows = [{"cell": "full", "groups": {"plain": 0.9}, "problems": 8}]
+    made = dict.fromkeys(
+        ("weights", "dtype", "seed", "max_new_tokens", "temperature", "created", "versions", "machine"), 0
+    )
+    for task, cell in (("ledger", "full"), ("math500", "full"), ("ledger", "rkv 24")):
+        rows[0]["cell"] = cell
+        (tmp_path / "accuracy.json").write_text(json.dumps({"rows": rows, "provenance": {**made, "task": task}}))
+        if (task, cell) == ("ledger", "full"):
+            assert scores.scores(tmp_path)["accuracy"] == {"plain": 0.9}
+        else:
+            with pytest.raises(ValueError, match="no evaluation"):
+                scores.scores(tmp_path)
 
 
 def test_it_learns_and_goes_on_where_it_stopped(tiny_model, tmp_path):

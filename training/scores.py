@@ -1,0 +1,28 @@
+"""Writes what the reasoner is known for, from an evaluation with the full cache: `python training/scores.py DIR`.
+
+DIR is the output of `reasonalloc evaluate accuracy --methods full`. The gate of later evaluations compares with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from reasonalloc.files import replace_text
+from reasonalloc.models import adapter_folder
+
+
+def scores(folder: Path) -> dict[str, object]:
+    """Accuracy by setting, and how it was measured. Raises ValueError for an evaluation of something else."""
+    found = json.loads((folder / "accuracy.json").read_text(encoding="utf-8"))
+    row = next((x for x in found["rows"] if x["cell"] == "full"), None)
+    made = found["provenance"]
+    if row is None or made["task"] != "ledger":
+        raise ValueError(f"{folder} is no evaluation of ledger with the full cache")
+    kept = ("weights", "dtype", "seed", "max_new_tokens", "temperature", "created", "versions", "machine")
+    return {"accuracy": row["groups"], "problems": row["problems"], **{k: made[k] for k in kept}}
+
+
+if __name__ == "__main__":
+    replace_text(adapter_folder() / "scores.json", json.dumps(scores(Path(sys.argv[1])), indent=1) + "\n")
