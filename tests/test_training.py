@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +55,17 @@ def test_a_batch():
     assert torch.equal(made.inputs[counted], made.labels[counted])  # labels are the inputs, shifted by the loss
     assert (counted.sum(1) > 0).all() and not counted[:, 0].any()
     assert made.tokens <= 6000 and made.inputs.shape[1] <= 4100
+
+
+def test_sums():
+    made = batches.batch(Characters(), 0, 1, 2000, 1000, drill=1.0)
+    assert made.dials is None and made.inputs.shape == (4, batches.DRILL_TOKENS)
+    counted = made.labels != -100
+    assert 0.05 < counted.float().mean() < 0.3 and torch.equal(made.inputs[counted], made.labels[counted])
+    rng = random.Random(0)
+    for text in (batches.a_sum(rng) for _ in range(200)):
+        left, right = re.search(r"(\d+ [-+*] \d+) = (\d+)\.$", text).groups()
+        assert eval(left) == int(right) and 2 <= int(right) <= batches.MOST
 
 
 def test_long_sequences_come_later():

@@ -8,22 +8,23 @@ from typing import Any
 
 import torch
 
-from reasonalloc.tasks.ledger import GRID, Dials, Ledger, problem
+from reasonalloc.tasks.ledger import GRID, MOST, NAMES, Dials, Fact, Ledger, problem
 from reasonalloc.wave import encode_prompt
 
 SPLIT = "train"  # the seed's first word; `reasonalloc evaluate` uses another
 SUM_WEIGHT = 4.0
+DRILL_TOKENS = 250  # of a row of sums
 
 
 @dataclass(frozen=True)
 class Batch:
     """inputs [B, n] right-padded (a causal model needs no mask for that); labels [B, n], -100 where there is none;
-    weights [B, n] of the labels in the loss."""
+    weights [B, n] of the labels in the loss; dials: None for a batch of sums."""
 
     inputs: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
-    dials: Dials
+    dials: Dials | None
     tokens: int
 
 
@@ -48,12 +49,15 @@ def encode(tokenizer: Any, given: Ledger) -> tuple[list[int], list[int]]:
     return prompt + chain, [-100] * len(prompt) + chain
 
 
-def batch(tokenizer: Any, seed: int, step: int, longest: int, tokens: int) -> Batch:
+def batch(tokenizer: Any, seed: int, step: int, longest: int, tokens: int, drill: float = 0.0) -> Batch:
     """The batch of a step: the same for the same arguments, so that a resumed run goes on as if it had not stopped.
 
-    longest: tokens of a sequence at most; tokens: of a batch, unless one sequence alone has more.
+    longest: tokens of a sequence at most; tokens: of a batch, unless one sequence alone has more. drill: share of
+    batches that are nothing but sums.
     """
     rng = random.Random(f"{seed}/{step}")
+    if rng.random() < drill:
+        return sums(tokenizer, rng, tokens // DRILL_TOKENS)
     while True:
         dials = draw_dials(rng)
         # A first guess saves encoding what is too long by far.
@@ -64,12 +68,42 @@ def batch(tokenizer: Any, seed: int, step: int, longest: int, tokens: int) -> Ba
             break
     count = max(1, tokens // len(rows[0][0]))
     rows += [encode(tokenizer, problem(f"{SPLIT}/{seed}/{step}", i, dials)) for i in range(1, count)]
+    inputs, labels = padded(rows, tokenizer.eos_token_id)
+    return Batch(inputs, labels, weigh(tokenizer, labels), dials, sum(len(ids) for ids, _ in rows))
+
+
+def sums(tokenizer: Any, rng: random.Random, count: int) -> Batch:
+    """Rows of sums as chains write them, labels on the results only: a small model learns finding facts long before it
+    adds without fault, and a chain has few sums."""
+    rows = []
+    for _ in range(count):
+        ids: list[int] = []
+        while len(ids) < DRILL_TOKENS:
+            ids += tokenizer(" " + a_sum(rng), add_special_tokens=False).input_ids
+        own = torch.tensor([ids[:DRILL_TOKENS]])
+        rows.append((own[0].tolist(), own.masked_fill(weigh(tokenizer, own) == 1, -100)[0].tolist()))
+    inputs, labels = padded(rows, tokenizer.eos_token_id)
+    return Batch(inputs, labels, torch.ones(labels.shape), None, inputs.numel())
+
+
+def a_sum(rng: random.Random) -> str:
+    """A step of a chain, with facts restated or without."""
+    base, name = rng.sample(NAMES, 2)
+    value, by = rng.randint(2, MOST), rng.randint(2, 9)
+    found = {"more": value + by, "fewer": value - by, "twice": 2 * value}
+    kind = rng.choice([k for k, x in found.items() if 2 <= x <= MOST])
+    fact = Fact(name, found[kind], base, kind, 2 if kind == "twice" else by)
+    sum_ = f"{fact.sum(value)} = {fact.value}."
+    return f"{base} has {value}. {fact.said()}, so {sum_}" if rng.random() < 0.5 else f"{name} has {sum_}"
+
+
+def padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(inputs, labels) of rows of (ids, labels)."""
     width = max(len(ids) for ids, _ in rows)
-    inputs = torch.full((count, width), tokenizer.eos_token_id)
-    labels = torch.full((count, width), -100)
+    inputs, labels = torch.full((len(rows), width), pad), torch.full((len(rows), width), -100)
     for i, (ids, own) in enumerate(rows):
         inputs[i, : len(ids)], labels[i, : len(own)] = torch.tensor(ids), torch.tensor(own)
-    return Batch(inputs, labels, weigh(tokenizer, labels), dials, sum(len(ids) for ids, _ in rows))
+    return inputs, labels
 
 
 def weigh(tokenizer: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -29,14 +29,15 @@ RIVALS = 4096
 
 @dataclass(frozen=True)
 class Settings:
-    """tokens: of the whole run. longest: tokens of a sequence at the end of the curriculum, which rises to it
-    from `shortest` over the first `rise` of the run. The rate warms up, stays, falls over the last `decay`.
-    first_layer: the adapters of the layers below stay as they are, which saves their part of the backward pass."""
+    """tokens: of the whole run. longest: tokens of a sequence at the end of the curriculum, which rises to it from
+    `shortest` over the first `rise` of the run. drill: share of steps that are only sums. The rate warms up, stays,
+    falls over the last `decay`. first_layer: the adapters of the layers below stay as they are, which saves their part of the backward pass."""
 
     tokens: int
     longest: int = 3700
     shortest: int = 300
     batch_tokens: int = 2000
+    drill: float = 0.0
     rank: int = 16
     first_layer: int = 0
     rate: float = 1e-3
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=3700, help="sequence, in tokens (%(default)s)")
     parser.add_argument("--shortest", type=int, default=300, help="the longest in the beginning (%(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=2000, help="of a step (%(default)s)")
+    parser.add_argument("--drill", type=float, default=0.3, help="share of steps that are only sums (%(default)g)")
     parser.add_argument("--rise", type=float, default=0.6, help="share in which sequences grow (%(default)g)")
     parser.add_argument("--decay", type=float, default=0.3, help="share in which the rate falls (%(default)g)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (%(default)g)")
@@ -78,8 +80,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = Settings(
-        int(args.tokens), args.longest, args.shortest, args.batch_tokens, first_layer=args.first_layer, rise=args.rise,
-        decay=args.decay, rate=args.rate, seed=args.seed, compiled=args.compile,
+        int(args.tokens), args.longest, args.shortest, args.batch_tokens, args.drill, first_layer=args.first_layer,
+        rise=args.rise, decay=args.decay, rate=args.rate, seed=args.seed, compiled=args.compile,
     )  # fmt: skip
     train(args.folder, settings, args.init, args.minutes)
 
@@ -119,7 +121,7 @@ def train(folder: Path, settings: Settings, init: Path | None = None, minutes: f
         for group in optimizer.param_groups:
             group["lr"] = rate_at(settings, state.step, share)
         longest = int(settings.shortest + (settings.longest - settings.shortest) * min(1.0, share / settings.rise))
-        chosen = batch(tokenizer, settings.seed, state.step, longest, settings.batch_tokens)
+        chosen = batch(tokenizer, settings.seed, state.step, longest, settings.batch_tokens, settings.drill)
         loss, right = learn(model, chosen)
         for name, x in learned.items():
             weights[name].grad, x.grad = x.grad.float(), None
@@ -131,7 +133,7 @@ def train(folder: Path, settings: Settings, init: Path | None = None, minutes: f
         line = {
             **asdict(state), "loss": round(loss, 5), "right": round(right, 5), "norm": round(float(norm), 4),
             "rate": optimizer.param_groups[0]["lr"], "length": chosen.inputs.shape[1], "rows": len(chosen.inputs),
-            "dials": list(asdict(chosen.dials).values()),
+            "dials": list(asdict(chosen.dials).values()) if chosen.dials else "sums",
         }  # fmt: skip
         with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
