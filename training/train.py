@@ -31,7 +31,8 @@ RIVALS = 4096
 class Settings:
     """tokens: of the whole run. longest: tokens of a sequence at the end of the curriculum, which rises to it from
     `shortest` over the first `rise` of the run. drill: share of steps that are only sums. The rate warms up, stays,
-    falls over the last `decay`. first_layer: the adapters of the layers below stay as they are, which saves their part of the backward pass."""
+    falls over the last `decay`. first_layer: the adapters of the layers below stay as they are, which saves their part
+    of the backward pass."""
 
     tokens: int
     longest: int = 3700
