@@ -39,7 +39,7 @@ def tiny_model(monkeypatch):
 
 
 SETTINGS = training.Settings(
-    tokens=20_000, longest=2000, shortest=1500, batch_tokens=2000, rank=2, rate=1e-2, warmup_steps=2
+    tokens=20_000, longest=2000, shortest=1500, batch_tokens=2000, rank=2, rate=1e-2, warmup_steps=2, decay=0.3
 )
 
 

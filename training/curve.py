@@ -1,18 +1,23 @@
-"""Draws the loss curve of a run: `python training/curve.py FOLDER PNG`."""
+"""Draws the loss curve of runs that followed each other: `python training/curve.py PNG FOLDER ...`."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 
-def draw(folder: Path, path: Path) -> None:
+def draw(path: Path, folders: Sequence[Path]) -> None:
     """Loss and share of likeliest tokens over the tokens seen, dots and a running median, length of the sequences."""
-    rows = [json.loads(x) for x in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows, starts = [], [0]
+    for folder in folders:
+        own = [json.loads(x) for x in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows += [x | {"seen": starts[-1] + x["seen"]} for x in own]
+        starts.append(rows[-1]["seen"])
     seen = np.array([x["seen"] for x in rows]) / 1e6
     figure = Figure(figsize=(9, 6), layout="constrained")
     panels = (
@@ -27,6 +32,8 @@ def draw(folder: Path, path: Path) -> None:
         axis.plot(seen, values, ".", markersize=3, color="#3b6ea5", alpha=0.5)
         middle = [np.median(values[max(0, i - 12) : i + 13]) for i in range(len(values))]
         axis.plot(seen, middle, color="#c44e52", linewidth=1.5)
+        for start in starts[1:-1]:
+            axis.axvline(start / 1e6, color="#888888", linewidth=0.8, linestyle="--")
         axis.set_ylabel(label)
         if log:
             axis.set_yscale("log")
@@ -36,4 +43,4 @@ def draw(folder: Path, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]), Path(sys.argv[2]))
+    draw(Path(sys.argv[1]), [Path(x) for x in sys.argv[2:]])

@@ -44,7 +44,7 @@ class Settings:
     rate: float = 1e-3
     warmup_steps: int = 20
     rise: float = 0.6
-    decay: float = 0.3
+    decay: float = 0.7
     seed: int = 0
     compiled: bool = False
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=2000, help="of a step (%(default)s)")
     parser.add_argument("--drill", type=float, default=0.3, help="share of steps that are only sums (%(default)g)")
     parser.add_argument("--rise", type=float, default=0.6, help="share in which sequences grow (%(default)g)")
-    parser.add_argument("--decay", type=float, default=0.3, help="share in which the rate falls (%(default)g)")
+    parser.add_argument("--decay", type=float, default=0.7, help="share in which the rate falls (%(default)g)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (%(default)g)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first-layer", type=int, default=0, help="that is trained (%(default)s)")
