@@ -56,9 +56,9 @@ class Plan:
 def plans(args: argparse.Namespace) -> list[Plan]:
     if args.model == REASONER:
         settings = ("plain",) if args.quick else ("restated",)
-        sampling = Sampling(max_new_tokens=args.max_new_tokens or 2048, seed=args.seed)
-        budgets = args.budgets or ([192] if args.quick else [192, 256, 384, 512])
-        return [Plan("ledger", budgets, args.problems or (8 if args.quick else 48), sampling, 1, settings)]
+        sampling = Sampling(max_new_tokens=args.max_new_tokens or (600 if args.quick else 1280), seed=args.seed)
+        budgets = args.budgets or ([256] if args.quick else [384, 512])
+        return [Plan("ledger", budgets, args.problems or (8 if args.quick else 24), sampling, 1, settings)]
     # As DeepSeek's model cards and R-KV's paper: temperature 0.6, top-p 0.95, chains of up to 32,768 tokens.
     longest = args.max_new_tokens or (2048 if args.quick else 32_768)
     sampling = Sampling(0.6, 0.95, longest, args.seed)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--budgets", type=options.comma(options.positive), metavar="N,N")
     parser.add_argument("--problems", type=options.positive, metavar="N")
     parser.add_argument("--tasks", type=options.comma(_task), default=TASKS, metavar="A,B", help="of real checkpoints")
-    parser.add_argument("--max-new-tokens", type=options.positive, metavar="N", help="of a chain (2048; real: 32768)")
+    parser.add_argument("--max-new-tokens", type=options.positive, metavar="N", help="of a chain (1280; real: 32768)")
     parser.add_argument("--samples", type=options.positive, default=8, metavar="K", help="of real checkpoints (8)")
     parser.add_argument("--batch-size", type=options.positive, default=64, metavar="N")
     parser.add_argument("--seed", type=options.natural, default=0)

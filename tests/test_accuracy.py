@@ -163,7 +163,7 @@ def test_summary():
     records = [record("full", str(i), 2) for i in range(5)]
     records += [record("rkv 24", str(i), i % 2) for i in range(5)]
     records += [record("reasonalloc 24", str(i), 1, tokens=20, finish="length") for i in range(5)]
-    full, rkv, ours = summarise(records, [x.name for x in CELLS], known={"": 1.0}).rows
+    full, rkv, ours = summarise(records, [x.name for x in CELLS], known={"": (1.0, 1.0)}).rows
     assert (full.accuracy.mean, rkv.accuracy.mean, ours.accuracy.mean) == (1.0, 0.2, 0.5)
     assert [x.against for x in ours.against] == ["full", "rkv 24"] and ours.against[1].wins == 3
     assert not full.against and [x.against for x in rkv.against] == ["full"]
@@ -196,19 +196,23 @@ def test_samples_are_averaged():
 def test_the_gate():
     good = [record("full", str(i), 2) for i in range(5)]
     bad = [record("full", str(i), 0) for i in range(5)]
-    assert not summarise(good, ["full"], known={"": 0.95}).warnings
-    assert "known for 95.0%" in summarise(bad, ["full"], known={"": 0.95}).warnings[0]
-    assert "on b" in summarise(bad[3:], ["full"], known={"b": 0.95}).warnings[0]
+    assert not summarise(good, ["full"], known={"": (0.95, 0.95)}).warnings
+    assert "known for 95.0%" in summarise(bad, ["full"], known={"": (0.95, 0.95)}).warnings[0]
+    assert "on b" in summarise(bad[3:], ["full"], known={"b": (0.95, 0.95)}).warnings[0]
     assert "no published" in summarise(good, ["full"]).warnings[0]
-    assert "not measured" in summarise([record("rkv 24", "0", 2)], ["rkv 24"], known={"": 1.0}).warnings[0]
-    table = summarise(bad, ["full"], known={"": 0.95})
+    assert "not measured" in summarise([record("rkv 24", "0", 2)], ["rkv 24"], known={"": (1.0, 1.0)}).warnings[0]
+    assert not summarise(good[:4] + bad[4:], ["full"], known={"": (0.7, 1.0)}).warnings  # 80 % of five may be 95 %
+    assert "70.0% to 90.0%" in summarise(bad, ["full"], known={"": (0.7, 0.9)}).warnings[0]
+    table = summarise(bad, ["full"], known={"": (0.95, 0.95)})
     assert "Warning" in table.markdown() and "known for" in str(table.table().caption)
 
 
 def test_known_scores():
-    assert known.scores("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "math500", [""]) == {"": 0.891}
+    assert known.scores("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "math500", [""]) == {"": (0.891, 0.891)}
     assert known.scores("someone/else", "math500", [""]) is None
     assert known.scores(None, "ledger", ["plain"]) is None
+    measured = known.scores("ledger-135m", "ledger", ["plain"])
+    assert measured is not None and 0.5 < measured["plain"][0] < 1.0 and measured["plain"][1] == 1.0
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
