@@ -106,7 +106,6 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         summary = study.summary(wanted)
         out.print(summary.table())
         parts.append((plan, summary))
-        study.records.close()
         write(summary, folder / plan.task)
         pack(study.records.known.values(), folder / f"{plan.task}.jsonl.gz")
         (folder / "README.md").write_text(report(parts, args.model), encoding="utf-8")

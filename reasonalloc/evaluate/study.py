@@ -78,7 +78,8 @@ class Study:
         ]
 
     def run(self, cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> None:
-        """Makes what is missing. progress: (chains made, chains to make), after each chain.
+        """Makes what is missing; the folder is others' to write to afterwards. progress: (chains made, chains to make),
+        after each chain.
 
         Raises ValueError, with nothing changed, if the folder's generations were made with other settings.
         """
@@ -87,10 +88,13 @@ class Study:
         self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
         batches = plan(self.items, cells, self.samples, self.batch_size, self.records.known)
         total = sum(len(x.jobs) for x in batches)
-        for i, record in enumerate(self._generate(batches), 1):
-            self.records.add(record)
-            if progress:
-                progress(i, total)
+        try:
+            for i, record in enumerate(self._generate(batches), 1):
+                self.records.add(record)
+                if progress:
+                    progress(i, total)
+        finally:
+            self.records.close()
 
     def _generate(self, batches: Sequence[Batch]) -> Iterator[Record]:
         if not batches:
