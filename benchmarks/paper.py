@@ -56,7 +56,7 @@ class Plan:
 def plans(args: argparse.Namespace) -> list[Plan]:
     if args.model == REASONER:
         settings = ("plain",) if args.quick else ("restated",)
-        sampling = Sampling(max_new_tokens=args.max_new_tokens or (600 if args.quick else 1280), seed=args.seed)
+        sampling = Sampling(max_new_tokens=args.max_new_tokens or (480 if args.quick else 1280), seed=args.seed)
         budgets = args.budgets or ([256] if args.quick else [384, 512])
         return [Plan("ledger", budgets, args.problems or (8 if args.quick else 24), sampling, 1, settings)]
     # As DeepSeek's model cards and R-KV's paper: temperature 0.6, top-p 0.95, chains of up to 32,768 tokens.
@@ -97,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, folder: Path) -> None:
     """Makes what is missing of all tables and writes them; a table that cannot be made is an error at the start."""
     out, parts = Console(), []
+    out = out if out.is_terminal else Console(width=140)
     for plan, study in [(x, study_of(args, x, folder)) for x in plans(args)]:
+        study.waves.tokens = 256 if args.quick else study.waves.tokens
         methods = args.methods or (QUICK if args.quick else METHODS)
         wanted = study.with_wave(cells(methods, plan.budgets, [], Config(method="full")))
         with options.bar(out) as progress:
