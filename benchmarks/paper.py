@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from reasonalloc.cli import options
 from reasonalloc.config import Config
 from reasonalloc.evaluate.accuracy import cells
@@ -96,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """Makes what is missing of all tables and writes them; a table that cannot be made is an error at the start."""
-    out, parts = Console(), []
-    out = out if out.is_terminal else Console(width=140)
+    out, parts = options.wide_console(), []
     for plan, study in [(x, study_of(args, x, folder)) for x in plans(args)]:
         study.waves.tokens = 256 if args.quick else study.waves.tokens
         methods = args.methods or (QUICK if args.quick else METHODS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from reasonalloc.tasks.ledger import GRID, MOST, NAMES, Dials, Fact, Ledger, problem
+from reasonalloc.tasks.ledger import GRID, MOST, NAMES, Dials, Ledger, problem, relative
 from reasonalloc.wave import encode_prompt
 
 SPLIT = "train"  # the seed's first word; `reasonalloc evaluate` uses another
@@ -89,12 +89,8 @@ def sums(tokenizer: Any, rng: random.Random, count: int) -> Batch:
 def a_sum(rng: random.Random) -> str:
     """A step of a chain, with facts restated or without."""
     base, name = rng.sample(NAMES, 2)
-    value, by = rng.randint(2, MOST), rng.randint(2, 9)
-    found = {"more": value + by, "fewer": value - by, "twice": 2 * value}
-    kind = rng.choice([k for k, x in found.items() if 2 <= x <= MOST])
-    fact = Fact(name, found[kind], base, kind, 2 if kind == "twice" else by)
-    sum_ = f"{fact.sum(value)} = {fact.value}."
-    return f"{base} has {value}. {fact.said()}, so {sum_}" if rng.random() < 0.5 else f"{name} has {sum_}"
+    value = rng.randint(2, MOST)
+    return relative(rng, name, base, value).step(value, restate=rng.random() < 0.5)
 
 
 def padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

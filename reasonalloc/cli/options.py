@@ -84,7 +84,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def console(args: argparse.Namespace) -> Console:
     """Where to print for people: standard error while standard output is the JSON's."""
-    out = Console(stderr=args.json == "-")
+    return wide_console(stderr=args.json == "-")
+
+
+def wide_console(stderr: bool = False) -> Console:
+    """A terminal as it is, a file wide enough for tables."""
+    out = Console(stderr=stderr)
     return out if out.is_terminal else Console(stderr=out.stderr, width=_FILE_WIDTH)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,7 +12,7 @@ from reasonalloc.evaluate.generation import Chain, Sampling, ends, generate
 from reasonalloc.evaluate.grading import grade
 from reasonalloc.evaluate.records import Record
 from reasonalloc.tasks import Item
-from reasonalloc.wave import encode_prompt
+from reasonalloc.wave import digest, encode_prompt
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Cell:
         said: dict[str, Any] = asdict(replace(config, profile=None))
         if config.profile is not None and config.resolve().needs_wave:
             said["profile"] = [float(x) for x in config.profile.demand]
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return digest(said)
 
 
 def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Cell]:

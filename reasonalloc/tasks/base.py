@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
+
+from reasonalloc.wave import digest
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,4 @@ class Item:
     @property
     def hash(self) -> str:
         """Of what is asked and what is right."""
-        return hashlib.sha256(json.dumps([self.prompt, self.answers]).encode()).hexdigest()[:16]
+        return digest([self.prompt, self.answers])

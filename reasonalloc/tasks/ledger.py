@@ -179,6 +179,11 @@ class Fact:
     def sum(self, base: int) -> str:
         return {"more": f"{base} + {self.by}", "fewer": f"{base} - {self.by}", "twice": f"2 * {base}"}[self.kind]
 
+    def step(self, base: int, restate: bool) -> str:
+        """How a chain comes to this value from what `base` has, with or without the facts."""
+        sum_ = f"{self.sum(base)} = {self.value}."
+        return f"{self.base} has {base}. {self.said()}, so {sum_}" if restate else f"{self.name} has {sum_}"
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -230,11 +235,16 @@ def _given(rng: random.Random, name: str, facts: dict[str, Fact]) -> str:
 
 
 def _relative(rng: random.Random, name: str, base: str, facts: dict[str, Fact]) -> str:
-    value, by = facts[base].value, rng.randint(2, 9)
+    facts[name] = relative(rng, name, base, facts[base].value)
+    return name
+
+
+def relative(rng: random.Random, name: str, base: str, value: int) -> Fact:
+    """A fact about `name`, drawn relative to `base`, who has `value`."""
+    by = rng.randint(2, 9)
     found = {"more": value + by, "fewer": value - by, "twice": 2 * value}
     kind = rng.choice([k for k, x in found.items() if 2 <= x <= MOST])
-    facts[name] = Fact(name, found[kind], base, kind, 2 if kind == "twice" else by)
-    return name
+    return Fact(name, found[kind], base, kind, 2 if kind == "twice" else by)
 
 
 class _Chain:
@@ -304,12 +314,7 @@ class _Chain:
 
     def _derive(self, way: list[Fact], restate: bool) -> None:
         for fact in way:
-            base = self.facts[fact.base or ""].value
-            sum_ = f"{fact.sum(base)} = {fact.value}"
-            if restate:
-                self._say(f" {fact.base} has {base}. {fact.said()}, so {sum_}.", filler=2)
-            else:
-                self._say(f" {fact.name} has {sum_}.", filler=2)
+            self._say(" " + fact.step(self.facts[fact.base or ""].value, restate), filler=2)
 
     def _check(self, way: list[Fact]) -> None:
         self._say("Wait, let me check that again.", filler=1)
