@@ -30,6 +30,7 @@ RESULTS = Path("benchmarks/results/paper")
 METHODS = ["full", "reasonalloc", "rkv", "pyramid-rkv", "snapkv", "streaming", "random"]
 QUICK = ["full", "reasonalloc", "rkv", "random"]
 TASKS = ["math500", "aime24"]
+PROMPT = {True: "is evicted last", False: "is evicted as any text", None: "is treated as each method has it"}
 
 # arXiv 2606.11164, pass@1 in percent: (model, task, budget) -> method -> figure.
 PUBLISHED = {
@@ -41,7 +42,8 @@ PUBLISHED_SPEED = {"with routing": 218.8, "without routing": 217.4}  # tokens/s,
 
 @dataclass(frozen=True)
 class Plan:
-    """One table: a task, its budgets and how much of it is run. problems: of ledger for each setting; None: all."""
+    """One table: a task, its budgets and how much of it is run. problems: of ledger for each setting; None: all.
+    keep_prompt: of every method; None: each method's own."""
 
     task: str
     budgets: list[int]
@@ -49,14 +51,17 @@ class Plan:
     sampling: Sampling
     samples: int = 1
     settings: tuple[str, ...] | None = None
+    keep_prompt: bool | None = None
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:
     if args.model == REASONER:
-        settings = ("plain",) if args.quick else ("restated",)
-        sampling = Sampling(max_new_tokens=args.max_new_tokens or (480 if args.quick else 1280), seed=args.seed)
+        settings = ("plain",) if args.quick else ("doubting",)
+        sampling = Sampling(max_new_tokens=args.max_new_tokens or (480 if args.quick else 1600), seed=args.seed)
         budgets = args.budgets or ([256] if args.quick else [384, 512])
-        return [Plan("ledger", budgets, args.problems or (8 if args.quick else 24), sampling, 1, settings)]
+        # Questions ask for facts that nothing has looked at before: without the prompt every method only guesses.
+        keep = True if args.keep_prompt is None else args.keep_prompt
+        return [Plan("ledger", budgets, args.problems or (8 if args.quick else 24), sampling, 1, settings, keep)]
     # As DeepSeek's model cards and R-KV's paper: temperature 0.6, top-p 0.95, chains of up to 32,768 tokens.
     longest = args.max_new_tokens or (2048 if args.quick else 32_768)
     sampling = Sampling(0.6, 0.95, longest, args.seed)
@@ -64,7 +69,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     for task, budgets, few in (("math500", [128, 256, 512, 1024], 8), ("aime24", [256, 512, 1024, 2048], 2)):
         if task in args.tasks:
             count = args.problems or (few if args.quick else None)
-            made.append(Plan(task, args.budgets or budgets, count, sampling, args.samples))
+            made.append(Plan(task, args.budgets or budgets, count, sampling, args.samples, None, args.keep_prompt))
     return made
 
 
@@ -77,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--budgets", type=options.comma(options.positive), metavar="N,N")
     parser.add_argument("--problems", type=options.positive, metavar="N")
     parser.add_argument("--tasks", type=options.comma(_task), default=TASKS, metavar="A,B", help="of real checkpoints")
-    parser.add_argument("--max-new-tokens", type=options.positive, metavar="N", help="of a chain (1280; real: 32768)")
+    parser.add_argument("--max-new-tokens", type=options.positive, metavar="N", help="of a chain (1600; real: 32768)")
+    keep = parser.add_mutually_exclusive_group()
+    keep.add_argument("--keep-prompt", action="store_true", default=None, help="evict it last (default with ledger)")
+    keep.add_argument("--drop-prompt", dest="keep_prompt", action="store_false", help="treat it as any other text")
     parser.add_argument("--samples", type=options.positive, default=8, metavar="K", help="of real checkpoints (8)")
     parser.add_argument("--batch-size", type=options.positive, default=64, metavar="N")
     parser.add_argument("--seed", type=options.natural, default=0)
@@ -98,7 +106,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     for plan, study in [(x, study_of(args, x, folder)) for x in plans(args)]:
         study.waves.tokens = 256 if args.quick else study.waves.tokens
         methods = args.methods or (QUICK if args.quick else METHODS)
-        wanted = study.with_wave(cells(methods, plan.budgets, [], Config(method="full")))
+        wanted = study.with_wave(cells(methods, plan.budgets, [], Config(method="full", keep_prompt=plan.keep_prompt)))
         with options.bar(out) as progress:
             task = progress.add_task(plan.task, total=None)
             study.run(wanted, lambda done, total, task=task: progress.update(task, completed=done, total=total))
@@ -138,8 +146,10 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
         where = f"{machine['processor']}, {machine['cpus']} CPUs, torch {versions['torch']}"
         lines.append(f"{made['created']}: {where}, transformers {versions['transformers']};")
         count = summary.rows[0].problems
-        lines.append(f"{count} problems, {made['samples']} sample(s) each, temperature {made['temperature']:g},")
-        lines.append(f"at most {made['max_new_tokens']} tokens. Generations: `{plan.task}.jsonl.gz`.\n")
+        said = f" ({', '.join(plan.settings)})" if plan.settings else ""
+        lines.append(f"{count} problems{said}, {made['samples']} sample(s) each, temperature {made['temperature']:g},")
+        lines.append(f"at most {made['max_new_tokens']} tokens; the prompt {PROMPT[plan.keep_prompt]}.")
+        lines.append(f"Generations: `{plan.task}.jsonl.gz`.\n")
         lines += [f"> **Warning:** {x}\n" for x in summary.warnings]
         lines += [_grid(plan, summary), f"![accuracy over budget]({plan.task}.png)\n"]
         lines.append(f"All figures: [{plan.task}.md]({plan.task}.md).\n")

@@ -41,8 +41,8 @@ class Config:
         interval: tokens between two cuts; None: the method's own (128, StreamingLLM 1).
         window: newest tokens that always stay, whose queries score the others.
         scorer, layers, heads: replace the method's scorer, layer allocator and head allocator; each a name ("rkv",
-            "importance", "recency", "random" / "uniform", "wave", "pyramid" / "uniform", "route", "pooled") or another
-            method's name, whose part is taken.
+            "rkv-centred", "importance", "recency", "random" / "uniform", "wave", "pyramid" / "uniform", "route",
+            "pooled") or another method's name, whose part is taken.
         keep_prompt: evict tokens of the prompt last. The prompt is the first step and the steps of several tokens right
             after it: a prompt fed in chunks counts as one, but for a last chunk of a single token.
         sinks: evict the first tokens last. None, for both: the method's own.

@@ -113,7 +113,7 @@ class Cutter:
         scores = self._scores(layer, row, np.maximum(slots - self.config.window, 0))
         if self.smoother is not None:
             scores = [self._smooth(layer, row, h, x) for h, x in enumerate(scores)]
-        shares = self._shares(layer, row, scores, total)
+        shares = self._shares(layer, row, scores, total, protect)
         what = f"head budgets of method {self.config.method!r}"
         budgets[row] = checked_shares(what, shares, layer.heads, self.config.window, total)
         while missing := layer.held.evict(row, budgets[row], np.concatenate(scores), protect, lost[row]):
@@ -133,9 +133,18 @@ class Cutter:
         positions = np.frombuffer(layer.held.positions(row, head), np.int32)[: len(scores)]
         return self.smoother.smooth(row, layer.order, head, positions, scores) if self.smoother else scores
 
-    def _shares(self, layer: RaggedLayer, row: int, scores: list[Floats], total: int) -> Any:
-        """Budgets of a layer's heads that sum to `total`."""
-        return self.method.head_budgets(scores, total, self.config)
+    def _shares(self, layer: RaggedLayer, row: int, scores: list[Floats], total: int, protect: int) -> Any:
+        """Budgets of a layer's heads that sum to `total`. As in C, what all heads evict last is not routed."""
+        base = 0 if self.method.routes_in_python else self._spared(layer, row, scores, total, protect)
+        rest = self.method.head_budgets([x[base:] for x in scores], total - base * layer.heads, self.config)
+        return rest + base if base else rest
+
+    def _spared(self, layer: RaggedLayer, row: int, scores: list[Floats], total: int, protect: int) -> int:
+        held = [
+            int(np.searchsorted(np.frombuffer(layer.held.positions(row, h), np.int32)[: len(x)], protect))
+            for h, x in enumerate(scores)
+        ]
+        return max(0, min(total // layer.heads - self.config.window, *held))
 
     def _python_scores(self, layer: RaggedLayer, row: int, head: int, older: int) -> Floats:
         view = HeadView(

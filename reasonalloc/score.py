@@ -10,8 +10,8 @@ import torch
 
 from reasonalloc import _core
 
-SCORERS = {"rkv": 0, "importance": 1, "recency": 2, "random": 3}
-ATTENTION_SCORERS = ("rkv", "importance")  # those that the window's queries have a part in
+SCORERS = {"rkv": 0, "importance": 1, "recency": 2, "random": 3, "rkv-centred": 4}
+ATTENTION_SCORERS = ("rkv", "importance", "rkv-centred")  # those that the window's queries have a part in
 
 Floats = npt.NDArray[np.float32]
 
@@ -51,14 +51,21 @@ def _like(x: Any, result: Floats) -> Any:
     return torch.from_numpy(result) if isinstance(x, torch.Tensor) else result
 
 
-def rkv(queries: Any, keys: Any, alpha: float = 0.1, threshold: float = 0.5, kernel: int = 7) -> Any:
+def rkv(
+    queries: Any, keys: Any, alpha: float = 0.1, threshold: float = 0.5, kernel: int = 7, *, centred: bool = False
+) -> Any:
     """R-KV's score of the older tokens (arXiv 2505.24133): alpha * importance - (1 - alpha) * redundancy.
+
+    centred: plus (1 - alpha) / n, so that redundancy counts from its mean. The order within a head is the same; heads
+    of different n become comparable, which online routing needs: a softmax over more tokens gives each of them less, so
+    that of two like heads the one with more slots would win the next ones too.
 
     queries: [Hq, w, d], the queries of the newest w tokens; keys: [H, n, d], oldest first. Returns float32 [H, n - w],
     a tensor if keys is one, else an array; higher stays. Raises ValueError for shapes that do not fit or numbers that
     are not finite.
     """
-    return _like(keys, _run(queries, keys, "rkv", alpha, threshold, kernel)[0])
+    scorer = "rkv-centred" if centred else "rkv"
+    return _like(keys, _run(queries, keys, scorer, alpha, threshold, kernel)[0])
 
 
 def importance(queries: Any, keys: Any, kernel: int = 7) -> Any:

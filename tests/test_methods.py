@@ -114,9 +114,9 @@ def test_mixtures_are_the_methods_made_of_them():
         ("pyramidkv", {"scorer": "importance", "layers": "pyramid"}),
         ("pyramid-rkv", {"layers": "pyramidkv"}),
         ("adakv", {"scorer": "snapkv", "heads": "adakv"}),
-        ("reasonalloc-route", {"heads": "route"}),
+        ("reasonalloc-route", {"scorer": "rkv-centred", "heads": "route"}),
         ("reasonalloc-wave", {"layers": "wave"}),
-        ("reasonalloc", {"layers": "reasonalloc", "heads": "reasonalloc"}),
+        ("reasonalloc", {"scorer": "reasonalloc", "layers": "reasonalloc", "heads": "reasonalloc"}),
         ("random", {"scorer": "random", "keep_prompt": True}),
     ]:
         _, mixed = run(model, config_of("rkv", **parts), new=9)
@@ -169,6 +169,23 @@ def test_random_is_fair():
     assert (counts[56:] == 150).all()
     assert np.abs(counts[:56] / 150 - 20 / 56).max() < 0.2
     assert abs(counts[:28].mean() - counts[28:56].mean()) < 15
+
+
+@pytest.mark.parametrize("heads", ["route", "pooled"])
+@pytest.mark.parametrize("scorer", ["rkv", "rkv-centred", "importance", "random"])
+def test_routing_takes_no_kept_prompt_from_a_head(heads, scorer):
+    """Prompt and window fit in the mean head's budget, so every head has them; C and Python agree on the rest."""
+    config = config_of("rkv", scorer=scorer, heads=heads, keep_prompt=True, lo=0.0, mu=0.0, safeguard=0.0)
+    model = models.tiny("llama-mha")
+    cache, kept = run(model, config, prompt=12, new=60)
+    counts = {len(head) for head in kept[-1][-1]}
+    assert len(counts) > 1  # heads did get budgets of their own
+    for head in itertools.chain(*kept[-1]):
+        assert head[:12] == list(range(12)) and head[-4:] == list(range(68, 72))
+    traced = ra.ReasonAllocCache(model, config, record=True)  # which routes in Python
+    for i in range(61):
+        models.step(model, traced, models.prompt(12 if i == 0 else 1, seed=i))
+    assert np.array_equal(traced.slots(), cache.slots())
 
 
 def test_keep_prompt_evicts_the_prompt_last():

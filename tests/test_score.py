@@ -88,6 +88,22 @@ def test_scores_are_the_published_ones(isa, n, kind):
     check(*inputs(n, kind=kind))
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("n", SIZES)
+def test_centred_scores_lie_by_the_mean_redundancy_higher(isa, n, alpha):
+    queries, keys = inputs(n, heads=2)
+    plain, centred = (ra.score.rkv(queries, keys, alpha, centred=x) for x in (False, True))
+    np.testing.assert_allclose(centred, plain + (1 - alpha) / n, rtol=1e-5, atol=1e-7)
+
+
+def test_routing_by_centred_scores_does_not_favour_the_head_with_more_slots():
+    """Two heads with keys of one kind, one with three times the tokens: by the published score it takes all."""
+    for centred, least, most in ((False, 8, 8), (True, 40, 60)):  # the window alone; a quarter
+        scores = [ra.score.rkv(*inputs(n), alpha=0.0, centred=centred)[0] for n in (96, 288)]
+        own = ra.allocate.route(scores, 200, window=8, gamma=1.0, mu=0.0, lo=0.0)[0]
+        assert least <= own <= most, (centred, own)
+
+
 @pytest.mark.parametrize("group", [1, 3, 4, 8])
 @pytest.mark.parametrize("window", [1, 8])
 def test_groups_and_windows(isa, group, window):

@@ -32,20 +32,40 @@ static int64_t list_tasks(const ra_layer *layer, const int64_t *totals, ra_score
     return count;
 }
 
+/* The tokens that every head of the row evicts last and still holds, as far as `total` has room for them. Routing shares
+ * out what is beyond them: a head must not lose the prompt because others score higher. */
+static int64_t spared(const ra_layer *layer, int64_t row, int64_t total, int64_t protect_below)
+{
+    int64_t least = total / layer->kv_heads - layer->window;
+    for (int64_t h = 0; h < layer->kv_heads && least > 0; h++) {
+        const ra_head *head = ra_head_at(layer, row, h);
+        int64_t held = 0, most = ra_min(least, older_tokens(layer, row, h));
+        while (held < most && head->positions[held] < protect_below)
+            held++;
+        least = held;
+    }
+    return ra_max(0, least);
+}
+
 static ra_status cut_row(ra_layer *layer, const ra_score_task *tasks, int64_t total, int64_t protect_below,
                          const ra_route_config *route, int64_t *budgets, double *lost, ra_parallel parallel,
                          int64_t *missing)
 {
     int64_t H = layer->kv_heads, row = tasks[0].row, start = ra_now_ns();
+    int64_t base = spared(layer, row, total, protect_below);
     const float **scores = ra_new(H, sizeof *scores);
     int64_t *counts = ra_new(H, sizeof *counts), *fresh = ra_new(H, sizeof *fresh);
     ra_status status = scores && counts && fresh ? RA_OK : RA_ERR_NO_MEMORY;
     if (status == RA_OK) {
         for (int64_t h = 0; h < H; h++) {
-            scores[h] = tasks[h].out;
-            counts[h] = older_tokens(layer, row, h);
+            scores[h] = tasks[h].out + base;
+            counts[h] = older_tokens(layer, row, h) - base;
         }
-        status = ra_route(scores, counts, H, layer->window, total, route, fresh);
+        status = ra_route(scores, counts, H, layer->window, total - H * base, route, fresh);
+        for (int64_t h = 0; h < H; h++) {
+            scores[h] = tasks[h].out;
+            fresh[h] += base;
+        }
         layer->times.route_ns += ra_now_ns() - start;
     }
     if (status == RA_OK)

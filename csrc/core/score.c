@@ -6,26 +6,29 @@
 #include "internal.h"
 #include "score.h"
 
+static bool by_position(ra_scorer scorer) { return scorer == RA_SCORE_RECENCY || scorer == RA_SCORE_RANDOM; }
+
 static ra_status check(const ra_score_config *c)
 {
-    if (!c || c->scorer < RA_SCORE_RKV || c->scorer > RA_SCORE_RANDOM || !(c->alpha >= 0 && c->alpha <= 1) ||
+    if (!c || c->scorer < RA_SCORE_RKV || c->scorer > RA_SCORE_RKV_CENTRED || !(c->alpha >= 0 && c->alpha <= 1) ||
         isnan(c->threshold) || c->kernel < 1 || c->kernel % 2 == 0)
         return RA_ERR_ARGUMENT;
     return RA_OK;
 }
 
-/* alpha * importance - (1 - alpha) * redundancy; the buffers may be NULL and then are made here. */
+/* alpha * importance - (1 - alpha) * redundancy, less the latter's mean if centred; redundancy may be NULL. */
 static ra_status score_by_attention(const ra_span *span, const float *queries, int64_t count, int64_t group,
                                     int64_t older, const float *noted, ra_known *known, const ra_score_config *c,
                                     float *out, float *redundancy)
 {
     ra_status status = noted ? ra_importance_from(noted, count, older, c->kernel, out)
                              : ra_importance(span, queries, count, group, older, c->kernel, out);
-    if (status == RA_OK && c->scorer == RA_SCORE_RKV) {
+    if (status == RA_OK && c->scorer != RA_SCORE_IMPORTANCE) {
+        float level = c->scorer == RA_SCORE_RKV_CENTRED ? 1 / (float)span->slots : 0;
         float *r = redundancy ? redundancy : ra_new(span->slots, sizeof *r);
         status = r ? ra_redundancy(span, known, c->threshold, r) : RA_ERR_NO_MEMORY;
         for (int64_t i = 0; status == RA_OK && i < older; i++)
-            out[i] = c->alpha * out[i] - (1 - c->alpha) * r[i];
+            out[i] = c->alpha * out[i] - (1 - c->alpha) * (r[i] - level);
         if (!redundancy)
             free(r);
     }
@@ -66,7 +69,7 @@ static ra_status score_head(const ra_layer *layer, int64_t row, int64_t head, co
     int64_t older = ra_max(0, h->slots - layer->window);
     if (!older)
         return RA_OK;
-    if (c->scorer == RA_SCORE_RECENCY || c->scorer == RA_SCORE_RANDOM) {
+    if (by_position(c->scorer)) {
         for (int64_t i = 0; i < older; i++)
             out[i] = c->scorer == RA_SCORE_RECENCY ? (float)h->positions[i]
                                                    : hash_to_unit(c->seed, head, h->positions[i]);
@@ -135,7 +138,7 @@ ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, co
     if (status != RA_OK)
         return status;
     if (!queries || !keys || !out || group < 1 || window < 1 || tokens < window || head_dim < 1 ||
-        head_dim > RA_MAX_HEAD_DIM || config->scorer > RA_SCORE_IMPORTANCE)
+        head_dim > RA_MAX_HEAD_DIM || by_position(config->scorer))
         return RA_ERR_ARGUMENT;
     int64_t pages = ra_pages_for(tokens), page_floats = 2 * PAGE * head_dim, older = tokens - window;
     if (!ra_all_finite(RA_F32, keys, tokens * head_dim) || !ra_all_finite(RA_F32, queries, group * window * head_dim))

@@ -164,7 +164,9 @@ typedef enum ra_scorer {
     RA_SCORE_RKV = 0,    /* alpha * importance - (1 - alpha) * redundancy, arXiv 2505.24133 */
     RA_SCORE_IMPORTANCE, /* attention of the window queries, max-pooled: SnapKV's, arXiv 2404.14469 */
     RA_SCORE_RECENCY,    /* the position itself: StreamingLLM's, arXiv 2309.17453 */
-    RA_SCORE_RANDOM      /* hash of (seed, head, position): the same in every row */
+    RA_SCORE_RANDOM,     /* hash of (seed, head, position): the same in every row */
+    RA_SCORE_RKV_CENTRED /* alpha * importance + (1 - alpha) * (1 / N - redundancy), N the head's slots: the same order
+                            within a head, and a level that does not depend on how many slots the head has */
 } ra_scorer;
 
 typedef struct ra_score_config {
@@ -184,7 +186,7 @@ typedef struct ra_score_config {
 ra_status ra_layer_score(const ra_layer *layer, int64_t row, const ra_score_config *config, float *const *out,
                          ra_parallel parallel);
 /* The same for one head given densely: queries [group, W, D], keys [N, D] float32 -> out [N - W]. redundancy may be
- * NULL or [N] (softmaxed), importance NULL or [N - W] (pooled). RA_SCORE_RKV or RA_SCORE_IMPORTANCE only. */
+ * NULL or [N] (softmaxed), importance NULL or [N - W] (pooled). Not RA_SCORE_RECENCY or RA_SCORE_RANDOM. */
 ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, const float *keys, int64_t tokens,
                          int64_t head_dim, const ra_score_config *config, float *out, float *importance,
                          float *redundancy);

@@ -104,6 +104,14 @@ def _parts(around: Around) -> list[Cell]:
     return [around.cell(x) for x in ("rkv", "reasonalloc-wave", "reasonalloc-route", "reasonalloc")]
 
 
+@_enter("centred", "What does routing do with R-KV's score as published, whose level depends on a head's slots?")
+def _centred(around: Around) -> list[Cell]:
+    found = []
+    for method in ("reasonalloc-route", "reasonalloc"):
+        found += [around.cell(method), around.cell(method, said="score=as-published", scorer="rkv")]
+    return found
+
+
 @_enter("prompt", "What does it change that the prompt is evicted last?")
 def _prompt(around: Around) -> list[Cell]:
     found = []

@@ -9,7 +9,7 @@ from reasonalloc.methods.table import register
 @register("reasonalloc-route")
 @dataclass(frozen=True)
 class ReasonAllocRoute(Method):
-    """ReasonAlloc's head routing alone: every layer has the same total."""
+    """ReasonAlloc's head routing alone: every layer has the same total. The score is centred as `reasonalloc`'s."""
 
-    scorer: str = "rkv"
+    scorer: str = "rkv-centred"
     heads: str = "route"

@@ -156,7 +156,7 @@ class _ReplayCutter(Cutter):
         budgets = self._trace.budgets[self._cut_at(layer), layer.order]
         return np.array([self._everything if (budgets < 0).any() else budgets.sum()], dtype=np.int64)
 
-    def _shares(self, layer: RaggedLayer, row: int, scores: list[Floats], total: int) -> Any:
+    def _shares(self, layer: RaggedLayer, row: int, scores: list[Floats], total: int, protect: int) -> Any:
         return self._trace.budgets[self._cut_at(layer), layer.order]
 
     def _scores(self, layer: RaggedLayer, row: int, older: npt.NDArray[np.int64]) -> list[Floats]:
