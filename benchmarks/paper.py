@@ -104,7 +104,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """Makes what is missing of all tables and writes them; a table that cannot be made is an error at the start."""
     out, parts = options.wide_console(), []
     for plan, study in [(x, study_of(args, x, folder)) for x in plans(args)]:
-        study.waves.tokens = 256 if args.quick else study.waves.tokens
+        study.waves.tokens = 128 if args.quick else study.waves.tokens
         methods = args.methods or (QUICK if args.quick else METHODS)
         wanted = study.with_wave(cells(methods, plan.budgets, [], Config(method="full", keep_prompt=plan.keep_prompt)))
         with options.bar(out) as progress:

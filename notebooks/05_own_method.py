@@ -41,7 +41,7 @@ from reasonalloc.wave import encode_prompt
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder
-TEXTS, PROBLEMS, TOKENS, BUDGETS = (2, 2, 24, (16, 32)) if SMALL else (2, 4, 512, (96, 192))
+TEXTS, PROBLEMS, TOKENS, BUDGETS = (2, 2, 24, (16, 32)) if SMALL else (2, 8, 512, (192, 256))
 INTERVAL = 16 if SMALL else 64
 
 OUT = Path("notebooks-out")
@@ -81,7 +81,7 @@ METHODS = ("value-aware", "rkv")
 # %%
 study = Study(
     folder=OUT / ("own-method-small" if SMALL else "own-method"),
-    source=Source(MODEL),
+    source=Source(MODEL, "bfloat16"),
     task="ledger",
     items=tasks.items("ledger", count=PROBLEMS, settings=["plain"]),
     sampling=Sampling(max_new_tokens=TOKENS),
@@ -96,7 +96,8 @@ texts = [
     )
     for x in ledger.problems(TEXTS, "notebook", ledger.GRID["plain"])
 ]
-wanted = cells(METHODS, BUDGETS, [], ra.Config(method="full", interval=INTERVAL))
+base = ra.Config(method="full", interval=INTERVAL, keep_prompt=True)  # questions ask for what is in the prompt
+wanted = cells(METHODS, BUDGETS, [], base)
 fidelity = evaluate_fidelity(model, texts, [x.config for x in wanted])
 
 plots.fidelity(fidelity, OUT / "own-method-fidelity.png")
@@ -109,7 +110,7 @@ display(Image(OUT / "own-method-fidelity.png"))
 # done, and whether something is badly wrong.
 
 # %%
-asked = cells(("full", *METHODS), BUDGETS[-1:], [], ra.Config(method="full", interval=INTERVAL))
+asked = cells(("full", *METHODS), BUDGETS[-1:], [], base)
 study.run(asked, lambda done, total: print(f"\r{done} of {total} chains", end=""))
 summary = study.summary(asked)
 display(Markdown(summary.markdown()))

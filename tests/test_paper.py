@@ -37,6 +37,7 @@ def test_a_table(folder, tmp_path, monkeypatch):  # noqa: F811
     text = Path("out/README.md").read_text()
     assert "| reasonalloc |" in text and "61.4%" in text and "Tokens/s with wave and routing" in text
     assert "Warning" in text  # nothing is known of this model
+    assert "the prompt is treated as each method has it" in text
     rows = json.loads(Path("out/math500.json").read_text())["rows"]
     assert [x["cell"] for x in rows][:3] == ["full", "reasonalloc 128", "reasonalloc 160"]
     assert len(list(read("out/math500.jsonl.gz"))) == 5 * 4
