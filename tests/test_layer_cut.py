@@ -28,7 +28,7 @@ pytestmark = pytest.mark.core
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scorer", [0, 1, 2, 3])
+@pytest.mark.parametrize("scorer", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("allocator", [0, 1, 2])
 def test_compress_is_score_route_and_evict(isa, dtype, scorer, allocator):
     shape = rows, heads, _group, _dim = (3, 3, 2, 24)
@@ -45,8 +45,10 @@ def test_compress_is_score_route_and_evict(isa, dtype, scorer, allocator):
     pool, layer = pairs[1]
     flat = np.empty(heads * 86, np.float32)
     layer.score(0, score, flat)
+    beyond = np.concatenate([x[10:] for x in np.split(flat, heads)])  # what is protected is not routed
     expected = np.empty(heads, np.int64)
-    _core.route(flat, np.full(heads, 86, np.int64), 4, 120, route, expected)
+    _core.route(beyond, np.full(heads, 76, np.int64), 4, 120 - 10 * heads, route, expected)
+    expected += 10
     lost_apart = evict(pool, layer, 0, expected, np.split(flat, heads), 10)
     assert budgets[0].tolist() == expected.tolist()
     assert (budgets[1:] == -7).all()
