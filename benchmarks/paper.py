@@ -83,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--problems", type=options.positive, metavar="N")
     parser.add_argument("--tasks", type=options.comma(_task), default=TASKS, metavar="A,B", help="of real checkpoints")
     parser.add_argument("--max-new-tokens", type=options.positive, metavar="N", help="of a chain (1600; real: 32768)")
-    keep = parser.add_mutually_exclusive_group()
-    keep.add_argument("--keep-prompt", action="store_true", default=None, help="evict it last (default with ledger)")
-    keep.add_argument("--drop-prompt", dest="keep_prompt", action="store_false", help="treat it as any other text")
+    options.add_keep_prompt(parser, " (the default with ledger)")
     parser.add_argument("--samples", type=options.positive, default=8, metavar="K", help="of real checkpoints (8)")
     parser.add_argument("--batch-size", type=options.positive, default=64, metavar="N")
     parser.add_argument("--seed", type=options.natural, default=0)
@@ -104,7 +102,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """Makes what is missing of all tables and writes them; a table that cannot be made is an error at the start."""
     out, parts = options.wide_console(), []
     for plan, study in [(x, study_of(args, x, folder)) for x in plans(args)]:
-        study.waves.tokens = 128 if args.quick else study.waves.tokens
+        if args.quick:
+            study.waves.tokens = 128
         methods = args.methods or (QUICK if args.quick else METHODS)
         wanted = study.with_wave(cells(methods, plan.budgets, [], Config(method="full", keep_prompt=plan.keep_prompt)))
         with options.bar(out) as progress:

@@ -38,9 +38,7 @@ def add(kinds: Any) -> None:
     cache.add_argument(
         "--profile", metavar="FILE", help="layer wave (default: measured on four other problems of the task)"
     )
-    keep = cache.add_mutually_exclusive_group()
-    keep.add_argument("--keep-prompt", action="store_true", default=None, help="evict the prompt last, in all methods")
-    keep.add_argument("--drop-prompt", dest="keep_prompt", action="store_false", help="treat it as any other text")
+    options.add_keep_prompt(cache)
     parser.set_defaults(run=run)
 
 

@@ -120,6 +120,15 @@ def add_interval(parser: Any) -> None:
     parser.add_argument("--interval", type=positive, metavar="TOKENS", help="between two cuts (default: the method's)")
 
 
+def add_keep_prompt(parser: Any, note: str = "") -> None:
+    """keep_prompt: True, False, or None for each method's own."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--keep-prompt", action="store_true", default=None, help=f"evict the prompt last, in all methods{note}"
+    )
+    group.add_argument("--drop-prompt", dest="keep_prompt", action="store_false", help="treat it as any other text")
+
+
 def add_profile(parser: Any) -> None:
     parser.add_argument(
         "--profile", metavar="FILE", help="layer wave of `reasonalloc profile` (default: measured on the prompt)"
