@@ -37,7 +37,7 @@ from reasonalloc.evaluate.study import Study
 from reasonalloc.evaluate.texts import Text
 from reasonalloc.evaluate.workers import Source
 from reasonalloc.tasks import ledger
-from reasonalloc.wave import encode_prompt
+from reasonalloc.tokens import encode_prompt
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
+from tqdm.auto import tqdm
+from transformers import StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from reasonalloc.tokens import encode_prompt, ends
 
 SCHEMA = 1
 MOST_PROMPTS = 8
@@ -143,18 +148,6 @@ def measure(model: Any, ids: torch.Tensor, rho: float = 0.93, queries: int = PRO
     return {i: layer.demand for i, layer in enumerate(layers) if isinstance(layer, _ProbeLayer)}
 
 
-def encode_prompt(tokenizer: Any, prompt: str, device: Any) -> torch.Tensor:
-    """Token ids [1, n] of a question, in the tokenizer's chat template where it has one."""
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
-    else:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-    return ids.to(device)  # type: ignore[no-any-return]
-
-
 def profile(
     model: Any,
     tokenizer: Any,
@@ -167,8 +160,9 @@ def profile(
 ) -> WaveProfile:
     """Measures the layer wave of a model on at most 8 prompts with their generated chains.
 
-    For each prompt a chain of up to max_new_tokens is generated greedily with the full cache; the demand of each layer
-    (`demand`) is then taken from the last `queries` tokens of prompt and chain, and averaged over the prompts.
+    For each prompt a chain of up to max_new_tokens is generated greedily with the full cache, all in one batch; the
+    demand of each layer (`demand`) is then taken from the last `queries` tokens of prompt and chain, and averaged over
+    the prompts.
     progress: show a bar on standard error. Raises ValueError for no or more than 8 prompts.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -179,18 +173,7 @@ def profile(
             f"rho must lie in (0, 1), queries and max_new_tokens be positive; got {rho}, {queries}, {max_new_tokens}"
         )
     sums: dict[int, float] = {}
-    for prompt in _bar(prompts, progress):
-        ids = encode_prompt(tokenizer, prompt, model.device)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        with torch.no_grad():
-            chain = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=pad,
-                past_key_values=DynamicCache(config=model.config),
-            )
+    for chain in _chains(model, tokenizer, prompts, max_new_tokens, progress):
         for layer, value in measure(model, chain, rho, queries).items():
             sums[layer] = sums.get(layer, 0.0) + value / len(prompts)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -210,9 +193,26 @@ def profile(
     return WaveProfile(tuple(sums.values()), tuple(sums), fingerprint(model), rho, source)
 
 
-def _bar(items: Sequence[str], show: bool) -> Iterable[str]:
-    if not show:
-        return items
-    from tqdm.auto import tqdm
+def _chains(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, progress: bool) -> Iterator[torch.Tensor]:
+    """Token ids [1, n] of each prompt with its greedy chain, end token included; all are generated in one batch."""
+    every = [encode_prompt(tokenizer, prompt, model.device)[0] for prompt in prompts]
+    stop = sorted(ends(model, tokenizer))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    longest = max(len(ids) for ids in every)
+    ids = torch.stack([F.pad(x, (longest - len(x), 0), value=pad) for x in every])
+    mask = torch.stack([F.pad(torch.ones_like(x), (longest - len(x), 0)) for x in every])
+    with torch.no_grad(), tqdm(desc="measuring the wave", unit="token", total=most, disable=not progress) as bar:
 
-    return tqdm(items, desc="measuring the wave", unit="prompt")  # type: ignore[no-any-return]
+        def step(now: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            bar.update()
+            return torch.zeros(len(now), dtype=torch.bool, device=now.device)
+
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=pad,
+            eos_token_id=stop or None, past_key_values=DynamicCache(config=model.config),
+            stopping_criteria=StoppingCriteriaList([step]),
+        )  # fmt: skip
+    ended = torch.isin(out[:, longest:], torch.tensor(stop, dtype=out.dtype, device=out.device))
+    for row, own, end in zip(out, every, ended, strict=True):
+        made = int(end.int().argmax()) + 1 if end.any() else out.shape[1] - longest
+        yield row[None, longest - len(own) : longest + made]

@@ -42,17 +42,17 @@ def test_every_ablation_has_cells_that_differ(name):
 
 def test_the_default_is_the_plain_cell():
     around = Around(FakeWaves(), budget=48)
-    for name in ("alpha", "interval", "mu", "gamma", "window", "ema", "rho", "wave", "parts", "profile", "prompt"):
+    for name in ("alpha", "interval", "mu", "gamma", "window", "ema", "rho", "parts", "profile", "prompt"):
         plain = {x.name: x for x in cells_of(ABLATIONS[name], around)}["reasonalloc 48"]
         assert plain.hash == around.cell().hash
 
 
 def test_permuted_waves_hold_the_same_demands():
     cells = {x.name: x.config for x in cells_of(ABLATIONS["wave"], Around(FakeWaves(), budget=48))}
-    wave = cells["reasonalloc 48"].profile.demand
-    assert cells["reasonalloc 48 wave=reversed"].profile.demand == wave[::-1]
+    wave = cells["reasonalloc-wave 48"].profile.demand
+    assert cells["reasonalloc-wave 48 wave=reversed"].profile.demand == wave[::-1]
     for i in range(3):
-        assert sorted(cells[f"reasonalloc 48 wave=permuted-{i}"].profile.demand) == sorted(wave)
+        assert sorted(cells[f"reasonalloc-wave 48 wave=permuted-{i}"].profile.demand) == sorted(wave)
 
 
 @pytest.mark.slow

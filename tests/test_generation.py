@@ -10,8 +10,9 @@ import torch
 from models import prompt, tiny
 
 import reasonalloc as ra
-from reasonalloc.evaluate.generation import Sampling, ends, generate
+from reasonalloc.evaluate.generation import Sampling, generate, not_applied
 from reasonalloc.evaluate.records import Record, Records, pack, read
+from reasonalloc.tokens import ends
 
 FULL = ra.Config(method="full")
 SMALL = ra.Config(method="rkv", budget=24, interval=8)
@@ -110,6 +111,17 @@ def test_end_tokens():
     model.generation_config.eos_token_id = [1, 2]
     assert ends(model, Tokenizer) == {1, 2}
     model.generation_config.eos_token_id = None
+
+
+def test_what_the_generation_config_asks_beyond_is_named():
+    model = tiny()
+    assert not_applied(model) == {}
+    try:
+        model.generation_config.update(top_k=20, repetition_penalty=1.05, temperature=0.6, top_p=0.95, do_sample=True)
+        assert not_applied(model) == {"top_k": 20, "repetition_penalty": 1.05}
+    finally:
+        model.generation_config.update(top_k=None, repetition_penalty=None, temperature=None, top_p=None)
+        model.generation_config.do_sample = None
 
 
 # ---- records -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from reasonalloc.tasks.ledger import GRID, MOST, NAMES, Dials, Ledger, problem, relative
-from reasonalloc.wave import encode_prompt
+from reasonalloc.tokens import encode_prompt
 
 SPLIT = "train"  # the seed's first word; `reasonalloc evaluate` uses another
 SUM_WEIGHT = 4.0

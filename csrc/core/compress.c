@@ -38,11 +38,8 @@ static int64_t spared(const ra_layer *layer, int64_t row, int64_t total, int64_t
 {
     int64_t least = total / layer->kv_heads - layer->window;
     for (int64_t h = 0; h < layer->kv_heads && least > 0; h++) {
-        const ra_head *head = ra_head_at(layer, row, h);
-        int64_t held = 0, most = ra_min(least, older_tokens(layer, row, h));
-        while (held < most && head->positions[held] < protect_below)
-            held++;
-        least = held;
+        int64_t most = ra_min(least, older_tokens(layer, row, h));
+        least = ra_protected(ra_head_at(layer, row, h), protect_below, most);
     }
     return ra_max(0, least);
 }

@@ -64,7 +64,7 @@ static ra_status plan_head(const evict_job *job, int64_t h, plan *p)
 {
     const ra_layer *layer = job->layer;
     const ra_head *head = ra_head_at(layer, job->row, h);
-    int64_t n = head->slots, window = ra_min(layer->window, n), older = n - window, protect = 0;
+    int64_t n = head->slots, window = ra_min(layer->window, n), older = n - window;
     *p = (plan){.keep = n};
     if (job->budgets[h] >= n)
         return RA_OK;
@@ -74,8 +74,7 @@ static ra_status plan_head(const evict_job *job, int64_t h, plan *p)
     p->slots = ra_new(p->keep, sizeof *p->slots);
     if (!p->slots)
         return RA_ERR_NO_MEMORY;
-    while (protect < older && head->positions[protect] < job->protect_below)
-        protect++;
+    int64_t protect = ra_protected(head, job->protect_below, older);
     ra_status status = ra_select(job->scores[h], older, p->keep - window, protect, p->slots);
     if (status != RA_OK)
         return status;

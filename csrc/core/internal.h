@@ -97,6 +97,14 @@ static inline ra_head *ra_head_at(const ra_layer *layer, int64_t row, int64_t he
 {
     return &layer->heads[row * layer->kv_heads + head];
 }
+/* How many of a head's first `most` tokens stand before position `below`: those are evicted last. */
+static inline int64_t ra_protected(const ra_head *head, int64_t below, int64_t most)
+{
+    int64_t count = 0;
+    while (count < most && head->positions[count] < below)
+        count++;
+    return count;
+}
 /* Importance, summed over the row's window queries, if all of them have been noted; else NULL. */
 const float *ra_noted_importance(const ra_layer *layer, int64_t row, const ra_head *head);
 /* Attention mass of the newest query if it has been noted; else NULL. */

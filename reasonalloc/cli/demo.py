@@ -24,7 +24,7 @@ from reasonalloc.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.methods import methods
 from reasonalloc.problems import find, math500
 from reasonalloc.provenance import provenance
-from reasonalloc.wave import encode_prompt
+from reasonalloc.tokens import encode_prompt
 
 SCHEMA = 1
 MOST_CUT_SHARE = 0.02  # of the decode time that scoring, routing and evicting may take

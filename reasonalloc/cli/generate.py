@@ -15,7 +15,7 @@ from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.cli import options
 from reasonalloc.cli.stream import PrintWatch, Watch
 from reasonalloc.provenance import provenance
-from reasonalloc.wave import encode_prompt
+from reasonalloc.tokens import encode_prompt
 
 
 def add(subparsers: Any) -> None:

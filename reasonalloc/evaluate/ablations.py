@@ -85,17 +85,18 @@ def _rho(around: Around) -> list[Cell]:
 
 @_enter("wave", "Is it the wave, or would any layer budgets do?")
 def _wave(around: Around) -> list[Cell]:
+    # Without routing: nothing moves slots but the layers' budgets. R-KV has a flat wave, pyramid-rkv PyramidKV's.
     wave = around.waves.get()
-    made = [
-        around.cell(),
-        around.cell(layers="uniform", said="wave=flat"),
-        around.cell(layers="pyramid", said="wave=pyramid"),
-    ]
-    made.append(around.cell(wave=replace(wave, demand=wave.demand[::-1]), said="wave=reversed"))
+
+    def other(demand: list[float], said: str) -> Cell:
+        return around.cell("reasonalloc-wave", replace(wave, demand=tuple(demand)), f"wave={said}")
+
+    made = [around.cell(x) for x in ("rkv", "reasonalloc-wave", "pyramid-rkv")]
+    made.append(other(list(wave.demand[::-1]), "reversed"))
     for seed in range(3):
         demand = list(wave.demand)
         random.Random(f"permuted/{seed}").shuffle(demand)
-        made.append(around.cell(wave=replace(wave, demand=tuple(demand)), said=f"wave=permuted-{seed}"))
+        made.append(other(demand, f"permuted-{seed}"))
     return made
 
 

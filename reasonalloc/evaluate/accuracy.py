@@ -8,11 +8,12 @@ from typing import Any
 
 from reasonalloc.config import Config
 from reasonalloc.evaluate.fidelity import points_of
-from reasonalloc.evaluate.generation import Chain, Sampling, ends, generate
+from reasonalloc.evaluate.generation import Chain, Sampling, generate
 from reasonalloc.evaluate.grading import grade
 from reasonalloc.evaluate.records import Record
 from reasonalloc.tasks import Item
-from reasonalloc.wave import digest, encode_prompt
+from reasonalloc.tokens import encode_prompt, ends
+from reasonalloc.wave import digest
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,19 @@ class _Picker:
         return torch.searchsorted(total, aims, right=True)[:, 0].clamp(max=logits.shape[1] - 1).tolist()
 
 
-def ends(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a chain, as `generate` takes them: the generation config's, else the tokenizer's."""
-    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if given is None:
-        given = tokenizer.eos_token_id
-    return frozenset([given] if isinstance(given, int) else given or [])
+CHOOSING = (
+    "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
+    "encoder_repetition_penalty", "no_repeat_ngram_size", "min_length", "min_new_tokens", "bad_words_ids",
+    "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "guidance_scale", "exponential_decay_length_penalty",
+    "watermarking_config",
+)  # fmt: skip
+
+
+def not_applied(model: Any) -> dict[str, Any]:
+    """What a model's generation config says about the choice of tokens that `generate` here does not follow."""
+    told = getattr(model, "generation_config", None)
+    said = told.to_diff_dict() if told is not None else {}
+    return {name: said[name] for name in CHOOSING if said.get(name) is not None}
 
 
 def generate(
@@ -100,8 +107,8 @@ def generate(
 ) -> Iterator[Chain]:
     """Chains of a batch of prompts, each given out as soon as it ends; its row then leaves the batch.
 
-    prompts: (key, token ids), keys unique; shorter ones are padded on the left. stop: as `ends` gives. progress: called
-    with the number of tokens made in a step. Raises ValueError for an empty prompt.
+    prompts: (key, token ids), keys unique; shorter ones are padded on the left. stop: as `tokens.ends` gives.
+    progress: called with the number of tokens made in a step. Raises ValueError for an empty prompt.
     """
     empty = [key for key, ids in prompts if not len(ids)]
     if empty:

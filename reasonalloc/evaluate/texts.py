@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicCache
 
 from reasonalloc.files import cache_folder, replace_text
 from reasonalloc.problems import Problem
-from reasonalloc.wave import encode_prompt, fingerprint
+from reasonalloc.tokens import encode_prompt
+from reasonalloc.wave import fingerprint
 
 
 @dataclass(frozen=True)

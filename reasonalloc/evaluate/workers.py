@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reasonalloc import models
 from reasonalloc.evaluate.accuracy import Batch, run_batch
-from reasonalloc.evaluate.generation import Sampling
+from reasonalloc.evaluate.generation import Sampling, not_applied
 from reasonalloc.evaluate.records import Record
 
 INSTALL = "pip install 'reasonalloc[ray]'"
@@ -31,7 +32,11 @@ class Source:
 
             torch.set_num_threads(self.threads)
         extra = {"device_map": self.device_map} if self.device_map else {}
-        return models.load(self.model, self.dtype, **extra)
+        model, tokenizer, name = models.load(self.model, self.dtype, **extra)
+        if ignored := not_applied(model):
+            told = ", ".join(f"{key}={value}" for key, value in ignored.items())
+            warnings.warn(f"{name}: its generation config's {told} is not applied", stacklevel=2)
+        return model, tokenizer, name
 
 
 class Worker:

@@ -1,0 +1,27 @@
+"""From a question to token ids, and the tokens that end a chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def encode_prompt(tokenizer: Any, prompt: str, device: Any) -> torch.Tensor:
+    """Token ids [1, n] of a question, in the tokenizer's chat template where it has one."""
+    if getattr(tokenizer, "chat_template", None):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    else:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+    return ids.to(device)  # type: ignore[no-any-return]
+
+
+def ends(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a chain, as `generate` takes them: the generation config's, else the tokenizer's."""
+    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if given is None:
+        given = tokenizer.eos_token_id
+    return frozenset([given] if isinstance(given, int) else given or [])
