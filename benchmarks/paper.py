@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=options.positive, default=8, metavar="K", help="of real checkpoints (8)")
     parser.add_argument("--batch-size", type=options.positive, default=64, metavar="N")
     parser.add_argument("--seed", type=options.natural, default=0)
+    parser.add_argument("--regrade", action="store_true", help="grade the chains that are there again")
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS")
     parser.add_argument("--output", type=Path, help=f"folder ({RESULTS}; with --quick paper-quick)")
     args = parser.parse_args(argv)
@@ -104,6 +105,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     for plan, study in [(x, study_of(args, x, folder)) for x in plans(args)]:
         if args.quick:
             study.waves.tokens = 128
+        if args.regrade:
+            study.regrade()
         methods = args.methods or (QUICK if args.quick else METHODS)
         wanted = study.with_wave(cells(methods, plan.budgets, [], Config(method="full", keep_prompt=plan.keep_prompt)))
         with options.bar(out) as progress:

@@ -146,6 +146,7 @@ def train(folder: Path, settings: Settings, init: Path | None = None, minutes: f
             save_adapter(model, folder / "adapter")
         if stop:
             break
+    save_adapter(model, folder / "adapter")  # a kill may have come between the last checkpoint and its adapter
 
 
 def rate_at(settings: Settings, step: int, share: float) -> float:

@@ -36,8 +36,9 @@ def add(kinds: Any) -> None:
     budget.add_argument("--ratios", type=options.comma(options.share), metavar="X,X", help="shares of the full cache")
     options.add_interval(cache)
     cache.add_argument(
-        "--profile", metavar="FILE", help="layer wave (default: measured on four other problems of the task)"
-    )
+        "--profile", metavar="FILE",
+        help="layer wave (default: measured on four problems of the task, of ledger other than those judged)",
+    )  # fmt: skip
     options.add_keep_prompt(cache)
     parser.set_defaults(run=run)
 

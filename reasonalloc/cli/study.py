@@ -38,6 +38,7 @@ def add(parser: argparse.ArgumentParser, folder: str) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--batch-size", type=options.positive, default=16, metavar="N", help="(16)")
     group.add_argument("--output", metavar="DIR", default=folder, help=f"for generations and results ({folder})")
+    group.add_argument("--regrade", action="store_true", help="grade the chains that are there again, from their texts")
     group.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="spread over Ray actors")
     group.add_argument("--workers", type=options.positive, metavar="N", help="Ray actors (as many as fit)")
     group.add_argument("--gpus", type=options.not_negative, default=0.0, metavar="N", help="of each actor (0)")
@@ -67,6 +68,8 @@ def study_of(args: argparse.Namespace) -> Study:
 def run_and_report(args: argparse.Namespace, study: Study, cells: Sequence[Cell], name: str) -> None:
     """Makes what is missing, prints the table, and writes it as `name` into the study's folder."""
     out = options.console(args)
+    if args.regrade:
+        study.regrade()
     with options.bar(out) as progress:
         task: Any = progress.add_task("chains", total=None)
         study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))

@@ -25,10 +25,10 @@ class Cell:
 
     @property
     def hash(self) -> str:
-        """Of all that the config says, the profile by its content."""
-        config = self.config
-        said: dict[str, Any] = asdict(replace(config, profile=None))
-        if config.profile is not None and config.resolve().needs_wave:
+        """Of all that the config says and of the parts that its method stands for; the profile by its content."""
+        config, method = self.config, self.config.resolve()
+        said: dict[str, Any] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
+        if config.profile is not None and method.needs_wave:
             said["profile"] = [float(x) for x in config.profile.demand]
         return digest(said)
 
@@ -66,6 +66,9 @@ class Batch:
 
     cell: Cell
     jobs: tuple[Job, ...]
+
+    def without(self, item: str, sample: int) -> Batch:
+        return Batch(self.cell, tuple(x for x in self.jobs if (x.item.id, x.sample) != (item, sample)))
 
 
 def plan(
@@ -106,7 +109,7 @@ def run_batch(
 
 def _record(cell: Cell, job: Job, chain: Chain, tokenizer: Any, sampling: Sampling) -> Record:
     text = tokenizer.decode(chain.ids, skip_special_tokens=True)
-    answers, right = grade(text, job.item.answers)
+    answers, right = grade(text, job.item.answers, job.item.asked)
     return Record(
         cell=cell.name, config=cell.hash, asked=job.item.hash, item=job.item.id, group=job.item.group,
         sample=job.sample, seed=sampling.seed, prompt_tokens=chain.prompt_tokens, tokens=len(chain.ids),

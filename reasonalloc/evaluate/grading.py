@@ -16,22 +16,30 @@ from typing import IO, Any
 
 SECONDS, STARTS = 10.0, 120.0  # for one comparison; for the process to come up on a busy machine
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_BOX = "\\boxed{"
 INSTALL = "pip install 'reasonalloc[evaluate]'"
 
 
 def boxes(text: str) -> list[str]:
     r"""What each \boxed{...} of a text holds, braces within braces included; one that never closes is none."""
-    found, start = [], text.find("\\boxed{")
+    return [text[begin:end] for begin, end in _inside(text)]
+
+
+def _inside(text: str) -> list[tuple[int, int]]:
+    """Where what the boxes hold begins and ends."""
+    found, start = [], text.find(_BOX)
     while start >= 0:
-        depth, i = 1, start + len("\\boxed{")
-        begin = i
+        depth, begin = 1, start + len(_BOX)
+        i = begin
         while i < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            if text[i] == "\\":  # an escaped brace is none
+                i += 1
+            else:
+                depth += {"{": 1, "}": -1}.get(text[i], 0)
             i += 1
-        if depth:
-            break
-        found.append(text[begin : i - 1])
-        start = text.find("\\boxed{", i)
+        if not depth:
+            found.append((begin, i - 1))
+        start = text.find(_BOX, begin if depth else i)
     return found
 
 
@@ -105,14 +113,31 @@ _verifier = _Verifier()
 atexit.register(_verifier.stop)
 
 
-def grade(text: str, answers: Sequence[str]) -> tuple[list[str], list[bool]]:
+def grade(text: str, answers: Sequence[str], asked: Sequence[str] = ()) -> tuple[list[str], list[bool]]:
     """(what was answered, whether each is right).
 
-    One answer: the last box counts. Several: box i answers question i; where boxes are missing the rest is wrong.
+    One answer: the last box counts. Several: box i answers question i; where boxes are missing the rest is wrong. If
+    asked says whose answers they are, a box is of the one named last before it (back to the box before), or of the
+    first without a box if none is named, and of several for one the last counts.
     """
-    given = boxes(text)
-    if len(answers) == 1:
-        given = given[-1:]
-    given = given[: len(answers)]
-    right = [same(x, gold) for x, gold in zip(given, answers, strict=False)]
+    spans = _inside(text)
+    if len(answers) > 1 and asked:
+        given = _by_name(text, spans, asked)
+    else:
+        given = [text[begin:end] for begin, end in (spans[-1:] if len(answers) == 1 else spans[: len(answers)])]
+    right = [x != "" and same(x, gold) for x, gold in zip(given, answers, strict=False)]
     return given, right + [False] * (len(answers) - len(right))
+
+
+def _by_name(text: str, spans: Sequence[tuple[int, int]], asked: Sequence[str]) -> list[str]:
+    """The box of each one asked for, "" where there is none."""
+    names = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, asked)) + r")(?!\w)")
+    given: dict[str, str] = {}
+    start = 0
+    for begin, end in spans:
+        named = names.findall(text, start, begin)
+        name = named[-1] if named else next((x for x in asked if x not in given), None)
+        if name is not None:
+            given[name] = text[begin:end]
+        start = end
+    return [given.get(x, "") for x in asked]

@@ -7,7 +7,7 @@ import gzip
 import json
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,13 @@ class Records:
             file.flush()
             os.fsync(file.fileno())
         self.known[record.key] = record
+
+    def change(self, how: Callable[[Record], Record]) -> None:
+        """Rewrites all records, whole or not at all. how: a record as it shall be."""
+        changed = {key: how(record) for key, record in self.known.items()}
+        lines = (json.dumps(asdict(x), ensure_ascii=False) + "\n" for x in changed.values())
+        replace_text(self.path, "".join(lines))
+        self.known = changed
 
     def check(self, configs: dict[str, str], asked: dict[str, str]) -> None:
         """configs: hash by cell. asked: hash by item. ValueError if records were made with others."""

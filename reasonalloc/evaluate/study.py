@@ -16,6 +16,7 @@ from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.evaluate import known, statistics
 from reasonalloc.evaluate.accuracy import Batch, Cell, plan, run_batch
 from reasonalloc.evaluate.generation import Sampling
+from reasonalloc.evaluate.grading import grade
 from reasonalloc.evaluate.records import Record, Records
 from reasonalloc.evaluate.summary import Summary, summarise
 from reasonalloc.evaluate.waves import Waves
@@ -66,7 +67,8 @@ class Study:
 
     @cached_property
     def waves(self) -> Waves:
-        return Waves(lambda: self.model, self.task, self.folder)
+        about = {key: self.settings[key] for key in ("model", "weights", "dtype")}
+        return Waves(lambda: self.model, self.task, self.folder, about)
 
     def with_wave(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells with the task's wave where their method needs one and none was given."""
@@ -95,6 +97,20 @@ class Study:
                     progress(i, total)
         finally:
             self.records.close()
+
+    def regrade(self) -> None:
+        """Grades the chains of these problems again, from their texts."""
+        asked = {x.id: x for x in self.items}
+
+        def again(record: Record) -> Record:
+            item = asked.get(record.item)
+            if item is None or item.hash != record.asked:
+                return record
+            answers, right = grade(record.text, item.answers, item.asked)
+            return replace(record, answers=answers, right=right)
+
+        self.records.open(self.settings)
+        self.records.change(again)
 
     def _generate(self, batches: Sequence[Batch]) -> Iterator[Record]:
         if not batches:

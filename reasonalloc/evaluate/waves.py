@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ SEED = 20_000  # of the problems measured on; `reasonalloc evaluate` draws its o
 
 @dataclass
 class Waves:
-    """Waves of a model on a task. load: gives (model, tokenizer) when needed. tokens: of a measured chain at most."""
+    """Waves of a model on a task. load: gives (model, tokenizer) when needed. about: what tells this model from others,
+    kept with a wave. tokens: of a measured chain at most."""
 
     load: Callable[[], tuple[Any, Any]]
     task: str
     folder: Path
+    about: dict[str, Any] = field(default_factory=dict)
     tokens: int = 512
     _known: dict[tuple[str, int, float], WaveProfile] = field(default_factory=dict)
 
@@ -32,11 +34,13 @@ class Waves:
             path = self.folder / f"wave-{_name(task)}-{count}-{rho:g}.json"
             if path.is_file():
                 found = WaveProfile.load(path)
-                if found.source.get("max_new_tokens") != self.tokens:
-                    raise ValueError(f"{path} was measured on other chains: take another folder")
+                for name, own in (self.about | {"max_new_tokens": self.tokens}).items():
+                    if (was := found.source.get(name)) != own:
+                        raise ValueError(f"{path} was measured with {name} {was!r}, now {own!r}: take another folder")
             else:
                 chosen = [x.problem for x in prompts(task, count, SEED)] if task in TASKS else _of_file(task, count)
                 found = profile(*self.load(), chosen, max_new_tokens=self.tokens, rho=rho, progress=False)
+                found = replace(found, source=found.source | self.about)
                 part = path.with_suffix(".tmp")
                 found.save(part)
                 part.replace(path)

@@ -48,8 +48,8 @@ class Worker:
     def ready(self) -> None:
         """Comes back when the model is loaded."""
 
-    def run(self, batch: Batch, sampling: Sampling) -> list[Record]:
-        return list(run_batch(self.model, self.tokenizer, batch, sampling))
+    def run(self, batch: Batch, sampling: Sampling) -> Iterator[Record]:
+        yield from run_batch(self.model, self.tokenizer, batch, sampling)
 
 
 def run_on_ray(
@@ -63,12 +63,12 @@ def run_on_ray(
     gpus: float = 0,
     started: Callable[[list[Any]], None] | None = None,
 ) -> Iterator[Record]:
-    """The records of all batches, a batch at a time, in the order in which they end.
+    """The records of all batches in the order in which their chains end.
 
     address: of a running cluster, None for one on this machine that ends with the run. workers: actors, at most as
-    many as the cluster has room for (None). cpus, gpus: of each. A batch whose worker dies is given to a fresh one
-    (ATTEMPTS times in all). started: called with the actors. Raises ModuleNotFoundError where Ray is missing and
-    RuntimeError for a batch that killed all its workers; an error that the model raises is raised as it is.
+    many as the cluster has room for (None). cpus, gpus: of each. What is left of a batch whose worker dies
+    goes to a fresh one (ATTEMPTS times in all). started: called with the actors. Raises ModuleNotFoundError where Ray
+    is missing and RuntimeError for a batch that killed all its workers; an error of the model is raised as it is.
     """
     try:
         import ray
@@ -104,26 +104,31 @@ def _serve(
     ray: Any, actor: Any, source: Source, pool: list[Any], batches: Sequence[Batch], sampling: Sampling
 ) -> Iterator[Record]:
     waiting = [(batch, 0) for batch in reversed(batches)]
-    running: dict[Any, tuple[Any, Batch, int]] = {}
+    running: dict[Any, tuple[Any, Batch, int]] = {}  # by stream of records; a batch is what is left of it
     idle = list(pool)
     while waiting or running:
         while waiting and idle:
             worker, (batch, tries) = idle.pop(), waiting.pop()
-            running[worker.run.remote(batch, sampling)] = (worker, batch, tries + 1)
+            stream = worker.run.options(num_returns="streaming").remote(batch, sampling)
+            running[stream] = worker, batch, tries + 1
         ready, _ = ray.wait(list(running), num_returns=1)
         worker, batch, tries = running.pop(ready[0])
         try:
-            records = ray.get(ready[0])
+            record = ray.get(next(ready[0]))
+        except StopIteration:
+            idle.append(worker)
+            continue
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the model's or the cache's own error
         except ray.exceptions.RayError as error:
-            if tries >= ATTEMPTS:
+            if batch.jobs and tries >= ATTEMPTS:
                 first, last = batch.jobs[0].key, batch.jobs[-1].key
                 raise RuntimeError(
                     f"{batch.cell.name}, {first} to {last}: its worker died {tries} times ({error})"
                 ) from error
-            waiting.append((batch, tries))
+            if batch.jobs:
+                waiting.append((batch, tries))
             idle.append(actor.remote(source))
             continue
-        idle.append(worker)
-        yield from records
+        running[ready[0]] = worker, batch.without(record.item, record.sample), tries
+        yield record

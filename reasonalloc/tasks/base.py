@@ -11,13 +11,15 @@ from reasonalloc.wave import digest
 class Item:
     """prompt: the user's turn, instructions included. answers: what the boxes of the chain must hold, in order.
 
-    group: the part of the task that it belongs to, for results by group ("" where there are no parts).
+    group: the part of the task that it belongs to, for results by group ("" where there are no parts). asked: whose
+    answers they are, for a chain that does not keep the order (`grading.grade`).
     """
 
     id: str
     prompt: str
     answers: tuple[str, ...]
     group: str = ""
+    asked: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:

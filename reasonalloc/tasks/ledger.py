@@ -187,10 +187,11 @@ class Fact:
 
 @dataclass(frozen=True)
 class Ledger:
-    """One problem: the prompt's text, the answers in the order of the questions, the reference chain."""
+    """One problem: the prompt's text, who is asked about, their answers, the reference chain."""
 
     id: str
     prompt: str
+    asked: tuple[str, ...]
     answers: tuple[int, ...]
     chain: str
     dials: Dials
@@ -221,7 +222,7 @@ def problem(seed: int | str, index: int, dials: Dials) -> Ledger:
     listed = ", ".join(asked)
     prompt = f"{said}\nHow many {thing} has each of: {listed}?\nStyle: {dials.style}."
     chain = _Chain(facts, dials, rng, sorted(needed)).text(asked)
-    return Ledger(key, prompt, tuple(facts[name].value for name in asked), chain, dials)
+    return Ledger(key, prompt, tuple(asked), tuple(facts[name].value for name in asked), chain, dials)
 
 
 def problems(count: int, seed: int | str, dials: Dials) -> Iterator[Ledger]:

@@ -62,7 +62,8 @@ def dials(setting: str) -> ledger.Dials:
 def _ledger(setting: str, count: int, seed: int) -> list[Item]:
     made = ledger.problems(count, f"{HELD_OUT}/{seed}", dials(setting))
     return [
-        Item(f"ledger/{setting}/{seed}/{i}", x.prompt, tuple(map(str, x.answers)), setting) for i, x in enumerate(made)
+        Item(f"ledger/{setting}/{seed}/{i}", x.prompt, tuple(map(str, x.answers)), setting, x.asked)
+        for i, x in enumerate(made)
     ]
 
 

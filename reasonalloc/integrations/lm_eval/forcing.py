@@ -37,7 +37,7 @@ def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Scor
         wanted[i, : len(continuation)] = True
     log_probs = torch.zeros(len(rows), most, dtype=torch.float64)
     greedy = torch.ones(len(rows), most, dtype=torch.bool)
-    evicted = torch.zeros(most, dtype=torch.bool)
+    evicted = torch.zeros(len(rows), most, dtype=torch.bool)
 
     step, positions = ids, (mask.cumsum(-1) - 1).clamp(min=0)
     for i in range(most):
@@ -49,12 +49,13 @@ def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Scor
         step = targets[:, i : i + 1]
         log_probs[:, i] = torch.log_softmax(logits, -1).gather(-1, step)[:, 0]
         greedy[:, i] = logits.argmax(-1) == step[:, 0]
+        if i + 1 < most:  # the cut of this pass is seen by the next token, not by the one just read
+            least = torch.tensor(cache.slots()).flatten(1).amin(1)
+            evicted[:, i + 1] = least < mask.sum(1)
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         positions = positions[:, -1:] + 1
-        if i + 1 < most:  # the cut of this pass is seen by the next token, not by the one just read
-            evicted[i + 1] = cache.cutter.evicted > 0
     return [
-        Score(float(log_probs[i][own].sum()), bool(greedy[i][own].all()), int(evicted[own].sum()))
+        Score(float(log_probs[i][own].sum()), bool(greedy[i][own].all()), int(evicted[i][own].sum()))
         for i, own in enumerate(wanted)
     ]
 
