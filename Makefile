@@ -24,7 +24,7 @@ NEON_CC := aarch64-linux-gnu-gcc
 NEON_RUN := qemu-aarch64
 NEON_TESTS := $(C_TESTS:tests/c/%.c=build/neon/%) build/neon/engine
 
-.PHONY: help install demo test oldest bench notebooks paper train lint sanitize neon neon-tools clean
+.PHONY: help install demo test oldest harness bench notebooks paper train lint sanitize neon neon-tools clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -95,6 +95,11 @@ $(OLD)/.packages: $(VENV)/.packages
 oldest: install $(OLD)/.packages ## pytest's tests of the transformers side on the oldest transformers supported
 	$(OLD)/bin/python -c 'import transformers; assert transformers.__version__ == "5.2.0", transformers.__version__'
 	$(OLD)/bin/python -m pytest -q -m "not core and not slow" tests
+
+harness: install ## install lm-evaluation-harness (45 packages, 500 MB) and run the tests that need it
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[lm-eval]"
+	$(BIN)/python -c 'import lm_eval'
+	$(BIN)/pytest -q tests/test_lm_eval.py
 
 build/lint/.warnings: $(VENV)/.packages $(C_FILES)
 	REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib build/lint/lib --build-temp build/lint/tmp

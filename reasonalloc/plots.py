@@ -187,6 +187,31 @@ def accuracy(result: Summary, path: str | Path) -> None:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
+def cells(result: Summary, path: str | Path, title: str = "") -> None:
+    """Each row from top to bottom: left its accuracy with the interval and, beside it, the p of its difference to R-KV;
+    right the length of its chains. Dashed: the full cache and R-KV."""
+    colors = {"full": "#888888", "rkv": "#c44e52", "reasonalloc": "#3b6ea5"}
+    with _figure(path, 1, 2, (9, 1.3 + 0.3 * len(result.rows))) as (figure, axes):
+        left, right = axes[0]
+        right.sharey(left)
+        for i, row in enumerate(result.rows):
+            color = colors.get(row.method, "#55a868")
+            left.errorbar(row.accuracy.mean, i, xerr=_bars([row.accuracy]), fmt="o", markersize=5, color=color)
+            right.barh(i, row.tokens, height=0.6, color=color, alpha=0.8, linewidth=0)
+            if row.cell in ("full", next((x.cell for x in result.rows if x.method == "rkv"), "")):
+                left.axvline(row.accuracy.mean, color=color, linewidth=0.8, linestyle="--", zorder=0)
+            for pair in row.against:
+                if pair.against.startswith("rkv"):
+                    where = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
+                    left.annotate(f"p {pair.p:.2g}", (1.01, i), **where)
+        left.set_yticks(range(len(result.rows)), [x.cell for x in result.rows])
+        left.invert_yaxis()
+        right.tick_params(labelleft=False)
+        left.set(xlabel="accuracy (pass@1), 95 % interval; p of the difference to R-KV")
+        right.set(xlabel="tokens of a chain")
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+
+
 def transfer(result: Transfer, path: str | Path) -> None:
     """Left the tasks' waves, each as a share with the range of its prompts; right the distances of single prompts."""
     with _figure(path, 1, 2, (12, 4.2)) as (figure, axes):

@@ -93,13 +93,19 @@ def test_a_problem_is_the_same_each_time():
 
 
 def test_held_out_problems_are_not_trained_on():
-    """Other seeds, and no prompt of a long training run is a prompt that is judged."""
+    """Other seeds, and no prompt of any step of the runs that led to the adapter is a prompt that is judged."""
     batches = pytest.importorskip("batches")
     assert batches.SPLIT != HELD_OUT
-    judged = {x.prompt for name in GRID for x in items("ledger", count=200, settings=[name])}
-    rng_dials = [*GRID.values(), Dials(), Dials(questions=1, depth=1, distractors=0)]
-    trained = {problem(f"{batches.SPLIT}/0/{i}", j, d).prompt for d in rng_dials for i in range(200) for j in range(2)}
-    assert len(judged) == 200 * len(GRID) and len(trained) > 2000
+    seeds = range(3)
+    judged = {x.prompt for k in GRID for seed in seeds for x in items("ledger", count=100, seed=seed, settings=[k])}
+    trained, runs = set(), sorted((Path(batches.__file__).parent / "runs").glob("*/log.jsonl"))
+    for log in runs:
+        seed = json.loads(log.with_name("settings.json").read_text())["seed"]
+        for step in map(json.loads, log.read_text().splitlines()):
+            if step["dials"] != "sums":
+                key = f"{batches.SPLIT}/{seed}/{step['step'] - 1}"
+                trained |= {problem(key, i, Dials(*step["dials"])).prompt for i in range(step["rows"])}
+    assert len(judged) == 300 * len(GRID) and len(runs) == 7 and len(trained) > 2500
     assert not judged & trained
 
 

@@ -37,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     own.records.open(own.settings)
     cells = cells_of(ablation, Around(own.waves, args.budget, args.interval, args.keep_prompt))
     options.console(args).print(ablation.question)
-    study.run_and_report(args, own, cells, ablation.name)
+    study.run_and_report(args, own, cells, ablation.name, ablation.question)
     return 0

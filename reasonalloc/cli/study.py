@@ -65,8 +65,11 @@ def study_of(args: argparse.Namespace) -> Study:
     )  # fmt: skip
 
 
-def run_and_report(args: argparse.Namespace, study: Study, cells: Sequence[Cell], name: str) -> None:
-    """Makes what is missing, prints the table, and writes it as `name` into the study's folder."""
+def run_and_report(
+    args: argparse.Namespace, study: Study, cells: Sequence[Cell], name: str, question: str = ""
+) -> None:
+    """Makes what is missing, prints the table, and writes it as `name` into the study's folder. question: of an
+    ablation."""
     out = options.console(args)
     if args.regrade:
         study.regrade()
@@ -75,5 +78,5 @@ def run_and_report(args: argparse.Namespace, study: Study, cells: Sequence[Cell]
         study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))
     summary = study.summary(cells)
     out.print(summary.table())
-    write(summary, study.folder / name)
+    write(summary, study.folder / name, question)
     options.write_json(args.json, summary.as_json())

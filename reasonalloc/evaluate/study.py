@@ -145,10 +145,13 @@ def ready() -> None:
     plots.available()
 
 
-def write(summary: Summary, stem: Path) -> None:
-    """stem.json, stem.md and stem.png."""
+def write(summary: Summary, stem: Path, question: str = "") -> None:
+    """stem.json, stem.md and stem.png. question: of an ablation, whose rows are not budgets of methods."""
     from reasonalloc import plots
 
     stem.with_suffix(".json").write_text(json.dumps(summary.as_json(), indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(summary.markdown(), encoding="utf-8")
-    plots.accuracy(summary, stem.with_suffix(".png"))
+    if question:
+        plots.cells(summary, stem.with_suffix(".png"), question)
+    else:
+        plots.accuracy(summary, stem.with_suffix(".png"))
