@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reasonalloc.cli import options
+from reasonalloc.cli import options, study
 from reasonalloc.config import Config
 from reasonalloc.evaluate.accuracy import cells
 from reasonalloc.evaluate.generation import Sampling
 from reasonalloc.evaluate.records import pack
-from reasonalloc.evaluate.study import RaySettings, Study, write
+from reasonalloc.evaluate.study import Study, write
 from reasonalloc.evaluate.summary import Row, Summary
-from reasonalloc.evaluate.workers import Source
 from reasonalloc.models import REASONER
 from reasonalloc.tasks import items
 
@@ -75,8 +74,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_model(parser)
-    parser.set_defaults(model=REASONER, dtype="bfloat16")
+    options.add_model(parser, reasoner=True, dtype="bfloat16")
     parser.add_argument("--quick", action="store_true", help="a few problems, in minutes")
     parser.add_argument("--methods", type=options.comma(str), metavar="A,B", help="(all of the paper's)")
     parser.add_argument("--budgets", type=options.comma(options.positive), metavar="N,N")
@@ -88,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=options.positive, default=64, metavar="N")
     parser.add_argument("--seed", type=options.natural, default=0)
     parser.add_argument("--regrade", action="store_true", help="grade the chains that are there again")
-    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS")
+    study.add_ray(parser)
     parser.add_argument("--output", type=Path, help=f"folder ({RESULTS}; with --quick paper-quick)")
     args = parser.parse_args(argv)
     folder = args.output or (Path("paper-quick") if args.quick else RESULTS)
@@ -102,21 +100,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, folder: Path) -> None:
     """Makes what is missing of all tables and writes them; a table that cannot be made is an error at the start."""
     out, parts = options.wide_console(), []
-    for plan, study in [(x, study_of(args, x, folder)) for x in plans(args)]:
+    for plan, own in [(x, study_of(args, x, folder)) for x in plans(args)]:
         if args.quick:
-            study.waves.tokens = 128
+            own.waves.tokens = 128
         if args.regrade:
-            study.regrade()
+            own.regrade()
         methods = args.methods or (QUICK if args.quick else METHODS)
-        wanted = study.with_wave(cells(methods, plan.budgets, [], Config(method="full", keep_prompt=plan.keep_prompt)))
+        wanted = own.with_wave(cells(methods, plan.budgets, [], Config(method="full", keep_prompt=plan.keep_prompt)))
         with options.bar(out) as progress:
             task = progress.add_task(plan.task, total=None)
-            study.run(wanted, lambda done, total, task=task: progress.update(task, completed=done, total=total))
-        summary = study.summary(wanted)
+            own.run(wanted, lambda done, total, task=task: progress.update(task, completed=done, total=total))
+        summary = own.summary(wanted)
         out.print(summary.table())
         parts.append((plan, summary))
         write(summary, folder / plan.task)
-        pack(study.records.known.values(), folder / f"{plan.task}.jsonl.gz")
+        pack(own.records.known.values(), folder / f"{plan.task}.jsonl.gz")
         (folder / "README.md").write_text(report(parts, args.model), encoding="utf-8")
 
 
@@ -128,14 +126,12 @@ def _task(text: str) -> str:
 
 def study_of(args: argparse.Namespace, plan: Plan, folder: Path) -> Study:
     asked = items(plan.task, count=plan.problems, seed=args.seed, settings=plan.settings)
-    threads = args.threads or (1 if args.ray is not None else None)
-    ray = None if args.ray is None else RaySettings(args.ray or None)
-    study = Study(
-        folder / "raw" / plan.task, Source(args.model, args.dtype, threads), plan.task, asked, plan.sampling,
-        plan.samples, args.batch_size, ray,
+    found = Study(
+        folder / "raw" / plan.task, study.source_of(args), plan.task, asked, plan.sampling, plan.samples,
+        args.batch_size, study.ray_of(args),
     )  # fmt: skip
-    study.records.open(study.settings)
-    return study
+    found.records.open(found.settings)
+    return found
 
 
 def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from reasonalloc.config import Config
 from reasonalloc.methods import methods
-from reasonalloc.models import DTYPES, EMBEDDED_LABEL, load
+from reasonalloc.models import DTYPES, EMBEDDED_LABEL, REASONER, load
 from reasonalloc.wave import WaveProfile
 
 T = TypeVar("T")
@@ -64,11 +64,15 @@ def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
     return parse
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str = "float32") -> None:
+    """reasoner: the default is the embedded reasoner."""
+    told = f"{REASONER}, a reasoner" if reasoner else f"smollm2, {EMBEDDED_LABEL}"
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="NAME", help=f"hub name or folder (default: smollm2, {EMBEDDED_LABEL})")
-    group.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of weights and cache")
+    group.add_argument("--model", metavar="NAME", help=f"hub name or folder (default: {told})")
+    group.add_argument("--dtype", choices=list(DTYPES), default=dtype, help=f"of weights and cache ({dtype})")
     group.add_argument("--threads", type=positive, metavar="N", help="of torch (default: torch's own choice)")
+    if reasoner:
+        parser.set_defaults(model=REASONER)
 
 
 def load_model(args: argparse.Namespace) -> tuple[Any, Any, str]:

@@ -10,16 +10,15 @@ from typing import Any
 from reasonalloc.cli import options
 from reasonalloc.evaluate.accuracy import Cell
 from reasonalloc.evaluate.generation import Sampling
+from reasonalloc.evaluate.records import pack
 from reasonalloc.evaluate.study import RaySettings, Study, write
 from reasonalloc.evaluate.workers import Source
-from reasonalloc.models import REASONER
 from reasonalloc.tasks import GRID, TASKS, items
 
 
 def add(parser: argparse.ArgumentParser, folder: str) -> None:
     """folder: where results go unless told."""
-    options.add_model(parser)
-    parser.set_defaults(model=REASONER)
+    options.add_model(parser, reasoner=True)
     task = parser.add_argument_group("task")
     task.add_argument("--task", default="ledger", metavar="TASK", help=f"{', '.join(TASKS)} or FILE.jsonl (ledger)")
     size = task.add_mutually_exclusive_group()
@@ -39,11 +38,28 @@ def add(parser: argparse.ArgumentParser, folder: str) -> None:
     group.add_argument("--batch-size", type=options.positive, default=16, metavar="N", help="(16)")
     group.add_argument("--output", metavar="DIR", default=folder, help=f"for generations and results ({folder})")
     group.add_argument("--regrade", action="store_true", help="grade the chains that are there again, from their texts")
+    group.add_argument("--pack", action="store_true", help="also write generations.jsonl.gz")
+    add_ray(group)
+    options.add_json(parser)
+
+
+def add_ray(group: Any) -> None:
+    """Options of a run that is spread over Ray."""
     group.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="spread over Ray actors")
     group.add_argument("--workers", type=options.positive, metavar="N", help="Ray actors (as many as fit)")
     group.add_argument("--gpus", type=options.not_negative, default=0.0, metavar="N", help="of each actor (0)")
     group.add_argument("--device-map", metavar="MAP", help="of accelerate, for the model in each actor")
-    options.add_json(parser)
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """Of the model, for this process or for actors; ValueError for what is only for actors."""
+    if args.device_map and args.ray is None:
+        raise ValueError("--device-map is for the actors of --ray")
+    return Source(args.model, args.dtype, args.threads or (1 if args.ray is not None else None), args.device_map)
+
+
+def ray_of(args: argparse.Namespace) -> RaySettings | None:
+    return None if args.ray is None else RaySettings(args.ray or None, args.workers, args.gpus)
 
 
 def _settings(text: str) -> list[str]:
@@ -54,15 +70,11 @@ def _settings(text: str) -> list[str]:
 
 def study_of(args: argparse.Namespace) -> Study:
     """The study as the options of `add` say; ValueError for what does not fit."""
-    if args.device_map and args.ray is None:
-        raise ValueError("--device-map is for the actors of --ray")
     asked = items(args.task, count=args.problems, fraction=args.fraction or 1.0, seed=args.seed, settings=args.settings)
-    threads = args.threads or (1 if args.ray is not None else None)
+    sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
     return Study(
-        Path(args.output), Source(args.model, args.dtype, threads, args.device_map), args.task, asked,
-        Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed), args.samples, args.batch_size,
-        None if args.ray is None else RaySettings(args.ray or None, args.workers, args.gpus),
-    )  # fmt: skip
+        Path(args.output), source_of(args), args.task, asked, sampling, args.samples, args.batch_size, ray_of(args)
+    )
 
 
 def run_and_report(
@@ -79,4 +91,6 @@ def run_and_report(
     summary = study.summary(cells)
     out.print(summary.table())
     write(summary, study.folder / name, question)
+    if args.pack:
+        pack(study.records.known.values(), study.folder / "generations.jsonl.gz")
     options.write_json(args.json, summary.as_json())
