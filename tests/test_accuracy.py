@@ -353,6 +353,14 @@ def test_a_wave_of_another_model_is_refused(folder, task):
         again.waves.get(1)
 
 
+def test_accelerate_places_the_model(folder):
+    pytest.importorskip("accelerate")
+    (batch,) = plan(ITEMS[:1], cells(["rkv"], [24], [], ra.Config(method="full", interval=8)), 1, 1)
+    texts = [[x.text for x in run_batch(*m[:2], batch, Sampling(max_new_tokens=30))]
+             for m in (Source(folder).load(), Source(folder, device_map="cpu").load())]  # fmt: skip
+    assert texts[0] == texts[1]
+
+
 def test_a_mistyped_model_leaves_the_folder_usable(folder, task, capsys):
     assert main(command("./nosuch", task)) == 2
     assert main(command(folder, task)) == 0
