@@ -7,11 +7,17 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text by way of a file beside it, which is this process's own; makes the folder."""
+    """Writes UTF-8 text by way of a file beside it, which is this process's own, on disk when it returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def cache_folder(name: str) -> Path:

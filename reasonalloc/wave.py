@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from tqdm.auto import tqdm
-from transformers import StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from reasonalloc.tokens import encode_prompt, ends
@@ -196,23 +195,26 @@ def profile(
 def _chains(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, progress: bool) -> Iterator[torch.Tensor]:
     """Token ids [1, n] of each prompt with its greedy chain, end token included; all are generated in one batch."""
     every = [encode_prompt(tokenizer, prompt, model.device)[0] for prompt in prompts]
-    stop = sorted(ends(model, tokenizer))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     longest = max(len(ids) for ids in every)
-    ids = torch.stack([F.pad(x, (longest - len(x), 0), value=pad) for x in every])
+    tokens = torch.stack([F.pad(x, (longest - len(x), 0)) for x in every])
     mask = torch.stack([F.pad(torch.ones_like(x), (longest - len(x), 0)) for x in every])
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    stop = torch.tensor(sorted(ends(model, tokenizer)), dtype=tokens.dtype, device=tokens.device)
+    made: list[torch.Tensor] = []
+    ended = torch.zeros(len(every), dtype=torch.bool, device=tokens.device)
+    cache = DynamicCache(config=model.config)
     with torch.no_grad(), tqdm(desc="measuring the wave", unit="token", total=most, disable=not progress) as bar:
-
-        def step(now: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        while len(made) < most and not ended.all():
+            logits = model(
+                input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]  # fmt: skip
+            tokens = logits.argmax(-1, keepdim=True)
+            made.append(tokens)
+            ended |= torch.isin(tokens[:, 0], stop)
+            mask = F.pad(mask, (0, 1), value=1)
+            places = places[:, -1:] + 1
             bar.update()
-            return torch.zeros(len(now), dtype=torch.bool, device=now.device)
-
-        out = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=pad,
-            eos_token_id=stop or None, past_key_values=DynamicCache(config=model.config),
-            stopping_criteria=StoppingCriteriaList([step]),
-        )  # fmt: skip
-    ended = torch.isin(out[:, longest:], torch.tensor(stop, dtype=out.dtype, device=out.device))
-    for row, own, end in zip(out, every, ended, strict=True):
-        made = int(end.int().argmax()) + 1 if end.any() else out.shape[1] - longest
-        yield row[None, longest - len(own) : longest + made]
+    chains = torch.cat(made, 1)
+    for own, chain, end in zip(every, chains, torch.isin(chains, stop), strict=True):
+        yield torch.cat([own, chain[: int(end.int().argmax()) + 1 if end.any() else len(chain)]])[None]

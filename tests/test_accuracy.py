@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,8 @@ def test_grade(text, answers, right):
         (r"\boxed{1}, \boxed{2}, \boxed{3}", ["1", "2", "3"]),
         (r"Jo, not Joan or Don's: Jo has \boxed{2}, and \boxed{1}", ["1", "2", ""]),
         (r"Joan has \boxed{1}", ["1", "", ""]),
+        ("Don has \\boxed{1}. Don has 1.\nAnswer 2: Max has \\boxed{9}", ["1", "9", ""]),  # not a name asked for
+        (r"Don has 1. So Ida has 3. All: \boxed{1}, \boxed{2}, \boxed{3}", ["1", "2", "3"]),
     ],
 )
 def test_boxes_belong_to_whom_they_name(text, given):
@@ -182,7 +185,7 @@ def test_summary():
     records = [record("full", str(i), 2) for i in range(5)]
     records += [record("rkv 24", str(i), i % 2) for i in range(5)]
     records += [record("reasonalloc 24", str(i), 1, tokens=20, finish="length") for i in range(5)]
-    full, rkv, ours = summarise(records, [x.name for x in CELLS], known={"": 1.0}).rows
+    full, rkv, ours = summarise(records, [x.name for x in CELLS], known={"": (1.0, 1.0)}).rows
     assert (full.accuracy.mean, rkv.accuracy.mean, ours.accuracy.mean) == (1.0, 0.2, 0.5)
     assert [x.against for x in ours.against] == ["full", "rkv 24"] and ours.against[1].wins == 3
     assert not full.against and [x.against for x in rkv.against] == ["full"]
@@ -215,14 +218,16 @@ def test_samples_are_averaged():
 def test_the_gate():
     good = [record("full", str(i), 2) for i in range(5)]
     bad = [record("full", str(i), 0) for i in range(5)]
-    assert not summarise(good, ["full"], known={"": 0.95}).warnings
-    assert "known for 95.0%" in summarise(bad, ["full"], known={"": 0.95}).warnings[0]
-    assert "on b" in summarise(bad[3:], ["full"], known={"b": 0.95}).warnings[0]
+    assert not summarise(good, ["full"], known={"": (0.95, 0.95)}).warnings
+    assert "known for 95.0%" in summarise(bad, ["full"], known={"": (0.95, 0.95)}).warnings[0]
+    assert "on b" in summarise(bad[3:], ["full"], known={"b": (0.95, 0.95)}).warnings[0]
     assert "no published" in summarise(good, ["full"]).warnings[0]
-    assert "not measured" in summarise([record("rkv 24", "0", 2)], ["rkv 24"], known={"": 1.0}).warnings[0]
-    assert not summarise(good[:4] + bad[4:], ["full"], known={"": 0.95}).warnings  # 80 % of five may be 95 %
-    assert "no known score" in summarise(good, ["full"], known={"a": 1.0}).warnings[0]
-    table = summarise(bad, ["full"], known={"": 0.95})
+    assert "not measured" in summarise([record("rkv 24", "0", 2)], ["rkv 24"], known={"": (1.0, 1.0)}).warnings[0]
+    assert not summarise(good[:4] + bad[4:], ["full"], known={"": (0.95, 0.95)}).warnings  # 80 % of five may be 95 %
+    assert not summarise(good[:4] + bad[4:], ["full"], known={"": (0.7, 1.0)}).warnings
+    assert "70.0% to 90.0%" in summarise(bad, ["full"], known={"": (0.7, 0.9)}).warnings[0]
+    assert "no known score" in summarise(good, ["full"], known={"a": (1.0, 1.0)}).warnings[0]
+    table = summarise(bad, ["full"], known={"": (0.95, 0.95)})
     assert "Warning" in table.markdown() and "known for" in str(table.table().caption)
 
 
@@ -237,11 +242,11 @@ def test_a_methods_new_default_is_another_cell(monkeypatch):
 
 
 def test_known_scores():
-    assert known.scores("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "math500", [""]) == {"": 0.891}
+    assert known.scores("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "math500", [""]) == {"": (0.891, 0.891)}
     assert known.scores("someone/else", "math500", [""]) is None
     assert known.scores(None, "ledger", ["plain"]) is None
     measured = known.scores("ledger-135m", "ledger", ["plain"])
-    assert measured is not None and 0.5 < measured["plain"] <= 1.0
+    assert measured is not None and 0.5 < measured["plain"][0] < 1.0 and measured["plain"][1] == 1.0
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
@@ -399,18 +404,39 @@ def test_a_killed_worker_is_replaced(folder, task):
 
 
 @pytest.mark.slow
-def test_what_a_worker_had_finished_is_not_made_again(folder):
+def test_what_a_worker_had_finished_is_not_made_again(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
-    from reasonalloc.evaluate.workers import run_on_ray
+    from reasonalloc.evaluate import workers
 
-    asked = [Item(f"long-{i}", "12 + 7 " * (3 + i), ("1",)) for i in range(3)]
-    batches = plan(asked, cells(["rkv"], [24], [], ra.Config(method="full", interval=8)), 1, 3)
+    made = record("rkv 24", "0", 2)
+
+    class Slow:
+        """Gives one chain, then waits; the next one of its kind gives the rest."""
+
+        def __init__(self, source):
+            pass
+
+        def ready(self, sampling):
+            return {}
+
+        def run(self, batch, sampling):
+            seen = tmp_path / "seen"
+            first = not seen.exists()
+            with seen.open("a") as file:
+                file.write(" ".join(x.item.id for x in batch.jobs) + "\n")
+            for job in batch.jobs:
+                yield replace(made, item=job.item.id)
+                time.sleep(300 if first else 0)
+
+    monkeypatch.setattr(workers, "Worker", Slow)
+    batches = plan([Item(f"{i}", "", ("1",)) for i in range(3)], [Cell("rkv 24", ra.Config(budget=24))], 1, 3)
     pool, found = [], []
-    for record in run_on_ray(Source(folder), batches, Sampling(max_new_tokens=200), workers=1, started=pool.extend):
+    for each in workers.run_on_ray(Source(None), batches, Sampling(), workers=1, started=pool.extend):
         if not found:
             ray.kill(pool[0], no_restart=True)
-        found.append(record.key)
-    assert sorted(found) == [("rkv 24", f"long-{i}", 0) for i in range(3)]
+        found.append(each.item)
+    assert found == ["0", "1", "2"]
+    assert (tmp_path / "seen").read_text().splitlines() == ["0 1 2", "1 2"]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import prompt, tiny
+from transformers import GenerationConfig
 
 import reasonalloc as ra
 from reasonalloc.evaluate.generation import Sampling, generate, not_applied
@@ -114,14 +115,17 @@ def test_end_tokens():
 
 
 def test_what_the_generation_config_asks_beyond_is_named():
-    model = tiny()
-    assert not_applied(model) == {}
+    model, greedy, drawn = tiny(), Sampling(), Sampling(temperature=0.6)
+    plain = model.generation_config
+    assert not_applied(model, greedy) == not_applied(model, drawn) == {}
     try:
-        model.generation_config.update(top_k=20, repetition_penalty=1.05, temperature=0.6, top_p=0.95, do_sample=True)
-        assert not_applied(model) == {"top_k": 20, "repetition_penalty": 1.05}
+        model.generation_config = GenerationConfig(top_k=20, repetition_penalty=1.05, temperature=0.6, top_p=0.95)
+        assert not_applied(model, drawn) == {"top_k": 20, "repetition_penalty": 1.05}
+        assert not_applied(model, greedy) == {"repetition_penalty": 1.05}
+        model.generation_config = GenerationConfig(top_k=0, repetition_penalty=1.0, no_repeat_ngram_size=0)
+        assert not_applied(model, drawn) == {}
     finally:
-        model.generation_config.update(top_k=None, repetition_penalty=None, temperature=None, top_p=None)
-        model.generation_config.do_sample = None
+        model.generation_config = plain
 
 
 # ---- records -------------------------------------------------------------------------------------------------------

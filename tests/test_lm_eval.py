@@ -186,6 +186,16 @@ def test_scoring_goes_through_the_cache(tokenizer, name, batch_size):
     assert model.seen.scored_tokens == 42 and 30 < model.seen.scored_after_eviction <= 39
 
 
+def test_evictions_are_counted_for_the_row_they_happen_in(tokenizer):
+    pairs = [(QUESTIONS[0], " " + words(30, 2)), ("w1", " w2 w3 w4")]
+    counts = []
+    for given in (pairs[:1], pairs[1:], pairs):
+        model = make(tokenizer, budget=16, interval=4, batch_size=2)
+        scored(model, given)
+        counts.append(model.seen.scored_after_eviction)
+    assert counts[0] > 0 and counts[1] == 0 and counts[2] == counts[0]
+
+
 def test_scoring_without_eviction_is_the_single_pass(tokenizer):
     single = scored(make(tokenizer, loglikelihood="full", batch_size=2), PAIRS)
     stock = lm_eval.models.huggingface.HFLM(models.tiny(), tokenizer=tokenizer, backend="causal", batch_size=2)

@@ -59,6 +59,8 @@ def source_of(args: argparse.Namespace) -> Source:
 
 
 def ray_of(args: argparse.Namespace) -> RaySettings | None:
+    if args.ray is None and (args.workers or args.gpus):
+        raise ValueError("--workers and --gpus are for --ray")
     return None if args.ray is None else RaySettings(args.ray or None, args.workers, args.gpus)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,19 +82,28 @@ class _Picker:
         return torch.searchsorted(total, aims, right=True)[:, 0].clamp(max=logits.shape[1] - 1).tolist()
 
 
-CHOOSING = (
-    "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
-    "encoder_repetition_penalty", "no_repeat_ngram_size", "min_length", "min_new_tokens", "bad_words_ids",
-    "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "guidance_scale", "exponential_decay_length_penalty",
-    "watermarking_config",
-)  # fmt: skip
+# Settings of a generation config that change which token is chosen, with the values that change nothing.
+_SAMPLING = {"top_k": 0, "min_p": 0, "top_h": 1, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
+_CHOOSING = {
+    "num_beams": 1, "repetition_penalty": 1, "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0,
+    "min_length": 0, "min_new_tokens": 0, "bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": [],
+    "sequence_bias": {}, "guidance_scale": 1, "exponential_decay_length_penalty": None, "watermarking_config": None,
+}  # fmt: skip
 
 
-def not_applied(model: Any) -> dict[str, Any]:
+def not_applied(model: Any, sampling: Sampling) -> dict[str, Any]:
     """What a model's generation config says about the choice of tokens that `generate` here does not follow."""
-    told = getattr(model, "generation_config", None)
-    said = told.to_diff_dict() if told is not None else {}
-    return {name: said[name] for name in CHOOSING if said.get(name) is not None}
+    config = getattr(model, "generation_config", None)
+    neutral = _CHOOSING | (_SAMPLING if sampling.temperature else {})
+    said = {name: getattr(config, name, None) for name in neutral}
+    return {name: x for name, x in said.items() if x is not None and x != neutral[name]}
+
+
+def warn_of(ignored: dict[str, Any]) -> None:
+    """Says what `not_applied` found, if anything."""
+    if ignored:
+        told = ", ".join(f"{key}={value}" for key, value in ignored.items())
+        warnings.warn(f"not applied of the model's generation config: {told}", stacklevel=3)
 
 
 def generate(

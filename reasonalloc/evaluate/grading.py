@@ -17,6 +17,8 @@ from typing import IO, Any
 SECONDS, STARTS = 10.0, 120.0  # for one comparison; for the process to come up on a busy machine
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _BOX = "\\boxed{"
+_BRACE = re.compile(r"\\boxed\{|\\.|[{}]", re.DOTALL)  # an escaped brace is none
+_SENTENCE = re.compile(r"[.!?]\s|\n")
 INSTALL = "pip install 'reasonalloc[evaluate]'"
 
 
@@ -26,21 +28,21 @@ def boxes(text: str) -> list[str]:
 
 
 def _inside(text: str) -> list[tuple[int, int]]:
-    """Where what the boxes hold begins and ends."""
-    found, start = [], text.find(_BOX)
-    while start >= 0:
-        depth, begin = 1, start + len(_BOX)
-        i = begin
-        while i < len(text) and depth:
-            if text[i] == "\\":  # an escaped brace is none
-                i += 1
-            else:
-                depth += {"{": 1, "}": -1}.get(text[i], 0)
-            i += 1
-        if not depth:
-            found.append((begin, i - 1))
-        start = text.find(_BOX, begin if depth else i)
-    return found
+    """Where what the boxes hold begins and ends; of boxes within a box the outer one."""
+    closed: list[tuple[int, int]] = []
+    open_at: list[int] = []  # of every brace that is open, where what it holds begins if it is a box's, else -1
+    for found in _BRACE.finditer(text):
+        if found.group() == "}":
+            begin = open_at.pop() if open_at else -1
+            if begin >= 0:
+                closed.append((begin, found.start()))
+        elif found.group() in (_BOX, "{"):
+            open_at.append(found.end() if found.group() == _BOX else -1)
+    outer: list[tuple[int, int]] = []
+    for begin, end in sorted(closed):
+        if not outer or begin > outer[-1][1]:
+            outer.append((begin, end))
+    return outer
 
 
 def same(answer: str, gold: str) -> bool:
@@ -117,8 +119,8 @@ def grade(text: str, answers: Sequence[str], asked: Sequence[str] = ()) -> tuple
     """(what was answered, whether each is right).
 
     One answer: the last box counts. Several: box i answers question i; where boxes are missing the rest is wrong. If
-    asked says whose answers they are, a box is of the one named last before it (back to the box before), or of the
-    first without a box if none is named, and of several for one the last counts.
+    asked says whose answers they are, a box is of the one named last before it in its sentence, and of several for one
+    the last counts; boxes without a name are of those that no box names, in order.
     """
     spans = _inside(text)
     if len(answers) > 1 and asked:
@@ -132,12 +134,16 @@ def grade(text: str, answers: Sequence[str], asked: Sequence[str] = ()) -> tuple
 def _by_name(text: str, spans: Sequence[tuple[int, int]], asked: Sequence[str]) -> list[str]:
     """The box of each one asked for, "" where there is none."""
     names = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, asked)) + r")(?!\w)")
-    given: dict[str, str] = {}
+    named: dict[str, str] = {}
+    others: list[str] = []
     start = 0
     for begin, end in spans:
-        named = names.findall(text, start, begin)
-        name = named[-1] if named else next((x for x in asked if x not in given), None)
-        if name is not None:
-            given[name] = text[begin:end]
+        sentence = _SENTENCE.split(text[start:begin])[-1]
+        found = names.findall(sentence)
+        if found:
+            named[found[-1]] = text[begin:end]
+        else:
+            others.append(text[begin:end])
         start = end
-    return [given.get(x, "") for x in asked]
+    rest = iter(others)
+    return [named[x] if x in named else next(rest, "") for x in asked]

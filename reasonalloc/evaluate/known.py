@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 
+from reasonalloc.evaluate.statistics import proportion_interval
 from reasonalloc.models import REASONER, adapter_folder
 
 # pass@1 at temperature 0.6, top-p 0.95, 32,768 tokens: DeepSeek-R1's model cards (arXiv 2501.12948, table 5).
@@ -18,14 +19,16 @@ _PUBLISHED = {
 }
 
 
-def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, float] | None:
-    """Known accuracy by group of the task ("" for all of it); None where nothing is known."""
+def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, tuple[float, float]] | None:
+    """Known accuracy by group of the task ("" for all of it), as (low, high): what was measured here on few problems is
+    an interval, a published score is a point. None where nothing is known."""
     if model == REASONER and task == "ledger":
         path = adapter_folder() / "scores.json"
         if not path.is_file():
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {k: v for k, v in found["accuracy"].items() if k in groups} or None
+        count = found["problems"] // len(found["accuracy"])
+        return {k: proportion_interval(v * count, count) for k, v in found["accuracy"].items() if k in groups} or None
     name = (model or "").rstrip("/").rpartition("/")[2]
     published = _PUBLISHED.get(name, {})
-    return {"": published[task]} if task in published else None
+    return {"": (published[task], published[task])} if task in published else None

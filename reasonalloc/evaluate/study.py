@@ -15,7 +15,7 @@ from reasonalloc.attention import using
 from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.evaluate import known, statistics
 from reasonalloc.evaluate.accuracy import Batch, Cell, plan, run_batch
-from reasonalloc.evaluate.generation import Sampling
+from reasonalloc.evaluate.generation import Sampling, not_applied, warn_of
 from reasonalloc.evaluate.grading import grade
 from reasonalloc.evaluate.records import Record, Records
 from reasonalloc.evaluate.summary import Summary, summarise
@@ -63,7 +63,9 @@ class Study:
     @cached_property
     def model(self) -> tuple[Any, Any]:
         """(model, tokenizer), loaded when first asked for."""
-        return self.source.load()[:2]
+        model, tokenizer, _ = self.source.load()
+        warn_of(not_applied(model, self.sampling))
+        return model, tokenizer
 
     @cached_property
     def waves(self) -> Waves:

@@ -107,16 +107,16 @@ def summarise(
     records: Iterable[Record],
     order: Sequence[str],
     *,
-    known: Mapping[str, float] | None = None,
+    known: Mapping[str, tuple[float, float]] | None = None,
     baselines: Sequence[str] = (FULL, "rkv"),
     seed: int = 0,
     provenance: dict[str, Any] | None = None,
 ) -> Summary:
     """Rows in the order of the cells named; cells without records are left out.
 
-    known: the score that the full cache is known to have, by group ("" for the whole task). baselines: methods
-    that each row is compared with, at its own setting or, for one without a budget, alone. A row that varies something
-    is also compared with its method as it is by default.
+    known: (low, high) of the score that the full cache is known to have, by group ("" for the whole task). baselines:
+    methods that each row is compared with, at its own setting or, for one without a budget, alone. A row that varies
+    something is also compared with its method as it is by default.
     """
     by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -170,7 +170,9 @@ def _row(
     )  # fmt: skip
 
 
-def _warnings(rows: Sequence[Row], by_cell: Mapping[str, list[Record]], known: Mapping[str, float] | None) -> list[str]:
+def _warnings(
+    rows: Sequence[Row], by_cell: Mapping[str, list[Record]], known: Mapping[str, tuple[float, float]] | None
+) -> list[str]:
     """The gate: figures of a set-up whose full cache does not score as it is known to are not to be trusted."""
     if not any(row.cell == FULL for row in rows):
         return ["the full cache was not measured, so nothing says that the set-up is right (add the method full)"]
@@ -180,16 +182,17 @@ def _warnings(rows: Sequence[Row], by_cell: Mapping[str, list[Record]], known: M
     unknown = {x.group for x in by_cell[FULL]} - set(known) if "" not in known else set()
     if unknown:
         found.append(f"no known score to compare the full cache with on {', '.join(sorted(unknown))}")
-    for group, expected in known.items():
+    for group, (least, most) in known.items():
         records = [x for x in by_cell[FULL] if not group or x.group == group]
         if not records:
             continue
         own = list(_scores(records).values())
         low, high = proportion_interval(sum(own), len(own))
-        if not low <= expected <= high:
+        if high < least or most < low:
             where = f" on {group}" if group else ""
+            expected = f"{least:.1%}" + (f" to {most:.1%}" if least < most else "")
             found.append(
                 f"the full cache scores {statistics.fmean(own):.1%} [{low:.1%}, {high:.1%}]{where}, but the model is"
-                f" known for {expected:.1%}: check prompt, sampling and length limit before you believe a row"
+                f" known for {expected}: check prompt, sampling and length limit before you believe a row"
             )
     return found

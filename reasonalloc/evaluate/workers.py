@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reasonalloc import models
 from reasonalloc.evaluate.accuracy import Batch, run_batch
-from reasonalloc.evaluate.generation import Sampling, not_applied
+from reasonalloc.evaluate.generation import Sampling, not_applied, warn_of
 from reasonalloc.evaluate.records import Record
 
 INSTALL = "pip install 'reasonalloc[ray]'"
@@ -32,11 +31,7 @@ class Source:
 
             torch.set_num_threads(self.threads)
         extra = {"device_map": self.device_map} if self.device_map else {}
-        model, tokenizer, name = models.load(self.model, self.dtype, **extra)
-        if ignored := not_applied(model):
-            told = ", ".join(f"{key}={value}" for key, value in ignored.items())
-            warnings.warn(f"{name}: its generation config's {told} is not applied", stacklevel=2)
-        return model, tokenizer, name
+        return models.load(self.model, self.dtype, **extra)
 
 
 class Worker:
@@ -45,8 +40,9 @@ class Worker:
     def __init__(self, source: Source) -> None:
         self.model, self.tokenizer, _ = source.load()
 
-    def ready(self) -> None:
-        """Comes back when the model is loaded."""
+    def ready(self, sampling: Sampling) -> dict[str, Any]:
+        """Comes back when the model is loaded, with what it asks for that is not applied."""
+        return not_applied(self.model, sampling)
 
     def run(self, batch: Batch, sampling: Sampling) -> Iterator[Record]:
         yield from run_batch(self.model, self.tokenizer, batch, sampling)
@@ -88,10 +84,11 @@ def run_on_ray(
         pool = [actor.remote(source) for _ in range(count)]
         try:
             every: list[Any] = pool
-            ray.get([x.ready.remote() for x in every])
+            ignored = ray.get([x.ready.remote(sampling) for x in every])
         except ray.exceptions.RayError as error:
             words = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(f"a worker could not be started: {words[-1]}") from error
+        warn_of(ignored[0])
         if started:
             started(pool)
         yield from _serve(ray, actor, source, pool, batches, sampling)
@@ -116,6 +113,8 @@ def _serve(
         try:
             record = ray.get(next(ready[0]))
         except StopIteration:
+            if batch.jobs:
+                raise RuntimeError(f"{batch.cell.name}: {batch.jobs[0].key} came back without its chain") from None
             idle.append(worker)
             continue
         except ray.exceptions.RayTaskError as error:
@@ -128,7 +127,8 @@ def _serve(
                 ) from error
             if batch.jobs:
                 waiting.append((batch, tries))
-            idle.append(actor.remote(source))
+            if waiting:
+                idle.append(actor.remote(source))
             continue
         running[ready[0]] = worker, batch.without(record.item, record.sample), tries
         yield record
