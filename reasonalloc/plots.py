@@ -194,16 +194,17 @@ def cells(result: Summary, path: str | Path, title: str = "") -> None:
     with _figure(path, 1, 2, (9, 1.3 + 0.3 * len(result.rows))) as (figure, axes):
         left, right = axes[0]
         right.sharey(left)
+        dashed = {"full", next((x.cell for x in result.rows if x.method == "rkv"), "")}
         for i, row in enumerate(result.rows):
             color = colors.get(row.method, "#55a868")
             left.errorbar(row.accuracy.mean, i, xerr=_bars([row.accuracy]), fmt="o", markersize=5, color=color)
             right.barh(i, row.tokens, height=0.6, color=color, alpha=0.8, linewidth=0)
-            if row.cell in ("full", next((x.cell for x in result.rows if x.method == "rkv"), "")):
+            if row.cell in dashed:
                 left.axvline(row.accuracy.mean, color=color, linewidth=0.8, linestyle="--", zorder=0)
             for pair in row.against:
                 if pair.against.startswith("rkv"):
-                    where = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
-                    left.annotate(f"p {pair.p:.2g}", (1.01, i), **where)
+                    where = ("axes fraction", "data")
+                    left.annotate(f"p {pair.p:.2g}", (1.01, i), xycoords=where, va="center", fontsize=8)
         left.set_yticks(range(len(result.rows)), [x.cell for x in result.rows])
         left.invert_yaxis()
         right.tick_params(labelleft=False)

@@ -1,7 +1,8 @@
-"""From a question to token ids, and the tokens that end a chain."""
+"""From questions to token ids, alone and in a batch, and the tokens that end a chain."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,17 @@ def encode_prompt(tokenizer: Any, prompt: str, device: Any) -> torch.Tensor:
     else:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
     return ids.to(device)  # type: ignore[no-any-return]
+
+
+def left_padded(rows: Sequence[Sequence[int] | torch.Tensor], pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, attention mask), [rows, longest]. rows: token ids of each. pad: any token, the mask hides it."""
+    longest = max(len(x) for x in rows)
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, longest - len(row) :] = torch.as_tensor(row)
+        mask[i, longest - len(row) :] = 1
+    return ids, mask
 
 
 def ends(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -16,7 +16,7 @@ import transformers
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from reasonalloc.tokens import encode_prompt, ends
+from reasonalloc.tokens import encode_prompt, ends, left_padded
 
 SCHEMA = 1
 MOST_PROMPTS = 8
@@ -195,9 +195,7 @@ def profile(
 def _chains(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, progress: bool) -> Iterator[torch.Tensor]:
     """Token ids [1, n] of each prompt with its greedy chain, end token included; all are generated in one batch."""
     every = [encode_prompt(tokenizer, prompt, model.device)[0] for prompt in prompts]
-    longest = max(len(ids) for ids in every)
-    tokens = torch.stack([F.pad(x, (longest - len(x), 0)) for x in every])
-    mask = torch.stack([F.pad(torch.ones_like(x), (longest - len(x), 0)) for x in every])
+    tokens, mask = (x.to(model.device) for x in left_padded(every))
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     stop = torch.tensor(sorted(ends(model, tokenizer)), dtype=tokens.dtype, device=tokens.device)
     made: list[torch.Tensor] = []

@@ -29,7 +29,7 @@ from reasonalloc.evaluate.records import Record, read
 from reasonalloc.evaluate.statistics import bootstrap, mcnemar, paired, picks, proportion_interval
 from reasonalloc.evaluate.study import Study
 from reasonalloc.evaluate.summary import summarise
-from reasonalloc.evaluate.workers import Source
+from reasonalloc.evaluate.workers import Source, run_on_ray
 from reasonalloc.tasks import Item, items
 
 pytest.importorskip("scipy")
@@ -385,8 +385,6 @@ def test_ray_gives_the_same(folder, task):
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced(folder, task):
     ray = pytest.importorskip("ray")
-    from reasonalloc.evaluate.workers import run_on_ray
-
     sampling = Sampling(max_new_tokens=30)
     small = cells(["rkv"], [24], [], ra.Config(method="full", interval=8))
     batches = plan(ITEMS, small, 1, 2)
@@ -442,8 +440,6 @@ def test_what_a_worker_had_finished_is_not_made_again(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_an_error_of_the_model_is_raised_as_it_is(folder):
     pytest.importorskip("ray")
-    from reasonalloc.evaluate.workers import run_on_ray
-
     empty = [Item("empty", "", ("1",))]
     batches = plan(empty, cells(["rkv"], [24], [], ra.Config(method="full")), 1, 2)
     with pytest.raises(ValueError, match="no token"):

@@ -142,11 +142,10 @@ def train(folder: Path, settings: Settings, init: Path | None = None, minutes: f
         print(f"{state.step} {state.seconds:.0f} s, {state.seen} tokens, {told}", flush=True)
         stop = minutes is not None and time.monotonic() - start > 60 * minutes
         if state.step % 50 == 0 or stop or state.seen >= settings.tokens:
+            save_adapter(model, folder / "adapter")  # first: a checkpoint at the end is not gone on from
             keep(folder, weights, optimizer, state)
-            save_adapter(model, folder / "adapter")
         if stop:
             break
-    save_adapter(model, folder / "adapter")  # a kill may have come between the last checkpoint and its adapter
 
 
 def rate_at(settings: Settings, step: int, share: float) -> float:

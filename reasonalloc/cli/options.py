@@ -66,13 +66,11 @@ def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str = "float32") -> None:
     """reasoner: the default is the embedded reasoner."""
-    told = f"{REASONER}, a reasoner" if reasoner else f"smollm2, {EMBEDDED_LABEL}"
+    told, name = (f"{REASONER}, a reasoner", REASONER) if reasoner else (f"smollm2, {EMBEDDED_LABEL}", None)
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="NAME", help=f"hub name or folder (default: {told})")
+    group.add_argument("--model", default=name, metavar="NAME", help=f"hub name or folder (default: {told})")
     group.add_argument("--dtype", choices=list(DTYPES), default=dtype, help=f"of weights and cache ({dtype})")
     group.add_argument("--threads", type=positive, metavar="N", help="of torch (default: torch's own choice)")
-    if reasoner:
-        parser.set_defaults(model=REASONER)
 
 
 def load_model(args: argparse.Namespace) -> tuple[Any, Any, str]:

@@ -68,6 +68,7 @@ class Batch:
     jobs: tuple[Job, ...]
 
     def without(self, item: str, sample: int) -> Batch:
+        """What is left when that chain is made."""
         return Batch(self.cell, tuple(x for x in self.jobs if (x.item.id, x.sample) != (item, sample)))
 
 

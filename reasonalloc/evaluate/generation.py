@@ -17,6 +17,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 from reasonalloc.attention import using
 from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.config import Config
+from reasonalloc.tokens import left_padded
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,7 @@ def generate(
     if not prompts:
         return
     picker = _Picker(sampling)
-    longest = max(len(ids) for _, ids in prompts)
-    mask = torch.zeros((len(prompts), longest), dtype=torch.long)
-    tokens = torch.full((len(prompts), longest), pad)
-    for i, (_, ids) in enumerate(prompts):
-        tokens[i, longest - len(ids) :] = torch.tensor(ids)
-        mask[i, longest - len(ids) :] = 1
+    tokens, mask = left_padded([ids for _, ids in prompts], pad)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     rows = [Chain(key, len(ids)) for key, ids in prompts]
     numbers = [picker.numbers(row.key) for row in rows]

@@ -122,22 +122,23 @@ def grade(text: str, answers: Sequence[str], asked: Sequence[str] = ()) -> tuple
     asked says whose answers they are, a box is of the one named last before it in its sentence, and of several for one
     the last counts; boxes without a name are of those that no box names, in order.
     """
-    spans = _inside(text)
-    if len(answers) > 1 and asked:
-        given = _by_name(text, spans, asked)
+    if len(answers) == 1:
+        given = boxes(text)[-1:]
+    elif asked:
+        given = _by_name(text, asked)
     else:
-        given = [text[begin:end] for begin, end in (spans[-1:] if len(answers) == 1 else spans[: len(answers)])]
+        given = boxes(text)[: len(answers)]
     right = [x != "" and same(x, gold) for x, gold in zip(given, answers, strict=False)]
     return given, right + [False] * (len(answers) - len(right))
 
 
-def _by_name(text: str, spans: Sequence[tuple[int, int]], asked: Sequence[str]) -> list[str]:
+def _by_name(text: str, asked: Sequence[str]) -> list[str]:
     """The box of each one asked for, "" where there is none."""
     names = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, asked)) + r")(?!\w)")
     named: dict[str, str] = {}
     others: list[str] = []
     start = 0
-    for begin, end in spans:
+    for begin, end in _inside(text):
         sentence = _SENTENCE.split(text[start:begin])[-1]
         found = names.findall(sentence)
         if found:

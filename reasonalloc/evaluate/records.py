@@ -121,7 +121,7 @@ class Records:
         if record.key in self.known:
             return
         with self.path.open("ab") as file:
-            file.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())
+            file.write(_line(record).encode())
             file.flush()
             os.fsync(file.fileno())
         self.known[record.key] = record
@@ -129,8 +129,7 @@ class Records:
     def change(self, how: Callable[[Record], Record]) -> None:
         """Rewrites all records, whole or not at all. how: a record as it shall be."""
         changed = {key: how(record) for key, record in self.known.items()}
-        lines = (json.dumps(asdict(x), ensure_ascii=False) + "\n" for x in changed.values())
-        replace_text(self.path, "".join(lines))
+        replace_text(self.path, "".join(map(_line, changed.values())))
         self.known = changed
 
     def check(self, configs: dict[str, str], asked: dict[str, str]) -> None:
@@ -146,6 +145,10 @@ class Records:
                     f"{self.folder}: {record.cell} was made with other cache settings (its config hash is"
                     f" {record.config}, now {configs[record.cell]}): take another folder"
                 )
+
+
+def _line(record: Record) -> str:
+    return json.dumps(asdict(record), ensure_ascii=False) + "\n"
 
 
 def read(path: str | Path) -> Iterator[Record]:
@@ -167,4 +170,4 @@ def pack(records: Iterable[Record], path: str | Path) -> None:
     """Writes records as .jsonl.gz, the same bytes for the same records."""
     with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
         for record in records:
-            file.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())
+            file.write(_line(record).encode())

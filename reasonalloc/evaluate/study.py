@@ -69,7 +69,8 @@ class Study:
 
     @cached_property
     def waves(self) -> Waves:
-        about = {key: self.settings[key] for key in ("model", "weights", "dtype")}
+        settings = self.settings  # once: it reads from the weights' files
+        about = {key: settings[key] for key in ("model", "weights", "dtype")}
         return Waves(lambda: self.model, self.task, self.folder, about)
 
     def with_wave(self, cells: Sequence[Cell]) -> list[Cell]:

@@ -120,12 +120,12 @@ def _serve(
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the model's or the cache's own error
         except ray.exceptions.RayError as error:
-            if batch.jobs and tries >= ATTEMPTS:
-                first, last = batch.jobs[0].key, batch.jobs[-1].key
-                raise RuntimeError(
-                    f"{batch.cell.name}, {first} to {last}: its worker died {tries} times ({error})"
-                ) from error
             if batch.jobs:
+                if tries >= ATTEMPTS:
+                    first, last = batch.jobs[0].key, batch.jobs[-1].key
+                    raise RuntimeError(
+                        f"{batch.cell.name}, {first} to {last}: its worker died {tries} times ({error})"
+                    ) from error
                 waiting.append((batch, tries))
             if waiting:
                 idle.append(actor.remote(source))

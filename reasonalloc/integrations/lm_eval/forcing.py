@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from reasonalloc.cache import ReasonAllocCache
+from reasonalloc.tokens import left_padded
 
 Row = tuple[Sequence[int], Sequence[int]]
 
@@ -28,7 +29,7 @@ def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Scor
     The contexts, padded on the left, are the prefill; then each continuation goes in token by token, so the cache is
     cut exactly as in decoding. Rows that are done go on with a token of no interest, as in `generate`.
     """
-    ids, mask = _left_padded([context for context, _ in rows])
+    ids, mask = left_padded([context for context, _ in rows])
     most = max(len(continuation) for _, continuation in rows)
     targets = torch.zeros(len(rows), most, dtype=torch.long)
     wanted = torch.zeros(len(rows), most, dtype=torch.bool)
@@ -58,14 +59,3 @@ def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Scor
         Score(float(log_probs[i][own].sum()), bool(greedy[i][own].all()), int(evicted[i][own].sum()))
         for i, own in enumerate(wanted)
     ]
-
-
-def _left_padded(contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, attention mask), [rows, longest]; the padding's id does not matter."""
-    longest = max(len(x) for x in contexts)
-    ids = torch.zeros(len(contexts), longest, dtype=torch.long)
-    mask = torch.zeros(len(contexts), longest, dtype=torch.long)
-    for i, context in enumerate(contexts):
-        ids[i, longest - len(context) :] = torch.tensor(context)
-        mask[i, longest - len(context) :] = 1
-    return ids, mask
