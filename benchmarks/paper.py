@@ -20,13 +20,13 @@ from reasonalloc.config import Config
 from reasonalloc.evaluate.accuracy import cells
 from reasonalloc.evaluate.generation import Sampling
 from reasonalloc.evaluate.records import pack
-from reasonalloc.evaluate.study import Study, write
+from reasonalloc.evaluate.study import Study
 from reasonalloc.evaluate.summary import Row, Summary
 from reasonalloc.models import REASONER
 from reasonalloc.tasks import items
 
 RESULTS = Path("benchmarks/results/paper")
-METHODS = ["full", "reasonalloc", "rkv", "pyramid-rkv", "snapkv", "streaming", "random"]
+METHODS = ["full", "reasonalloc", "reasonalloc-wave", "rkv", "pyramid-rkv", "snapkv", "streaming", "random"]
 QUICK = ["full", "reasonalloc", "rkv", "random"]
 TASKS = ["math500", "aime24"]
 PROMPT = {True: "is evicted last", False: "is evicted as any text", None: "is treated as each method has it"}
@@ -103,17 +103,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     for plan, own in [(x, study_of(args, x, folder)) for x in plans(args)]:
         if args.quick:
             own.waves.tokens = 128
-        if args.regrade:
-            own.regrade()
         methods = args.methods or (QUICK if args.quick else METHODS)
         wanted = own.with_wave(cells(methods, plan.budgets, [], Config(method="full", keep_prompt=plan.keep_prompt)))
-        with options.bar(out) as progress:
-            task = progress.add_task(plan.task, total=None)
-            own.run(wanted, lambda done, total, task=task: progress.update(task, completed=done, total=total))
-        summary = own.summary(wanted)
-        out.print(summary.table())
-        parts.append((plan, summary))
-        write(summary, folder / plan.task)
+        parts.append((plan, study.measured(out, own, wanted, folder / plan.task, regrade=args.regrade)))
         pack(own.records.known.values(), folder / f"{plan.task}.jsonl.gz")
         (folder / "README.md").write_text(report(parts, args.model), encoding="utf-8")
 

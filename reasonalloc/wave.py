@@ -16,6 +16,7 @@ import transformers
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from reasonalloc.files import replace_text
 from reasonalloc.tokens import encode_prompt, ends, left_padded
 
 SCHEMA = 1
@@ -84,8 +85,8 @@ class WaveProfile:
             raise ValueError(f"the wave profile is for layers {list(self.layers)}, the model's are {list(layers)}")
 
     def save(self, path: str | Path) -> None:
-        """Writes the profile as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Writes the profile as JSON, whole or not at all."""
+        replace_text(Path(path), json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> WaveProfile:

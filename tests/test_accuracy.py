@@ -28,7 +28,7 @@ from reasonalloc.evaluate.grading import boxes, grade
 from reasonalloc.evaluate.records import Record, read
 from reasonalloc.evaluate.statistics import bootstrap, mcnemar, paired, picks, proportion_interval
 from reasonalloc.evaluate.study import Study
-from reasonalloc.evaluate.summary import summarise
+from reasonalloc.evaluate.summary import Summary, summarise
 from reasonalloc.evaluate.workers import Source, run_on_ray
 from reasonalloc.tasks import Item, items
 
@@ -202,6 +202,18 @@ def test_what_is_varied_is_compared_with_the_default():
     assert against["reasonalloc 24 alpha=1"] == ["full", "rkv 24", "reasonalloc 24"]
     assert against["reasonalloc 24"] == ["full", "rkv 24"] and not against["full"]
     assert "less default (p)" in summary.markdown()
+
+
+def test_a_summary_is_read_back(tmp_path):
+    names = ["full", "rkv 24", "reasonalloc 24"]
+    made = summarise([record(name, str(i), i % 3) for name in names for i in range(5)], names, provenance={"seed": 0})
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(made.as_json()))
+    assert Summary.load(path) == made
+    for text, said in (("{", "not a summary"), ("[]", "of schema"), ('{"schema": 1, "rows": [{}]}', "'against'")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            Summary.load(path)
 
 
 def test_samples_are_averaged():

@@ -22,7 +22,7 @@ def add(subparsers: Any) -> None:
     cache = parser.add_argument_group("cache")
     cache.add_argument("--budget", type=options.positive, default=256, metavar="SLOTS", help="of a KV head (256)")
     options.add_interval(cache)
-    cache.add_argument("--keep-prompt", action="store_true", default=None, help="evict the prompt last, in all cells")
+    options.add_keep_prompt(cache)
     parser.set_defaults(run=run)
 
 

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from reasonalloc.cli import options
 from reasonalloc.evaluate.accuracy import Cell
 from reasonalloc.evaluate.generation import Sampling
 from reasonalloc.evaluate.records import pack
 from reasonalloc.evaluate.study import RaySettings, Study, write
+from reasonalloc.evaluate.summary import Summary
 from reasonalloc.evaluate.workers import Source
 from reasonalloc.tasks import GRID, TASKS, items
 
@@ -79,20 +82,26 @@ def study_of(args: argparse.Namespace) -> Study:
     )
 
 
-def run_and_report(
-    args: argparse.Namespace, study: Study, cells: Sequence[Cell], name: str, question: str = ""
-) -> None:
-    """Makes what is missing, prints the table, and writes it as `name` into the study's folder. question: of an
-    ablation."""
-    out = options.console(args)
-    if args.regrade:
+def measured(
+    out: Console, study: Study, cells: Sequence[Cell], stem: Path, question: str = "", regrade: bool = False
+) -> Summary:
+    """Makes what is missing under a progress bar, prints the table, and writes it as stem.json, .md and .png."""
+    if regrade:
         study.regrade()
     with options.bar(out) as progress:
-        task: Any = progress.add_task("chains", total=None)
+        task: Any = progress.add_task(study.task, total=None)
         study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))
     summary = study.summary(cells)
     out.print(summary.table())
-    write(summary, study.folder / name, question)
+    write(summary, stem, question)
+    return summary
+
+
+def run_and_report(
+    args: argparse.Namespace, study: Study, cells: Sequence[Cell], name: str, question: str = ""
+) -> None:
+    """`measured` as the options of `add` say, written as `name` into the study's folder. question: of an ablation."""
+    summary = measured(options.console(args), study, cells, study.folder / name, question, args.regrade)
     if args.pack:
         pack(study.records.known.values(), study.folder / "generations.jsonl.gz")
     options.write_json(args.json, summary.as_json())

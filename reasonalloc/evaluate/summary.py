@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -56,6 +58,20 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def load(cls, path: str | Path) -> Summary:
+        """Reads what `study.write` left as JSON; ValueError if the file is none."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:  # neither text nor JSON
+            raise ValueError(f"{path} is not a summary of accuracies: {error}") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise ValueError(f"{path} is not a summary of accuracies of schema {SCHEMA}")
+        try:
+            return cls([_loaded(x) for x in data["rows"]], data["warnings"], data["provenance"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a summary of accuracies of schema {SCHEMA}: {error!r}") from error
+
     def table(self) -> Table:
         """For the terminal."""
         heads = _columns(self.rows)
@@ -74,6 +90,11 @@ class Summary:
         lines += ["| " + " | ".join(heads) + " |", "|" + "|".join([" --- ", *([" ---: "] * (len(heads) - 1))]) + "|"]
         lines += ["| " + " | ".join(_texts(row, heads)) + " |" for row in self.rows]
         return "\n".join(lines) + "\n"
+
+
+def _loaded(row: dict[str, Any]) -> Row:
+    against = [Paired(**{**x, "difference": Measure(**x["difference"])}) for x in row["against"]]
+    return Row(**{**row, "accuracy": Measure(**row["accuracy"]), "against": against})
 
 
 def _column(row: Row, pair: Paired) -> str:

@@ -41,9 +41,7 @@ class Waves:
                 chosen = [x.problem for x in prompts(task, count, SEED)] if task in TASKS else _of_file(task, count)
                 found = profile(*self.load(), chosen, max_new_tokens=self.tokens, rho=rho, progress=False)
                 found = replace(found, source=found.source | self.about)
-                part = path.with_suffix(".tmp")
-                found.save(part)
-                part.replace(path)
+                found.save(path)
             self._known[key] = found
         return self._known[key]
 
