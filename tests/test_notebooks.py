@@ -110,7 +110,7 @@ def test_ablations_draws_what_was_measured(folder, capsys):
           "--max-new-tokens", "12", "--budget", "16", "--interval", "8", "--output", "ablations-out"])  # fmt: skip
     names, figures = run(FOLDER / "07_ablations.py")
     assert list(names["results"]) == [ABLATED]
-    assert len(figures) == 2
+    assert (names["OUT"] / f"{ABLATED}.png").stat().st_size > 5_000
     assert ends_with_a_picture(figures)
     assert "reasonalloc ablate mu" in capsys.readouterr().out
 
