@@ -61,7 +61,7 @@ notebooks: install ## run the notebooks at full size; pictures and results are i
 paper: install ## rebuild the paper's tables on the embedded reasoner
 	$(BIN)/python benchmarks/paper.py
 
-train: install ## train the embedded reasoner; training/README.md says how long that takes
+train: install ## train a reasoner like the embedded one, for hours; it goes on where it was stopped
 	$(BIN)/python training/train.py training/run
 
 # ---- Checks --------------------------------------------------------------------------------------------------------

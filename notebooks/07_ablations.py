@@ -32,6 +32,7 @@ from reasonalloc.evaluate.summary import Summary
 
 PLACES = [Path("benchmarks/results/ablations"), Path("../benchmarks/results/ablations"), Path("ablations-out")]
 FOLDER = next((x for x in PLACES if x.is_dir()), PLACES[0])  # set your own here
+OPTIONS = f"--output {FOLDER}"  # and, for the folder of the repository, those of its other results (README)
 OUT = Path("notebooks-out/ablations")
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"})
@@ -49,7 +50,7 @@ for name, ablation in ABLATIONS.items():
         rows = results[name].rows
         print(f"{name:10} {ablation.question}  {len(rows)} cells, {rows[0].problems} problems")
     else:
-        print(f"{name:10} {ablation.question}  MISSING, make it with: reasonalloc ablate {name} --output {FOLDER}")
+        print(f"{name:10} {ablation.question}  MISSING, make it with: reasonalloc ablate {name} {OPTIONS}")
 
 # %% [markdown]
 # Warnings that the results carry, if any: a full cache that does not score as it should makes the rest worthless.

@@ -47,6 +47,13 @@ def test_the_default_is_the_plain_cell():
         assert plain.hash == around.cell().hash
 
 
+def test_alpha_of_all_cells():
+    cells = {x.name: x.config.alpha for x in cells_of(ABLATIONS["parts"], Around(FakeWaves(), 48, alpha=0.5))}
+    assert cells.pop("full") == ra.Config(method="full").alpha and set(cells.values()) == {0.5}
+    varied = [x.config.alpha for x in cells_of(ABLATIONS["alpha"], Around(FakeWaves(), 48, alpha=0.5))][2:]
+    assert varied == [0.0, 0.1, 0.3, 0.5, 1.0]
+
+
 def test_permuted_waves_hold_the_same_demands():
     cells = {x.name: x.config for x in cells_of(ABLATIONS["wave"], Around(FakeWaves(), budget=48))}
     wave = cells["reasonalloc-wave 48"].profile.demand
@@ -68,6 +75,9 @@ def test_the_command(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
     assert lines.read_bytes().count(b"\n") == before + 2 * 5  # full, R-KV and ReasonAlloc were there
     assert {"alpha.png", "parts.md", "parts.json"} <= {x.name for x in Path("ablations-out").iterdir()}
     assert main(["ablate", "nosuch"]) == 2
+    assert main(["ablate", "parts", "--alpha", "1.5"]) == 2
+    assert main(["ablate", "parts", *common, "--alpha", "0.5"]) == 2  # the folder's cells have another
+    assert "take another folder" in capsys.readouterr().err
 
 
 # ---- smoothing -----------------------------------------------------------------------------------------------------

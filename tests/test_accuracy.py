@@ -175,6 +175,20 @@ def test_an_answer_that_never_ends_is_wrong(monkeypatch):
     assert grade(r"\boxed{0.5}", [r"\frac{1}{2}"])[1] == [True]  # by the next process
 
 
+def test_a_verifier_that_dies_is_asked_again():
+    verifier, pipes = grading._Verifier(), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    verifier._process = subprocess.Popen([sys.executable, "-c", "input()"], **pipes)  # dies when asked
+    assert verifier.ask("0.5", r"\frac{1}{2}") and not verifier.ask("0.5", "2")
+    verifier.stop()
+
+
+def test_a_math_verify_that_cannot_compare_is_an_error(monkeypatch, tmp_path):
+    (tmp_path / "math_verify.py").write_text("parse = lambda x, **_: x\nverify = lambda *_, **__: True\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="another version"):
+        grading._Verifier().ask("0.5", "x")
+
+
 def test_a_cell_knows_its_settings():
     one, other = Cell("x", ra.Config(method="rkv", budget=24)), Cell("x", ra.Config(method="rkv", budget=24, alpha=0.2))
     assert one.hash != other.hash and one.hash == Cell("y", ra.Config(method="rkv", budget=24)).hash
@@ -289,6 +303,17 @@ def test_the_command(folder, task, capsys):
     assert main([*command(folder, task), "--seed", "1"]) == 2
     assert "seed 0, now 1" in capsys.readouterr().err
     assert Path("out/generations.jsonl").read_bytes() == before
+
+
+def test_packed_generations_are_gone_on_from(folder, task, capsys):
+    assert main([*command(folder, task), "--pack"]) == 0
+    path = Path("out/generations.jsonl")
+    before = path.read_bytes()
+    path.unlink()  # as in a clone, where only what was packed is kept
+    assert main([*command(folder, task), "--seed", "1"]) == 2
+    assert "seed 0, now 1" in capsys.readouterr().err
+    assert main(command(folder, task)) == 0
+    assert path.read_bytes() == before
 
 
 def test_samples(folder, task):

@@ -150,7 +150,10 @@ def test_own_files(tmp_path):
     path = tmp_path / "own.jsonl"
     lines = ['{"problem": "1 + 1?", "answer": 2}', "", '{"id": "b", "problem": "x", "answer": "y"}']
     path.write_text("\n".join(lines), encoding="utf-8")
-    assert [(x.id, x.answers) for x in items(str(path))] == [("1", ("2",)), ("b", ("y",))]
+    assert sorted((x.id, x.answers) for x in items(str(path))) == [("1", ("2",)), ("b", ("y",))]
+    path.write_text("".join(f'{{"problem": "{i}", "answer": {i}}}\n' for i in range(20)), encoding="utf-8")
+    some, others = ([x.id for x in items(str(path), count=5, seed=i)] for i in (0, 1))
+    assert some != others and some == [x.id for x in items(str(path), seed=0)][:5]
 
 
 @pytest.mark.parametrize(

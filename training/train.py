@@ -84,7 +84,10 @@ def main() -> None:
         int(args.tokens), args.longest, args.shortest, args.batch_tokens, args.drill, first_layer=args.first_layer,
         rise=args.rise, decay=args.decay, rate=args.rate, seed=args.seed, compiled=args.compile,
     )  # fmt: skip
-    train(args.folder, settings, args.init, args.minutes)
+    try:
+        train(args.folder, settings, args.init, args.minutes)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 def train(folder: Path, settings: Settings, init: Path | None = None, minutes: float | None = None) -> None:

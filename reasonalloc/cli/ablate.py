@@ -23,6 +23,10 @@ def add(subparsers: Any) -> None:
     cache.add_argument("--budget", type=options.positive, default=256, metavar="SLOTS", help="of a KV head (256)")
     options.add_interval(cache)
     options.add_keep_prompt(cache)
+    cache.add_argument(
+        "--alpha", type=options.from_0_to_1, metavar="X",
+        help="weight of importance against redundancy, in all methods (theirs); a folder has one of them",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -35,7 +39,7 @@ def _name(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     ablation, own = ABLATIONS[args.name], study.study_of(args)
     own.records.open(own.settings)
-    cells = cells_of(ablation, Around(own.waves, args.budget, args.interval, args.keep_prompt))
+    cells = cells_of(ablation, Around(own.waves, args.budget, args.interval, args.keep_prompt, args.alpha))
     options.console(args).print(ablation.question)
     study.run_and_report(args, own, cells, ablation.name, ablation.question)
     return 0

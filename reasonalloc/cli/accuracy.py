@@ -10,7 +10,7 @@ from reasonalloc.config import Config
 from reasonalloc.evaluate.accuracy import cells
 from reasonalloc.methods import methods
 
-METHODS = ["full", "reasonalloc", "rkv", "snapkv", "streaming", "random"]
+METHODS = ["full", "reasonalloc", "reasonalloc-wave", "rkv", "snapkv", "streaming", "random"]
 BUDGETS = [256, 512]
 
 

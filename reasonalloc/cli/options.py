@@ -45,6 +45,13 @@ def share(text: str) -> float:
     return value
 
 
+def from_0_to_1(text: str) -> float:
+    value = not_negative(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text!r}")
+    return value
+
+
 def not_negative(text: str) -> float:
     try:
         value = float(text)
@@ -66,7 +73,8 @@ def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str = "float32") -> None:
     """reasoner: the default is the embedded reasoner."""
-    told, name = (f"{REASONER}, a reasoner", REASONER) if reasoner else (f"smollm2, {EMBEDDED_LABEL}", None)
+    base = f"smollm2, {EMBEDDED_LABEL}"
+    told, name = (f"{REASONER}, a reasoner; also {base}", REASONER) if reasoner else (base, None)
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=name, metavar="NAME", help=f"hub name or folder (default: {told})")
     group.add_argument("--dtype", choices=list(DTYPES), default=dtype, help=f"of weights and cache ({dtype})")

@@ -12,7 +12,7 @@ from rich.console import Console
 from reasonalloc.cli import options
 from reasonalloc.evaluate.accuracy import Cell
 from reasonalloc.evaluate.generation import Sampling
-from reasonalloc.evaluate.records import pack
+from reasonalloc.evaluate.records import PACKED, pack
 from reasonalloc.evaluate.study import RaySettings, Study, write
 from reasonalloc.evaluate.summary import Summary
 from reasonalloc.evaluate.workers import Source
@@ -25,7 +25,9 @@ def add(parser: argparse.ArgumentParser, folder: str) -> None:
     task = parser.add_argument_group("task")
     task.add_argument("--task", default="ledger", metavar="TASK", help=f"{', '.join(TASKS)} or FILE.jsonl (ledger)")
     size = task.add_mutually_exclusive_group()
-    size.add_argument("--problems", type=options.positive, metavar="N", help="of ledger: for each setting (8)")
+    size.add_argument(
+        "--problems", type=options.positive, metavar="N", help="of ledger: for each setting (8); of a dataset (all)"
+    )
     size.add_argument("--fraction", type=options.share, metavar="X", help="of the problems of a dataset")
     task.add_argument(
         "--settings", type=_settings, metavar="A;B",
@@ -48,9 +50,17 @@ def add(parser: argparse.ArgumentParser, folder: str) -> None:
 
 def add_ray(group: Any) -> None:
     """Options of a run that is spread over Ray."""
-    group.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="spread over Ray actors")
+    group.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="spread over Ray actors, each of --threads (1) threads"
+    )
     group.add_argument("--workers", type=options.positive, metavar="N", help="Ray actors (as many as fit)")
-    group.add_argument("--gpus", type=options.not_negative, default=0.0, metavar="N", help="of each actor (0)")
+    group.add_argument(
+        "--gpus",
+        type=options.not_negative,
+        default=0.0,
+        metavar="N",
+        help="of each actor (0: the cache is on CPUs yet)",
+    )
     group.add_argument("--device-map", metavar="MAP", help="of accelerate, for the model in each actor")
 
 
@@ -103,5 +113,5 @@ def run_and_report(
     """`measured` as the options of `add` say, written as `name` into the study's folder. question: of an ablation."""
     summary = measured(options.console(args), study, cells, study.folder / name, question, args.regrade)
     if args.pack:
-        pack(study.records.known.values(), study.folder / "generations.jsonl.gz")
+        pack(study.records.known.values(), study.folder / PACKED)
     options.write_json(args.json, summary.as_json())

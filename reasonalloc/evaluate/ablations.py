@@ -15,13 +15,14 @@ from reasonalloc.wave import WaveProfile
 
 @dataclass(frozen=True)
 class Around:
-    """The point that an ablation varies: ReasonAlloc at one budget, with the task's offline wave. keep_prompt: of every
-    cell that does not vary it."""
+    """The point that an ablation varies: ReasonAlloc at one budget, with the task's offline wave. keep_prompt, alpha:
+    of every cell that does not vary them; None: each method's own."""
 
     waves: Waves
     budget: int = 256
     interval: int | None = None
     keep_prompt: bool | None = None
+    alpha: float | None = None
 
     def cell(
         self, method: str = "reasonalloc", wave: WaveProfile | None = None, said: str = "", **changes: Any
@@ -30,6 +31,8 @@ class Around:
         base: dict[str, Any] = {"budget": self.budget, "interval": self.interval, "keep_prompt": self.keep_prompt}
         if method == "full":
             base["budget"] = None
+        elif self.alpha is not None:
+            base["alpha"] = self.alpha
         config = Config(**{"method": method, **base, **changes})
         if config.resolve().needs_wave:
             config = replace(config, profile=wave or self.waves.get())

@@ -65,14 +65,18 @@ class _Verifier:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, gold: str, answer: str) -> bool:
-        process = self._started()
-        try:
-            _there(process.stdin).write(json.dumps([gold, answer]) + "\n")
-            _there(process.stdin).flush()
-            return bool(self._answer(process, SECONDS))
-        except (OSError, ValueError, TimeoutError):  # died, or is at it still
-            self.stop()
-            return False
+        for _ in range(2):  # one that dies may have been killed for what is not the answer's fault
+            process = self._started()
+            try:
+                _there(process.stdin).write(json.dumps([gold, answer]) + "\n")
+                _there(process.stdin).flush()
+                return bool(self._answer(process, SECONDS))
+            except TimeoutError:  # is at it still
+                self.stop()
+                return False
+            except (OSError, ValueError):
+                self.stop()
+        return False
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
@@ -84,10 +88,13 @@ class _Verifier:
             [sys.executable, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         try:
-            self._answer(self._process, STARTS)
+            works = self._answer(self._process, STARTS)
         except (ValueError, TimeoutError) as error:
             self.stop()
             raise RuntimeError(f"math-verify could not be started by {sys.executable} {path}") from error
+        if not works:
+            self.stop()
+            raise RuntimeError("math-verify does not find 0.5 and \\frac{1}{2} the same: take another version of it")
         return self._process
 
     def _answer(self, process: subprocess.Popen[str], seconds: float) -> Any:

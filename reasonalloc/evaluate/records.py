@@ -15,6 +15,7 @@ from typing import Any
 from reasonalloc.files import replace_text
 
 FILE = "generations.jsonl"
+PACKED = FILE + ".gz"
 SETTINGS = "settings.json"
 
 
@@ -24,7 +25,8 @@ class Record:
 
     cell: what was varied, as `Cell.name` says. config: hash of the cache's settings. asked: hash of prompt and right
     answers. sample: 0 to samples - 1. finish: "stop" or "length". answers: what its boxes held; right: one for each
-    answer asked. slots: mean of a KV head at the end. mean_bytes, peak_bytes: of its pages over its steps. seconds: its
+    answer asked. slots: mean of a KV head at the end. mean_bytes, peak_bytes: of its pages after each
+    step (within a prefill, one layer at a time holds the whole prompt). seconds: its
     share of the steps of its batch.
     """
 
@@ -68,13 +70,16 @@ class Records:
         self._release: weakref.finalize[..., Any] | None = None
 
     def open(self, settings: dict[str, Any]) -> None:
-        """Makes the folder or goes on in it. settings: what all records must have in common.
+        """Makes the folder or goes on in it, from what `pack` left if that is all there is. settings: what all records
+        must have in common.
 
         Raises ValueError, with nothing changed, if the folder's records were made with others.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
-        path = self.folder / SETTINGS
+        path, packed = self.folder / SETTINGS, self.folder / PACKED
+        if packed.is_file() and not self.path.is_file():
+            replace_text(self.path, "".join(map(_line, read(packed))))
         self._mend()
         if path.is_file() and self.path.is_file() and self.path.stat().st_size:
             known = json.loads(path.read_text(encoding="utf-8"))

@@ -52,6 +52,6 @@ def _name(task: str) -> str:
 
 
 def _of_file(task: str, count: int) -> list[str]:
-    """A file's first problems: it has no others."""
+    """A file's own problems: it has no others."""
     every = items(task)
     return [x.prompt for x in every[: min(count, len(every))]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -38,7 +39,9 @@ def items(
     if task == "aime24":
         return _problems(aime24(None, seed), count, fraction)
     if task.endswith(".jsonl"):
-        return _cut(_file(Path(task)), count, fraction, task)
+        every = _file(Path(task))
+        random.Random(seed).shuffle(every)
+        return _cut(every, count, fraction, task)
     raise ValueError(f"task {task!r} is unknown; there are {', '.join(TASKS)} and FILE.jsonl")
 
 
