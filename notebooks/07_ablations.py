@@ -76,8 +76,9 @@ for name, result in results.items():
 # %% [markdown]
 # ## The picture
 #
-# All of them together, each cell once: its difference to R-KV at the same budget, on the same problems. What stands
-# clear of zero is worth something; the rest could be chance.
+# All of them together, each cell once: its difference to R-KV at the same budget, on the same problems, whose number
+# stands behind its name. What stands clear of zero is worth something; the rest could be chance, and of many rows that
+# are worth nothing one in twenty stands clear as well.
 
 # %%
 found = {}
@@ -85,7 +86,7 @@ for name, result in results.items():
     for row in result.rows:
         for pair in row.against:
             if pair.against.startswith("rkv") and row.method != "full":
-                found.setdefault((row.cell, row.problems), (f"{name}: {row.cell}", pair.difference))
+                found.setdefault((row.cell, row.problems), (f"{name}: {row.cell} ({row.problems})", pair.difference))
 pairs = list(found.values())
 if pairs:
     figure, axis = plt.subplots(figsize=(8, 1 + 0.24 * len(pairs)), layout="constrained")
