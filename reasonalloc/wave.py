@@ -16,7 +16,7 @@ import transformers
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from reasonalloc.files import replace_text
+from reasonalloc.files import read_saved, replace_text
 from reasonalloc.tokens import encode_prompt, ends, left_padded
 
 SCHEMA = 1
@@ -91,13 +91,7 @@ class WaveProfile:
     @classmethod
     def load(cls, path: str | Path) -> WaveProfile:
         """Reads a saved profile; ValueError if the file is none."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:  # neither text nor JSON
-            raise ValueError(f"{path} is not a wave profile: {error}") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            got = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"{path} is not a wave profile of schema {SCHEMA}, got {got!r}")
+        data = read_saved(path, "wave profile", SCHEMA)
         known = {"demand", "layers", "model", "rho", "source", "schema"}
         if set(data) != known:
             raise ValueError(f"{path}: a wave profile has the fields {sorted(known)}, got {sorted(data)}")

@@ -311,7 +311,7 @@ def test_packed_generations_are_gone_on_from(folder, task, capsys):
     before = path.read_bytes()
     path.unlink()  # as in a clone, where only what was packed is kept
     assert main([*command(folder, task), "--seed", "1"]) == 2
-    assert "seed 0, now 1" in capsys.readouterr().err
+    assert "seed 0, now 1" in capsys.readouterr().err and not path.exists()
     assert main(command(folder, task)) == 0
     assert path.read_bytes() == before
 

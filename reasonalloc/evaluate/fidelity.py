@@ -17,6 +17,7 @@ from reasonalloc.config import Config
 from reasonalloc.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.evaluate.statistics import Measure, bootstrap, picks
 from reasonalloc.evaluate.texts import Text
+from reasonalloc.files import read_saved
 
 SCHEMA = 1
 
@@ -69,12 +70,7 @@ class Fidelity:
     @classmethod
     def load(cls, path: str | Path) -> Fidelity:
         """Reads a saved result; ValueError if the file is none."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not a fidelity result: {error}") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise ValueError(f"{path} is not a fidelity result of schema {SCHEMA}")
+        data = read_saved(path, "fidelity result", SCHEMA)
         try:
             points = [Point(**{**x, **{m: Measure(**x[m]) for m in METRICS}}) for x in data["points"]]
             return cls(points, Measure(**data["full_nll"]), data["provenance"])

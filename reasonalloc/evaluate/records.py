@@ -78,10 +78,9 @@ class Records:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         path, packed = self.folder / SETTINGS, self.folder / PACKED
-        if packed.is_file() and not self.path.is_file():
-            replace_text(self.path, "".join(map(_line, read(packed))))
+        unpack = packed.is_file() and not self.path.is_file()
         self._mend()
-        if path.is_file() and self.path.is_file() and self.path.stat().st_size:
+        if path.is_file() and (unpack or (self.path.is_file() and self.path.stat().st_size)):
             known = json.loads(path.read_text(encoding="utf-8"))
             other = [k for k in {**known, **settings} if known.get(k) != settings.get(k)]
             if other:
@@ -91,6 +90,8 @@ class Records:
                 )
         else:
             replace_text(path, json.dumps(settings, indent=1) + "\n")
+        if unpack:
+            replace_text(self.path, "".join(map(_line, read(packed))))
         self.known = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
 
     def _lock(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from reasonalloc.evaluate.records import Record
 from reasonalloc.evaluate.statistics import Measure, Paired, bootstrap, paired, picks, proportion_interval
+from reasonalloc.files import read_saved
 
 SCHEMA = 1
 FULL = "full"
@@ -61,12 +61,7 @@ class Summary:
     @classmethod
     def load(cls, path: str | Path) -> Summary:
         """Reads what `study.write` left as JSON; ValueError if the file is none."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:  # neither text nor JSON
-            raise ValueError(f"{path} is not a summary of accuracies: {error}") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise ValueError(f"{path} is not a summary of accuracies of schema {SCHEMA}")
+        data = read_saved(path, "summary of accuracies", SCHEMA)
         try:
             return cls([_loaded(x) for x in data["rows"]], data["warnings"], data["provenance"])
         except (KeyError, TypeError) as error:
