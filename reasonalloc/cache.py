@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from reasonalloc import _core
 from reasonalloc.attention import activate, is_active
 from reasonalloc.budget import Budgets
-from reasonalloc.compat import is_full_attention, layer_device, stock_layers
+from reasonalloc.compat import is_full_attention, stock_layers
 from reasonalloc.config import Config
 from reasonalloc.cut import Cutter
 from reasonalloc.layer import RaggedLayer, real_tokens
@@ -34,10 +34,13 @@ class ReasonAllocCache(Cache):
     pass the cache is closed: each further use says so until `reset()`. An error that is found before anything changed
     leaves it usable.
 
+    The cache and its attention are in host memory, wherever the model lies: a layer on an accelerator sends its new
+    queries, keys and values over and gets its attention back.
+
     record: keep every cut for `trace`. The same tokens stay; a cut takes longer.
 
     Raises ValueError for a model without full-attention layers, a profile of another model or a budget that does not
-    fit; TypeError for dtypes other than float32, bfloat16, float16; NotImplementedError for devices other than the CPU.
+    fit; TypeError for dtypes other than float32, bfloat16, float16.
     """
 
     def __init__(self, model: Any, config: Config, *, record: bool = False) -> None:
@@ -52,12 +55,6 @@ class ReasonAllocCache(Cache):
             )
         if config.profile is not None:
             config.profile.check(model, managed)
-        for index in managed:
-            device = layer_device(model, index)
-            if device.type != "cpu":
-                raise NotImplementedError(
-                    f"layer {index} lies on {device}; this version of reasonalloc runs on the CPU"
-                )
         if model.dtype not in DTYPES:
             raise TypeError(f"the cache holds float32, bfloat16 and float16, the model is {model.dtype}")
         layers = [RaggedLayer(self, i, managed.index(i)) if i in managed else x for i, x in enumerate(stock)]
@@ -124,12 +121,12 @@ class ReasonAllocCache(Cache):
         self.cut_in = 0 if self._due else left if self._notes else -1
 
     def _check_keys(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
-        kind = (key.shape, value.shape, key.dtype, value.dtype, key.is_cpu)
+        kind = (key.shape, value.shape, key.dtype, value.dtype, key.device)
         if kind == self._good_keys:
             return
         _, heads, _, head_dim = key.shape
-        if key.device.type != "cpu":
-            raise NotImplementedError(f"keys are on {key.device}; this version of reasonalloc runs on the CPU")
+        if key.is_meta:
+            raise ValueError("keys are on the device meta, which holds no data: load the model's weights first")
         if key.dtype not in DTYPES:
             raise TypeError(f"the cache holds float32, bfloat16 and float16, got {key.dtype}")
         if head_dim > _core.MAX_HEAD_DIM:
@@ -285,7 +282,7 @@ class ReasonAllocCache(Cache):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps the rows named."""
-        self._move_rows(torch.arange(self._rows)[indices], "batch_select_indices", indices)
+        self._move_rows(torch.arange(self._rows)[indices.cpu()], "batch_select_indices", indices)
 
     def crop(self, tokens: int) -> None:
         """Forgets the newest -tokens tokens (tokens < 0), or all but the first `tokens` (tokens > 0).

@@ -32,12 +32,3 @@ def stock_layers(model: Any) -> list[CacheLayerMixin]:
 def is_full_attention(layer: CacheLayerMixin) -> bool:
     """Whether a stock layer holds every token of plain attention: the ones whose budget can be managed."""
     return type(layer) is DynamicLayer
-
-
-def layer_device(model: Any, index: int) -> torch.device:
-    """The device that a decoder layer lies on (device_map spreads them)."""
-    for name, module in model.named_modules():
-        if name.endswith(f"layers.{index}"):
-            for parameter in module.parameters():
-                return torch.device(parameter.device)
-    return torch.device(model.device)

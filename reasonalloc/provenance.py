@@ -39,6 +39,7 @@ def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "instruction_set": _core.isa(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
         "model": model,
         "seed": seed,

@@ -326,7 +326,7 @@ def test_bad_options(folder, task, capsys):
         (["--samples", "2"], "temperature"),
         (["--methods", "nosuch"], "nosuch"),
         (["--settings", "plain"], "ledger"),
-        (["--device-map", "auto"], "--ray"),
+        (["--device-map", "cuda:99"], "auto and cpu"),
         (["--budgets", "8"], "window"),
     ]:
         assert main([*command(folder, task), *more]) == 2

@@ -116,25 +116,10 @@ def test_head_sizes_that_are_not_held():
         models.step(model, cache_of(model), models.prompt(5))
 
 
-@pytest.mark.parametrize("device", ["meta"])
-def test_devices_that_are_not_served(device):
-    model = models.build("llama").to(device)
-    with pytest.raises(NotImplementedError, match=f"{device}.*CPU"):
-        cache_of(model)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_model_on_a_gpu():
-    model = models.build("llama").to("cuda")
-    with pytest.raises(NotImplementedError, match=r"cuda.*CPU"):
-        cache_of(model)
-
-
-def test_keys_on_another_device():
-    """A model that moved after its cache was made."""
+def test_keys_without_data():
     cache = cache_of(models.tiny())
     key = torch.empty(1, 2, 5, 8, device="meta")
-    with pytest.raises(NotImplementedError, match=r"meta.*CPU"):
+    with pytest.raises(ValueError, match=r"meta.*weights"):
         cache.update(key, key, 0)
     assert cache.stats()["closed"] is None
     assert_works(cache, models.tiny())

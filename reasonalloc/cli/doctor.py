@@ -95,7 +95,7 @@ def _machine() -> Iterator[Check]:
         yield Check("REASONALLOC_CPU", state, f"{wish!r}{note}")
     yield Check("threads", "ok", f"{torch.get_num_threads()} of torch, {os.cpu_count()} CPUs")
     if torch.cuda.is_available():
-        yield Check("GPU", "note", "found; this version of reasonalloc runs on the CPU")
+        yield Check("GPU", "note", "found; the model may lie on it (--device-map), the cache is in host memory")
 
 
 def _parts() -> Iterator[Check]:

@@ -78,6 +78,11 @@ def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: st
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=name, metavar="NAME", help=f"hub name or folder (default: {told})")
     group.add_argument("--dtype", choices=list(DTYPES), default=dtype, help=f"of weights and cache ({dtype})")
+    group.add_argument(
+        "--device-map",
+        metavar="MAP",
+        help="where the model lies: auto, cuda, cuda:1, ... (cpu)",
+    )
     group.add_argument("--threads", type=positive, metavar="N", help="of torch (default: torch's own choice)")
 
 
@@ -85,7 +90,7 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any, str]:
     """(model, tokenizer, label) as the options of `add_model` say."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    return load(args.model, args.dtype)
+    return load(args.model, args.dtype, args.device_map)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -59,16 +59,14 @@ def add_ray(group: Any) -> None:
         type=options.not_negative,
         default=0.0,
         metavar="N",
-        help="of each actor (0: the cache is on CPUs yet)",
+        help="of each actor (0); its model lies on them",
     )
-    group.add_argument("--device-map", metavar="MAP", help="of accelerate, for the model in each actor")
 
 
 def source_of(args: argparse.Namespace) -> Source:
-    """Of the model, for this process or for actors; ValueError for what is only for actors."""
-    if args.device_map and args.ray is None:
-        raise ValueError("--device-map is for the actors of --ray")
-    return Source(args.model, args.dtype, args.threads or (1 if args.ray is not None else None), args.device_map)
+    """Of the model, for this process or for actors."""
+    threads = args.threads or (1 if args.ray is not None else None)
+    return Source(args.model, args.dtype, threads, args.device_map or ("auto" if args.gpus else None))
 
 
 def ray_of(args: argparse.Namespace) -> RaySettings | None:

@@ -131,7 +131,7 @@ def evaluate_fidelity(
 
 
 def _chosen(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    return log_probs.gather(-1, tokens[:, None])[:, 0]
+    return log_probs.gather(-1, tokens.to(log_probs.device)[:, None])[:, 0]
 
 
 def _measure(

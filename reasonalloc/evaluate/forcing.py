@@ -15,7 +15,7 @@ def full_log_probs(model: Any, prompt: torch.Tensor, text: torch.Tensor) -> torc
 
     prompt: [P] token ids, at least one; text: [T] token ids. One ordinary forward pass without a cache.
     """
-    ids = torch.cat([prompt, text])[None]
+    ids = torch.cat([prompt, text])[None].to(model.device)
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(text) + 1).logits[0, :-1]
     return torch.log_softmax(logits.float(), dim=-1)
@@ -31,8 +31,8 @@ def forced_log_probs(
     """
     if cache.get_seq_length():
         raise ValueError(f"the cache must be empty, it was given {cache.get_seq_length()} tokens")
-    step = prompt[None]
-    for token in text:
+    step = prompt[None].to(model.device)
+    for token in text.to(model.device):
         with torch.no_grad():
             logits = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
         yield torch.log_softmax(logits.float(), dim=-1)

@@ -79,7 +79,7 @@ class _Picker:
         for warper in self.warpers:
             logits = warper(None, logits)
         total = torch.softmax(logits, -1).double().cumsum(-1)
-        aims = torch.tensor([[x.random()] for x in numbers], dtype=torch.float64) * total[:, -1:]
+        aims = torch.tensor([[x.random()] for x in numbers], dtype=torch.float64, device=total.device) * total[:, -1:]
         return torch.searchsorted(total, aims, right=True)[:, 0].clamp(max=logits.shape[1] - 1).tolist()
 
 
@@ -127,7 +127,7 @@ def generate(
     if not prompts:
         return
     picker = _Picker(sampling)
-    tokens, mask = left_padded([ids for _, ids in prompts], pad)
+    tokens, mask = (x.to(model.device) for x in left_padded([ids for _, ids in prompts], pad))
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     rows = [Chain(key, len(ids)) for key, ids in prompts]
     numbers = [picker.numbers(row.key) for row in rows]
@@ -139,7 +139,7 @@ def generate(
             # copies the output matrix for every row of the batch.
             logits = model(
                 input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
-                logits_to_keep=torch.tensor([tokens.shape[1] - 1]),
+                logits_to_keep=torch.tensor([tokens.shape[1] - 1], device=tokens.device),
             ).logits[:, -1]  # fmt: skip
             picked = picker.pick(logits, numbers)
             held = cache.page_bytes_by_row()
@@ -167,6 +167,6 @@ def generate(
                 if rows:
                     cache.batch_select_indices(torch.tensor(on))
                 mask, places = mask[on], places[on]
-            tokens = torch.tensor(picked)[:, None]
+            tokens = torch.tensor(picked, device=mask.device)[:, None]
             mask = torch.cat([mask, mask.new_ones((len(rows), 1))], 1)
             places = places[:, -1:] + 1

@@ -30,8 +30,7 @@ class Source:
             import torch
 
             torch.set_num_threads(self.threads)
-        extra = {"device_map": self.device_map} if self.device_map else {}
-        return models.load(self.model, self.dtype, **extra)
+        return models.load(self.model, self.dtype, self.device_map)
 
 
 class Worker:

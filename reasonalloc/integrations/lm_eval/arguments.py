@@ -39,9 +39,7 @@ class Arguments:
     passed_on: dict[str, Any]
 
 
-def check(
-    *, dtype: str, batch_size: int | str | None, device: str | None, loglikelihood: str, settings: Mapping[str, Any]
-) -> Arguments:
+def check(*, dtype: str, batch_size: int | str | None, loglikelihood: str, settings: Mapping[str, Any]) -> Arguments:
     """settings: fields of `ra.Config` (profile: a WaveProfile or its file) and options in `PASSED_ON`.
 
     Raises ArgumentError naming what was given and what is allowed.
@@ -55,8 +53,6 @@ def check(
         )
     if dtype not in DTYPES:
         raise ArgumentError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if device not in (None, "cpu", "cuda:0"):  # the last is what lm_eval's command says when it was told nothing
-        raise ArgumentError(f"device must be cpu, on which this version of reasonalloc runs, got {device!r}")
     if loglikelihood not in SCORED:
         raise ArgumentError(f"loglikelihood must be one of {', '.join(SCORED)}, got {loglikelihood!r}")
     return Arguments(

@@ -29,16 +29,16 @@ def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Scor
     The contexts, padded on the left, are the prefill; then each continuation goes in token by token, so the cache is
     cut exactly as in decoding. Rows that are done go on with a token of no interest, as in `generate`.
     """
-    ids, mask = left_padded([context for context, _ in rows])
+    device = model.device
+    ids, mask = (x.to(device) for x in left_padded([context for context, _ in rows]))
     most = max(len(continuation) for _, continuation in rows)
-    targets = torch.zeros(len(rows), most, dtype=torch.long)
-    wanted = torch.zeros(len(rows), most, dtype=torch.bool)
+    targets = torch.zeros(len(rows), most, dtype=torch.long, device=device)
+    wanted = torch.zeros(len(rows), most, dtype=torch.bool, device=device)
     for i, (_, continuation) in enumerate(rows):
-        targets[i, : len(continuation)] = torch.tensor(continuation)
+        targets[i, : len(continuation)] = torch.tensor(continuation, device=device)
         wanted[i, : len(continuation)] = True
-    log_probs = torch.zeros(len(rows), most, dtype=torch.float64)
-    greedy = torch.ones(len(rows), most, dtype=torch.bool)
-    evicted = torch.zeros(len(rows), most, dtype=torch.bool)
+    log_probs = torch.zeros(len(rows), most, dtype=torch.float64, device=device)
+    greedy, evicted = torch.ones_like(wanted), torch.zeros_like(wanted)
 
     step, positions = ids, (mask.cumsum(-1) - 1).clamp(min=0)
     for i in range(most):
@@ -51,7 +51,7 @@ def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Scor
         log_probs[:, i] = torch.log_softmax(logits, -1).gather(-1, step)[:, 0]
         greedy[:, i] = logits.argmax(-1) == step[:, 0]
         if i + 1 < most:  # the cut of this pass is seen by the next token, not by the one just read
-            least = torch.tensor(cache.slots()).flatten(1).amin(1)
+            least = torch.tensor(cache.slots(), device=device).flatten(1).amin(1)
             evicted[:, i + 1] = least < mask.sum(1)
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         positions = positions[:, -1:] + 1

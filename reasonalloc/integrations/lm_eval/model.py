@@ -55,8 +55,8 @@ class ReasonAllocLM(HFLM):
     """lm_eval's Hugging Face model with a cache inside a budget: every batch gets a fresh one.
 
     pretrained: a hub name, a folder, a name that `reasonalloc.models.load` knows (smollm2), or a model with its
-        tokenizer. dtype: float32, bfloat16 or float16. batch_size: a number; rows are padded on the left and never see
-        each other.
+        tokenizer. dtype: float32, bfloat16 or float16. device: where a model that is loaded lies (cpu, cuda, ...).
+        batch_size: a number; rows are padded on the left and never see each other.
     loglikelihood: how texts are scored. "cache": as in decoding; the context is the prefill, attended to in full and
         then cut to the budget, and the continuation goes in token by token, so what eviction costs is in the figure.
         Its first token is predicted by the prefill and thus by full attention: tasks whose choices are one token long
@@ -83,15 +83,13 @@ class ReasonAllocLM(HFLM):
     ) -> None:
         if pretrained is None:
             raise ArgumentError("give pretrained=NAME: a hub name, a folder or smollm2")
-        arguments = check(
-            dtype=dtype, batch_size=batch_size, device=device, loglikelihood=loglikelihood, settings=settings
-        )
+        arguments = check(dtype=dtype, batch_size=batch_size, loglikelihood=loglikelihood, settings=settings)
         label = ""
         if isinstance(pretrained, str):
             if tokenizer is not None:
                 raise ArgumentError(f"a tokenizer goes with a model, pretrained={pretrained!r} brings its own")
             try:
-                pretrained, tokenizer, label = load(pretrained, dtype)
+                pretrained, tokenizer, label = load(pretrained, dtype, _device_map(device))
             except (ValueError, ModuleNotFoundError) as error:
                 raise ArgumentError(str(error)) from error
         elif tokenizer is None:
@@ -182,3 +180,8 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+def _device_map(device: str | None) -> str | None:
+    """lm_eval's command says cuda:0 when it was told nothing, also where there is none."""
+    return None if device == "cuda:0" and not torch.cuda.is_available() else device
