@@ -23,6 +23,7 @@ from reasonalloc.evaluate.records import pack
 from reasonalloc.evaluate.study import Study
 from reasonalloc.evaluate.summary import Row, Summary
 from reasonalloc.models import REASONER
+from reasonalloc.provenance import in_words
 from reasonalloc.tasks import items
 
 RESULTS = Path("benchmarks/results/paper")
@@ -131,10 +132,9 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
     lines = ["# ReasonAlloc's tables\n", f"Made by `{shlex.join(['python', *sys.argv])}`.\n"]
     for plan, summary in parts:
         made = summary.provenance
-        machine, versions = made["machine"], made["versions"]
         lines.append(f"## {plan.task}, {model.rpartition('/')[2]}\n")
-        where = f"{machine['processor']}, {machine['cpus']} CPUs, torch {versions['torch']}"
-        lines.append(f"{made['created']}: {where}, transformers {versions['transformers']};")
+        where = [in_words(x["machine"], x["versions"]) for x in made.get("machines") or [made]]
+        lines.append(f"{made['created']}: {'; '.join(dict.fromkeys(where))};")
         count = summary.rows[0].problems
         said = f" ({', '.join(plan.settings)})" if plan.settings else ""
         lines.append(f"{count} problems{said}, {made['samples']} sample(s) each, temperature {made['temperature']:g},")

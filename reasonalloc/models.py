@@ -58,7 +58,7 @@ def load(name: str | None = None, dtype: str = "float32", device_map: str | None
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if device_map is not None:
-        _check_device(device_map)
+        check_device(device_map)
     adapter = _adapter(name)
     if name is None or name == EMBEDDED or adapter:
         source, label, own = _embedded()
@@ -80,7 +80,8 @@ def load(name: str | None = None, dtype: str = "float32", device_map: str | None
     return model.eval(), tokenizer, label
 
 
-def _check_device(device_map: str) -> None:
+def check_device(device_map: str) -> None:
+    """ValueError, naming those that are there, for a device that torch does not have here."""
     try:
         device = torch.device(device_map)
     except RuntimeError:

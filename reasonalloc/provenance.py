@@ -46,3 +46,9 @@ def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
         "command": " ".join(sys.argv),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def in_words(machine: dict[str, Any], versions: dict[str, str]) -> str:
+    """Machine and versions of a provenance in a line."""
+    parts = [machine["processor"], f"{machine['cpus']} CPUs", *machine.get("gpus", [])]
+    return ", ".join([*parts, *(f"{name} {versions[name]}" for name in ("torch", "transformers"))])

@@ -295,7 +295,7 @@ def test_the_command(folder, task, capsys):
     assert [x["cell"] for x in data["rows"]] == ["full", "rkv 24", "streaming 24"]
     assert "Accuracy" in err and "warning" in err
     assert sorted(x.name for x in Path("out").iterdir() if x.suffix) == [
-        "accuracy.json", "accuracy.md", "accuracy.png", "generations.jsonl", "settings.json",
+        "accuracy.json", "accuracy.md", "accuracy.png", "generations.jsonl", "machines.json", "settings.json",
     ]  # fmt: skip
     before = Path("out/generations.jsonl").read_bytes()
     assert main(command(folder, task)) == 0  # nothing is done twice
@@ -314,6 +314,19 @@ def test_packed_generations_are_gone_on_from(folder, task, capsys):
     assert "seed 0, now 1" in capsys.readouterr().err and not path.exists()
     assert main(command(folder, task)) == 0
     assert path.read_bytes() == before
+
+
+def test_a_table_names_the_machine_that_made_the_chains(folder, task):
+    assert main(command(folder, task)) == 0
+    path = Path("out/machines.json")
+    (made,) = json.loads(path.read_text())
+    assert set(made) == {"machine", "versions"}
+    path.write_text(path.read_text().replace(made["versions"]["torch"], "9.9"))
+    assert main(command(folder, task)) == 0  # makes nothing but the table
+    said = json.loads(Path("out/accuracy.json").read_text())["provenance"]
+    assert said["versions"]["torch"] == said["machines"][0]["versions"]["torch"] == "9.9"
+    assert main([*command(folder, task), "--methods", "snapkv"]) == 0
+    assert [x["versions"]["torch"] for x in json.loads(path.read_text())] == ["9.9", made["versions"]["torch"]]
 
 
 def test_samples(folder, task):

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from reasonalloc import models
 from reasonalloc.cli import options
 from reasonalloc.evaluate.accuracy import Cell
 from reasonalloc.evaluate.generation import Sampling
@@ -64,7 +65,9 @@ def add_ray(group: Any) -> None:
 
 
 def source_of(args: argparse.Namespace) -> Source:
-    """Of the model, for this process or for actors."""
+    """Of the model, for this process or for actors, which may have other devices."""
+    if args.device_map and args.ray is None:
+        models.check_device(args.device_map)
     threads = args.threads or (1 if args.ray is not None else None)
     return Source(args.model, args.dtype, threads, args.device_map or ("auto" if args.gpus else None))
 

@@ -17,6 +17,7 @@ from reasonalloc.files import replace_text
 FILE = "generations.jsonl"
 PACKED = FILE + ".gz"
 SETTINGS = "settings.json"
+MACHINES = "machines.json"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,16 @@ class Records:
         if unpack:
             replace_text(self.path, "".join(map(_line, read(packed))))
         self.known = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
+
+    def machines(self) -> list[dict[str, Any]]:
+        """Of the runs that made the records: {"machine": ..., "versions": ...}, each once, as they first came."""
+        path = self.folder / MACHINES
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+    def note_machine(self, machine: dict[str, Any], versions: dict[str, str]) -> None:
+        known, own = self.machines(), {"machine": machine, "versions": versions}
+        if own not in known:
+            replace_text(self.folder / MACHINES, json.dumps([*known, own], indent=1) + "\n")
 
     def _lock(self) -> None:
         """Until `close`, or until this object or its process ends; ValueError if another one writes here."""

@@ -93,6 +93,9 @@ class Study:
         self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
         batches = plan(self.items, cells, self.samples, self.batch_size, self.records.known)
         total = sum(len(x.jobs) for x in batches)
+        if batches:
+            here = provenance()
+            self.records.note_machine(here["machine"], here["versions"])
         try:
             for i, record in enumerate(self._generate(batches), 1):
                 self.records.add(record)
@@ -132,11 +135,14 @@ class Study:
             yield from run_batch(*self.model, batch, self.sampling)
 
     def summary(self, cells: Sequence[Cell]) -> Summary:
-        """Of the cells named, over this study's problems."""
+        """Of the cells named, over this study's problems. Its provenance has the machines that made the chains, under
+        "machines", the last of them also as its own; a table may be made from them anywhere."""
         names = {x.id for x in self.items}
         chosen = [x for x in self.records.known.values() if x.item in names]
         scores = known.scores(self.source.model, self.task, {x.group for x in self.items})
+        machines = self.records.machines()
         origin = provenance(self.settings["model"], self.sampling.seed) | self.settings
+        origin |= {"machines": machines, **machines[-1]} if machines else {}
         return summarise(chosen, [x.name for x in cells], known=scores, seed=self.sampling.seed, provenance=origin)
 
 
