@@ -1,6 +1,6 @@
 """Decode steps of a model on a GPU, its cache in host memory against transformers' DynamicCache beside the model.
 
-python benchmarks/gpu.py                                    # 8 billion random weights in Llama 3's shape, one GPU
+python benchmarks/gpu.py                                    # random weights in the shape of Llama 3.1 8B, one GPU
 python benchmarks/gpu.py --model NAME --rows 8 --tokens 8192
 """
 
@@ -16,13 +16,13 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import reasonalloc as ra
 from reasonalloc import models
-from reasonalloc.provenance import in_words, provenance
+from reasonalloc.provenance import in_words, place
 
 WARM_UP = 8
 
 
 def llama_8b(device: str) -> Any:
-    """The shape of Llama 3.1 8B but for the vocabulary (49,152); random weights, bfloat16."""
+    """The shape of Llama 3.1 8B but for a vocabulary of 49,152 (7.4 billion weights); random, bfloat16."""
     config = LlamaConfig(
         vocab_size=49_152, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8, max_position_embeddings=131_072, eos_token_id=None,
@@ -30,7 +30,9 @@ def llama_8b(device: str) -> Any:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        return LlamaForCausalLM(config).eval()
+        model = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    return model
 
 
 def tokens_per_second(model: Any, cache: Any, rows: int, tokens: int, steps: int) -> float:
@@ -54,7 +56,7 @@ def tokens_per_second(model: Any, cache: Any, rows: int, tokens: int, steps: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", metavar="NAME", help="hub name, folder or smollm2 (random weights of 8B's shape)")
-    parser.add_argument("--device-map", default="cuda", metavar="MAP", help="(cuda)")
+    parser.add_argument("--device", default="cuda", metavar="NAME", help="as torch names it (cuda)")
     parser.add_argument("--rows", type=int, default=8, metavar="N", help="of the batch (8)")
     parser.add_argument("--tokens", type=int, default=1024, metavar="N", help="of the prompt (1024)")
     parser.add_argument("--steps", type=int, default=128, metavar="N", help="timed (128)")
@@ -62,15 +64,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     try:
-        models.check_device(args.device_map)
-    except ValueError as error:
-        parser.error(str(error))
+        torch.device(args.device)
+        models.check_device(args.device)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error).splitlines()[0])
     if args.model:
-        model, _, _ = models.load(args.model, "bfloat16", args.device_map)
+        model, _, _ = models.load(args.model, "bfloat16", args.device)
     else:
-        model = llama_8b(args.device_map)
-    here = provenance()
-    print(in_words(here["machine"], here["versions"]))
+        model = llama_8b(args.device)
+    print(in_words(place(model)))
     caches: dict[str, Callable[[], Any]] = {"DynamicCache": lambda: DynamicCache(config=model.config)}
     for method in ("full", "rkv", "reasonalloc"):
         config = ra.Config(method=method, budget=None if method == "full" else args.budget)

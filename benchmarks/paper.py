@@ -133,7 +133,7 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
     for plan, summary in parts:
         made = summary.provenance
         lines.append(f"## {plan.task}, {model.rpartition('/')[2]}\n")
-        where = [in_words(x["machine"], x["versions"]) for x in made.get("machines") or [made]]
+        where = [in_words(x) for x in made.get("runs") or [made]]
         lines.append(f"{made['created']}: {'; '.join(dict.fromkeys(where))};")
         count = summary.rows[0].problems
         said = f" ({', '.join(plan.settings)})" if plan.settings else ""

@@ -282,7 +282,8 @@ class ReasonAllocCache(Cache):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps the rows named."""
-        self._move_rows(torch.arange(self._rows)[indices.cpu()], "batch_select_indices", indices)
+        indices = indices.cpu()  # the layers that are not ours may lie on several devices
+        self._move_rows(torch.arange(self._rows)[indices], "batch_select_indices", indices)
 
     def crop(self, tokens: int) -> None:
         """Forgets the newest -tokens tokens (tokens < 0), or all but the first `tokens` (tokens > 0).

@@ -141,7 +141,7 @@ def _merged(model: Any, adapter: Path) -> Any:
         from peft import PeftModel
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{adapter.name} is an adapter and needs peft: {ADAPTER_INSTALL}") from error
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return PeftModel.from_pretrained(model, str(adapter), torch_device=str(model.device)).merge_and_unload()
 
 
 def _given(name: str) -> str:

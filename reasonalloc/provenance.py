@@ -24,6 +24,14 @@ def _cpu(field: str, otherwise: str = "") -> str:
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(field)), otherwise)
 
 
+def _gpus() -> list[str]:
+    """Those that torch can use."""
+    try:
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    except RuntimeError:  # a driver that is too old
+        return []
+
+
 def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
     """JSON-ready: versions, machine, model label, seed, command line and time (UTC)."""
     return {
@@ -39,7 +47,7 @@ def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "instruction_set": _core.isa(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "gpus": _gpus(),
         },
         "model": model,
         "seed": seed,
@@ -48,7 +56,18 @@ def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
     }
 
 
-def in_words(machine: dict[str, Any], versions: dict[str, str]) -> str:
-    """Machine and versions of a provenance in a line."""
-    parts = [machine["processor"], f"{machine['cpus']} CPUs", *machine.get("gpus", [])]
+def place(model: Any) -> dict[str, Any]:
+    """Where a model computes: machine, versions, and the devices that it lies on."""
+    here = provenance()
+    return {"machine": here["machine"], "versions": here["versions"]} | {
+        "devices": sorted({str(x.device) for x in model.parameters()})
+    }
+
+
+def in_words(where: dict[str, Any]) -> str:
+    """A `place`, or a `provenance`, in a line."""
+    machine, versions = where["machine"], where["versions"]
+    parts = [machine["processor"], f"{machine['cpus']} CPUs"]
+    if where.get("devices", ["cpu"]) != ["cpu"]:
+        parts.append(f"model on {', '.join(where['devices'])} ({', '.join(machine['gpus'])})")
     return ", ".join([*parts, *(f"{name} {versions[name]}" for name in ("torch", "transformers"))])

@@ -26,7 +26,7 @@ class FakeWaves:
     task = "ledger"
 
     def get(self, count=4, rho=0.93, task=None):  # noqa: F811
-        base = 100.0 * count + rho + len(task or "")
+        base = 100.0 * count + rho + sum(map(ord, task or "")) / 100
         return WaveProfile((base, base + 5, base + 1), (0, 1, 2), fingerprint(tiny()), rho)
 
 
@@ -52,6 +52,24 @@ def test_alpha_of_all_cells():
     assert cells.pop("full") == ra.Config(method="full").alpha and set(cells.values()) == {0.5}
     varied = [x.config.alpha for x in cells_of(ABLATIONS["alpha"], Around(FakeWaves(), 48, alpha=0.5))][2:]
     assert varied == [0.0, 0.1, 0.3, 0.5, 1.0]
+
+
+def test_a_task_that_is_not_there_is_left_out_of_transfer(monkeypatch):
+    def get(self, **what):
+        if what.get("task") == missing:
+            raise ValueError(f"{missing} cannot be had")
+        return given(self, **what)
+
+    given = FakeWaves.get
+    monkeypatch.setattr(FakeWaves, "get", get)
+    missing = "aime24"
+    with pytest.warns(UserWarning, match="left out: aime24 cannot be had"):
+        names = [x.name for x in cells_of(ABLATIONS["transfer"], Around(FakeWaves(), budget=48))]
+    assert names[2:] == ["reasonalloc 48", *(f"reasonalloc 48 wave={x}" for x in
+                                             ("math500", "functions", "contests", "document"))]  # fmt: skip
+    missing = "document"
+    with pytest.raises(ValueError, match="document cannot be had"):
+        cells_of(ABLATIONS["transfer"], Around(FakeWaves(), budget=48))
 
 
 def test_permuted_waves_hold_the_same_demands():

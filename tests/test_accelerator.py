@@ -115,7 +115,7 @@ def test_forced_texts_and_the_wave(device):
         cache = ra.ReasonAllocCache(model, ra.Config(**TIGHT))
         with ra.attention.using(model):
             forced = torch.stack(list(forced_log_probs(model, cache, text[:20], text[20:]))).cpu()
-        seen.append((forced, full_log_probs(model, text[:20], text[20:]).cpu(), cache.stats()["wave"]))
+        seen.append((forced, full_log_probs(model, text[:20].to(where), text[20:]).cpu(), cache.stats()["wave"]))
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(seen[0][1], seen[1][1], rtol=1e-3, atol=1e-3)
     assert seen[0][2] == seen[1][2]

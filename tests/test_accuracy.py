@@ -295,7 +295,7 @@ def test_the_command(folder, task, capsys):
     assert [x["cell"] for x in data["rows"]] == ["full", "rkv 24", "streaming 24"]
     assert "Accuracy" in err and "warning" in err
     assert sorted(x.name for x in Path("out").iterdir() if x.suffix) == [
-        "accuracy.json", "accuracy.md", "accuracy.png", "generations.jsonl", "machines.json", "settings.json",
+        "accuracy.json", "accuracy.md", "accuracy.png", "generations.jsonl", "runs.json", "settings.json",
     ]  # fmt: skip
     before = Path("out/generations.jsonl").read_bytes()
     assert main(command(folder, task)) == 0  # nothing is done twice
@@ -318,15 +318,19 @@ def test_packed_generations_are_gone_on_from(folder, task, capsys):
 
 def test_a_table_names_the_machine_that_made_the_chains(folder, task):
     assert main(command(folder, task)) == 0
-    path = Path("out/machines.json")
+    path = Path("out/runs.json")
     (made,) = json.loads(path.read_text())
-    assert set(made) == {"machine", "versions"}
+    assert set(made) == {"command", "created", "machine", "versions", "devices"} and made["devices"] == ["cpu"]
     path.write_text(path.read_text().replace(made["versions"]["torch"], "9.9"))
     assert main(command(folder, task)) == 0  # makes nothing but the table
     said = json.loads(Path("out/accuracy.json").read_text())["provenance"]
-    assert said["versions"]["torch"] == said["machines"][0]["versions"]["torch"] == "9.9"
+    assert said["versions"]["torch"] == said["runs"][0]["versions"]["torch"] == "9.9"
     assert main([*command(folder, task), "--methods", "snapkv"]) == 0
     assert [x["versions"]["torch"] for x in json.loads(path.read_text())] == ["9.9", made["versions"]["torch"]]
+    Path("out/generations.jsonl").unlink()
+    assert main([*command(folder, task), "--device-map", "cuda:99"]) == 2
+    assert main([*command(folder, task), "--model", "./nosuch"]) == 2  # a run that makes nothing is none
+    assert not path.exists()
 
 
 def test_samples(folder, task):
@@ -430,6 +434,12 @@ def test_ray_gives_the_same(folder, task):
     assert main(command(folder, task)) == 0
     assert main([*command(folder, task, output="ray"), "--ray", "--workers", "2"]) == 0
     assert texts("ray") == texts("out")
+    with_wave = ["--methods", "reasonalloc", "--ray"]  # which an actor measures too
+    assert main([*command(folder, task, output="ray"), *with_wave, "--device-map", "cuda"]) == 2
+    assert main([*command(folder, task, output="ray"), *with_wave]) == 0
+    assert main([*command(folder, task), *with_wave[:2]]) == 0
+    assert texts("ray") == texts("out")
+    assert [x["devices"] for x in json.loads(Path("ray/runs.json").read_text())] == [["cpu"], ["cpu"]]
 
 
 @pytest.mark.slow
@@ -465,7 +475,7 @@ def test_what_a_worker_had_finished_is_not_made_again(tmp_path, monkeypatch):
             pass
 
         def ready(self, sampling):
-            return {}
+            return {}, {}
 
         def run(self, batch, sampling):
             seen = tmp_path / "seen"

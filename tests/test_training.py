@@ -94,9 +94,7 @@ def test_a_run_that_is_another_is_refused(tiny_model, tmp_path):
 
 def test_scores_are_those_of_the_full_cache(tmp_path):
     rows = [{"cell": "full", "groups": {"plain": 0.9}, "problems": 8}]
-    made = dict.fromkeys(
-        ("weights", "dtype", "seed", "max_new_tokens", "temperature", "created", "versions", "machine"), 0
-    )
+    made = dict.fromkeys(("weights", "dtype", "seed", "max_new_tokens", "temperature", "runs"), 0)
     for task, cell in (("ledger", "full"), ("math500", "full"), ("ledger", "rkv 24")):
         rows[0]["cell"] = cell
         (tmp_path / "accuracy.json").write_text(json.dumps({"rows": rows, "provenance": {**made, "task": task}}))

@@ -20,7 +20,7 @@ def scores(folder: Path) -> dict[str, object]:
     made = found["provenance"]
     if row is None or made["task"] != "ledger":
         raise ValueError(f"{folder} is no evaluation of ledger with the full cache")
-    kept = ("weights", "dtype", "seed", "max_new_tokens", "temperature", "created", "versions", "machine")
+    kept = ("weights", "dtype", "seed", "max_new_tokens", "temperature", "runs")
     return {"accuracy": row["groups"], "problems": row["problems"], **{k: made[k] for k in kept}}
 
 

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from torch import OutOfMemoryError
+
 from reasonalloc import __version__
 from reasonalloc.cli import ablate, bench, demo, doctor, evaluate, generate, profile, report
 
 # What a user can put right; anything else is a defect and keeps its traceback.
-_USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, ModuleNotFoundError)
+_USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, ModuleNotFoundError, OutOfMemoryError)
 
 
 class _Parser(argparse.ArgumentParser):

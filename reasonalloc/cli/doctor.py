@@ -140,8 +140,9 @@ def _model(args: argparse.Namespace) -> Iterator[Check]:
     try:
         cache = ReasonAllocCache(model, Config(method="rkv", budget=32, window=8, interval=8))
         with torch.no_grad():
-            model(input_ids=torch.zeros(1, 48, dtype=torch.long), past_key_values=cache, use_cache=True)
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+            for tokens in (48, 1):
+                ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+                model(input_ids=ids, past_key_values=cache, use_cache=True)
         kept = cache.stats()["ratio"]
         yield Check("its cache", "ok", f"supported: a prompt of 48 tokens was cut to {kept:.0%} and decoding went on")
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:

@@ -66,8 +66,10 @@ def add_ray(group: Any) -> None:
 
 def source_of(args: argparse.Namespace) -> Source:
     """Of the model, for this process or for actors, which may have other devices."""
-    if args.device_map and args.ray is None:
+    if args.ray is None and args.device_map:
         models.check_device(args.device_map)
+    if args.ray is not None and not args.gpus and args.device_map not in (None, "cpu"):
+        raise ValueError(f"--device-map {args.device_map} with --ray needs --gpus, the number of each actor")
     threads = args.threads or (1 if args.ray is not None else None)
     return Source(args.model, args.dtype, threads, args.device_map or ("auto" if args.gpus else None))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from reasonalloc.config import Config
 from reasonalloc.evaluate.accuracy import Cell, cell_name
+from reasonalloc.evaluate.prompts import TASKS
 from reasonalloc.evaluate.waves import Waves
 from reasonalloc.wave import WaveProfile
 
@@ -142,8 +144,19 @@ def _profile(around: Around) -> list[Cell]:
 
 @_enter("transfer", "Does a wave of another task do as well?")
 def _transfer(around: Around) -> list[Cell]:
-    others = [x for x in ("ledger", "math500", "functions", "document") if x != around.waves.task]
-    return [around.cell()] + [around.cell(wave=around.waves.get(task=x), said=f"wave={x}") for x in others]
+    found = [around.cell()]
+    for task in TASKS:
+        if task == around.waves.task:
+            continue
+        try:
+            wave = around.waves.get(task=task)
+        except ValueError as error:
+            if task != "aime24":  # the one that is not shipped
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        found.append(around.cell(wave=wave, said=f"wave={task}"))
+    return found
 
 
 def cells_of(ablation: Ablation, around: Around) -> list[Cell]:

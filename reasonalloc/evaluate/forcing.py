@@ -15,7 +15,7 @@ def full_log_probs(model: Any, prompt: torch.Tensor, text: torch.Tensor) -> torc
 
     prompt: [P] token ids, at least one; text: [T] token ids. One ordinary forward pass without a cache.
     """
-    ids = torch.cat([prompt, text])[None].to(model.device)
+    ids = torch.cat([prompt.to(model.device), text.to(model.device)])[None]
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(text) + 1).logits[0, :-1]
     return torch.log_softmax(logits.float(), dim=-1)

@@ -135,11 +135,11 @@ def generate(
         cache = ReasonAllocCache(model, config)
         while rows:
             start = time.perf_counter()
-            # An index, not the number 1: the slice that a number becomes does not lie in one piece, and torch then
-            # copies the output matrix for every row of the batch.
+            # A list, not the number 1: the slice that a number becomes does not lie in one piece, and torch then copies
+            # the output matrix for every row of the batch. Nor a tensor: accelerate moves those to the first GPU.
             logits = model(
                 input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
-                logits_to_keep=torch.tensor([tokens.shape[1] - 1], device=tokens.device),
+                logits_to_keep=[tokens.shape[1] - 1],
             ).logits[:, -1]  # fmt: skip
             picked = picker.pick(logits, numbers)
             held = cache.page_bytes_by_row()

@@ -17,7 +17,7 @@ from reasonalloc.files import replace_text
 FILE = "generations.jsonl"
 PACKED = FILE + ".gz"
 SETTINGS = "settings.json"
-MACHINES = "machines.json"
+RUNS = "runs.json"
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,20 @@ class Records:
                     f"{self.folder} has generations made with other settings ({told}): take another folder"
                 )
         else:
+            (self.folder / RUNS).unlink(missing_ok=True)
             replace_text(path, json.dumps(settings, indent=1) + "\n")
         if unpack:
             replace_text(self.path, "".join(map(_line, read(packed))))
         self.known = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
 
-    def machines(self) -> list[dict[str, Any]]:
-        """Of the runs that made the records: {"machine": ..., "versions": ...}, each once, as they first came."""
-        path = self.folder / MACHINES
+    def runs(self) -> list[dict[str, Any]]:
+        """Those that made the records, the oldest first, as `note_run` was given them."""
+        path = self.folder / RUNS
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
-    def note_machine(self, machine: dict[str, Any], versions: dict[str, str]) -> None:
-        known, own = self.machines(), {"machine": machine, "versions": versions}
-        if own not in known:
-            replace_text(self.folder / MACHINES, json.dumps([*known, own], indent=1) + "\n")
+    def note_run(self, made: dict[str, Any]) -> None:
+        """made: command, time, machine, versions; JSON-ready."""
+        replace_text(self.folder / RUNS, json.dumps([*self.runs(), made], indent=1) + "\n")
 
     def _lock(self) -> None:
         """Until `close`, or until this object or its process ends; ValueError if another one writes here."""

@@ -20,9 +20,10 @@ from reasonalloc.evaluate.grading import grade
 from reasonalloc.evaluate.records import Record, Records
 from reasonalloc.evaluate.summary import Summary, summarise
 from reasonalloc.evaluate.waves import Waves
-from reasonalloc.evaluate.workers import Source, run_on_ray
-from reasonalloc.provenance import provenance
+from reasonalloc.evaluate.workers import Source, profile_on_ray, run_on_ray
+from reasonalloc.provenance import place, provenance
 from reasonalloc.tasks import Item
+from reasonalloc.wave import WaveProfile, profile
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,13 @@ class Study:
     def waves(self) -> Waves:
         settings = self.settings  # once: it reads from the weights' files
         about = {key: settings[key] for key in ("model", "weights", "dtype")}
-        return Waves(lambda: self.model, self.task, self.folder, about)
+        return Waves(self._profile, self.task, self.folder, about)
+
+    def _profile(self, prompts: Sequence[str], **how: Any) -> WaveProfile:
+        if self.ray is None:
+            return profile(*self.model, prompts, progress=False, **how)
+        cpus = self.source.threads or 1
+        return profile_on_ray(self.source, prompts, address=self.ray.address, cpus=cpus, gpus=self.ray.gpus, **how)
 
     def with_wave(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells with the task's wave where their method needs one and none was given."""
@@ -93,12 +100,13 @@ class Study:
         self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
         batches = plan(self.items, cells, self.samples, self.batch_size, self.records.known)
         total = sum(len(x.jobs) for x in batches)
-        if batches:
-            here = provenance()
-            self.records.note_machine(here["machine"], here["versions"])
+        places: list[dict[str, Any]] = []
         try:
-            for i, record in enumerate(self._generate(batches), 1):
+            for i, record in enumerate(self._generate(batches, places.append), 1):
                 self.records.add(record)
+                while places:  # known before the first chain ends
+                    here = provenance()
+                    self.records.note_run({"command": here["command"], "created": here["created"]} | places.pop(0))
                 if progress:
                     progress(i, total)
         finally:
@@ -118,16 +126,18 @@ class Study:
         self.records.open(self.settings)
         self.records.change(again)
 
-    def _generate(self, batches: Sequence[Batch]) -> Iterator[Record]:
+    def _generate(self, batches: Sequence[Batch], note: Callable[[dict[str, Any]], None]) -> Iterator[Record]:
+        """note: called with the `place` of each model before any record is made."""
         if not batches:
             return
         if self.ray is not None:
             yield from run_on_ray(
                 self.source, batches, self.sampling, address=self.ray.address, workers=self.ray.workers,
-                cpus=self.source.threads or 1, gpus=self.ray.gpus,
+                cpus=self.source.threads or 1, gpus=self.ray.gpus, note=note,
             )  # fmt: skip
             return
         model, _ = self.model
+        note(place(model))
         with using(model):
             for cell in {x.cell.name: x.cell for x in batches}.values():
                 ReasonAllocCache(model, cell.config)  # what does not fit the model is said before hours of work
@@ -135,14 +145,14 @@ class Study:
             yield from run_batch(*self.model, batch, self.sampling)
 
     def summary(self, cells: Sequence[Cell]) -> Summary:
-        """Of the cells named, over this study's problems. Its provenance has the machines that made the chains, under
-        "machines", the last of them also as its own; a table may be made from them anywhere."""
+        """Of the cells named, over this study's problems. A table may be made from chains of other machines: they are
+        under "runs" in its provenance, the last run's machine and versions also in place of this process's."""
         names = {x.id for x in self.items}
         chosen = [x for x in self.records.known.values() if x.item in names]
         scores = known.scores(self.source.model, self.task, {x.group for x in self.items})
-        machines = self.records.machines()
+        runs = self.records.runs()
         origin = provenance(self.settings["model"], self.sampling.seed) | self.settings
-        origin |= {"machines": machines, **machines[-1]} if machines else {}
+        origin |= {"runs": runs} | {key: runs[-1][key] for key in ("machine", "versions")} if runs else {}
         return summarise(chosen, [x.name for x in cells], known=scores, seed=self.sampling.seed, provenance=origin)
 
 

@@ -93,6 +93,8 @@ def _digest_weights(model: Any) -> str:
     digest = hashlib.sha256(json.dumps(fingerprint(model), sort_keys=True).encode())
     parameters: Iterable[tuple[str, torch.Tensor]] = model.named_parameters()
     for name, value in parameters:
+        if value.is_meta:
+            raise ValueError(f"{name} is offloaded, so no text of this model can be kept: give texts, or more devices")
         flat = value.detach().reshape(-1)
         digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
         digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())

@@ -9,17 +9,17 @@ from typing import Any
 
 from reasonalloc.evaluate.prompts import TASKS, prompts
 from reasonalloc.tasks import items
-from reasonalloc.wave import WaveProfile, digest, profile
+from reasonalloc.wave import WaveProfile, digest
 
 SEED = 20_000  # of the problems measured on; `reasonalloc evaluate` draws its own by --seed
 
 
 @dataclass
 class Waves:
-    """Waves of a model on a task. load: gives (model, tokenizer) when needed. about: what tells this model from others,
-    kept with a wave. tokens: of a measured chain at most."""
+    """Waves of a model on a task. profile: `wave.profile` of that model, given prompts, max_new_tokens and rho. about:
+    what tells this model from others, kept with a wave. tokens: of a measured chain at most."""
 
-    load: Callable[[], tuple[Any, Any]]
+    profile: Callable[..., WaveProfile]
     task: str
     folder: Path
     about: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Waves:
                         raise ValueError(f"{path} was measured with {name} {was!r}, now {own!r}: take another folder")
             else:
                 chosen = [x.problem for x in prompts(task, count, SEED)] if task in TASKS else _of_file(task, count)
-                found = profile(*self.load(), chosen, max_new_tokens=self.tokens, rho=rho, progress=False)
+                found = self.profile(chosen, max_new_tokens=self.tokens, rho=rho)
                 found = replace(found, source=found.source | self.about)
                 found.save(path)
             self._known[key] = found

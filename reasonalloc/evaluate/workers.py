@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from reasonalloc import models
 from reasonalloc.evaluate.accuracy import Batch, run_batch
 from reasonalloc.evaluate.generation import Sampling, not_applied, warn_of
 from reasonalloc.evaluate.records import Record
+from reasonalloc.provenance import place
+from reasonalloc.wave import WaveProfile, profile
 
 INSTALL = "pip install 'reasonalloc[ray]'"
 ATTEMPTS = 4  # of a batch whose worker dies, before the run gives up
@@ -39,9 +42,12 @@ class Worker:
     def __init__(self, source: Source) -> None:
         self.model, self.tokenizer, _ = source.load()
 
-    def ready(self, sampling: Sampling) -> dict[str, Any]:
-        """Comes back when the model is loaded, with what it asks for that is not applied."""
-        return not_applied(self.model, sampling)
+    def ready(self, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Comes back when the model is loaded, with what it asks for that is not applied, and where it is."""
+        return not_applied(self.model, sampling), place(self.model)
+
+    def profile(self, prompts: Sequence[str], how: dict[str, Any]) -> WaveProfile:
+        return profile(self.model, self.tokenizer, prompts, progress=False, **how)
 
     def run(self, batch: Batch, sampling: Sampling) -> Iterator[Record]:
         yield from run_batch(self.model, self.tokenizer, batch, sampling)
@@ -57,22 +63,17 @@ def run_on_ray(
     cpus: float = 1,
     gpus: float = 0,
     started: Callable[[list[Any]], None] | None = None,
+    note: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[Record]:
     """The records of all batches in the order in which their chains end.
 
     address: of a running cluster, None for one on this machine that ends with the run. workers: actors, at most as
     many as the cluster has room for (None). cpus, gpus: of each. What is left of a batch whose worker dies
-    goes to a fresh one (ATTEMPTS times in all). started: called with the actors. Raises ModuleNotFoundError where Ray
-    is missing and RuntimeError for a batch that killed all its workers; an error of the model is raised as it is.
+    goes to a fresh one (ATTEMPTS times in all). started: called with the actors. note: called with the `place` of
+    each, once where they are the same. Raises ModuleNotFoundError where Ray is missing and RuntimeError for a batch
+    that killed all its workers; an error of the model is raised as it is.
     """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"--ray needs Ray: {INSTALL}") from error
-    own = not ray.is_initialized()
-    if own:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
+    with _cluster(address) as ray:
         free, asked = ray.cluster_resources(), {"CPU": cpus, "GPU": gpus}
         room = min(int(free.get(kind, 0) / share) for kind, share in asked.items() if share)
         if room < 1:
@@ -81,19 +82,52 @@ def run_on_ray(
         count = max(1, min(workers or room, room, len(batches)))  # one without room would wait for ever
         actor = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus)
         pool = [actor.remote(source) for _ in range(count)]
-        try:
-            every: list[Any] = pool
-            ignored = ray.get([x.ready.remote(sampling) for x in every])
-        except ray.exceptions.RayError as error:
-            words = str(error).strip().splitlines() or [type(error).__name__]
-            raise ValueError(f"a worker could not be started: {words[-1]}") from error
-        warn_of(ignored[0])
+        every: list[Any] = pool
+        ready = _answers(ray, [x.ready.remote(sampling) for x in every])
+        warn_of(ready[0][0])
+        for i, (_, where) in enumerate(ready):
+            if note and where not in [x for _, x in ready[:i]]:
+                note(where)
         if started:
             started(pool)
         yield from _serve(ray, actor, source, pool, batches, sampling)
+
+
+def profile_on_ray(
+    source: Source, prompts: Sequence[str], *, address: str | None = None, cpus: float = 1, gpus: float = 0, **how: Any
+) -> WaveProfile:
+    """`wave.profile` in an actor. how: its max_new_tokens and rho; the rest as `run_on_ray`."""
+    with _cluster(address) as ray:
+        worker: Any = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus).remote(source)
+        (found,) = _answers(ray, [worker.profile.remote(list(prompts), how)])
+        return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Any]:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"--ray needs Ray: {INSTALL}") from error
+    own = not ray.is_initialized()
+    if own:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield ray
     finally:
         if own:
             ray.shutdown()
+
+
+def _answers(ray: Any, asked: list[Any]) -> list[Any]:
+    """Of fresh workers; ValueError where one could not be started."""
+    try:
+        return ray.get(asked)  # type: ignore[no-any-return]
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # the model's or the cache's own error
+    except ray.exceptions.RayError as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"a worker could not be started: {words[-1]}") from error
 
 
 def _serve(

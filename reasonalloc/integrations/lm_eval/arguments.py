@@ -48,7 +48,7 @@ def check(*, dtype: str, batch_size: int | str | None, loglikelihood: str, setti
     unknown = sorted(set(settings) - own - set(PASSED_ON))
     if unknown:
         raise ArgumentError(
-            f"unknown model argument {unknown[0]!r}; allowed are pretrained, dtype, loglikelihood,"
+            f"unknown model argument {unknown[0]!r}; allowed are pretrained, dtype, device, loglikelihood,"
             f" {', '.join(PASSED_ON)} and the fields of ra.Config: {', '.join(x.name for x in fields(Config))}"
         )
     if dtype not in DTYPES:
@@ -67,7 +67,7 @@ def check(*, dtype: str, batch_size: int | str | None, loglikelihood: str, setti
 def _rows(batch_size: int | str | None) -> int:
     text = "1" if batch_size is None else str(batch_size)
     if not text.isdecimal() or not int(text):
-        raise ArgumentError(f"batch_size must be a whole number from 1 ('auto' is for GPUs), got {batch_size!r}")
+        raise ArgumentError(f"batch_size must be a whole number from 1 ('auto' is not supported), got {batch_size!r}")
     return int(text)
 
 
