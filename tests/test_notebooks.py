@@ -10,6 +10,8 @@ from models import build
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 NAMES = [x.stem for x in SCRIPTS]
+SINGLE = sorted(FOLDER.glob("ablations/*.py"))
+RESULTS = FOLDER.parent / "benchmarks/results/ablations"
 ABLATED = "parts"
 
 for needed in ("IPython", "math_verify", "matplotlib", "scipy"):
@@ -51,18 +53,25 @@ def small(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+@pytest.mark.parametrize("script", [*SCRIPTS, *SINGLE], ids=lambda x: x.stem)
 def test_both_forms_are_the_same(script):
     jupytext = pytest.importorskip("jupytext", reason="pip install 'reasonalloc[notebooks]'")
     pair = [jupytext.read(script.with_suffix(ending)) for ending in (".py", ".ipynb")]
     cells = [[(x.cell_type, x.source) for x in notebook.cells] for notebook in pair]
-    assert cells[0] == cells[1], "run: jupytext --sync notebooks/[0-9]*.py"
+    assert cells[0] == cells[1], "run: jupytext --sync notebooks/[0-9]*.py notebooks/ablations/*.py"
     for notebook in pair:
         assert notebook.metadata["jupytext"]["formats"] == "ipynb,py:percent"
 
 
 def test_no_notebook_without_a_script():
     assert sorted(x.stem for x in FOLDER.glob("*.ipynb")) == NAMES
+
+
+def test_every_ablation_has_a_notebook():
+    from reasonalloc.evaluate.ablations import ABLATIONS
+
+    for ending in ("py", "ipynb"):
+        assert sorted(x.stem for x in FOLDER.glob(f"ablations/*.{ending}")) == sorted(ABLATIONS)
 
 
 def run(script):
@@ -92,6 +101,17 @@ def ends_with_a_picture(figures):
 def test_it_runs_and_ends_with_a_picture(script, register):
     _, figures = run(script)
     assert ends_with_a_picture(figures)
+
+
+@pytest.mark.parametrize("script", SINGLE, ids=lambda x: x.stem)
+def test_an_ablation_is_drawn(script, tmp_path):
+    from reasonalloc.evaluate.ablations import ABLATIONS
+
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    (tmp_path / "benchmarks/results/ablations").symlink_to(RESULTS)
+    names, _ = run(script)
+    assert names["NAME"] == script.stem and ABLATIONS[script.stem].question in script.read_text(encoding="utf-8")
+    assert names["picture"].stat().st_size > 5_000
 
 
 def test_ablations_without_results_say_how_to_make_them(capsys):

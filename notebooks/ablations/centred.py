@@ -1,0 +1,53 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # centred: What does routing do with R-KV's score as published, whose level depends on a head's slots?
+#
+# R-KV's score as published depends on how many slots a head has; centred, it does not.
+# Nothing runs here: results are loaded and drawn. `reasonalloc ablate centred` makes them (the README beside the
+# results has the options of ours).
+
+# %%
+from pathlib import Path
+
+from IPython.display import Image, Markdown, display
+
+from reasonalloc import plots
+from reasonalloc.evaluate.summary import Summary
+
+NAME = "centred"
+PLACES = [Path(x, "benchmarks/results/ablations") for x in ("", "..", "../..")]
+FOLDER = next((x for x in PLACES if x.is_dir()), Path("ablations-out"))  # set your own here
+
+# %% [markdown]
+# The full cache and R-KV come first. A difference has the p of McNemar's exact test on the same problems beside it, not
+# corrected for how many cells are looked at.
+
+# %%
+result = Summary.load(FOLDER / f"{NAME}.json")
+display(Markdown(result.markdown()))
+
+# %% [markdown]
+# Points are accuracies with their 95 % bootstrap intervals over problems; dashed lines are the full cache and R-KV.
+
+# %%
+picture = Path("notebooks-out/ablations") / f"{NAME}.png"
+plots.cells(
+    result,
+    picture,
+    "centred: What does routing do with R-KV's score as published, whose level depends on a head's slots?",
+)
+display(Image(picture, width=900))
