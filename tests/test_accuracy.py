@@ -429,13 +429,16 @@ def test_a_mistyped_model_leaves_the_folder_usable(folder, task, capsys):
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same(folder, task):
+def test_ray_gives_the_same(folder, task, capsys):
     pytest.importorskip("ray")
     assert main(command(folder, task)) == 0
     assert main([*command(folder, task, output="ray"), "--ray", "--workers", "2"]) == 0
     assert texts("ray") == texts("out")
     with_wave = ["--methods", "reasonalloc", "--ray"]  # which an actor measures too
     assert main([*command(folder, task, output="ray"), *with_wave, "--device-map", "cuda"]) == 2
+    for methods in (["--methods", "rkv"], with_wave[:2]):  # with and without a wave, which is measured first
+        assert main([*command(folder, task, output="none"), *methods, "--ray", "--gpus", "1000"]) == 2
+        assert "fewer --threads or --gpus fit" in capsys.readouterr().err
     assert main([*command(folder, task, output="ray"), *with_wave]) == 0
     assert main([*command(folder, task), *with_wave[:2]]) == 0
     assert texts("ray") == texts("out")

@@ -77,8 +77,7 @@ class Study:
     def _profile(self, prompts: Sequence[str], **how: Any) -> WaveProfile:
         if self.ray is None:
             return profile(*self.model, prompts, progress=False, **how)
-        cpus = self.source.threads or 1
-        return profile_on_ray(self.source, prompts, address=self.ray.address, cpus=cpus, gpus=self.ray.gpus, **how)
+        return profile_on_ray(self.source, prompts, address=self.ray.address, gpus=self.ray.gpus, **how)
 
     def with_wave(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells with the task's wave where their method needs one and none was given."""
@@ -133,7 +132,7 @@ class Study:
         if self.ray is not None:
             yield from run_on_ray(
                 self.source, batches, self.sampling, address=self.ray.address, workers=self.ray.workers,
-                cpus=self.source.threads or 1, gpus=self.ray.gpus, note=note,
+                gpus=self.ray.gpus, note=note,
             )  # fmt: skip
             return
         model, _ = self.model

@@ -60,7 +60,6 @@ def run_on_ray(
     *,
     address: str | None = None,
     workers: int | None = None,
-    cpus: float = 1,
     gpus: float = 0,
     started: Callable[[list[Any]], None] | None = None,
     note: Callable[[dict[str, Any]], None] | None = None,
@@ -68,22 +67,16 @@ def run_on_ray(
     """The records of all batches in the order in which their chains end.
 
     address: of a running cluster, None for one on this machine that ends with the run. workers: actors, at most as
-    many as the cluster has room for (None). cpus, gpus: of each. What is left of a batch whose worker dies
-    goes to a fresh one (ATTEMPTS times in all). started: called with the actors. note: called with the `place` of
-    each, once where they are the same. Raises ModuleNotFoundError where Ray is missing and RuntimeError for a batch
-    that killed all its workers; an error of the model is raised as it is.
+    many as the cluster has room for (None). gpus: of each, whose CPUs are the source's threads. What is left of a batch
+    whose worker dies goes to a fresh one (ATTEMPTS times in all). started: called with the actors. note: called with
+    the `place` of each, once where they are the same. Raises ModuleNotFoundError where Ray is missing, ValueError where
+    there is no room for a worker and RuntimeError for a batch that killed all its workers; an error of the model is
+    raised as it is.
     """
     with _cluster(address) as ray:
-        free, asked = ray.cluster_resources(), {"CPU": cpus, "GPU": gpus}
-        room = min(int(free.get(kind, 0) / share) for kind, share in asked.items() if share)
-        if room < 1:
-            told = {kind: free.get(kind, 0) for kind, share in asked.items() if share}
-            raise ValueError(f"the cluster has {told}, and a worker needs {asked}: fewer --threads or --gpus fit")
-        count = max(1, min(workers or room, room, len(batches)))  # one without room would wait for ever
-        actor = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus)
-        pool = [actor.remote(source) for _ in range(count)]
-        every: list[Any] = pool
-        ready = _answers(ray, [x.ready.remote(sampling) for x in every])
+        actor, room = _actor(ray, source, gpus)
+        pool = [actor.remote(source) for _ in range(max(1, min(workers or room, room, len(batches))))]
+        ready = _answers(ray, [x.ready.remote(sampling) for x in pool])
         warn_of(ready[0][0])
         for i, (_, where) in enumerate(ready):
             if note and where not in [x for _, x in ready[:i]]:
@@ -94,12 +87,12 @@ def run_on_ray(
 
 
 def profile_on_ray(
-    source: Source, prompts: Sequence[str], *, address: str | None = None, cpus: float = 1, gpus: float = 0, **how: Any
+    source: Source, prompts: Sequence[str], *, address: str | None = None, gpus: float = 0, **how: Any
 ) -> WaveProfile:
     """`wave.profile` in an actor. how: its max_new_tokens and rho; the rest as `run_on_ray`."""
     with _cluster(address) as ray:
-        worker: Any = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus).remote(source)
-        (found,) = _answers(ray, [worker.profile.remote(list(prompts), how)])
+        actor, _ = _actor(ray, source, gpus)
+        (found,) = _answers(ray, [actor.remote(source).profile.remote(list(prompts), how)])
         return found  # type: ignore[no-any-return]
 
 
@@ -117,6 +110,16 @@ def _cluster(address: str | None) -> Iterator[Any]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _actor(ray: Any, source: Source, gpus: float) -> tuple[Any, int]:
+    """The class of actors with what each takes, and how many there is room for: one more would wait for ever."""
+    free, asked = ray.cluster_resources(), {"CPU": source.threads or 1, "GPU": gpus}
+    room = min(int(free.get(kind, 0) / share) for kind, share in asked.items() if share)
+    if room < 1:
+        told = {kind: free.get(kind, 0) for kind, share in asked.items() if share}
+        raise ValueError(f"the cluster has {told}, and a worker needs {asked}: fewer --threads or --gpus fit")
+    return ray.remote(Worker).options(num_cpus=asked["CPU"], num_gpus=gpus), room
 
 
 def _answers(ray: Any, asked: list[Any]) -> list[Any]:
