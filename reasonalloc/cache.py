@@ -121,7 +121,7 @@ class ReasonAllocCache(Cache):
         self.cut_in = 0 if self._due else left if self._notes else -1
 
     def _check_keys(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
-        kind = (key.shape, value.shape, key.dtype, value.dtype, key.device)
+        kind = (key.shape, value.shape, key.dtype, value.dtype, key.is_meta)
         if kind == self._good_keys:
             return
         _, heads, _, head_dim = key.shape

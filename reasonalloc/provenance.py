@@ -34,6 +34,20 @@ def _gpus() -> list[str]:
 
 def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
     """JSON-ready: versions, machine, model label, seed, command line and time (UTC)."""
+    return _here() | {
+        "model": model,
+        "seed": seed,
+        "command": " ".join(sys.argv),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def place(model: Any) -> dict[str, Any]:
+    """Where a model computes: versions, machine, and the devices that it lies on."""
+    return _here() | {"devices": sorted({str(x.device) for x in model.parameters()})}
+
+
+def _here() -> dict[str, Any]:
     return {
         "versions": {
             "reasonalloc": version("reasonalloc"),
@@ -49,18 +63,6 @@ def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
             "instruction_set": _core.isa(),
             "gpus": _gpus(),
         },
-        "model": model,
-        "seed": seed,
-        "command": " ".join(sys.argv),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def place(model: Any) -> dict[str, Any]:
-    """Where a model computes: machine, versions, and the devices that it lies on."""
-    here = provenance()
-    return {"machine": here["machine"], "versions": here["versions"]} | {
-        "devices": sorted({str(x.device) for x in model.parameters()})
     }
 
 
