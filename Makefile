@@ -13,11 +13,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 CC ?= cc
 
-C_FILES := $(wildcard csrc/*/*.c csrc/*/*.h csrc/*/*.inc)
+C_FILES := $(wildcard csrc/*/*.[ch] csrc/*/*.inc csrc/*/*/*.[ch] csrc/*/*/*.inc)
 C_TESTS := $(wildcard tests/c/*.c)
-C_LIBRARY := $(wildcard csrc/core/*.c csrc/simd/*.c)
+LIBRARY := csrc/core csrc/format csrc/stat csrc/scorer csrc/cpu csrc/cpu/simd
+C_LIBRARY := $(wildcard $(addsuffix /*.c,$(LIBRARY)))
 C_FLAGS := -std=c11 -g1 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -Wcast-qual -Wstrict-prototypes -Werror \
-	-Icsrc/include -Icsrc/core -Icsrc/simd
+	-Icsrc/include $(addprefix -I,$(LIBRARY))
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
 NEON_CC := aarch64-linux-gnu-gcc

@@ -10,7 +10,8 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-DIRECTORIES = ("csrc/core", "csrc/simd", "csrc/python", "csrc/torch")
+LIBRARY = ("core", "format", "stat", "scorer", "cpu", "cpu/simd")
+DIRECTORIES = tuple(f"csrc/{folder}" for folder in (*LIBRARY, "python", "torch"))
 INCLUDES = ("csrc/include", *DIRECTORIES)
 
 

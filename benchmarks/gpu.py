@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 import reasonalloc as ra
-from reasonalloc import models
 from reasonalloc.cli import options
+from reasonalloc.lab import models
 from reasonalloc.provenance import in_words, place
 
 WARM_UP = 8

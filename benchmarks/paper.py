@@ -17,14 +17,14 @@ from typing import Any
 
 from reasonalloc.cli import options, study
 from reasonalloc.config import Config
-from reasonalloc.evaluate.accuracy import cells
-from reasonalloc.evaluate.generation import Sampling
-from reasonalloc.evaluate.records import pack
-from reasonalloc.evaluate.study import Study
-from reasonalloc.evaluate.summary import Row, Summary
-from reasonalloc.models import REASONER
+from reasonalloc.hf.decode import Sampling
+from reasonalloc.lab.evaluate.accuracy import cells
+from reasonalloc.lab.evaluate.records import pack
+from reasonalloc.lab.evaluate.study import Study
+from reasonalloc.lab.evaluate.summary import Row, Summary
+from reasonalloc.lab.models import REASONER
+from reasonalloc.lab.tasks import items
 from reasonalloc.provenance import in_words
-from reasonalloc.tasks import items
 
 RESULTS = Path("benchmarks/results/paper")
 METHODS = ["full", "reasonalloc", "reasonalloc-wave", "rkv", "pyramid-rkv", "snapkv", "streaming", "random"]

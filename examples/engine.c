@@ -1,6 +1,7 @@
 /* The library without Python: a toy decoding engine that keeps its key-value cache inside a budget.
  *
- *     cc -std=c11 -O2 -Icsrc/include -Icsrc/core -Icsrc/simd examples/engine.c csrc/core/?*.c csrc/simd/?*.c -lm -o engine
+ *     cc -std=c11 -O2 -Icsrc/include -Icsrc/{core,format,stat,scorer,cpu,cpu/simd} \
+ *        examples/engine.c csrc/{core,format,stat,scorer,cpu,cpu/simd}/?*.c -lm -o engine
  *
  * The "model" makes keys, values and queries from a seeded generator: topics that come and go, so that keys of one
  * topic resemble each other as in a real chain. Every 128 tokens each layer is scored (R-KV), its budget routed among

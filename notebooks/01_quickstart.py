@@ -29,9 +29,9 @@ import matplotlib.pyplot as plt
 import torch
 
 import reasonalloc as ra
-from reasonalloc import models, tasks
-from reasonalloc.evaluate.grading import grade
-from reasonalloc.tokens import encode_prompt
+from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.lab import models, tasks
+from reasonalloc.lab.evaluate.grading import grade
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder

@@ -29,7 +29,7 @@ import numpy as np
 from IPython.display import Image, display
 
 import reasonalloc as ra
-from reasonalloc import models, plots, tasks
+from reasonalloc.lab import models, plots, tasks
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder

@@ -29,11 +29,11 @@ import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
 
 import reasonalloc as ra
-from reasonalloc import plots, tasks
-from reasonalloc.evaluate.accuracy import cells
-from reasonalloc.evaluate.generation import Sampling
-from reasonalloc.evaluate.study import Study
-from reasonalloc.evaluate.workers import Source
+from reasonalloc.hf.decode import Sampling
+from reasonalloc.lab import plots, tasks
+from reasonalloc.lab.evaluate.accuracy import cells
+from reasonalloc.lab.evaluate.study import Study
+from reasonalloc.lab.evaluate.workers import Source
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder

@@ -26,9 +26,9 @@ import os
 import matplotlib.pyplot as plt
 import torch
 
-from reasonalloc import models
-from reasonalloc.bench.decoding import subject
-from reasonalloc.bench.steps import step_times
+from reasonalloc.lab import models
+from reasonalloc.lab.bench.decoding import subject
+from reasonalloc.lab.bench.steps import step_times
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder

@@ -26,9 +26,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import Image, display
 
-from reasonalloc import plots
-from reasonalloc.evaluate.ablations import ABLATIONS
-from reasonalloc.evaluate.summary import Summary
+from reasonalloc.lab import plots
+from reasonalloc.lab.evaluate.ablations import ABLATIONS
+from reasonalloc.lab.evaluate.summary import Summary
 
 PLACES = [Path("benchmarks/results/ablations"), Path("../benchmarks/results/ablations"), Path("ablations-out")]
 FOLDER = next((x for x in PLACES if x.is_dir()), PLACES[0])  # set your own here

@@ -10,13 +10,14 @@ with ra.install(model, config) as session:
 """
 
 from reasonalloc import allocate, score
-from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.config import Config
-from reasonalloc.install import Session, install, uninstall
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.install import Session, install, uninstall
+from reasonalloc.hf.profile import profile
 from reasonalloc.methods import HeadView, Method, methods, register
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.trace import Trace
 from reasonalloc.trace.replay import replay
-from reasonalloc.wave import WaveProfile, profile
 
 __version__ = "0.1.0"
 

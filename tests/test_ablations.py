@@ -12,9 +12,9 @@ from test_accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
-from reasonalloc.evaluate.ablations import ABLATIONS, Around, cells_of
-from reasonalloc.smoothing import Smoother
-from reasonalloc.wave import WaveProfile, fingerprint
+from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
+from reasonalloc.policy.smoothing import Smoother
+from reasonalloc.policy.wave import WaveProfile, fingerprint
 
 pytest.importorskip("scipy")
 pytest.importorskip("math_verify")

@@ -9,10 +9,10 @@ import torch
 from transformers import DynamicCache
 
 import reasonalloc as ra
-from reasonalloc import layer
-from reasonalloc.evaluate.forcing import forced_log_probs, full_log_probs
-from reasonalloc.evaluate.generation import Sampling
-from reasonalloc.evaluate.generation import generate as chains
+from reasonalloc.hf import layer
+from reasonalloc.hf.decode import Sampling
+from reasonalloc.hf.decode import generate as chains
+from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 
 TIGHT = {"budget": 24, "interval": 16, "window": 4}
 
@@ -113,7 +113,7 @@ def test_forced_texts_and_the_wave(device):
     for where in ("cpu", device):
         model = build(where)
         cache = ra.ReasonAllocCache(model, ra.Config(**TIGHT))
-        with ra.attention.using(model):
+        with ra.hf.attention.using(model):
             forced = torch.stack(list(forced_log_probs(model, cache, text[:20], text[20:]))).cpu()
         seen.append((forced, full_log_probs(model, text[:20].to(where), text[20:]).cpu(), cache.stats()["wave"]))
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-3, atol=1e-3)

@@ -21,16 +21,16 @@ from transformers import PreTrainedTokenizerFast
 
 import reasonalloc as ra
 from reasonalloc.cli import main
-from reasonalloc.evaluate import grading, known
-from reasonalloc.evaluate.accuracy import Cell, cells, plan, run_batch
-from reasonalloc.evaluate.generation import Sampling
-from reasonalloc.evaluate.grading import boxes, grade
-from reasonalloc.evaluate.records import Record, read
-from reasonalloc.evaluate.statistics import bootstrap, mcnemar, paired, picks, proportion_interval
-from reasonalloc.evaluate.study import Study
-from reasonalloc.evaluate.summary import Summary, summarise
-from reasonalloc.evaluate.workers import Source, run_on_ray
-from reasonalloc.tasks import Item, items
+from reasonalloc.hf.decode import Sampling
+from reasonalloc.lab.evaluate import grading, known
+from reasonalloc.lab.evaluate.accuracy import Cell, cells, plan, run_batch
+from reasonalloc.lab.evaluate.grading import boxes, grade
+from reasonalloc.lab.evaluate.records import Record, read
+from reasonalloc.lab.evaluate.statistics import bootstrap, mcnemar, paired, picks, proportion_interval
+from reasonalloc.lab.evaluate.study import Study
+from reasonalloc.lab.evaluate.summary import Summary, summarise
+from reasonalloc.lab.evaluate.workers import Source, run_on_ray
+from reasonalloc.lab.tasks import Item, items
 
 pytest.importorskip("scipy")
 pytest.importorskip("math_verify")
@@ -467,7 +467,7 @@ def test_a_killed_worker_is_replaced(folder, task):
 @pytest.mark.slow
 def test_what_a_worker_had_finished_is_not_made_again(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
-    from reasonalloc.evaluate import workers
+    from reasonalloc.lab.evaluate import workers
 
     made = record("rkv 24", "0", 2)
 

@@ -129,7 +129,7 @@ def test_keys_without_data():
 
 
 def wave(model, layers=(0, 1, 2)):
-    return ra.WaveProfile(tuple(float(i + 1) for i in layers), layers, ra.wave.fingerprint(model))
+    return ra.WaveProfile(tuple(float(i + 1) for i in layers), layers, ra.policy.wave.fingerprint(model))
 
 
 @pytest.mark.parametrize(

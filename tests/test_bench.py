@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from reasonalloc.bench import (
+from reasonalloc.cli import main
+from reasonalloc.lab.bench import (
     attention,
     bandwidth,
     compression,
@@ -34,9 +35,8 @@ from reasonalloc.bench import (
     throughput,
     timing,
 )
-from reasonalloc.bench.progress import silent
-from reasonalloc.bench.settings import Settings
-from reasonalloc.cli import main
+from reasonalloc.lab.bench.progress import silent
+from reasonalloc.lab.bench.settings import Settings
 
 SHAPE = attention.Shape(heads=2, group=2, head_dim=16)
 F32, BF16 = torch.float32, torch.bfloat16
@@ -48,7 +48,7 @@ def cal_similarity(keys): return "similarity"
 """
 CLONE = """
 from . import cal_similarity, compute_attention_scores
-from reasonalloc.bench.reference import rkv_compress
+from reasonalloc.lab.bench.reference import rkv_compress
 class R1KV:
     def __init__(self, budget, window_size, kernel_size, mix_lambda): self.budget = budget
     def update_kv(self, keys, queries, values): return rkv_compress(queries, keys, values, self.budget)

@@ -13,6 +13,7 @@ import pytest
 from reasonalloc import _core
 
 ROOT = Path(__file__).parents[1]
+LIBRARY = ("core", "format", "stat", "scorer", "cpu", "cpu/simd")
 FLAGS = [
     "-std=c11",
     "-O1",
@@ -31,8 +32,8 @@ def engine(tmp_path_factory):
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("engine") / "engine"
-    sources = [ROOT / "examples/engine.c", *ROOT.glob("csrc/core/*.c"), *ROOT.glob("csrc/simd/*.c")]
-    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "core", "simd")]
+    sources = [ROOT / "examples/engine.c", *(x for name in LIBRARY for x in ROOT.glob(f"csrc/{name}/*.c"))]
+    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", *LIBRARY)]
     subprocess.run(["cc", *FLAGS, *includes, *sources, "-lm", "-o", program], check=True)
     return program
 
@@ -60,8 +61,8 @@ def test_neon_kernels_under_qemu(tmp_path):
     if missing := missing_for_neon():
         pytest.skip(f"not installed: {', '.join(missing)}")
     program = tmp_path / "test_kernels"
-    sources = [ROOT / "tests/c/test_kernels.c", *ROOT.glob("csrc/simd/*.c")]
-    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "simd")]
+    sources = [ROOT / "tests/c/test_kernels.c", *ROOT.glob("csrc/cpu/simd/*.c")]
+    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cpu/simd")]
     subprocess.run(
         ["aarch64-linux-gnu-gcc", "-static", "-ffp-contract=off", *FLAGS, *includes, *sources, "-lm", "-o", program],
         check=True,

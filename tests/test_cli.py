@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 import reasonalloc as ra
 from reasonalloc import _core
 from reasonalloc.cli import main
-from reasonalloc.problems import find, math500
+from reasonalloc.lab.problems import find, math500
 
 WORDS = ["<pad>", "<end>", "<unk>", *(f"w{i}" for i in range(94))]
 

@@ -10,9 +10,9 @@ import torch
 from models import build
 
 import reasonalloc as ra
-from reasonalloc.evaluate import Fidelity, Measure, evaluate_fidelity, forced_log_probs, full_log_probs
-from reasonalloc.evaluate.fidelity import points_of
-from reasonalloc.evaluate.texts import Text, read
+from reasonalloc.lab.evaluate import Fidelity, Measure, evaluate_fidelity, forced_log_probs, full_log_probs
+from reasonalloc.lab.evaluate.fidelity import points_of
+from reasonalloc.lab.evaluate.texts import Text, read
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_texts_of_another_form_are_refused(line, tmp_path):
 
 def test_plot(result, tmp_path):
     pytest.importorskip("matplotlib")
-    from reasonalloc import plots
+    from reasonalloc.lab import plots
 
     plots.fidelity(result, tmp_path / "deep" / "f.png")
     plots.fidelity(replace(result, points=result.points[:1]), tmp_path / "full.png")

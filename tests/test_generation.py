@@ -11,9 +11,9 @@ from models import prompt, tiny
 from transformers import GenerationConfig
 
 import reasonalloc as ra
-from reasonalloc.evaluate.generation import Sampling, generate, not_applied
-from reasonalloc.evaluate.records import Record, Records, pack, read
-from reasonalloc.tokens import ends
+from reasonalloc.hf.decode import Sampling, generate, not_applied
+from reasonalloc.hf.tokens import ends
+from reasonalloc.lab.evaluate.records import Record, Records, pack, read
 
 FULL = ra.Config(method="full")
 SMALL = ra.Config(method="rkv", budget=24, interval=8)
@@ -73,7 +73,7 @@ def test_top_p_leaves_unlikely_tokens_out():
 
 
 def test_sampling_follows_the_distribution():
-    from reasonalloc.evaluate.generation import _Picker
+    from reasonalloc.hf.decode import _Picker
 
     picker = _Picker(Sampling(temperature=1.0))
     logits = torch.tensor([[0.1, 0.2, 0.7]]).log()

@@ -7,7 +7,7 @@ from caches import assert_closed, assert_works, cache_of, contents
 
 import reasonalloc as ra
 from reasonalloc import _core
-from reasonalloc.pages import PagePool
+from reasonalloc.store.pages import PagePool
 
 # ---- Interruptions ---------------------------------------------------------------------------------------------------
 
@@ -97,7 +97,7 @@ def no_memory(*_, **__):
 def test_no_memory_for_the_prompt(monkeypatch):
     model = models.tiny()
     cache = cache_of(model)
-    monkeypatch.setattr("reasonalloc.pages.torch.empty", no_memory)
+    monkeypatch.setattr("reasonalloc.store.pages.torch.empty", no_memory)
     with pytest.raises(MemoryError, match=r"no memory for .* more bytes of the key-value cache"):
         models.step(model, cache, models.prompt(12))
     monkeypatch.undo()
@@ -214,7 +214,7 @@ def test_attention_that_the_kernels_do_not_compute():
     query, key = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
     key, value = cache.update(key, key.clone(), 0)
     with pytest.raises(ValueError, match="softcap, which the ragged attention does not support"):
-        ra.attention.attention_forward(attention, query, key, value, None, 1.0, softcap=50.0)
+        ra.hf.attention.attention_forward(attention, query, key, value, None, 1.0, softcap=50.0)
 
 
 def test_offloading_is_refused():

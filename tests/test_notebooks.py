@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     from tokenizers import models as tokenizer_models
     from transformers import PreTrainedTokenizerFast
 
-    from reasonalloc.tasks import ledger
+    from reasonalloc.lab.tasks import ledger
 
     path = tmp_path_factory.mktemp("tiny")
     splitter = pre_tokenizers.Whitespace()
@@ -68,7 +68,7 @@ def test_no_notebook_without_a_script():
 
 
 def test_every_ablation_has_a_notebook():
-    from reasonalloc.evaluate.ablations import ABLATIONS
+    from reasonalloc.lab.evaluate.ablations import ABLATIONS
 
     for ending in ("py", "ipynb"):
         assert sorted(x.stem for x in FOLDER.glob(f"ablations/*.{ending}")) == sorted(ABLATIONS)
@@ -105,7 +105,7 @@ def test_it_runs_and_ends_with_a_picture(script, register):
 
 @pytest.mark.parametrize("script", SINGLE, ids=lambda x: x.stem)
 def test_an_ablation_is_drawn(script, tmp_path):
-    from reasonalloc.evaluate.ablations import ABLATIONS
+    from reasonalloc.lab.evaluate.ablations import ABLATIONS
 
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/ablations").symlink_to(RESULTS)
@@ -115,7 +115,7 @@ def test_an_ablation_is_drawn(script, tmp_path):
 
 
 def test_ablations_without_results_say_how_to_make_them(capsys):
-    from reasonalloc.evaluate.ablations import ABLATIONS
+    from reasonalloc.lab.evaluate.ablations import ABLATIONS
 
     _, figures = run(FOLDER / "07_ablations.py")
     out = capsys.readouterr().out

@@ -85,7 +85,7 @@ def test_a_share_of_the_full_cache(method):
 
 def test_a_given_profile():
     model = models.tiny()
-    profile = ra.WaveProfile((30.0, 8.0, 14.0), (0, 1, 2), ra.wave.fingerprint(model))
+    profile = ra.WaveProfile((30.0, 8.0, 14.0), (0, 1, 2), ra.policy.wave.fingerprint(model))
     assert assert_rows_are_alone(model, ra.Config(method="reasonalloc", profile=profile, **SETTINGS), new=24)
 
 

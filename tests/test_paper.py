@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_accuracy import folder  # noqa: F401  (fixture)
 
-from reasonalloc.evaluate.records import read
+from reasonalloc.lab.evaluate.records import read
 
 pytest.importorskip("scipy")
 pytest.importorskip("math_verify")

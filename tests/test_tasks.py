@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonalloc import problems as datasets
-from reasonalloc.evaluate.grading import boxes
-from reasonalloc.tasks import GRID, Dials, items
-from reasonalloc.tasks.ledger import FILLER, MOST, problem, problems
-from reasonalloc.tasks.table import HELD_OUT, dials
+from reasonalloc.lab import problems as datasets
+from reasonalloc.lab.evaluate.grading import boxes
+from reasonalloc.lab.tasks import GRID, Dials, items
+from reasonalloc.lab.tasks.ledger import FILLER, MOST, problem, problems
+from reasonalloc.lab.tasks.table import HELD_OUT, dials
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import reasonalloc as ra
-from reasonalloc.evaluate import forced_log_probs
+from reasonalloc.lab.evaluate import forced_log_probs
 from reasonalloc.trace import QUANTILES, Trace
 from reasonalloc.trace.compact import DTYPES, narrowest, pack, unpack
 from reasonalloc.trace.pieces import pieces
@@ -124,7 +124,7 @@ def test_quantiles_are_of_the_scores(register):
 
 def test_a_layer_that_is_not_cut():
     """A wave gives layer 0 so much that at first only the others are cut."""
-    profile = ra.WaveProfile((400.0, 20.0, 20.0), (0, 1, 2), ra.wave.fingerprint(models.tiny()))
+    profile = ra.WaveProfile((400.0, 20.0, 20.0), (0, 1, 2), ra.policy.wave.fingerprint(models.tiny()))
     trace, cache = recorded(profile=profile, gamma=1.0, tokens=90)
     assert (
         (trace.budgets[0, 0] == -1).all() and np.isnan(trace.quantiles[0, 0]).all() and np.isnan(trace.lost[0, 0]).all()
@@ -424,7 +424,7 @@ def test_budgets_with_other_scores(name):
 
 
 def test_replay_of_a_layer_that_is_not_cut():
-    profile = ra.WaveProfile((400.0, 20.0, 20.0), (0, 1, 2), ra.wave.fingerprint(models.tiny()))
+    profile = ra.WaveProfile((400.0, 20.0, 20.0), (0, 1, 2), ra.policy.wave.fingerprint(models.tiny()))
     trace, _ = recorded(profile=profile, gamma=1.0, tokens=90)
     for force in ("budgets", "evictions"):
         again = ra.replay(trace, models.tiny(), force=force, record=True)

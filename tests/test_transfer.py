@@ -14,18 +14,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import reasonalloc as ra
-from reasonalloc import wave
 from reasonalloc.cli import main
-from reasonalloc.evaluate import texts
-from reasonalloc.evaluate.prompts import TASKS, prompts
+from reasonalloc.hf import profile as wave
+from reasonalloc.lab.evaluate import texts
+from reasonalloc.lab.evaluate.prompts import TASKS, prompts
 
 pytest.importorskip("scipy", reason="the Earth Mover's Distance needs scipy: pip install 'reasonalloc[evaluate]'")
 
 from scipy.stats import rankdata
 
-from reasonalloc.evaluate.distances import earth_movers, matrix, separation, share
-from reasonalloc.evaluate.transfer import evaluate_transfer
-from reasonalloc.evaluate.transfer_result import Measuring
+from reasonalloc.lab.evaluate.distances import earth_movers, matrix, separation, share
+from reasonalloc.lab.evaluate.transfer import evaluate_transfer
+from reasonalloc.lab.evaluate.transfer_result import Measuring
 
 SHIPPED = [x for x in TASKS if x != "aime24"]
 SMALL = Measuring(prompts=3, max_new_tokens=12, queries=8)
@@ -270,7 +270,7 @@ def test_saved_waves_serve_a_cache(result, tmp_path):
 
 def test_plot(result, tmp_path, tokenizer):
     pytest.importorskip("matplotlib")
-    from reasonalloc import plots
+    from reasonalloc.lab import plots
 
     plots.transfer(result, tmp_path / "deep" / "t.png")
     single = evaluate_transfer(tiny(), tokenizer, ["functions"], replace(SMALL, prompts=1))

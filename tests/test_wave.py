@@ -14,7 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import reasonalloc as ra
-from reasonalloc.wave import demand, fingerprint, measure
+from reasonalloc.hf.profile import measure
+from reasonalloc.policy.wave import demand, fingerprint
 
 
 class Words:

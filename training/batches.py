@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from reasonalloc.tasks.ledger import GRID, MOST, NAMES, Dials, Ledger, problem, relative
-from reasonalloc.tokens import encode_prompt
+from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.lab.tasks.ledger import GRID, MOST, NAMES, Dials, Ledger, problem, relative
 
 SPLIT = "train"  # the seed's first word; `reasonalloc evaluate` uses another
 SUM_WEIGHT = 4.0

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from reasonalloc.files import replace_text
-from reasonalloc.models import adapter_folder
+from reasonalloc.lab.models import adapter_folder
 
 
 def scores(folder: Path) -> dict[str, object]:

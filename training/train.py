@@ -20,8 +20,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from reasonalloc import models
 from reasonalloc.files import replace_text
+from reasonalloc.lab import models
 from reasonalloc.provenance import provenance
 
 RIVALS = 4096

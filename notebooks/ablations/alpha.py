@@ -25,8 +25,8 @@ from pathlib import Path
 
 from IPython.display import Image, Markdown, display
 
-from reasonalloc import plots
-from reasonalloc.evaluate.summary import Summary
+from reasonalloc.lab import plots
+from reasonalloc.lab.evaluate.summary import Summary
 
 NAME = "alpha"
 PLACES = [Path(x, "benchmarks/results/ablations") for x in ("", "..", "../..")]

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from reasonalloc.cli import options, study
-from reasonalloc.evaluate.ablations import ABLATIONS, Around, cells_of
+from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
 
 
 def add(subparsers: Any) -> None:

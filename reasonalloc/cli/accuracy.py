@@ -7,7 +7,7 @@ from typing import Any
 
 from reasonalloc.cli import options, study
 from reasonalloc.config import Config
-from reasonalloc.evaluate.accuracy import cells
+from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.methods import methods
 
 METHODS = ["full", "reasonalloc", "reasonalloc-wave", "rkv", "snapkv", "streaming", "random"]

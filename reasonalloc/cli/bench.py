@@ -1,4 +1,4 @@
-"""`reasonalloc bench`: the benchmarks of reasonalloc.bench."""
+"""`reasonalloc bench`: the benchmarks of reasonalloc.lab.bench."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from reasonalloc.bench import kvpress_peer, rkv_repo
-from reasonalloc.bench.memory import PROMPT
-from reasonalloc.bench.run import run as run_parts
-from reasonalloc.bench.settings import MEMORY_METHODS, PARTS, Settings
-from reasonalloc.bench.throughput import MEMORY_LIMIT, MOST_ROWS
 from reasonalloc.cli import options
 from reasonalloc.config import parse_bytes
+from reasonalloc.lab.bench import kvpress_peer, rkv_repo
+from reasonalloc.lab.bench.memory import PROMPT
+from reasonalloc.lab.bench.run import run as run_parts
+from reasonalloc.lab.bench.settings import MEMORY_METHODS, PARTS, Settings
+from reasonalloc.lab.bench.throughput import MEMORY_LIMIT, MOST_ROWS
 
 _RESULTS = Path("benchmarks/results")
 

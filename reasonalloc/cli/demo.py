@@ -13,18 +13,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from reasonalloc import plots, uninstall, wave
-from reasonalloc.cache import ReasonAllocCache
+from reasonalloc import WaveProfile, uninstall
 from reasonalloc.cli import options
 from reasonalloc.cli.generate import answer
 from reasonalloc.cli.profile import show
 from reasonalloc.cli.stream import LiveWatch, shorten
 from reasonalloc.config import Config
-from reasonalloc.evaluate.forcing import forced_log_probs, full_log_probs
+from reasonalloc.hf import profile as wave
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.lab import plots
+from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
+from reasonalloc.lab.problems import find, math500
 from reasonalloc.methods import methods
-from reasonalloc.problems import find, math500
 from reasonalloc.provenance import provenance
-from reasonalloc.tokens import encode_prompt
 
 SCHEMA = 1
 MOST_CUT_SHARE = 0.02  # of the decode time that scoring, routing and evicting may take
@@ -137,7 +139,7 @@ def _status(out: Console, text: str) -> Any:
     return out.status(text)
 
 
-def _wave(model: Any, tokenizer: Any, but: str, out: Console) -> wave.WaveProfile:
+def _wave(model: Any, tokenizer: Any, but: str, out: Console) -> WaveProfile:
     """The wave on two other problems: enough for a picture, a profile for use takes up to 8 and longer chains."""
     prompts = [x.problem for x in math500(3) if x.id != but][:2]
     if not out.is_terminal:

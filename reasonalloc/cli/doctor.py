@@ -16,13 +16,14 @@ from packaging.requirements import Requirement
 from rich.table import Table
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from reasonalloc import __version__, _core, attention, uninstall
-from reasonalloc.cache import ReasonAllocCache
+from reasonalloc import __version__, _core, uninstall
 from reasonalloc.cli import options
-from reasonalloc.compat import NEWEST_TESTED, is_full_attention, stock_layers
 from reasonalloc.config import Config
-from reasonalloc.models import EMBEDDED_INSTALL, EMBEDDED_LABEL, embedded_folder, missing_for_embedded
-from reasonalloc.wave import fingerprint
+from reasonalloc.hf import attention
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import NEWEST_TESTED, is_full_attention, stock_layers
+from reasonalloc.lab.models import EMBEDDED_INSTALL, EMBEDDED_LABEL, embedded_folder, missing_for_embedded
+from reasonalloc.policy.wave import fingerprint
 
 # Families that the tests run, by their package in transformers.
 FAMILIES = {

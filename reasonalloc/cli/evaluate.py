@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from reasonalloc import plots
 from reasonalloc.cli import accuracy, options, transfer
 from reasonalloc.config import Config
-from reasonalloc.evaluate import texts
-from reasonalloc.evaluate.fidelity import evaluate_fidelity, points_of
+from reasonalloc.lab import plots
+from reasonalloc.lab.evaluate import texts
+from reasonalloc.lab.evaluate.fidelity import evaluate_fidelity, points_of
+from reasonalloc.lab.problems import math500
 from reasonalloc.methods import methods
-from reasonalloc.problems import math500
 from reasonalloc.provenance import provenance
 
 

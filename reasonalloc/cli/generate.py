@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 
 from reasonalloc import uninstall
-from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.cli import options
 from reasonalloc.cli.stream import PrintWatch, Watch
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.provenance import provenance
-from reasonalloc.tokens import encode_prompt
 
 
 def add(subparsers: Any) -> None:

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reasonalloc.config import Config
+from reasonalloc.lab.models import DTYPES, EMBEDDED_LABEL, REASONER, load
 from reasonalloc.methods import methods
-from reasonalloc.models import DTYPES, EMBEDDED_LABEL, REASONER, load
-from reasonalloc.wave import WaveProfile
+from reasonalloc.policy.wave import WaveProfile
 
 T = TypeVar("T")
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from reasonalloc import plots, wave
+from reasonalloc import WaveProfile
 from reasonalloc.cli import options
-from reasonalloc.problems import math500
+from reasonalloc.hf import profile as wave
+from reasonalloc.lab import plots
+from reasonalloc.lab.problems import math500
 
 _WIDTH = 50
 
@@ -63,14 +65,14 @@ def _prompts(text: str) -> list[str]:
     return prompts
 
 
-def show(profile: wave.WaveProfile, out: Console, label: str) -> None:
+def show(profile: WaveProfile, out: Console, label: str) -> None:
     """Prints the wave as bars."""
     out.print(f"layer wave of {label}: tokens that hold {profile.rho:.0%} of a layer's attention", highlight=False)
     for line in bars(profile):
         out.print(line, highlight=False)
 
 
-def bars(profile: wave.WaveProfile) -> Iterator[str]:
+def bars(profile: WaveProfile) -> Iterator[str]:
     most = max(profile.demand)
     for layer, demand in zip(profile.layers, profile.demand, strict=True):
         eighths = round(demand / most * _WIDTH * 8)

@@ -9,15 +9,15 @@ from typing import Any
 
 from rich.console import Console
 
-from reasonalloc import models
 from reasonalloc.cli import options
-from reasonalloc.evaluate.accuracy import Cell
-from reasonalloc.evaluate.generation import Sampling
-from reasonalloc.evaluate.records import PACKED, pack
-from reasonalloc.evaluate.study import RaySettings, Study, write
-from reasonalloc.evaluate.summary import Summary
-from reasonalloc.evaluate.workers import Source
-from reasonalloc.tasks import GRID, TASKS, items
+from reasonalloc.hf.decode import Sampling
+from reasonalloc.lab import models
+from reasonalloc.lab.evaluate.accuracy import Cell
+from reasonalloc.lab.evaluate.records import PACKED, pack
+from reasonalloc.lab.evaluate.study import RaySettings, Study, write
+from reasonalloc.lab.evaluate.summary import Summary
+from reasonalloc.lab.evaluate.workers import Source
+from reasonalloc.lab.tasks import GRID, TASKS, items
 
 
 def add(parser: argparse.ArgumentParser, folder: str) -> None:

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from reasonalloc import plots
 from reasonalloc.cli import options
-from reasonalloc.evaluate.prompts import TASKS
-from reasonalloc.evaluate.transfer import evaluate_transfer
-from reasonalloc.evaluate.transfer_result import Measuring
+from reasonalloc.lab import plots
+from reasonalloc.lab.evaluate.prompts import TASKS
+from reasonalloc.lab.evaluate.transfer import evaluate_transfer
+from reasonalloc.lab.evaluate.transfer_result import Measuring
 from reasonalloc.provenance import provenance
 
 _DEFAULT = [name for name in TASKS if name != "aime24"]  # whose problems do not come with the package

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from reasonalloc.config import Config
+from reasonalloc.policy.wave import WaveProfile, fingerprint
 from reasonalloc.trace.compact import narrowest, pack, unpack
-from reasonalloc.wave import WaveProfile, fingerprint
 
 SCHEMA = 1
 FORMAT = "reasonalloc-trace"

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from reasonalloc.policy.wave import digest, fingerprint
 from reasonalloc.provenance import provenance
 from reasonalloc.trace.compact import narrowest
 from reasonalloc.trace.file import QUANTILES, Trace
 from reasonalloc.trace.pieces import pieces
-from reasonalloc.wave import digest, fingerprint
 
 if TYPE_CHECKING:
-    from reasonalloc.cache import ReasonAllocCache
-    from reasonalloc.layer import RaggedLayer
+    from reasonalloc.hf.cache import ReasonAllocCache
+    from reasonalloc.hf.layer import RaggedLayer
 
 Positions = npt.NDArray[np.int32]
 

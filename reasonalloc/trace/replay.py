@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from reasonalloc.budget import Budgets
-from reasonalloc.cache import ReasonAllocCache
-from reasonalloc.compat import is_full_attention, stock_layers
 from reasonalloc.config import Config
-from reasonalloc.cut import Cutter
-from reasonalloc.layer import RaggedLayer
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import is_full_attention, stock_layers
+from reasonalloc.hf.layer import RaggedLayer
+from reasonalloc.policy.budgets import Budgets
+from reasonalloc.policy.cut import Cutter
 from reasonalloc.trace.file import Trace
 
 FORCES = ("budgets", "evictions")

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from reasonalloc.attention import using
-from reasonalloc.cache import ReasonAllocCache
 from reasonalloc.config import Config
-from reasonalloc.evaluate.forcing import forced_log_probs, full_log_probs
+from reasonalloc.hf.attention import using
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.trace.file import Trace
 from reasonalloc.trace.replay import replay
 

@@ -1,7 +1,7 @@
 /* Every kernel of every instruction set that this machine can run, against sums in float64, over odd sizes.
  *
- *     cc -std=c11 -g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/include -Icsrc/simd \
- *        tests/c/test_kernels.c csrc/simd/?*.c -lm
+ *     cc -std=c11 -g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/include -Icsrc/cpu/simd \
+ *        tests/c/test_kernels.c csrc/cpu/simd/?*.c -lm
  *
  * (-g1: full debug information doubles the time to compile.) With REASONALLOC_CPU set it also checks that override.
  * Buffers have the exact sizes of the contract, so that the address sanitizer sees every access beyond one. */

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from reasonalloc.config import Config
-from reasonalloc.models import DTYPES
-from reasonalloc.wave import WaveProfile
+from reasonalloc.lab.models import DTYPES
+from reasonalloc.policy.wave import WaveProfile
 
 INSTALL = 'pip install "reasonalloc[lm-eval]"'
 SCORED = ("cache", "full")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from reasonalloc.cache import ReasonAllocCache
-from reasonalloc.tokens import left_padded
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.tokens import left_padded
 
 Row = tuple[Sequence[int], Sequence[int]]
 

@@ -21,10 +21,10 @@ except ImportError as error:
     ) from error
 from tqdm.auto import tqdm
 
-from reasonalloc.cache import ReasonAllocCache
+from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.integrations.lm_eval.arguments import ArgumentError, check
 from reasonalloc.integrations.lm_eval.forcing import score
-from reasonalloc.models import load
+from reasonalloc.lab.models import load
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Seen:
 class ReasonAllocLM(HFLM):
     """lm_eval's Hugging Face model with a cache inside a budget: every batch gets a fresh one.
 
-    pretrained: a hub name, a folder, a name that `reasonalloc.models.load` knows (smollm2), or a model with its
+    pretrained: a hub name, a folder, a name that `reasonalloc.lab.models.load` knows (smollm2), or a model with its
         tokenizer. dtype: float32, bfloat16 or float16. device: where a model that is loaded lies (cpu, cuda, ...).
         batch_size: a number; rows are padded on the left and never see each other.
     loglikelihood: how texts are scored. "cache": as in decoding; the context is the prefill, attended to in full and

@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 import reasonalloc as ra
-from reasonalloc.attention import using
+from reasonalloc.hf.attention import using
 
 _FIELDS = tuple(field.name for field in fields(ra.Config))
 

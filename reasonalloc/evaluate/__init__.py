@@ -1,7 +1,0 @@
-"""How close a compressed cache stays to the full one."""
-
-from reasonalloc.evaluate.fidelity import Fidelity, Point, evaluate_fidelity
-from reasonalloc.evaluate.forcing import forced_log_probs, full_log_probs
-from reasonalloc.evaluate.statistics import Measure
-
-__all__ = ["Fidelity", "Measure", "Point", "evaluate_fidelity", "forced_log_probs", "full_log_probs"]

@@ -1,0 +1,172 @@
+"""Batched generation that reports each row as it ends, every row with random numbers of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+from reasonalloc.config import Config
+from reasonalloc.hf.attention import using
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.tokens import left_padded
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0: greedy. max_new_tokens: of a chain. seed: with the row's key it fixes all its random numbers."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be a number from 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+
+@dataclass
+class Chain:
+    """One finished row. finish: "stop" (end token) or "length". mean_bytes, peak_bytes: of its pages, over its steps.
+
+    slots: mean of a KV head at the end. seconds: its share of each step (a step's time / rows in it), prefill included.
+    """
+
+    key: str
+    prompt_tokens: int
+    ids: list[int] = field(default_factory=list)
+    finish: str = ""
+    mean_bytes: float = 0.0
+    peak_bytes: int = 0
+    slots: float = 0.0
+    seconds: float = 0.0
+    steps: int = 0
+
+
+class _Picker:
+    """The next token of each row. A row's choice depends on its logits and (seed, key, step) alone."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.greedy = not sampling.temperature
+        self.warpers: list[Any] = []
+        if not self.greedy:
+            self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_p < 1:
+                self.warpers.append(TopPLogitsWarper(sampling.top_p))
+        self.seed = sampling.seed
+
+    def numbers(self, key: str) -> random.Random:
+        return random.Random(hashlib.sha256(f"{self.seed}/{key}".encode()).digest())
+
+    def pick(self, logits: torch.Tensor, numbers: Sequence[random.Random]) -> list[int]:
+        """logits: [rows, V]."""
+        logits = logits.float()
+        if self.greedy:
+            return logits.argmax(-1).tolist()
+        for warper in self.warpers:
+            logits = warper(None, logits)
+        total = torch.softmax(logits, -1).double().cumsum(-1)
+        aims = torch.tensor([[x.random()] for x in numbers], dtype=torch.float64, device=total.device) * total[:, -1:]
+        return torch.searchsorted(total, aims, right=True)[:, 0].clamp(max=logits.shape[1] - 1).tolist()
+
+
+# Settings of a generation config that change which token is chosen, with the values that change nothing.
+_SAMPLING = {"top_k": 0, "min_p": 0, "top_h": 1, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
+_CHOOSING = {
+    "num_beams": 1, "repetition_penalty": 1, "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0,
+    "min_length": 0, "min_new_tokens": 0, "bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": [],
+    "sequence_bias": {}, "guidance_scale": 1, "exponential_decay_length_penalty": None, "watermarking_config": None,
+}  # fmt: skip
+
+
+def not_applied(model: Any, sampling: Sampling) -> dict[str, Any]:
+    """What a model's generation config says about the choice of tokens that `generate` here does not follow."""
+    config = getattr(model, "generation_config", None)
+    neutral = _CHOOSING | (_SAMPLING if sampling.temperature else {})
+    said = {name: getattr(config, name, None) for name in neutral}
+    return {name: x for name, x in said.items() if x is not None and x != neutral[name]}
+
+
+def warn_of(ignored: dict[str, Any]) -> None:
+    """Says what `not_applied` found, if anything."""
+    if ignored:
+        told = ", ".join(f"{key}={value}" for key, value in ignored.items())
+        warnings.warn(f"not applied of the model's generation config: {told}", stacklevel=3)
+
+
+def generate(
+    model: Any,
+    config: Config,
+    prompts: Sequence[tuple[str, Sequence[int]]],
+    stop: frozenset[int],
+    sampling: Sampling,
+    pad: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Chain]:
+    """Chains of a batch of prompts, each given out as soon as it ends; its row then leaves the batch.
+
+    prompts: (key, token ids), keys unique; shorter ones are padded on the left. stop: as `tokens.ends` gives.
+    progress: called with the number of tokens made in a step. Raises ValueError for an empty prompt.
+    """
+    empty = [key for key, ids in prompts if not len(ids)]
+    if empty:
+        raise ValueError(f"prompt {empty[0]!r} has no token")
+    if not prompts:
+        return
+    picker = _Picker(sampling)
+    tokens, mask = (x.to(model.device) for x in left_padded([ids for _, ids in prompts], pad))
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    rows = [Chain(key, len(ids)) for key, ids in prompts]
+    numbers = [picker.numbers(row.key) for row in rows]
+    with using(model), torch.no_grad():
+        cache = ReasonAllocCache(model, config)
+        while rows:
+            start = time.perf_counter()
+            # A list, not the number 1: the slice that a number becomes does not lie in one piece, and torch then copies
+            # the output matrix for every row of the batch. Nor a tensor: accelerate moves those to the first GPU.
+            logits = model(
+                input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
+                logits_to_keep=[tokens.shape[1] - 1],
+            ).logits[:, -1]  # fmt: skip
+            picked = picker.pick(logits, numbers)
+            held = cache.page_bytes_by_row()
+            spent = (time.perf_counter() - start) / len(rows)
+            for row, token, own in zip(rows, picked, held, strict=True):
+                row.ids.append(token)
+                row.seconds += spent
+                row.steps += 1
+                row.mean_bytes += (float(own) - row.mean_bytes) / row.steps
+                row.peak_bytes = max(row.peak_bytes, int(own))
+                if token in stop:
+                    row.finish = "stop"
+                elif len(row.ids) >= sampling.max_new_tokens:
+                    row.finish = "length"
+            if progress:
+                progress(len(rows))
+            on = [i for i, row in enumerate(rows) if not row.finish]
+            if len(on) < len(rows):
+                slots = cache.slots()
+                for i, row in enumerate(rows):
+                    if row.finish:
+                        row.slots = float(np.mean(slots[i]))
+                        yield row
+                rows, numbers, picked = [rows[i] for i in on], [numbers[i] for i in on], [picked[i] for i in on]
+                if rows:
+                    cache.batch_select_indices(torch.tensor(on))
+                mask, places = mask[on], places[on]
+            tokens = torch.tensor(picked, device=mask.device)[:, None]
+            mask = torch.cat([mask, mask.new_ones((len(rows), 1))], 1)
+            places = places[:, -1:] + 1

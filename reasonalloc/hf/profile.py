@@ -1,0 +1,126 @@
+"""Measuring the layer wave of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from tqdm.auto import tqdm
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from reasonalloc.hf.attention import sdpa, using
+from reasonalloc.hf.compat import is_full_attention, stock_layers
+from reasonalloc.hf.tokens import encode_prompt, ends, left_padded
+from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile, demand, digest, fingerprint
+
+MOST_PROMPTS = 8
+
+
+class _ProbeLayer(DynamicLayer):
+    """A stock layer that measures the demand of the last forward pass on the way."""
+
+    def __init__(self, rho: float, queries: int) -> None:
+        super().__init__()
+        self.rho, self.queries, self.demand = rho, queries, 0.0
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        keys._reasonalloc = self
+        return keys, values
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        self.demand = demand(query[0, :, -self.queries :], key[0], self.rho)
+        del key._reasonalloc  # type: ignore[attr-defined]
+        return sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
+
+
+def measure(model: Any, ids: torch.Tensor, rho: float = 0.93, queries: int = PROBE_QUERIES) -> dict[int, float]:
+    """Demand of every full-attention layer for one sequence of token ids [1, n], by layer index."""
+    layers = [_ProbeLayer(rho, queries) if is_full_attention(x) else x for x in stock_layers(model)]
+    with using(model), torch.no_grad():
+        model(input_ids=ids, past_key_values=Cache(layers=layers), use_cache=True, logits_to_keep=1)
+    return {i: layer.demand for i, layer in enumerate(layers) if isinstance(layer, _ProbeLayer)}
+
+
+def profile(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 256,
+    rho: float = 0.93,
+    queries: int = PROBE_QUERIES,
+    progress: bool = True,
+) -> WaveProfile:
+    """Measures the layer wave of a model on at most 8 prompts with their generated chains.
+
+    For each prompt a chain of up to max_new_tokens is generated greedily with the full cache, all in one batch; the
+    demand of each layer (`demand`) is then taken from the last `queries` tokens of prompt and chain, and averaged over
+    the prompts.
+    progress: show a bar on standard error. Raises ValueError for no or more than 8 prompts.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not 1 <= len(prompts) <= MOST_PROMPTS:
+        raise ValueError(f"a wave is measured on 1 to {MOST_PROMPTS} prompts, got {len(prompts)}")
+    if not 0 < rho < 1 or queries < 1 or max_new_tokens < 1:
+        raise ValueError(
+            f"rho must lie in (0, 1), queries and max_new_tokens be positive; got {rho}, {queries}, {max_new_tokens}"
+        )
+    sums: dict[int, float] = {}
+    for chain in _chains(model, tokenizer, prompts, max_new_tokens, progress):
+        for layer, value in measure(model, chain, rho, queries).items():
+            sums[layer] = sums.get(layer, 0.0) + value / len(prompts)
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    source = {
+        "model": name,
+        "config": digest(fingerprint(model)),
+        "tokenizer": digest(sorted(vocabulary.items())),
+        "prompts": digest(prompts),
+        "prompt_count": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "queries": queries,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return WaveProfile(tuple(sums.values()), tuple(sums), fingerprint(model), rho, source)
+
+
+def _chains(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, progress: bool) -> Iterator[torch.Tensor]:
+    """Token ids [1, n] of each prompt with its greedy chain, end token included; all are generated in one batch."""
+    every = [encode_prompt(tokenizer, prompt, model.device)[0] for prompt in prompts]
+    tokens, mask = (x.to(model.device) for x in left_padded(every))
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    stop = torch.tensor(sorted(ends(model, tokenizer)), dtype=tokens.dtype, device=tokens.device)
+    made: list[torch.Tensor] = []
+    ended = torch.zeros(len(every), dtype=torch.bool, device=tokens.device)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), tqdm(desc="measuring the wave", unit="token", total=most, disable=not progress) as bar:
+        while len(made) < most and not ended.all():
+            logits = model(
+                input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]  # fmt: skip
+            tokens = logits.argmax(-1, keepdim=True)
+            made.append(tokens)
+            ended |= torch.isin(tokens[:, 0], stop)
+            mask = F.pad(mask, (0, 1), value=1)
+            places = places[:, -1:] + 1
+            bar.update()
+    chains = torch.cat(made, 1)
+    for own, chain, end in zip(every, chains, torch.isin(chains, stop), strict=True):
+        yield torch.cat([own, chain[: int(end.int().argmax()) + 1 if end.any() else len(chain)]])[None]

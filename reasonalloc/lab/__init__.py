@@ -1,0 +1,1 @@
+"""Experiments: tasks, evaluation, benchmarks, models to try things on."""

@@ -1,0 +1,101 @@
+"""The report: tables and targets from the JSON files alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reasonalloc.lab.bench import (
+    kernels,
+    kvpress_peer,
+    memory,
+    tables_kernels,
+    tables_kvpress,
+    tables_memory,
+    tables_throughput,
+    targets,
+    throughput,
+)
+from reasonalloc.lab.bench.section import Section
+from reasonalloc.lab.bench.settings import PARTS
+
+SCHEMAS = {
+    "kernels": kernels.SCHEMA,
+    "throughput": throughput.SCHEMA,
+    "memory": memory.SCHEMA,
+    "kvpress": kvpress_peer.SCHEMA,
+}
+_TABLES = {
+    "kernels": tables_kernels.sections,
+    "throughput": tables_throughput.sections,
+    "memory": tables_memory.sections,
+    "kvpress": tables_kvpress.sections,
+}
+
+
+def sections(part: str, data: Any) -> list[Section]:
+    """The tables of one part's results."""
+    return _TABLES[part](data)
+
+
+def targets_section(results: Mapping[str, Any]) -> Section:
+    return Section("Targets", ["target", "wanted", "measured", "verdict"], targets.table(results))
+
+
+def load(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """(results by part, why parts are missing)."""
+    results, missing = {}, []
+    for part in PARTS:
+        path = directory / f"{part}.json"
+        if not path.is_file():
+            missing.append(f"{part}: not measured")
+            continue
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMAS[part]:
+            missing.append(
+                f"{part}: not measured ({path.name} is of schema {schema}, not {SCHEMAS[part]}: run it again)"
+            )
+            continue
+        results[part] = data
+    return results, missing
+
+
+def _origin(part: str, data: Any) -> str:
+    machine, versions = data["provenance"]["machine"], data["provenance"]["versions"]
+    clock = machine["governor"] or "governor not readable"
+    quick = " (quick)" if data["settings"]["quick"] else ""
+    return (
+        f"`{part}`{quick}, {data['provenance']['created']}: {machine['processor']}, cores {machine['cores_allowed']},"
+        f" {machine['instruction_set']}, {machine['mhz_now']} MHz, {clock}, last-level cache"
+        f" {machine['last_level_cache_bytes'] / 2**20:.0f} MiB, Python {versions['python']}, torch {versions['torch']},"
+        f" transformers {versions['transformers']}, reasonalloc {versions['reasonalloc']}."
+    )
+
+
+def markdown(results: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """The whole report."""
+    parts = ["# Results of `make bench`\n", "Made from the JSON files here, which hold every sample.\n"]
+    parts += [_origin(part, data) + "\n" for part, data in results.items()]
+    parts += [line + ".\n" for line in missing]
+    parts.append(targets_section(results).markdown())
+    for part, data in results.items():
+        parts.append(f"## {part.capitalize()}\n")
+        parts += [each.markdown() for each in sections(part, data) if each.rows or each.note]
+    return "\n".join(parts)
+
+
+def write_report(directory: str | os.PathLike[str]) -> Path:
+    """Writes README.md into a folder of results, from the JSON files in it; returns its path."""
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of results")
+    path = folder / "README.md"
+    path.write_text(markdown(*load(folder)), encoding="utf-8")
+    return path

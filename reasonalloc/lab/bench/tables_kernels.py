@@ -1,0 +1,72 @@
+"""Tables of the part `kernels`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reasonalloc.lab.bench.section import Section, ms, names_in, thousands, times
+
+
+def _compression(data: Any) -> Section:
+    peers = names_in(data["compression"])
+    rows = [
+        [row["keys"], row["dtype"], row["cut"], thousands(row["n"]), ms(row["median_s"]["ours"])]
+        + [x for peer in peers for x in (ms(row["median_s"][peer]), times(row["ratio"][peer]))]
+        for row in data["compression"]
+    ]
+    note = "From n to n - 128 slots a head. ms, medians; ratios are medians of paired runs."
+    if data["no_real_keys"]:
+        note += f" No real keys: {data['no_real_keys']}"
+    header = ["keys", "dtype", "cut", "n", "ours"] + [x for peer in peers for x in (peer, "ratio")]
+    return Section("Compression of one layer: score, route, evict", header, rows, note, words=3)
+
+
+def _scratch(data: Any) -> Section:
+    who = list(dict.fromkeys(name for row in data["scratch"] for name in row["bytes"]))
+    rows = []
+    for row in data["scratch"]:
+        peak = {name: max(cut["peak_bytes"] for cut in row["bytes"][name].values()) for name in who}
+        kept = row["bytes"]["ours"]["first"]["kept_bytes"]
+        ratios = [f"{peak[name] / max(peak['ours'], 4096):,.0f}x" for name in who if name != "ours"]
+        cells = [f"{peak[name] / 2**20:,.2f}" for name in who]
+        rows.append([row["dtype"], thousands(row["n"]), *cells, f"{kept / 2**20:.2f}", *ratios])
+    header = ["dtype", "n", *who, "ours, remembered", *(f"{name} / ours" for name in who if name != "ours")]
+    return Section(
+        "Scratch memory of one compression",
+        header,
+        rows,
+        "MiB: rise of the peak of resident memory during the call, in a fresh process, the larger of a first and a"
+        " later cut (the kernel counts in steps of up to 128 KiB). Remembered: what stays for the next cut.",
+    )
+
+
+def _attention(data: Any) -> Section:
+    peers = names_in(data["attention"])
+    rows = [
+        [row["dtype"], row["from"], str(row["batch"]), thousands(row["n"]), ms(row["median_s"]["ours"])]
+        + [f"{row['bytes'] / row['median_s']['ours'] / 1e9:.1f}", f"{row['roofline_gb_s']:.1f}"]
+        + [f"{row['roofline_share']['ours']:.0%}", f"{row['roofline_share']['SDPA grouped']:.0%}"]
+        + [times(row["ratio"][peer]) for peer in peers]
+        for row in data["attention"]
+    ]
+    header = ["dtype", "from", "batch", "n", "ours, ms", "ours, GB/s", "read, GB/s", "ours / read", "SDPA / read"]
+    note = (
+        "GB/s of keys and values. read: read bandwidth of the same core in the same rounds."
+        " Ratios: peer's time over ours. From memory: layers in turn that no cache can hold together. A share above"
+        " 100 % says that the reader did not reach the limit there."
+    )
+    return Section("Attention of one decode step, one core", header + peers, rows, note, words=2)
+
+
+def _threads(data: Any) -> Section:
+    who = ("ours", "SDPA grouped", "read")
+    rows = [
+        [row["dtype"], str(row["batch"]), thousands(row["n"]), *(times(row[name]["ratio"]["one"]) for name in who)]
+        for row in data["threads"]
+    ]
+    return Section("Two threads against one", ["dtype", "batch", "n", "ours", "SDPA grouped", "reading alone"], rows)
+
+
+def sections(data: Any) -> list[Section]:
+    """All of them."""
+    return [_compression(data), _scratch(data), _attention(data), _threads(data)]

@@ -1,0 +1,165 @@
+"""Ablations by name: each a question, and the cells whose accuracies answer it."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from reasonalloc.config import Config
+from reasonalloc.lab.evaluate.accuracy import Cell, cell_name
+from reasonalloc.lab.evaluate.prompts import TASKS
+from reasonalloc.lab.evaluate.waves import Waves
+from reasonalloc.policy.wave import WaveProfile
+
+
+@dataclass(frozen=True)
+class Around:
+    """The point that an ablation varies: ReasonAlloc at one budget, with the task's offline wave. keep_prompt, alpha:
+    of every cell that does not vary them; None: each method's own."""
+
+    waves: Waves
+    budget: int = 256
+    interval: int | None = None
+    keep_prompt: bool | None = None
+    alpha: float | None = None
+
+    def cell(
+        self, method: str = "reasonalloc", wave: WaveProfile | None = None, said: str = "", **changes: Any
+    ) -> Cell:
+        """said: what distinguishes it from the plain cell of its method and budget ("" for that one)."""
+        base: dict[str, Any] = {"budget": self.budget, "interval": self.interval, "keep_prompt": self.keep_prompt}
+        if method == "full":
+            base["budget"] = None
+        elif self.alpha is not None:
+            base["alpha"] = self.alpha
+        config = Config(**{"method": method, **base, **changes})
+        if config.resolve().needs_wave:
+            config = replace(config, profile=wave or self.waves.get())
+        return Cell(f"{cell_name(config)} {said}".strip(), config)
+
+    def varied(self, field: str, values: list[Any]) -> list[Cell]:
+        """ReasonAlloc with each value of a field; the default among them is the plain cell."""
+        plain = self.cell()
+        known = getattr(plain.config, field)
+        default = plain.config.resolve().interval if field == "interval" and known is None else known
+        return [plain if x == default else self.cell(said=f"{field}={x:g}", **{field: x}) for x in values]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """question: what it asks. cells: of the answer; full cache and R-KV are measured beside them."""
+
+    name: str
+    question: str
+    cells: Callable[[Around], list[Cell]]
+
+
+ABLATIONS: dict[str, Ablation] = {}
+
+
+def _enter(name: str, question: str) -> Callable[[Callable[[Around], list[Cell]]], Callable[[Around], list[Cell]]]:
+    def enter(cells: Callable[[Around], list[Cell]]) -> Callable[[Around], list[Cell]]:
+        ABLATIONS[name] = Ablation(name, question, cells)
+        return cells
+
+    return enter
+
+
+def _enter_field(field: str, question: str, values: list[Any], name: str | None = None) -> None:
+    _enter(name or field, question)(lambda around: around.varied(field, values))
+
+
+_enter_field("alpha", "How much should importance weigh against redundancy?", [0.0, 0.1, 0.3, 0.5, 1.0])
+_enter_field("interval", "How often should the cache be cut?", [32, 64, 128, 256])
+_enter_field("mu", "How high a floor does head routing need?", [0.0, 0.25, 0.5, 1.0])
+_enter_field("gamma", "How strongly should the wave and the routing be followed?", [0.0, 0.25, 0.5, 1.0])
+_enter_field("window", "How many of the newest tokens should always stay, and score the others?", [4, 8, 16, 32])
+_enter_field("smoothing", "Do scores that remember earlier cuts choose better?", [0.0, 0.5, 0.8], name="ema")
+
+
+@_enter("rho", "Does the attention mass that defines a layer's demand matter?")
+def _rho(around: Around) -> list[Cell]:
+    return [
+        around.cell(wave=around.waves.get(rho=rho), said="" if rho == 0.93 else f"rho={rho:g}")
+        for rho in (0.8, 0.93, 0.99)
+    ]
+
+
+@_enter("wave", "Is it the wave, or would any layer budgets do?")
+def _wave(around: Around) -> list[Cell]:
+    # Without routing: nothing moves slots but the layers' budgets. R-KV has a flat wave, pyramid-rkv PyramidKV's.
+    wave = around.waves.get()
+
+    def other(demand: list[float], said: str) -> Cell:
+        return around.cell("reasonalloc-wave", replace(wave, demand=tuple(demand)), f"wave={said}")
+
+    made = [around.cell(x) for x in ("rkv", "reasonalloc-wave", "pyramid-rkv")]
+    made.append(other(list(wave.demand[::-1]), "reversed"))
+    for seed in range(3):
+        demand = list(wave.demand)
+        random.Random(f"permuted/{seed}").shuffle(demand)
+        made.append(other(demand, f"permuted-{seed}"))
+    return made
+
+
+@_enter("parts", "Which part helps: layers by the wave, heads by routing, both or neither?")
+def _parts(around: Around) -> list[Cell]:
+    return [around.cell(x) for x in ("rkv", "reasonalloc-wave", "reasonalloc-route", "reasonalloc")]
+
+
+@_enter("centred", "What does routing do with R-KV's score as published, whose level depends on a head's slots?")
+def _centred(around: Around) -> list[Cell]:
+    found = []
+    for method in ("reasonalloc-route", "reasonalloc"):
+        found += [around.cell(method), around.cell(method, said="score=as-published", scorer="rkv")]
+    return found
+
+
+@_enter("prompt", "What does it change that the prompt is evicted last?")
+def _prompt(around: Around) -> list[Cell]:
+    found = []
+    for method in ("reasonalloc", "rkv", "snapkv", "streaming", "random"):
+        default = around.cell(method).config.resolve().keep_prompt
+        said = "prompt=as-any-text" if default else "prompt=kept"
+        found += [around.cell(method), around.cell(method, said=said, keep_prompt=not default)]
+    return found
+
+
+@_enter("length", "Do chains grow longer at small budgets?")
+def _length(around: Around) -> list[Cell]:
+    sizes = sorted({max(32, round(around.budget * x)) for x in (0.5, 0.75, 1, 1.5, 2)})
+    return [around.cell(method, budget=x) for method in ("reasonalloc", "rkv") for x in sizes]
+
+
+@_enter("profile", "How many prompts does the wave need?")
+def _profile(around: Around) -> list[Cell]:
+    return [
+        around.cell(wave=around.waves.get(count), said="" if count == 4 else f"prompts={count}")
+        for count in (1, 2, 4, 8)
+    ]
+
+
+@_enter("transfer", "Does a wave of another task do as well?")
+def _transfer(around: Around) -> list[Cell]:
+    found = [around.cell()]
+    for task in TASKS:
+        if task == around.waves.task:
+            continue
+        try:
+            wave = around.waves.get(task=task)
+        except ValueError as error:
+            if task != "aime24":  # the one that is not shipped
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        found.append(around.cell(wave=wave, said=f"wave={task}"))
+    return found
+
+
+def cells_of(ablation: Ablation, around: Around) -> list[Cell]:
+    """Its cells after the full cache and R-KV, each once."""
+    every = [around.cell("full"), around.cell("rkv"), *ablation.cells(around)]
+    return list({x.name: x for x in every}.values())

@@ -1,0 +1,120 @@
+"""Accuracy: what budgets and methods do to the answers of a model that reasons in long chains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from reasonalloc.config import Config
+from reasonalloc.hf.decode import Chain, Sampling, generate
+from reasonalloc.hf.tokens import encode_prompt, ends
+from reasonalloc.lab.evaluate.fidelity import points_of
+from reasonalloc.lab.evaluate.grading import grade
+from reasonalloc.lab.evaluate.records import Record
+from reasonalloc.lab.tasks import Item
+from reasonalloc.policy.wave import digest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of the cache that is judged; a row of the table."""
+
+    name: str
+    config: Config
+
+    @property
+    def hash(self) -> str:
+        """Of all that the config says and of the parts that its method stands for; the profile by its content."""
+        config, method = self.config, self.config.resolve()
+        said: dict[str, Any] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
+        if config.profile is not None and method.needs_wave:
+            said["profile"] = [float(x) for x in config.profile.demand]
+        return digest(said)
+
+
+def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Cell]:
+    """A cell for each method at each budget or ratio, the rest as in `base`."""
+    return [Cell(cell_name(x), x) for x in points_of(_once(methods), _once(budgets), _once(ratios), base)]
+
+
+def _once(values: Sequence[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def cell_name(config: Config) -> str:
+    """ "rkv 256", "rkv 0.1x" or "full"."""
+    size = str(config.budget) if config.budget is not None else f"{config.ratio:g}x" if config.ratio is not None else ""
+    return f"{config.method} {size}".strip()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chain to make."""
+
+    item: Item
+    sample: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.item.id}/{self.sample}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs of one cell that decode together."""
+
+    cell: Cell
+    jobs: tuple[Job, ...]
+
+    def without(self, item: str, sample: int) -> Batch:
+        """What is left when that chain is made."""
+        return Batch(self.cell, tuple(x for x in self.jobs if (x.item.id, x.sample) != (item, sample)))
+
+
+def plan(
+    items: Sequence[Item],
+    wanted: Sequence[Cell],
+    samples: int,
+    batch_size: int,
+    done: Iterable[tuple[str, str, int]] = (),
+) -> list[Batch]:
+    """What is still to do. Items of one group come one after another: their chains are about as long as each other.
+
+    done: keys of records that exist.
+    """
+    known = set(done)
+    batches = []
+    for cell in wanted:
+        groups: dict[str, list[Job]] = {}
+        for item in items:
+            for sample in range(samples):
+                if (cell.name, item.id, sample) not in known:
+                    groups.setdefault(item.group, []).append(Job(item, sample))
+                    known.add((cell.name, item.id, sample))
+        jobs = [x for group in groups.values() for x in group]
+        batches += [Batch(cell, tuple(jobs[i : i + batch_size])) for i in range(0, len(jobs), batch_size)]
+    return batches
+
+
+def run_batch(
+    model: Any, tokenizer: Any, batch: Batch, sampling: Sampling, progress: Callable[[int], None] | None = None
+) -> Iterator[Record]:
+    """The records of a batch, each as its chain ends."""
+    jobs = {job.key: job for job in batch.jobs}
+    prompts = [(key, encode_prompt(tokenizer, job.item.prompt, "cpu")[0].tolist()) for key, job in jobs.items()]
+    stop = ends(model, tokenizer)
+    for chain in generate(model, batch.cell.config, prompts, stop, sampling, tokenizer.pad_token_id or 0, progress):
+        yield _record(batch.cell, jobs[chain.key], chain, tokenizer, sampling)
+
+
+def _record(cell: Cell, job: Job, chain: Chain, tokenizer: Any, sampling: Sampling) -> Record:
+    text = tokenizer.decode(chain.ids, skip_special_tokens=True)
+    answers, right = grade(text, job.item.answers, job.item.asked)
+    return Record(
+        cell=cell.name, config=cell.hash, asked=job.item.hash, item=job.item.id, group=job.item.group,
+        sample=job.sample, seed=sampling.seed, prompt_tokens=chain.prompt_tokens, tokens=len(chain.ids),
+        finish=chain.finish, text=text, answers=answers, right=right, budget=cell.config.budget,
+        ratio=cell.config.ratio, slots=chain.slots, mean_bytes=chain.mean_bytes, peak_bytes=chain.peak_bytes,
+        seconds=chain.seconds,
+    )  # fmt: skip

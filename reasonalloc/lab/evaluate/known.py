@@ -1,0 +1,34 @@
+"""Scores that models are known to have with a full cache: what the gate of an evaluation compares with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from reasonalloc.lab.evaluate.statistics import proportion_interval
+from reasonalloc.lab.models import REASONER, adapter_folder
+
+# pass@1 at temperature 0.6, top-p 0.95, 32,768 tokens: DeepSeek-R1's model cards (arXiv 2501.12948, table 5).
+_PUBLISHED = {
+    "DeepSeek-R1-Distill-Qwen-1.5B": {"aime24": 0.289, "math500": 0.839},
+    "DeepSeek-R1-Distill-Qwen-7B": {"aime24": 0.555, "math500": 0.928},
+    "DeepSeek-R1-Distill-Qwen-14B": {"aime24": 0.697, "math500": 0.939},
+    "DeepSeek-R1-Distill-Qwen-32B": {"aime24": 0.726, "math500": 0.943},
+    "DeepSeek-R1-Distill-Llama-8B": {"aime24": 0.504, "math500": 0.891},
+    "DeepSeek-R1-Distill-Llama-70B": {"aime24": 0.700, "math500": 0.945},
+}
+
+
+def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, tuple[float, float]] | None:
+    """Known accuracy by group of the task ("" for all of it), as (low, high): what was measured here on few problems is
+    an interval, a published score is a point. None where nothing is known."""
+    if model == REASONER and task == "ledger":
+        path = adapter_folder() / "scores.json"
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        count = found["problems"] // len(found["accuracy"])
+        return {k: proportion_interval(v * count, count) for k, v in found["accuracy"].items() if k in groups} or None
+    name = (model or "").rstrip("/").rpartition("/")[2]
+    published = _PUBLISHED.get(name, {})
+    return {"": (published[task], published[task])} if task in published else None

@@ -1,0 +1,176 @@
+"""A folder of generations and what is read from it: the machinery that `evaluate accuracy`, `ablate` and the paper's
+tables share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from reasonalloc.hf.attention import using
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.decode import Sampling, not_applied, warn_of
+from reasonalloc.hf.profile import profile
+from reasonalloc.lab import models
+from reasonalloc.lab.evaluate import known, statistics
+from reasonalloc.lab.evaluate.accuracy import Batch, Cell, plan, run_batch
+from reasonalloc.lab.evaluate.grading import grade
+from reasonalloc.lab.evaluate.records import Record, Records
+from reasonalloc.lab.evaluate.summary import Summary, summarise
+from reasonalloc.lab.evaluate.waves import Waves
+from reasonalloc.lab.evaluate.workers import Source, profile_on_ray, run_on_ray
+from reasonalloc.lab.tasks import Item
+from reasonalloc.policy.wave import WaveProfile
+from reasonalloc.provenance import place, provenance
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """Where batches run if not here. address: of a cluster, None for one on this machine."""
+
+    address: str | None = None
+    workers: int | None = None
+    gpus: float = 0.0
+
+
+@dataclass
+class Study:
+    """Problems of one task, one model, one way of sampling; cells come and go."""
+
+    folder: Path
+    source: Source
+    task: str
+    items: Sequence[Item]
+    sampling: Sampling = field(default_factory=Sampling)
+    samples: int = 1
+    batch_size: int = 16
+    ray: RaySettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples > 1 and not self.sampling.temperature:
+            raise ValueError(f"{self.samples} samples need a temperature above 0: greedy ones are all the same")
+        self.folder = Path(self.folder)
+        self.records = Records(self.folder)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all generations of the folder have in common."""
+        name = self.source.model or models.EMBEDDED
+        own = {"model": name, "weights": models.fingerprint(name), "dtype": self.source.dtype, "task": self.task}
+        return own | {"samples": self.samples} | asdict(self.sampling)
+
+    @cached_property
+    def model(self) -> tuple[Any, Any]:
+        """(model, tokenizer), loaded when first asked for."""
+        model, tokenizer, _ = self.source.load()
+        warn_of(not_applied(model, self.sampling))
+        return model, tokenizer
+
+    @cached_property
+    def waves(self) -> Waves:
+        settings = self.settings  # once: it reads from the weights' files
+        about = {key: settings[key] for key in ("model", "weights", "dtype")}
+        return Waves(self._profile, self.task, self.folder, about)
+
+    def _profile(self, prompts: Sequence[str], **how: Any) -> WaveProfile:
+        if self.ray is None:
+            return profile(*self.model, prompts, progress=False, **how)
+        return profile_on_ray(self.source, prompts, address=self.ray.address, gpus=self.ray.gpus, **how)
+
+    def with_wave(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells with the task's wave where their method needs one and none was given."""
+        return [
+            Cell(x.name, replace(x.config, profile=self.waves.get()))
+            if x.config.resolve().needs_wave and x.config.profile is None
+            else x
+            for x in cells
+        ]
+
+    def run(self, cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> None:
+        """Makes what is missing; the folder is others' to write to afterwards. progress: (chains made, chains to make),
+        after each chain.
+
+        Raises ValueError, with nothing changed, if the folder's generations were made with other settings.
+        """
+        ready()
+        self.records.open(self.settings)
+        self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
+        batches = plan(self.items, cells, self.samples, self.batch_size, self.records.known)
+        total = sum(len(x.jobs) for x in batches)
+        places: list[dict[str, Any]] = []
+        try:
+            for i, record in enumerate(self._generate(batches, places.append), 1):
+                self.records.add(record)
+                while places:  # known before the first chain ends
+                    here = provenance()
+                    self.records.note_run({"command": here["command"], "created": here["created"]} | places.pop(0))
+                if progress:
+                    progress(i, total)
+        finally:
+            self.records.close()
+
+    def regrade(self) -> None:
+        """Grades the chains of these problems again, from their texts."""
+        asked = {x.id: x for x in self.items}
+
+        def again(record: Record) -> Record:
+            item = asked.get(record.item)
+            if item is None or item.hash != record.asked:
+                return record
+            answers, right = grade(record.text, item.answers, item.asked)
+            return replace(record, answers=answers, right=right)
+
+        self.records.open(self.settings)
+        self.records.change(again)
+
+    def _generate(self, batches: Sequence[Batch], note: Callable[[dict[str, Any]], None]) -> Iterator[Record]:
+        """note: called with the `place` of each model before any record is made."""
+        if not batches:
+            return
+        if self.ray is not None:
+            yield from run_on_ray(
+                self.source, batches, self.sampling, address=self.ray.address, workers=self.ray.workers,
+                gpus=self.ray.gpus, note=note,
+            )  # fmt: skip
+            return
+        model, _ = self.model
+        note(place(model))
+        with using(model):
+            for cell in {x.cell.name: x.cell for x in batches}.values():
+                ReasonAllocCache(model, cell.config)  # what does not fit the model is said before hours of work
+        for batch in batches:
+            yield from run_batch(*self.model, batch, self.sampling)
+
+    def summary(self, cells: Sequence[Cell]) -> Summary:
+        """Of the cells named, over this study's problems. A table may be made from chains of other machines: they are
+        under "runs" in its provenance, the last run's machine and versions also in place of this process's."""
+        names = {x.id for x in self.items}
+        chosen = [x for x in self.records.known.values() if x.item in names]
+        scores = known.scores(self.source.model, self.task, {x.group for x in self.items})
+        runs = self.records.runs()
+        origin = provenance(self.settings["model"], self.sampling.seed) | self.settings
+        origin |= {"runs": runs} | {key: runs[-1][key] for key in ("machine", "versions")} if runs else {}
+        return summarise(chosen, [x.name for x in cells], known=scores, seed=self.sampling.seed, provenance=origin)
+
+
+def ready() -> None:
+    """ModuleNotFoundError for a package that a table or a picture will need."""
+    from reasonalloc.lab import plots
+
+    statistics.available()
+    plots.available()
+
+
+def write(summary: Summary, stem: Path, question: str = "") -> None:
+    """stem.json, stem.md and stem.png. question: of an ablation, whose rows are not budgets of methods."""
+    from reasonalloc.lab import plots
+
+    stem.with_suffix(".json").write_text(json.dumps(summary.as_json(), indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(summary.markdown(), encoding="utf-8")
+    if question:
+        plots.cells(summary, stem.with_suffix(".png"), question)
+    else:
+        plots.accuracy(summary, stem.with_suffix(".png"))

@@ -1,0 +1,214 @@
+"""The table of an evaluation, from its records alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from reasonalloc.files import read_saved
+from reasonalloc.lab.evaluate.records import Record
+from reasonalloc.lab.evaluate.statistics import Measure, Paired, bootstrap, paired, picks, proportion_interval
+
+SCHEMA = 1
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell. accuracy: pass@1, mean over problems of the score averaged over samples; a score is the share of a
+    problem's answers that are right. tokens: of a chain. truncated: share of chains that met the limit. *_bytes: of a
+    row's pages. tokens_per_s: of all rows together. groups: accuracy of each part of the task. scores: by problem."""
+
+    cell: str
+    method: str
+    budget: int | None
+    ratio: float | None
+    problems: int
+    samples: int
+    accuracy: Measure
+    tokens: float
+    truncated: float
+    mean_bytes: float
+    peak_bytes: int
+    tokens_per_s: float
+    against: list[Paired]
+    groups: dict[str, float]
+    scores: dict[str, float]
+
+    @property
+    def setting(self) -> str:
+        return self.cell.removeprefix(self.method).strip() or "all"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All rows, with what a reader must be warned of."""
+
+    rows: list[Row]
+    warnings: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Summary:
+        """Reads what `study.write` left as JSON; ValueError if the file is none."""
+        data = read_saved(path, "summary of accuracies", SCHEMA)
+        try:
+            return cls([_loaded(x) for x in data["rows"]], data["warnings"], data["provenance"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a summary of accuracies of schema {SCHEMA}: {error!r}") from error
+
+    def table(self) -> Table:
+        """For the terminal."""
+        heads = _columns(self.rows)
+        table = Table(title="Accuracy (pass@1, 95 % bootstrap interval over problems)")
+        for i, name in enumerate(heads):
+            table.add_column(name, justify="left" if not i else "right")
+        for row in self.rows:
+            table.add_row(*_texts(row, heads))
+        if self.warnings:
+            table.caption = "\n".join(f"warning: {x}" for x in self.warnings)
+        return table
+
+    def markdown(self) -> str:
+        heads = _columns(self.rows)
+        lines = [f"> **Warning:** {x}\n" for x in self.warnings]
+        lines += ["| " + " | ".join(heads) + " |", "|" + "|".join([" --- ", *([" ---: "] * (len(heads) - 1))]) + "|"]
+        lines += ["| " + " | ".join(_texts(row, heads)) + " |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+
+def _loaded(row: dict[str, Any]) -> Row:
+    against = [Paired(**{**x, "difference": Measure(**x["difference"])}) for x in row["against"]]
+    return Row(**{**row, "accuracy": Measure(**row["accuracy"]), "against": against})
+
+
+def _column(row: Row, pair: Paired) -> str:
+    """The head of the column that a comparison stands in."""
+    name = pair.against.split()[0]
+    return f"less {'default' if name == row.method else name} (p)"
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    names = dict.fromkeys(_column(row, x) for row in rows for x in row.against)
+    return ["method", "budget", "accuracy", *names, "chain", "cut off", "mean MB", "peak MB",
+            "tokens/s"]  # fmt: skip
+
+
+def _texts(row: Row, heads: Sequence[str]) -> list[str]:
+    pairs = {_column(row, x): f"{x.difference.mean:+.1%} ({x.p:.2g})" for x in row.against}
+    own = {
+        "method": row.method,
+        "budget": row.setting,
+        "accuracy": row.accuracy.text(".1%"),
+        "chain": f"{row.tokens:,.0f}",
+        "cut off": f"{row.truncated:.0%}",
+        "mean MB": f"{row.mean_bytes / 1e6:.1f}",
+        "peak MB": f"{row.peak_bytes / 1e6:.1f}",
+        "tokens/s": f"{row.tokens_per_s:.0f}",
+    }
+    return [(own | pairs).get(name, "") for name in heads]
+
+
+def summarise(
+    records: Iterable[Record],
+    order: Sequence[str],
+    *,
+    known: Mapping[str, tuple[float, float]] | None = None,
+    baselines: Sequence[str] = (FULL, "rkv"),
+    seed: int = 0,
+    provenance: dict[str, Any] | None = None,
+) -> Summary:
+    """Rows in the order of the cells named; cells without records are left out.
+
+    known: (low, high) of the score that the full cache is known to have, by group ("" for the whole task). baselines:
+    methods that each row is compared with, at its own setting or, for one without a budget, alone. A row that varies
+    something is also compared with its method as it is by default.
+    """
+    by_cell: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_cell[record.cell].append(record)
+    scores = {cell: _scores(by_cell[cell]) for cell in order if by_cell[cell]}
+    rows = [_row(cell, by_cell[cell], scores, baselines, seed) for cell in scores]
+    return Summary(rows, _warnings(rows, by_cell, known), provenance or {})
+
+
+def _scores(records: Sequence[Record]) -> dict[str, float]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for x in sorted(records, key=lambda x: (x.item, x.sample)):
+        found[x.item].append(x.score)
+    return {item: statistics.fmean(values) for item, values in found.items()}
+
+
+def _baseline(name: str, cell: str, scores: Mapping[str, dict[str, float]]) -> str | None:
+    """The cell of a baseline that a cell is compared with: the one of its size ("rkv 256"), or the one without any."""
+    sizes = [x for x in cell.split()[1:] if x[0].isdigit()]
+    return next((x for x in (" ".join([name, *sizes]), name) if x in scores), None)
+
+
+def _row(
+    cell: str, records: list[Record], scores: Mapping[str, dict[str, float]], baselines: Sequence[str], seed: int
+) -> Row:
+    own, first = scores[cell], records[0]
+    method = cell.split()[0]
+    against = []
+    others = [_baseline(x, cell, scores) for x in baselines if x != method]
+    others.append(_baseline(method, cell, scores))  # what a row varies
+    for other in others:
+        if other is None or other == cell:
+            continue
+        both = [x for x in own if x in scores[other]]
+        if both:
+            ours, theirs = [own[x] for x in both], [scores[other][x] for x in both]
+            against.append(paired(other, ours, theirs, picks(len(both), seed)))
+    groups: dict[str, list[float]] = defaultdict(list)
+    for x in records:
+        groups[x.group].append(x.score)
+    seconds = sum(x.seconds for x in records)
+    return Row(
+        cell, method, first.budget, first.ratio, len(own), len(records) // max(len(own), 1),
+        bootstrap(list(own.values()), picks(len(own), seed)),
+        statistics.fmean(x.tokens for x in records),
+        statistics.fmean(x.finish == "length" for x in records),
+        statistics.fmean(x.mean_bytes for x in records),
+        max(x.peak_bytes for x in records),
+        sum(x.tokens for x in records) / seconds if seconds else 0.0,
+        against, {k: statistics.fmean(v) for k, v in groups.items()}, own,
+    )  # fmt: skip
+
+
+def _warnings(
+    rows: Sequence[Row], by_cell: Mapping[str, list[Record]], known: Mapping[str, tuple[float, float]] | None
+) -> list[str]:
+    """The gate: figures of a set-up whose full cache does not score as it is known to are not to be trusted."""
+    if not any(row.cell == FULL for row in rows):
+        return ["the full cache was not measured, so nothing says that the set-up is right (add the method full)"]
+    if known is None:
+        return ["no published or measured score of this model on this task is known to compare the full cache with"]
+    found = []
+    unknown = {x.group for x in by_cell[FULL]} - set(known) if "" not in known else set()
+    if unknown:
+        found.append(f"no known score to compare the full cache with on {', '.join(sorted(unknown))}")
+    for group, (least, most) in known.items():
+        records = [x for x in by_cell[FULL] if not group or x.group == group]
+        if not records:
+            continue
+        own = list(_scores(records).values())
+        low, high = proportion_interval(sum(own), len(own))
+        if high < least or most < low:
+            where = f" on {group}" if group else ""
+            expected = f"{least:.1%}" + (f" to {most:.1%}" if least < most else "")
+            found.append(
+                f"the full cache scores {statistics.fmean(own):.1%} [{low:.1%}, {high:.1%}]{where}, but the model is"
+                f" known for {expected}: check prompt, sampling and length limit before you believe a row"
+            )
+    return found

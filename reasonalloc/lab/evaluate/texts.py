@@ -1,0 +1,101 @@
+"""Reference texts for teacher forcing: given ones, or the model's own solutions, generated once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from reasonalloc.files import cache_folder, replace_text
+from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.lab.problems import Problem
+from reasonalloc.policy.wave import fingerprint
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids of a prompt [P] and of its solution [T]."""
+
+    id: str
+    prompt: torch.Tensor
+    solution: torch.Tensor
+
+
+def read(path: str | Path, tokenizer: Any, tokens: int, count: int | None = None) -> list[Text]:
+    """Texts of a JSON-lines file with the fields `problem` and `solution` (`id` if it has one), cut to `tokens`.
+
+    Raises ValueError naming the line where one is not of that form, or if there is none; OSError if it cannot be read.
+    """
+    texts: list[Text] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or len(texts) == count:
+            continue
+        try:
+            row = json.loads(line)
+            problem, solution = row["problem"], row["solution"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}:{number}: expected an object with 'problem' and 'solution' ({error!r})"
+            ) from error
+        if not (isinstance(problem, str) and isinstance(solution, str)):
+            raise ValueError(f"{path}:{number}: 'problem' and 'solution' must be texts")
+        ids = tokenizer(solution, return_tensors="pt", add_special_tokens=False).input_ids[0, :tokens]
+        if not len(ids):
+            raise ValueError(f"{path}:{number}: the solution is empty")
+        texts.append(Text(str(row.get("id", number)), encode_prompt(tokenizer, problem, "cpu")[0], ids.long()))
+    if not texts:
+        raise ValueError(f"{path} holds no text")
+    return texts
+
+
+def generate(
+    model: Any, tokenizer: Any, problems: Sequence[Problem], tokens: int, temperature: float = 0.0, seed: int = 0
+) -> Iterator[Text]:
+    """The model's own solutions with the full cache, up to `tokens` tokens each or its end of text.
+
+    temperature 0 is greedy. A text is made once: it is kept in `cache_folder("texts")` under a hash of the weights,
+    the prompt and the settings, so an interrupted run goes on where it stopped.
+    """
+    weights = _digest_weights(model)
+    for problem in problems:
+        prompt = encode_prompt(tokenizer, problem.problem, "cpu")[0]
+        key = [weights, prompt.tolist(), tokens, temperature, seed if temperature else None]
+        path = cache_folder("texts") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            ids = _solve(model, tokenizer, prompt, tokens, temperature, seed)
+            replace_text(path, json.dumps(ids))
+        yield Text(problem.id, prompt, torch.tensor(ids))
+
+
+def _solve(model: Any, tokenizer: Any, prompt: torch.Tensor, tokens: int, temperature: float, seed: int) -> list[int]:
+    ids = prompt[None].to(model.device)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, pad_token_id=pad,
+            past_key_values=DynamicCache(config=model.config), **how,
+        )  # fmt: skip
+    return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
+def _digest_weights(model: Any) -> str:
+    """A hash of the shape and of some numbers spread over each parameter."""
+    digest = hashlib.sha256(json.dumps(fingerprint(model), sort_keys=True).encode())
+    parameters: Iterable[tuple[str, torch.Tensor]] = model.named_parameters()
+    for name, value in parameters:
+        if value.is_meta:
+            raise ValueError(f"{name} is offloaded, so no text of this model can be kept: give texts, or more devices")
+        flat = value.detach().reshape(-1)
+        digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

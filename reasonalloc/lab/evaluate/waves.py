@@ -1,0 +1,57 @@
+"""The offline waves of an evaluation, measured once on other problems of the task and kept in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from reasonalloc.lab.evaluate.prompts import TASKS, prompts
+from reasonalloc.lab.tasks import items
+from reasonalloc.policy.wave import WaveProfile, digest
+
+SEED = 20_000  # of the problems measured on; `reasonalloc evaluate` draws its own by --seed
+
+
+@dataclass
+class Waves:
+    """Waves of a model on a task. profile: `wave.profile` of that model, given prompts, max_new_tokens and rho. about:
+    what tells this model from others, kept with a wave. tokens: of a measured chain at most."""
+
+    profile: Callable[..., WaveProfile]
+    task: str
+    folder: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    tokens: int = 512
+    _known: dict[tuple[str, int, float], WaveProfile] = field(default_factory=dict)
+
+    def get(self, count: int = 4, rho: float = 0.93, task: str | None = None) -> WaveProfile:
+        """The wave over `count` prompts (1 to 8); a file of the folder if it has been measured before."""
+        task = task or self.task
+        key = task, count, rho
+        if key not in self._known:
+            path = self.folder / f"wave-{_name(task)}-{count}-{rho:g}.json"
+            if path.is_file():
+                found = WaveProfile.load(path)
+                for name, own in (self.about | {"max_new_tokens": self.tokens}).items():
+                    if (was := found.source.get(name)) != own:
+                        raise ValueError(f"{path} was measured with {name} {was!r}, now {own!r}: take another folder")
+            else:
+                chosen = [x.problem for x in prompts(task, count, SEED)] if task in TASKS else _of_file(task, count)
+                found = self.profile(chosen, max_new_tokens=self.tokens, rho=rho)
+                found = replace(found, source=found.source | self.about)
+                found.save(path)
+            self._known[key] = found
+        return self._known[key]
+
+
+def _name(task: str) -> str:
+    """Of a task in a file's name; two files of the same name are two tasks."""
+    return task if task in TASKS else f"{Path(task).stem}-{digest(str(Path(task).resolve()))[:6]}"
+
+
+def _of_file(task: str, count: int) -> list[str]:
+    """A file's own problems: it has no others."""
+    every = items(task)
+    return [x.prompt for x in every[: min(count, len(every))]]

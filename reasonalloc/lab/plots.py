@@ -1,0 +1,244 @@
+"""Pictures: the wave, budgets over time, fidelity over budget. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reasonalloc.policy.wave import WaveProfile
+
+if TYPE_CHECKING:
+    from reasonalloc.lab.evaluate.fidelity import Fidelity, Point
+    from reasonalloc.lab.evaluate.statistics import Measure
+    from reasonalloc.lab.evaluate.summary import Row, Summary
+    from reasonalloc.lab.evaluate.transfer_result import Transfer
+
+INSTALL = 'pip install "reasonalloc[demo]"'
+_STYLE: Any = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "font.size": 10,
+    "figure.dpi": 130,
+    "legend.frameon": False,
+}
+
+
+def available() -> None:
+    """ModuleNotFoundError, with the command that helps, where matplotlib is missing."""
+    try:
+        import matplotlib.backends.backend_agg  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(f"pictures need matplotlib: {INSTALL}") from error
+
+
+@contextmanager
+def _figure(path: str | Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+    """(figure, axes) to draw on; saved as PNG at the end. ModuleNotFoundError without matplotlib."""
+    available()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):  # no pyplot: its state and backend are the user's
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        yield figure, axes
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png")
+
+
+def wave(profile: WaveProfile, path: str | Path, name: str) -> None:
+    """The demand of each layer as bars. name: the model's, for the title."""
+    with _figure(path, 1, 1, (8, 3.4)) as (_, axes):
+        axis = axes[0][0]
+        axis.bar(profile.layers, profile.demand, width=0.8, color="#3b6ea5")
+        axis.axhline(float(np.mean(profile.demand)), color="#c44e52", linewidth=1, label="mean")
+        axis.set(
+            title=f"The reasoning wave of {name}",
+            xlabel="layer",
+            ylabel=f"tokens that hold {profile.rho:.0%}\nof the attention",
+        )
+        axis.margins(x=0.01)
+        axis.legend(loc="upper center")
+
+
+def budgets(
+    times: Sequence[int], values: npt.NDArray[np.int64], layers: Sequence[int], path: str | Path, title: str, end: int
+) -> None:
+    """Heat map of the budget of each KV head over time.
+
+    times: [n] tokens of the sequence at each cut, ascending. values: [n, layers, heads] budgets from then on. layers:
+    their numbers in the model. end: tokens at the end of the last period.
+    """
+    count, depth, heads = values.shape
+    if len(times) != count or depth != len(layers) or not count:
+        raise ValueError(f"{len(times)} times and {len(layers)} layers do not fit budgets of shape {values.shape}")
+    edges = np.array([*times, max(end, times[-1] + 1)])
+    with _figure(path, 1, 1, (8, max(3.0, 0.055 * depth * heads + 1.2))) as (figure, axes):
+        axis = axes[0][0]
+        mesh = axis.pcolormesh(
+            edges, np.arange(depth * heads + 1), values.reshape(count, -1).T, cmap="viridis", rasterized=True
+        )
+        for boundary in range(heads, depth * heads, heads):
+            axis.axhline(boundary, color="white", linewidth=0.6)
+        step = max(1, depth // 15)
+        axis.set_yticks(
+            [(i + 0.5) * heads for i in range(0, depth, step)], [str(layers[i]) for i in range(0, depth, step)]
+        )
+        axis.invert_yaxis()
+        axis.set(title=title, xlabel="tokens of the sequence", ylabel=f"layer ({heads} KV heads each)")
+        figure.colorbar(mesh, ax=axis, label="budget of a KV head (slots)")
+
+
+_PANELS = (
+    ("excess_nll", "NLL above the full cache\n(nats a token)"),
+    ("kl", "KL(full || compressed)\n(nats a token)"),
+    ("agreement", "top-1 agreement\nwith the full cache"),
+)
+
+
+def fidelity(result: Fidelity, path: str | Path) -> None:
+    """Three panels over the budget (or ratio), one line a method, bars for the bootstrap intervals."""
+    lines: dict[str, list[Point]] = {}
+    for point in result.points:
+        if point.budget is not None or point.ratio is not None:
+            lines.setdefault(point.method, []).append(point)
+    with _figure(path, 1, 3, (12, 3.8)) as (figure, axes):
+        by_budget = any(p.budget is not None for x in lines.values() for p in x)
+        for axis, (metric, label) in zip(axes[0], _PANELS, strict=True):
+            for i, (method, points) in enumerate(lines.items()):
+                _line(axis, metric, method, points, by_budget, shift=i - (len(lines) - 1) / 2)
+            axis.set(xlabel="budget (slots a KV head)" if by_budget else "share of the full cache", ylabel=label)
+            axis.axhline(1.0 if metric == "agreement" else 0.0, color="#888888", linewidth=0.8, linestyle="--")
+            if by_budget:
+                axis.set_xscale("log", base=2)
+            marks = sorted({_place(p, by_budget) for x in lines.values() for p in x})
+            axis.set_xticks(marks, [f"{x:g}" for x in marks], minor=False)
+            axis.minorticks_off()
+        if lines:
+            handles, labels = axes[0][0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 6))
+        model = result.provenance.get("model", "")
+        figure.suptitle(
+            f"Fidelity under teacher forcing{f', {model}' if model else ''} (dashed: full cache)", fontsize=11
+        )
+
+
+def _bars(measures: Sequence[Measure]) -> npt.NDArray[np.float64] | None:
+    """[2, n] lengths of error bars; None where a measure has no interval."""
+    if any(m.low is None or m.high is None for m in measures):
+        return None
+    return np.array([[m.mean - (m.low or 0.0) for m in measures], [(m.high or 0.0) - m.mean for m in measures]]).clip(0)
+
+
+def _place(point: Point | Row, by_budget: bool) -> float:
+    value = point.budget if by_budget else point.ratio
+    return float(value) if value is not None else 0.0
+
+
+def _line(axis: Any, metric: str, method: str, points: list[Point], by_budget: bool, shift: float) -> None:
+    points = sorted(points, key=lambda p: _place(p, by_budget))
+    measures = [getattr(p, metric) for p in points]
+    x = np.array([_place(p, by_budget) for p in points])
+    x = x * 1.02**shift if by_budget else x + 0.003 * shift  # side by side, so that bars do not cover each other
+    mean = np.array([m.mean for m in measures])
+    axis.errorbar(x, mean, yerr=_bars(measures), marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)
+
+
+def accuracy(result: Summary, path: str | Path) -> None:
+    """Accuracy over the budget (or ratio), one line a method with bars for the intervals; the full cache as a band."""
+    lines: dict[str, list[Row]] = {}
+    for row in result.rows:
+        if row.budget is not None or row.ratio is not None:
+            lines.setdefault(row.method, []).append(row)
+    with _figure(path, 1, 1, (7, 4.2)) as (figure, axes):
+        axis = axes[0][0]
+        for full in (x for x in result.rows if x.budget is None and x.ratio is None):
+            axis.axhline(full.accuracy.mean, color="#888888", linewidth=0.9, linestyle="--", label="full")
+            if full.accuracy.low is not None:
+                axis.axhspan(full.accuracy.low, full.accuracy.high, color="#888888", alpha=0.15, linewidth=0)
+        by_budget = any(row.budget is not None for rows in lines.values() for row in rows)
+        for i, (method, rows) in enumerate(lines.items()):
+            rows.sort(key=lambda row: _place(row, by_budget))
+            x = np.array([_place(row, by_budget) for row in rows])
+            shift = i - (len(lines) - 1) / 2
+            x = x * 1.02**shift if by_budget else x + 0.003 * shift
+            axis.errorbar(x, [r.accuracy.mean for r in rows], yerr=_bars([r.accuracy for r in rows]), marker="o",
+                          markersize=4, linewidth=1.4, capsize=2, label=method)  # fmt: skip
+        if by_budget:
+            axis.set_xscale("log", base=2)
+        marks = sorted({_place(row, by_budget) for rows in lines.values() for row in rows})
+        axis.set_xticks(marks, [f"{x:g}" for x in marks], minor=False)
+        axis.minorticks_off()
+        axis.set(
+            xlabel="budget (slots a KV head)" if by_budget else "share of the full cache",
+            ylabel="accuracy (pass@1)",
+            ylim=(-0.03, 1.03),
+            title=f"Accuracy over the budget, {result.provenance.get('model', '')}".rstrip(", "),
+        )
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
+def cells(result: Summary, path: str | Path, title: str = "") -> None:
+    """Each row from top to bottom: left its accuracy with the interval and, beside it, the p of its difference to R-KV;
+    right the length of its chains. Dashed: the full cache and R-KV."""
+    colors = {"full": "#888888", "rkv": "#c44e52", "reasonalloc": "#3b6ea5"}
+    with _figure(path, 1, 2, (9, 1.3 + 0.3 * len(result.rows))) as (figure, axes):
+        left, right = axes[0]
+        right.sharey(left)
+        dashed = {"full", next((x.cell for x in result.rows if x.method == "rkv"), "")}
+        for i, row in enumerate(result.rows):
+            color = colors.get(row.method, "#55a868")
+            left.errorbar(row.accuracy.mean, i, xerr=_bars([row.accuracy]), fmt="o", markersize=5, color=color)
+            right.barh(i, row.tokens, height=0.6, color=color, alpha=0.8, linewidth=0)
+            if row.cell in dashed:
+                left.axvline(row.accuracy.mean, color=color, linewidth=0.8, linestyle="--", zorder=0)
+            for pair in row.against:
+                if pair.against.startswith("rkv"):
+                    where = ("axes fraction", "data")
+                    left.annotate(f"p {pair.p:.2g}", (1.01, i), xycoords=where, va="center", fontsize=8)
+        left.set_yticks(range(len(result.rows)), [x.cell for x in result.rows])
+        left.invert_yaxis()
+        right.tick_params(labelleft=False)
+        left.set(xlabel="accuracy (pass@1), 95 % interval; p of the difference to R-KV")
+        right.set(xlabel="tokens of a chain")
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+
+
+def transfer(result: Transfer, path: str | Path) -> None:
+    """Left the tasks' waves, each as a share with the range of its prompts; right the distances of single prompts."""
+    with _figure(path, 1, 2, (12, 4.2)) as (figure, axes):
+        axis, other = axes[0]
+        for i, task in enumerate(result.tasks):
+            own = np.array([x.demand for x in result.chains if x.task == task])
+            own = own / own.mean(1, keepdims=True)
+            wave = np.array(result.profiles[task].demand)
+            axis.plot(
+                result.layers, wave / wave.mean(), color=f"C{i}", linewidth=1.5, marker="o", markersize=3, label=task
+            )
+            axis.fill_between(result.layers, own.min(0), own.max(0), color=f"C{i}", alpha=0.12, linewidth=0)
+        axis.axhline(1.0, color="#888888", linewidth=0.8, linestyle="--")
+        axis.set(title="Waves (bands: single prompts)", xlabel="layer", ylabel="demand over the mean of layers")
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+        means = np.array(result.wave.prompts.means, dtype=np.float64)  # None becomes NaN
+        mesh = other.imshow(means, cmap="viridis", aspect="auto")
+        middle = (np.nanmax(means) + np.nanmin(means)) / 2 if np.isfinite(means).any() else 0.0
+        for i, row in enumerate(means):
+            for j, value in enumerate(row):
+                text = "" if np.isnan(value) else f"{value:.2f}"
+                other.text(j, i, text, ha="center", va="center", color="black" if value > middle else "white")
+        ticks = range(len(result.tasks))
+        other.set_xticks(ticks, result.tasks, rotation=30)
+        other.set_yticks(ticks, result.tasks)
+        other.set(title="Mean distance of two prompts' waves")
+        figure.colorbar(mesh, ax=other, label="Earth Mover's Distance (layers)")
+        model = result.provenance.get("model", "")
+        figure.suptitle(f"The wave across tasks{f', {model}' if model else ''}", fontsize=11)

@@ -1,0 +1,1 @@
+"""What is kept: budgets of layers and heads, the wave, the cut."""

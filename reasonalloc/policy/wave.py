@@ -1,0 +1,95 @@
+"""The reasoning wave: how much attention each layer spreads; saved as a small JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reasonalloc.files import read_saved, replace_text
+
+SCHEMA = 1
+PROBE_QUERIES = 64
+
+
+def demand(queries: torch.Tensor, keys: torch.Tensor, rho: float = 0.93) -> float:
+    """Number of tokens whose attention mass reaches rho: a layer's demand (ReasonAlloc, arXiv 2606.11164).
+
+    queries: [Hq, w, d] of the newest w tokens; keys: [H, n, d]. The causal attention rows are averaged over queries and
+    heads, sorted in descending order and summed up.
+    """
+    heads, n, d = keys.shape
+    group, w = queries.shape[0] // heads, queries.shape[1]
+    logits = torch.einsum("hgwd,hnd->hgwn", queries.float().view(heads, group, w, d), keys.float()) / d**0.5
+    future = torch.arange(n, device=keys.device)[None, :] > torch.arange(n - w, n, device=keys.device)[:, None]
+    row = logits.masked_fill(future, float("-inf")).softmax(-1).mean((0, 1, 2))
+    mass = row.sort(descending=True).values.double().cumsum(0)
+    return float((mass < rho).sum()) + 1
+
+
+def fingerprint(model: Any) -> dict[str, Any]:
+    """What two models must share for a profile of one to be used for the other: the shape, not the weights."""
+    config = model.config.get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    return {
+        "model_type": config.model_type,
+        "layers": config.num_hidden_layers,
+        "query_heads": heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "hidden_size": config.hidden_size,
+    }
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of what it says as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class WaveProfile:
+    """Demand of each layer that has a budget (sliding-window layers have none), with where it comes from."""
+
+    demand: tuple[float, ...]
+    layers: tuple[int, ...]
+    model: dict[str, Any]
+    rho: float = 0.93
+    source: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if len(self.demand) != len(self.layers) or not self.demand:
+            raise ValueError(f"a wave has one demand a layer, got {len(self.demand)} for {len(self.layers)} layers")
+        if not all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in self.demand):
+            raise ValueError(f"demands must be positive numbers, got {self.demand}")
+
+    def check(self, model: Any, layers: Sequence[int]) -> None:
+        """Raises ValueError if this profile was made for a model of another shape."""
+        own = fingerprint(model)
+        wrong = [f"{key} {self.model.get(key)!r} (here {own[key]!r})" for key in own if self.model.get(key) != own[key]]
+        if wrong:
+            raise ValueError(f"the wave profile is of another model: {', '.join(wrong)}")
+        if tuple(layers) != self.layers:
+            raise ValueError(f"the wave profile is for layers {list(self.layers)}, the model's are {list(layers)}")
+
+    def save(self, path: str | Path) -> None:
+        """Writes the profile as JSON, whole or not at all."""
+        replace_text(Path(path), json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> WaveProfile:
+        """Reads a saved profile; ValueError if the file is none."""
+        data = read_saved(path, "wave profile", SCHEMA)
+        known = {"demand", "layers", "model", "rho", "source", "schema"}
+        if set(data) != known:
+            raise ValueError(f"{path}: a wave profile has the fields {sorted(known)}, got {sorted(data)}")
+        if not (
+            isinstance(data["demand"], list) and isinstance(data["layers"], list) and isinstance(data["model"], dict)
+        ):
+            raise ValueError(f"{path}: demand and layers of a wave profile are lists, model is an object")
+        return cls(**{**data, "demand": tuple(data["demand"]), "layers": tuple(data["layers"])})

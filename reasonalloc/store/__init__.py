@@ -1,0 +1,1 @@
+"""Pages of memory over the C core."""

@@ -1,7 +1,0 @@
-"""What a model is asked: the generated task "ledger", MATH-500, AIME 2024, or problems of one's own."""
-
-from reasonalloc.tasks.base import Item
-from reasonalloc.tasks.ledger import GRID, Dials, Ledger
-from reasonalloc.tasks.table import TASKS, items
-
-__all__ = ["GRID", "TASKS", "Dials", "Item", "Ledger", "items"]
