@@ -15,7 +15,6 @@ from reasonalloc.hf.layer import RaggedLayer
 from reasonalloc.methods import HeadView, Method
 from reasonalloc.policy.budgets import Budgets, checked_shares
 from reasonalloc.policy.smoothing import Smoother
-from reasonalloc.score import SCORERS
 from reasonalloc.store.pages import PagePool
 from reasonalloc.trace.recorder import Recorder
 
@@ -55,7 +54,7 @@ class Cutter:
 
     def _score_config(self, layer: RaggedLayer) -> tuple[Any, ...]:
         c = self.config
-        return (SCORERS[self.method.scorer], c.alpha, c.threshold, c.kernel, c.seed * 1_000_003 + layer.index)
+        return (self.method.scorer, c.alpha, c.threshold, c.kernel, c.seed * 1_000_003 + layer.index)
 
     def cut(self, layers: Sequence[RaggedLayer], pool: PagePool) -> None:
         """Cuts every row of these layers that is over its total."""
@@ -80,13 +79,13 @@ class Cutter:
                     cut[row] = True
             else:
                 arguments = (totals, protect, self._score_config(layer), self._route, budgets, lost, cut)
-                while missing := core.compress(*arguments):
+                while missing := core.cut(*arguments):
                     pool.grow(missing)
             self._record(layer, before, budgets, lost, cut)
 
     def _totals(self, layer: RaggedLayer) -> npt.NDArray[np.int64]:
         """[rows] slots that a layer may keep now."""
-        seen = [layer.held.seen(row) for row in range(layer.held.rows)]
+        seen = [layer.held.tokens(row) for row in range(layer.held.rows)]
         return np.array([self.budgets.totals(row, n)[layer.order] for row, n in enumerate(seen)], dtype=np.int64)
 
     def _record(self, layer: RaggedLayer, before: Any, budgets: Any, lost: Any, cut: Any) -> None:
@@ -116,17 +115,35 @@ class Cutter:
         shares = self._shares(layer, row, scores, total, protect)
         what = f"head budgets of method {self.config.method!r}"
         budgets[row] = checked_shares(what, shares, layer.heads, self.config.window, total)
-        while missing := layer.held.evict(row, budgets[row], np.concatenate(scores), protect, lost[row]):
-            pool.grow(missing)
+        self._evict(layer, row, scores, protect, budgets, lost, pool)
         if self.recorder is not None:
             self.recorder.note(layer, row, scores, budgets[row], lost[row])
 
+    @staticmethod
+    def _begin(layer: RaggedLayer, row: int, score: tuple[Any, ...] | None) -> None:
+        """Begins a cut of one row."""
+        core = layer.held
+        totals = np.full(core.rows, -1)
+        totals[row] = 0
+        core.cut_score(totals, score, np.zeros(core.rows, np.bool_))
+
+    @staticmethod
+    def _evict(
+        layer: RaggedLayer, row: int, scores: list[Floats], protect: int, budgets: Any, lost: Any, pool: PagePool
+    ) -> None:
+        core = layer.held
+        core.cut_set_scores(row, np.concatenate(scores))
+        core.cut_choose(np.full(core.rows, protect), budgets, lost)
+        while missing := core.cut_apply():
+            pool.grow(missing)
+
     def _scores(self, layer: RaggedLayer, row: int, older: npt.NDArray[np.int64]) -> list[Floats]:
         """Of each head's older tokens. older: [H] how many those are."""
+        self._begin(layer, row, None if self.method.scores_in_python else self._score_config(layer))
         if self.method.scores_in_python:
             return [self._python_scores(layer, row, h, int(older[h])) for h in range(layer.heads)]
         flat = np.empty(int(older.sum()), dtype=np.float32)
-        layer.held.score(row, self._score_config(layer), flat)
+        layer.held.cut_scores(row, flat)
         return np.split(flat, np.cumsum(older)[:-1])
 
     def _smooth(self, layer: RaggedLayer, row: int, head: int, scores: Floats) -> Floats:

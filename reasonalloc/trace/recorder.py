@@ -46,7 +46,7 @@ class Recorder:
     def note(self, layer: RaggedLayer, row: int, scores: Sequence[Any], budgets: Any, lost: Any) -> None:
         """A row was cut. scores: of each head's older tokens before the cut; budgets, lost: [H]."""
         core = layer.held
-        seen = core.seen(row)
+        seen = core.tokens(row)
         after = [np.frombuffer(core.positions(row, h), np.int32) for h in range(layer.heads)]
         since, before = self._held[row].get(layer.order, (0, [np.zeros(0, np.int32)] * layer.heads))
         new = np.arange(since, seen, dtype=np.int32)
@@ -76,7 +76,7 @@ def _quantiles(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def trace(cache: ReasonAllocCache, recorder: Recorder, ids: Any, tokenizer: Any, row: int, model_id: str) -> Trace:
     """The trace of one row; see ReasonAllocCache.trace."""
-    seen = cache.ragged[0].held.seen(row)
+    seen = cache.ragged[0].held.tokens(row)
     given = _checked(ids, seen)
     cuts, numbers = _numbered(recorder.cuts[row])
     depth, heads = len(cache.ragged), cache.ragged[0].heads

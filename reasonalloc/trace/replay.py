@@ -108,7 +108,7 @@ class ReplayCache(ReasonAllocCache):
             )
         super()._begin_step(key)
         self._due = ahead == 0
-        self.cut_in = ahead if self._notes or self._due else -1
+        self.cut_in = np.full(rows, ahead if self._notes or self._due else -1)
 
     def _make_cutter(self, budgets: Budgets) -> Cutter:
         return _ReplayCutter(self, budgets)
@@ -146,7 +146,7 @@ class _ReplayCutter(Cutter):
 
     def _cut_at(self, layer: RaggedLayer) -> int:
         """Number of the trace's cut that is due."""
-        seen, cuts = layer.held.seen(0), self._trace.cuts
+        seen, cuts = layer.held.tokens(0), self._trace.cuts
         number = int(np.searchsorted(cuts, seen))
         if number == len(cuts) or cuts[number] != seen:
             raise ValueError(f"the trace was not cut after {seen} tokens: a trace is replayed without padding")
@@ -162,6 +162,7 @@ class _ReplayCutter(Cutter):
     def _scores(self, layer: RaggedLayer, row: int, older: npt.NDArray[np.int64]) -> list[Floats]:
         if not self._chooses:
             return super()._scores(layer, row, older)
+        self._begin(layer, row, None)
         number = self._cut_at(layer) + 1
         positions = [np.frombuffer(layer.held.positions(row, h), np.int32) for h in range(layer.heads)]
         gone = [g[p[:n]] for g, p, n in zip(self._trace.gone[layer.order], positions, older, strict=True)]
