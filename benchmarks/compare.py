@@ -5,10 +5,11 @@
     python benchmarks/compare.py ../old . --only 'step|interval' --output compare.json
 
 A process on each side stays alive, both on one core with one thread, and they are asked in turn (old new, new old,
-...), so that whatever else the machine does meets both. A row's speed is the median over all rounds of old time / new
-time: above 1 the new one is faster. Processes are started anew `--sets` times, since where memory comes to lie decides
-a few per cent for as long as a process lives. The interval covers the 95 % interval of the median and the medians of
-all sets; a row is too slow where all of it is below `--bound`. Compare a checkout with itself to see the noise.
+...), so that whatever else the machine does meets both. Times are processor times. A row's speed is the median over all
+rounds of old time / new time: above 1 the new one is faster. Processes are started anew `--sets` times, since where
+memory comes to lie decides a few per cent for as long as a process lives. The interval covers the 95 % interval of the
+median and the medians of all sets; a row is too slow where all of it is below `--bound`. Compare a checkout with itself
+to see the noise.
 
 The exit status is 1 if a row is too slow or cannot be run, else 0.
 """
