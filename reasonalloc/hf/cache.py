@@ -81,9 +81,7 @@ class ReasonAllocCache(Cache):
         self._mask: tuple[Any, torch.Tensor | None] = (None, None)  # of this step, and its real tokens
         self._new: tuple[Any, Any, Any] = (None, None, None)  # real tokens of this step, and where they stand
         self._good_keys: Any = None  # shapes and dtypes that have been checked
-        self.cut_in: Any = (
-            None  # [rows] steps that follow before the next cut, for statistics
-        )
+        self.cut_in: Any = None  # [rows] steps that follow before the next cut, for statistics
         self._cutter: Cutter | None = None
         self._cut_seconds = 0.0
 
