@@ -1,0 +1,116 @@
+"""When each row of a batch is cut: by its own tokens alone, whatever padding its neighbours bring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a forward pass. tokens: [rows] of each row; due: [rows] which of them are cut after it.
+
+    cut_in: [rows] passes of one token that follow before the next cut, 0 where it comes right after this segment.
+    """
+
+    tokens: Ints
+    due: Flags
+    cut_in: Ints
+
+
+class Clocks:
+    """A count-down for each row.
+
+    A row is cut at the end of its prompt, and then as soon as a pass ends with `interval` of its tokens since the last
+    cut. A prompt that is fed in chunks is cut between them too, at whole multiples of the chunk's width on the row's
+    own count: in a batch with padding on the left these places lie within a pass, which then has several segments. That
+    a prompt has ended amid a chunk shows only when a pass of one token follows; such rows are overdue until then.
+
+    whole_prompts: a prompt is cut only once it has ended (its wave is measured first).
+    """
+
+    def __init__(self, rows: int, interval: int, whole_prompts: bool = False) -> None:
+        self.interval, self.whole_prompts = interval, whole_prompts
+        self.since: Ints = np.zeros(rows, np.int64)  # tokens since the last cut
+        self.prompt: Ints = np.zeros(rows, np.int64)  # tokens of the prompt so far
+        self.never: Flags = np.ones(rows, np.bool_)  # not cut yet
+        self.open: Flags = np.zeros(rows, np.bool_)  # in its prompt, and not known to be at its end
+        self._width = 0  # of the chunks of the prompt that is being fed
+        self._prefilling = True
+
+    def ended(self, width: int) -> Flags:
+        """Rows that must be cut before a pass of this width, since their prompt is over. Call it once for a pass."""
+        if width > 1 and self._prefilling:
+            return np.zeros(len(self.since), np.bool_)
+        return self.settle()
+
+    def settle(self) -> Flags:
+        """The prompt is over: rows to be cut now."""
+        due = self.open & self._is_due()
+        self.open[:] = False
+        self._prefilling = self._prefilling and not (self.prompt > 0).any()
+        self._reset(due)
+        return due
+
+    def _is_due(self) -> Flags:
+        return (self.since > 0) & (self.never | (self.since >= self.interval))
+
+    def _reset(self, due: Flags) -> None:
+        self.since[due] = 0
+        self.never[due] = False
+
+    def plan(self, fresh: Ints, width: int, last: bool = False) -> list[Segment]:
+        """The segments of a pass, which counts as done. fresh: [rows] tokens that are not padding, of `width` each.
+
+        last: no more of the prompt follows, where that is known.
+        """
+        self._width = self._width or width
+        if not self._prefilling:
+            return [self._segment(fresh, np.ones(len(fresh), np.bool_))]
+        segments = []
+        left = fresh.copy()
+        while True:
+            # Up to the next whole multiple of the chunk's width on the row's own count.
+            take = left if self.whole_prompts else np.minimum(left, self._width - self.prompt % self._width)
+            self.prompt += take
+            left = left - take
+            at_place = (take > 0) & (self.prompt % self._width == 0) & (not self.whole_prompts)
+            self.open = np.where(take > 0, ~at_place, self.open)
+            final = last and not left.any()
+            segments.append(self._segment(take, at_place | (self.open & final)))
+            if final:
+                self.open[:] = False
+                self._prefilling = False
+            if not left.any():
+                return segments
+
+    def _segment(self, tokens: Ints, ends: Flags) -> Segment:
+        """ends: rows for which a cut may come after these tokens."""
+        self.since += tokens
+        due = ends & (tokens > 0) & self._is_due()
+        ahead = np.where(due, 0, np.maximum(self.interval - self.since, 0))
+        ahead[~due & (ahead == 0)] = -1  # a cut is near, but not known to come right after this
+        self._reset(due)
+        return Segment(tokens, due, ahead)
+
+    def crop(self, tokens: Ints) -> None:
+        """The newest tokens [rows] were taken back."""
+        self.since = np.maximum(self.since - tokens, 0)
+        if tokens.any():
+            self._prefilling = False
+            self.open[:] = False
+
+    def move_rows(self, source: Ints) -> None:
+        """Row i becomes row source[i]."""
+        for name in ("since", "prompt", "never", "open"):
+            setattr(self, name, getattr(self, name)[source])
+
+    def copy(self) -> Clocks:
+        twin = Clocks(len(self.since), self.interval, self.whole_prompts)
+        twin.__dict__.update({k: v.copy() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()})
+        return twin
