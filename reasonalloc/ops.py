@@ -41,9 +41,13 @@ def append_(pages: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths:
 
     pages: [P, 32 D]. keys, values: [B, H, T, D], same dtype as pages. table: [B, H, M] int32. lengths: [B, H] int32,
     slots before the call; it stays as it is. RuntimeError, with pages untouched, if a head has no room for T tokens or
-    a page does not exist. Heads must not share the pages written to.
+    a page does not exist, and if pages is a leaf that requires grad. Heads must not share the pages written to.
     """
+    if pages.requires_grad and pages.is_leaf and torch.is_grad_enabled():
+        raise RuntimeError("pages is a leaf that requires grad, which cannot be written in place")
     _ops.append_.default(pages, keys, values, table, lengths)
+    if not torch.compiler.is_compiling():  # a compiler sees the write in the operator's schema
+        torch.autograd.graph.increment_version(pages)
 
 
 def rkv_score(queries: Tensor, keys: Tensor, alpha: float = 0.1, threshold: float = 0.5, kernel: int = 7) -> Tensor:

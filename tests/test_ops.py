@@ -346,3 +346,31 @@ def test_memory_stays_flat():
 
     before = calls(500)
     assert calls(7000) - before < 4096  # KiB; a result or a handle leaked by every call would be more
+
+
+def test_append_is_seen_by_autograd():
+    """A write counts as one: what was saved for backward is no longer valid, and leaves are not written."""
+    pages = torch.zeros(4, 32 * 8)
+    keys, values = torch.randn(1, 1, 3, 8), torch.randn(1, 1, 3, 8)
+    table, lengths = torch.zeros(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)
+    before = pages._version
+    ops.append_(pages, keys, values, table, lengths)
+    assert pages._version == before + 1
+    weight = torch.ones(4, 32 * 8, requires_grad=True)
+    product = (weight * pages).sum()
+    ops.append_(pages, keys, values, table, lengths)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    with pytest.raises(RuntimeError, match="leaf that requires grad"):
+        ops.append_(weight, keys, values, table, lengths)
+    assert (weight == 1).all()
+
+
+def test_append_refuses_what_is_not_finite():
+    pages = torch.zeros(4, 32 * 8)
+    keys, values = torch.randn(1, 1, 3, 8), torch.randn(1, 1, 3, 8)
+    values[0, 0, 2, 7] = float("nan")
+    table, lengths = torch.zeros(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="NaN or infinity"):
+        ops.append_(pages, keys, values, table, lengths)
+    assert (pages == 0).all()
