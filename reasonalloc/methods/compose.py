@@ -67,8 +67,8 @@ class _Source:
             return cls(kind, table.own(wanted))
         method = own if wanted is None else METHODS.classes[table.own(wanted, METHODS)]
         default = next(f for f in fields(method) if f.name == kind)
-        value: str | Part = default.default_factory() if callable(default.default_factory) else default.default
-        return cls(kind, value, method if method.overrides(function) else None)
+        made: Any = default.default_factory() if callable(default.default_factory) else default.default
+        return cls(kind, made, method if method.overrides(function) else None)
 
     @property
     def part(self) -> type[Part] | Part:
@@ -92,7 +92,8 @@ class _Dealer:
         """A part with what the config says of its settings."""
         own = [f.name for f in fields(cls) if f.init]
         if isinstance(cls, type):
-            self._require(f"{cls.kind} {cls.registered!r}", fields(cls))
+            missing = [f for f in fields(cls) if f.init and f.name not in self.given]
+            self._require(f"{cls.kind} {cls.registered!r}", missing)
         settings = {name: self.given[name] for name in own if name in self.given} | self._options(own)
         return cls(**settings) if isinstance(cls, type) else replace(cls, **settings)
 
@@ -107,8 +108,7 @@ class _Dealer:
 
     def _require(self, who: str, own: Iterable[Field[Any]], files: tuple[str, ...] = ()) -> None:
         for f in own:
-            missing = f.init and f.default is MISSING and f.default_factory is MISSING
-            if missing and f.name not in self.options and f.name not in self.given:
+            if f.name not in self.options and f.default is MISSING and f.default_factory is MISSING:
                 what = "file" if f.name in files else "option"
                 raise ValueError(f"{who} needs the {what} {f.name!r}: Config(options={{{f.name!r}: ...}})")
 
@@ -144,11 +144,9 @@ def compose(config: Keywords) -> tuple[Method, Policy]:
     what = " with ".join([f"method {own.name!r}", *(f"{kind} {name!r}" for kind, name in replaced.items())])
     dealer.check(what, lenders, [*named, storage])
 
-    schedule: dict[str, Any] = {
-        x: value for x in ("interval", "keep_prompt", "sinks") if (value := getattr(config, x)) is not None
-    }
-    names: dict[str, Any] = {kind: x.value for kind, x in sources.items()}
-    method = replace(dealer.method(own), **names, **schedule)
+    changes: dict[str, Any] = {kind: x.value for kind, x in sources.items()}
+    changes |= {x: getattr(config, x) for x in ("interval", "keep_prompt", "sinks") if getattr(config, x) is not None}
+    method = replace(dealer.method(own), **changes)
     instances = {own: method} | {cls: dealer.method(cls) for cls in lenders if cls is not own}
 
     def part(kind: str, borrowed: Callable[[Method], Part]) -> Any:
