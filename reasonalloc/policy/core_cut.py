@@ -33,11 +33,16 @@ class CutLayer(Protocol):
     def held(self) -> _core.Layer: ...
 
 
-class CoreCut:
-    """The cut of the rows of a layer that are over their totals, in four phases or in one call.
+def tokens_seen(layer: CutLayer) -> list[int]:
+    """[rows] tokens that each row of a layer has been given."""
+    return [layer.held.seen(row) for row in range(layer.held.rows)]
 
-    totals, protect: [rows] slots that stay, positions below which tokens go last. rows: those that are over. budgets,
-    lost: [rows, heads], filled on the way. scores: of each row that is cut, of each head's tokens before the window.
+
+class CoreCut:
+    """The cut of the rows of a layer that are over their totals: in phases, or in one call.
+
+    totals, protect: [rows] slots that stay, positions below which tokens go last. rows: those that are over. slots:
+    [rows, heads] before the cut. budgets, lost, evicted: [rows, heads], filled on the way.
     """
 
     def __init__(self, layer: CutLayer, pool: PagePool, window: int, totals: Ints, protect: Ints) -> None:
@@ -47,7 +52,7 @@ class CoreCut:
         self.rows: list[int] = np.flatnonzero(self.slots.sum(1) > totals).tolist()
         shape = self.slots.shape
         self.budgets, self.lost = np.zeros(shape, dtype=np.int64), np.zeros(shape)
-        self.scores: dict[int, list[Floats]] = {}
+        self._scores: dict[int, list[Floats]] = {}
         self.evicted = np.zeros(shape, dtype=np.int64)
 
     def _slots(self) -> Ints:
@@ -82,12 +87,20 @@ class CoreCut:
             older = self.older(row)
             flat = np.empty(int(older.sum()), dtype=np.float32)
             self.core.score(row, _score(score), flat)
-            self.scores[row] = np.split(flat, np.cumsum(older)[:-1])
+            self._scores[row] = np.split(flat, np.cumsum(older)[:-1])
+
+    def scores(self, row: int) -> list[Floats]:
+        """Of each head's tokens before the window, oldest first."""
+        return self._scores[row]
+
+    def set_scores(self, row: int, scores: list[Floats]) -> None:
+        """Puts others in their place."""
+        self._scores[row] = scores
 
     def allocate(self, heads: HeadArguments) -> None:
         """Phase 2: the C allocator's budgets. What every head still holds of the protected tokens is not shared out."""
         for row in self.rows:
-            scores, total = self.scores[row], int(self.totals[row])
+            scores, total = self.scores(row), int(self.totals[row])
             base = self._spared(row)
             rest = np.empty(self.layer.heads, dtype=np.int64)
             counts = np.array([len(x) - base for x in scores], dtype=np.int64)
@@ -105,7 +118,7 @@ class CoreCut:
     def apply(self) -> None:
         """Phases 3 and 4: chooses what stays and evicts the rest."""
         for row in self.rows:
-            arguments = (self.budgets[row], np.concatenate(self.scores[row]), int(self.protect[row]), self.lost[row])
+            arguments = (self.budgets[row], np.concatenate(self.scores(row)), int(self.protect[row]), self.lost[row])
             while missing := self.core.evict(row, *arguments):
                 self.pool.grow(missing)
         self._count()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from reasonalloc.policy.budgets import Budgets, checked_shares
-from reasonalloc.policy.core_cut import CoreCut, CutLayer, Floats, Positions, read_only
+from reasonalloc.policy.core_cut import CoreCut, CutLayer, Floats, Positions, read_only, tokens_seen
 from reasonalloc.policy.heads import CoreHeads, HeadAllocator
 from reasonalloc.policy.observers import CutObserver, CutView, RowObserver
 from reasonalloc.policy.policy import Policy
@@ -61,8 +61,8 @@ class Cutter:
 
     def _totals(self, layer: CutLayer) -> npt.NDArray[np.int64]:
         """[rows] slots that a layer may keep now."""
-        seen = [layer.held.seen(row) for row in range(layer.held.rows)]
-        return np.array([self.budgets.totals(row, n)[layer.order] for row, n in enumerate(seen)], dtype=np.int64)
+        seen = enumerate(tokens_seen(layer))
+        return np.array([self.budgets.totals(row, n)[layer.order] for row, n in seen], dtype=np.int64)
 
     def _run(self, cut: CoreCut, layer: CutLayer) -> None:
         scorer, heads = self.policy.scorer, self.policy.heads
@@ -84,14 +84,14 @@ class Cutter:
             cut.score(scorer.arguments(layer.index))
         else:
             for row in cut.rows:
-                cut.scores[row] = [self._head_scores(cut, layer, row, h) for h in range(layer.heads)]
+                cut.set_scores(row, [self._head_scores(cut, layer, row, h) for h in range(layer.heads)])
         if self.smoother is not None:
             for row in cut.rows:
-                positions = cut.positions(row)
-                cut.scores[row] = [
-                    self.smoother.smooth(row, layer.order, h, positions[h][: len(x)], x)
-                    for h, x in enumerate(cut.scores[row])
-                ]
+                positions, scores = cut.positions(row), cut.scores(row)
+                smooth = (
+                    self.smoother.smooth(row, layer.order, h, positions[h][: len(x)], x) for h, x in enumerate(scores)
+                )
+                cut.set_scores(row, list(smooth))
 
     def _head_scores(self, cut: CoreCut, layer: CutLayer, row: int, head: int) -> Floats:
         """Of the tokens before the window, by a scorer in Python."""
@@ -125,13 +125,13 @@ class Cutter:
         window, what = self.policy.schedule.window, f"head budgets of {heads.title}"
         for row in cut.rows:
             total = int(cut.totals[row])
-            shares = heads.shares(cut.scores[row], total, self._place(cut, layer, row))
+            shares = heads.shares(cut.scores(row), total, self._place(cut, layer, row))
             cut.budgets[row] = checked_shares(what, shares, layer.heads, window, total)
 
     def _show(self, cut: CoreCut, layer: CutLayer, row: int, before: tuple[Positions, ...]) -> None:
         budgets, lost = read_only([cut.budgets[row], cut.lost[row]])
         view = CutView(
-            layer.index, layer.order, row, cut.seen(row), before, read_only(cut.scores[row]), budgets,
+            layer.index, layer.order, row, cut.seen(row), before, read_only(cut.scores(row)), budgets,
             cut.positions(row), lost,
         )  # fmt: skip
         for observer in self.observers:
