@@ -9,7 +9,6 @@ from test_wave import Words
 
 import reasonalloc as ra
 from reasonalloc.cli import main
-from reasonalloc.methods import table
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -30,15 +29,15 @@ def test_the_five_lines_run():
     assert stats["wave"] == "profile"
 
 
-def test_a_method_of_ones_own_runs(monkeypatch):
-    monkeypatch.setattr(table, "_TABLE", dict(table._TABLE))
+def test_a_method_of_ones_own_runs(register):
     code, model = BLOCKS[1], models.tiny()
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     names: dict = {"__name__": "readme"}
     exec(code, names)
-    cache = ra.ReasonAllocCache(model, names["config"])
-    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, past_key_values=cache)
-    assert cache.stats()["evicted"] > 0
+    for name in ("config", "borrowed"):
+        cache = ra.ReasonAllocCache(model, names[name])
+        model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, past_key_values=cache)
+        assert cache.stats()["evicted"] > 0
 
 
 def test_the_table_is_the_table():

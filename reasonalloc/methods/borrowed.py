@@ -50,8 +50,10 @@ class MethodLayers(_Borrowed, LayerAllocator):
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
         return self.method.layer_totals(claims, total, view.heads, self.config)
 
-    def demand(self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None) -> float:
-        return demand(queries, keys, self.config.rho, scale)
+    def demand(
+        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None
+    ) -> float:
+        return demand(queries, keys, self.config.rho, scale, softcap)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Budgets:
             self.wave_source = "measured on the first prefill" if self.measures else "profile"
         self._fixed: int | None = None  # slots a head that do not depend on the row
         self._totals: dict[tuple[int, bytes], npt.NDArray[np.int64]] = {}
+        self._newest: tuple[list[int], bytes, npt.NDArray[np.int64]] = ([], b"", np.zeros((0, layers), np.int64))
         self.demand = np.ones((0, layers))
 
     def start(self, rows: int) -> None:
@@ -60,8 +61,7 @@ class Budgets:
         elif self.size.max_bytes is not None:
             self._fixed = self._slots_in(parse_bytes(self.size.max_bytes), rows)
         if not self.policy.unlimited:
-            for row in range(rows):
-                self.totals(row, 0)  # an allocator's own totals are checked before anything is stored
+            self.of_rows([0] * rows)  # an allocator's own totals are checked before anything is stored
 
     def _slots_in(self, limit: int, rows: int) -> int:
         window, interval = self.policy.schedule.window, self.policy.schedule.interval
@@ -82,6 +82,14 @@ class Budgets:
         if self._fixed is not None:
             return self._fixed
         return max(int((self.size.ratio or 0.0) * seen), 2 * self.policy.schedule.window)
+
+    def of_rows(self, seen: list[int]) -> npt.NDArray[np.int64]:
+        """[rows, layers] totals. seen: [rows] tokens that each row has been given; all layers of a step ask for them."""
+        claims = self.demand.tobytes()
+        if self._newest[0] != seen or self._newest[1] != claims:
+            totals = np.array([self.totals(row, n) for row, n in enumerate(seen)]).reshape(len(seen), self.layers)
+            self._newest = seen, claims, totals
+        return self._newest[2]
 
     def totals(self, row: int, seen: int) -> npt.NDArray[np.int64]:
         """[layers] slots that sum to per_head * heads * layers."""

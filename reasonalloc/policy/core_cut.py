@@ -50,6 +50,8 @@ class CoreCut:
         self.totals, self.protect = totals, protect
         self.slots = self._slots()
         self.rows: list[int] = np.flatnonzero(self.slots.sum(1) > totals).tolist()
+        if not self.rows:
+            return
         shape = self.slots.shape
         self.budgets, self.lost = np.zeros(shape, dtype=np.int64), np.zeros(shape)
         self._scores: dict[int, list[Floats]] = {}

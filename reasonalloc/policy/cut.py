@@ -43,7 +43,7 @@ class Cutter:
         self.budgets_now = np.full((rows, budgets.layers, budgets.heads), -1, dtype=np.int64)
         self.totals_now = np.zeros((rows, budgets.layers), dtype=np.int64)
         if not policy.unlimited:
-            self.totals_now[:] = [budgets.totals(row, 0) for row in range(rows)]
+            self.totals_now[:] = budgets.of_rows([0] * rows)
         self.evicted = 0
         self._lost, self._lost_count, self._flag = 0.0, 0, False
 
@@ -61,8 +61,7 @@ class Cutter:
 
     def _totals(self, layer: CutLayer) -> npt.NDArray[np.int64]:
         """[rows] slots that a layer may keep now."""
-        seen = enumerate(tokens_seen(layer))
-        return np.array([self.budgets.totals(row, n)[layer.order] for row, n in seen], dtype=np.int64)
+        return self.budgets.of_rows(tokens_seen(layer))[:, layer.order].copy()
 
     def _run(self, cut: CoreCut, layer: CutLayer) -> None:
         scorer, heads = self.policy.scorer, self.policy.heads

@@ -35,9 +35,11 @@ class LayerAllocator(Part):
         """
         raise NotImplementedError
 
-    def demand(self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None) -> float:
-        """A layer's demand, measured on queries [Hq, w, d] and keys [H, n, d] where there is no profile."""
-        return demand(queries, keys, scale=scale)
+    def demand(
+        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None
+    ) -> float:
+        """A layer's demand where there is no profile: arguments as of `wave.demand`."""
+        return demand(queries, keys, scale=scale, softcap=softcap)
 
 
 LAYERS: Registry[LayerAllocator] = Registry("layers")
@@ -70,8 +72,10 @@ class Wave(LayerAllocator):
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
         return allocate.robustify(claims, total, self.gamma, self.lo, self.hi, view.heads * view.window)
 
-    def demand(self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None) -> float:
-        return demand(queries, keys, self.rho, scale)
+    def demand(
+        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None
+    ) -> float:
+        return demand(queries, keys, self.rho, scale, softcap)
 
 
 @LAYERS.enter("pyramid")
