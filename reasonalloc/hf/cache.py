@@ -270,6 +270,8 @@ class ReasonAllocCache(Cache):
         rows = np.ascontiguousarray(source.detach().cpu().numpy().reshape(-1), dtype=np.int64)
         if not len(rows) or rows.min() < 0 or rows.max() >= self._rows:
             raise ValueError(f"row numbers must lie in 0..{self._rows - 1}, got {rows.tolist()}")
+        budgets = self.cutter.budgets
+        tighter = budgets.fitting(len(rows)) != budgets.fitting(self._rows)  # raises if max_bytes has no room for them
         with self._all_or_closed():
             for layer in self.layers:
                 if isinstance(layer, RaggedLayer):
@@ -278,6 +280,11 @@ class ReasonAllocCache(Cache):
                     getattr(layer, method)(argument)
             self.cutter.move_rows(rows)
             self._rows = len(rows)
+            if tighter:  # at once: shared pages become each row's own as the rows go on
+                self.cutter.cut(self.ragged, self.pool)
+                if self.cutter.take_flag():
+                    self._uncut = 0
+                    self._routings += 1
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes row beam_idx[i]; pages are shared and copied on write."""

@@ -59,19 +59,28 @@ class Budgets:
         if self.size.budget is not None:
             self._fixed = self.size.budget
         elif self.size.max_bytes is not None:
-            self._fixed = self._slots_in(parse_bytes(self.size.max_bytes), rows)
+            self._fixed = self._slots_in(self.size.max_bytes, rows)
         if not self.policy.unlimited:
             self.of_rows([0] * rows)  # an allocator's own totals are checked before anything is stored
 
-    def _slots_in(self, limit: int, rows: int) -> int:
+    def fitting(self, rows: int) -> int | None:
+        """Slots of a KV head once there are that many rows, None with a ratio.
+
+        More rows than before share max_bytes, so that each has less; ValueError if that is too little.
+        """
+        if self.size.max_bytes is None or self._fixed is None or rows <= len(self.demand):
+            return self._fixed
+        return min(self._fixed, self._slots_in(self.size.max_bytes, rows))
+
+    def _slots_in(self, size: int | str, rows: int) -> int:
         window, interval = self.policy.schedule.window, self.policy.schedule.interval
-        pages = limit // (rows * self.layers * self.heads * self.page_bytes)
+        pages = parse_bytes(size) // (rows * self.layers * self.heads * self.page_bytes)
         # a head's last page may be nearly empty, so whole pages less one are sure to hold budget + interval slots
         slots = (pages - 1) * PAGE_TOKENS - interval
         if slots <= window:
             least = ((window + interval) // PAGE_TOKENS + 2) * rows * self.layers * self.heads * self.page_bytes
             raise ValueError(
-                f"max_bytes={self.size.max_bytes!r} leaves no room above the window of {window} and the interval of"
+                f"max_bytes={size!r} leaves no room above the window of {window} and the interval of"
                 f" {interval} tokens: {rows} rows x {self.layers} layers x {self.heads} heads need at least {least}"
                 " bytes"
             )
@@ -84,7 +93,7 @@ class Budgets:
         return max(int((self.size.ratio or 0.0) * seen), 2 * self.policy.schedule.window)
 
     def of_rows(self, seen: list[int]) -> npt.NDArray[np.int64]:
-        """[rows, layers] totals. seen: [rows] tokens that each row has been given; all layers of a step ask for them."""
+        """[rows, layers] totals. seen: [rows] tokens that each row has been given; all layers of a step ask once."""
         claims = self.demand.tobytes()
         if self._newest[0] != seen or self._newest[1] != claims:
             totals = np.array([self.totals(row, n) for row, n in enumerate(seen)]).reshape(len(seen), self.layers)
@@ -111,4 +120,5 @@ class Budgets:
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""
+        self._fixed = self.fitting(len(source))
         self.demand = self.demand[source]
