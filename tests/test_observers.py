@@ -24,7 +24,7 @@ class Seen:
 
     layer: int
     row: int
-    seen: int
+    tokens: int
     positions: list
     scores: list
     budgets: list
@@ -45,7 +45,15 @@ class Watcher:
         scores = [np.array(x) for x in cut.scores]
         self.cuts.append(
             Seen(
-                cut.layer, cut.row, cut.seen, positions, scores, cut.budgets.tolist(), kept, evicted, np.array(cut.lost)
+                cut.layer,
+                cut.row,
+                cut.tokens,
+                positions,
+                scores,
+                cut.budgets.tolist(),
+                kept,
+                evicted,
+                np.array(cut.lost),
             )
         )
 
@@ -116,7 +124,7 @@ def test_what_an_observer_is_shown(changes):
         for cut in cuts:
             new = list(range(seen - (50 if i == 0 else 1), seen))
             old = [x.tolist() for x in before.get((cut.layer, cut.row), [np.zeros(0, int)] * 2)]
-            assert cut.seen == seen
+            assert cut.tokens == seen
             assert cut.positions == [[*x, *new] for x in old]
             assert cut.kept == [x.tolist() for x in cache.positions(cut.layer, cut.row)]
             assert cut.budgets == cache.stats()["budgets"][cut.row][cut.layer]
@@ -180,12 +188,12 @@ def test_rows_that_move():
     assert len(functions) == len(watcher.cuts)
     cache.reset()
     feed(cache, new=0)
-    assert len(watcher.cuts) == 18 and watcher.cuts[-1].seen == 50  # it looks on after a reset too
+    assert len(watcher.cuts) == 18 and watcher.cuts[-1].tokens == 50  # it looks on after a reset too
 
 
 def test_an_observer_that_fails():
     def fail(cut):
-        if cut.layer == 1 and cut.seen > 50:
+        if cut.layer == 1 and cut.tokens > 50:
             raise KeyError("the disk is full")
 
     model = models.tiny()
@@ -204,7 +212,7 @@ def test_a_cut_that_fails_in_python_changes_nothing_of_its_layer(register):
     @dataclass(frozen=True)
     class Falters(ra.Scorer):
         def score(self, view):
-            if view.row == 1 and view.seen > 50:
+            if view.row == 1 and view.tokens > 50:
                 raise ZeroDivisionError("in row 1")
             return view.positions
 
@@ -235,7 +243,7 @@ def test_a_policy_put_together_by_hand():
     policy = replace(config.policy(), schedule=Twice(interval=8, window=4), layers=Falling())
     cache = ra.ReasonAllocCache(model, config, policy=policy, observers=[watcher])
     feed(cache, new=30)
-    assert [cut.seen for cut in watcher.cuts] == [50, 50, 60, 60, 60]  # 104 slots hold the prompt of layer 0
+    assert [cut.tokens for cut in watcher.cuts] == [50, 50, 60, 60, 60]  # 104 slots hold the prompt of layer 0
     assert cache.slots()[0].sum(1).tolist() == [104 + 2 * 20, 20 + 2 * 20, 20 + 2 * 20]
 
 

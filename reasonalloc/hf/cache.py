@@ -377,7 +377,7 @@ class ReasonAllocCache(Cache):
         of = recorder.Recorded(
             layers=tuple(x.index for x in self.ragged),
             heads=self.ragged[0].heads,
-            seen=self.ragged[0].held.seen(row),
+            tokens=self.ragged[0].held.seen(row),
             prompt=int(cutter.prompt[row]),
             config=self.config,
             policy=self.policy,

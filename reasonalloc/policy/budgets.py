@@ -86,26 +86,26 @@ class Budgets:
             )
         return slots
 
-    def per_head(self, seen: int) -> int:
-        """Mean slots of a KV head for a row that has seen that many tokens."""
+    def per_head(self, tokens: int) -> int:
+        """Mean slots of a KV head for a row of that many tokens."""
         if self._fixed is not None:
             return self._fixed
-        return max(int((self.size.ratio or 0.0) * seen), 2 * self.policy.schedule.window)
+        return max(int((self.size.ratio or 0.0) * tokens), 2 * self.policy.schedule.window)
 
-    def of_rows(self, seen: list[int]) -> npt.NDArray[np.int64]:
-        """[rows, layers] totals. seen: [rows] tokens that each row has been given; all layers of a step ask once."""
+    def of_rows(self, tokens: list[int]) -> npt.NDArray[np.int64]:
+        """[rows, layers] totals. tokens: [rows] tokens that each row has been given; all layers of a step ask once."""
         claims = self.demand.tobytes()
-        if self._newest[0] != seen or self._newest[1] != claims:
-            totals = np.array([self.totals(row, n) for row, n in enumerate(seen)]).reshape(len(seen), self.layers)
-            self._newest = seen, claims, totals
+        if self._newest[0] != tokens or self._newest[1] != claims:
+            totals = np.array([self.totals(row, n) for row, n in enumerate(tokens)]).reshape(len(tokens), self.layers)
+            self._newest = tokens, claims, totals
         return self._newest[2]
 
-    def totals(self, row: int, seen: int) -> npt.NDArray[np.int64]:
+    def totals(self, row: int, tokens: int) -> npt.NDArray[np.int64]:
         """[layers] slots that sum to per_head * heads * layers."""
         allocator, window = self.policy.layers, self.policy.schedule.window
-        total = self.per_head(seen) * self.heads * self.layers
+        total = self.per_head(tokens) * self.heads * self.layers
         claims = self.demand[row]
-        view = RowView(row, seen, self.heads, window)
+        view = RowView(row, tokens, self.heads, window)
         what = f"layer totals of {allocator.title}"
         if allocator.sets_total:
             return checked_shares(what, allocator.totals(claims, total, view), self.layers, 0, None)

@@ -33,7 +33,7 @@ class CutLayer(Protocol):
     def held(self) -> _core.Layer: ...
 
 
-def tokens_seen(layer: CutLayer) -> list[int]:
+def row_tokens(layer: CutLayer) -> list[int]:
     """[rows] tokens that each row of a layer has been given."""
     return [layer.held.seen(row) for row in range(layer.held.rows)]
 
@@ -62,7 +62,7 @@ class CoreCut:
         self.core.slots(slots)
         return slots
 
-    def seen(self, row: int) -> int:
+    def tokens(self, row: int) -> int:
         """Tokens that a row has been given."""
         return self.core.seen(row)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from reasonalloc.policy.budgets import Budgets, checked_shares
-from reasonalloc.policy.core_cut import CoreCut, CutLayer, Floats, Positions, read_only, tokens_seen
+from reasonalloc.policy.core_cut import CoreCut, CutLayer, Floats, Positions, read_only, row_tokens
 from reasonalloc.policy.heads import CoreHeads, HeadAllocator
 from reasonalloc.policy.observers import CutObserver, CutView, RowObserver
 from reasonalloc.policy.policy import Policy
@@ -61,7 +61,7 @@ class Cutter:
 
     def _totals(self, layer: CutLayer) -> npt.NDArray[np.int64]:
         """[rows] slots that a layer may keep now."""
-        return self.budgets.of_rows(tokens_seen(layer))[:, layer.order].copy()
+        return self.budgets.of_rows(row_tokens(layer))[:, layer.order].copy()
 
     def _run(self, cut: CoreCut, layer: CutLayer) -> None:
         scorer, heads = self.policy.scorer, self.policy.heads
@@ -114,7 +114,7 @@ class Cutter:
 
     def _place(self, cut: CoreCut, layer: CutLayer, row: int) -> LayerView:
         window = self.policy.schedule.window
-        return LayerView(row, cut.seen(row), layer.heads, window, layer.index, int(self.prompt[row]))
+        return LayerView(row, cut.tokens(row), layer.heads, window, layer.index, int(self.prompt[row]))
 
     def _allocate(self, cut: CoreCut, layer: CutLayer) -> None:
         heads = self.policy.heads
@@ -130,7 +130,7 @@ class Cutter:
     def _show(self, cut: CoreCut, layer: CutLayer, row: int, before: tuple[Positions, ...]) -> None:
         budgets, lost = read_only([cut.budgets[row], cut.lost[row]])
         view = CutView(
-            layer.index, layer.order, row, cut.seen(row), before, read_only(cut.scores(row)), budgets,
+            layer.index, layer.order, row, cut.tokens(row), before, read_only(cut.scores(row)), budgets,
             cut.positions(row), lost,
         )  # fmt: skip
         for observer in self.observers:
@@ -168,11 +168,11 @@ class Cutter:
             now[row, i] = total // heads + (np.arange(heads) < total % heads)
         return now.tolist()
 
-    def forget_prompt_beyond(self, seen: int) -> None:
+    def forget_prompt_beyond(self, tokens: int) -> None:
         """After a crop a prompt is at most what is left of the row."""
-        self.prompt = np.minimum(self.prompt, seen)
+        self.prompt = np.minimum(self.prompt, tokens)
         if self.smoother is not None:
-            self.smoother.forget_from(seen)
+            self.smoother.forget_from(tokens)
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""

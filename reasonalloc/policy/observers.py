@@ -16,8 +16,8 @@ Positions = npt.NDArray[np.int32]
 class CutView:
     """One row of one layer at a cut. Arrays are read-only and lent for the time of the call: copy what is to stay.
 
-    layer: its number in the model; order: among the layers that have a budget. row: in the batch, as it is now. seen:
-    tokens that the row has been given. For each of the H heads:
+    layer: its number in the model; order: among the layers that have a budget. row: in the batch, as it is now.
+    tokens: that the row has been given. For each of the H heads:
         positions: those of its slots before the cut, ascending, 0 = the row's first token;
         scores: of the first len(scores) of them, the tokens before the window; higher stays;
         budgets: [H] slots that it may keep;
@@ -28,7 +28,7 @@ class CutView:
     layer: int
     order: int
     row: int
-    seen: int
+    tokens: int
     positions: tuple[Positions, ...]
     scores: tuple[npt.NDArray[np.float32], ...]
     budgets: npt.NDArray[np.int64]

@@ -47,13 +47,13 @@ class Settings(Protocol):
 
 @dataclass(frozen=True)
 class RowView:
-    """A row when its layers' totals are set. seen: tokens it has been given. heads: KV heads of a layer.
+    """A row when its layers' totals are set. tokens: that it has been given. heads: KV heads of a layer.
 
     window: newest tokens of each head that always stay.
     """
 
     row: int
-    seen: int
+    tokens: int
     heads: int
     window: int
 
@@ -70,7 +70,7 @@ class HeadView:
     """One KV head of one row at the moment of a cut, for scorers written in Python. Oldest token first.
 
     config, layer, row, head: where this is. window: newest tokens that stay whatever their score.
-    prompt: tokens of the prompt. Tensors are float32 copies on the CPU, read when asked for.
+    prompt: tokens of the prompt; tokens: of the row so far. Tensors are float32 copies on the CPU, read when asked for.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class HeadView:
     ) -> None:
         self._core, self._d, self._group = core, head_dim, group
         self.layer, self.row, self.head, self.config = place.layer, place.row, head, config
-        self.window, self.prompt, self.seen = place.window, place.prompt, place.seen
+        self.window, self.prompt, self.tokens = place.window, place.prompt, place.tokens
 
     def _read(self, values: bool) -> torch.Tensor:
         out = np.empty((len(self.positions), self._d), np.float32)

@@ -27,7 +27,7 @@ class Cut:
     """One cut of one layer, by its order. budgets, lost: [H]; quantiles: [H, Q]; gone: positions that went, by head."""
 
     layer: int
-    seen: int
+    tokens: int
     budgets: npt.NDArray[np.int64]
     lost: npt.NDArray[np.float64]
     quantiles: npt.NDArray[np.float32]
@@ -43,7 +43,7 @@ class Recorder:
     def __call__(self, cut: CutView) -> None:
         quantiles = np.stack([_quantiles(x) for x in cut.scores])
         gone = tuple(np.array(x) for x in cut.evicted)
-        own = Cut(cut.order, cut.seen, np.array(cut.budgets), np.array(cut.lost), quantiles, gone)
+        own = Cut(cut.order, cut.tokens, np.array(cut.budgets), np.array(cut.lost), quantiles, gone)
         self.cuts[cut.row].append(own)
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
@@ -60,12 +60,12 @@ def _quantiles(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a trace says besides its cuts. layers: their numbers in the model. heads: KV heads of a layer. seen, prompt:
-    tokens of the row and of its prompt. model: its shape, `fingerprint`; model_id: what the trace calls it."""
+    """What a trace says besides its cuts. layers: their numbers in the model. heads: KV heads of a layer. tokens,
+    prompt: of the row and of its prompt. model: its shape, `fingerprint`; model_id: what the trace calls it."""
 
     layers: tuple[int, ...]
     heads: int
-    seen: int
+    tokens: int
     prompt: int
     config: Config
     policy: Policy
@@ -75,10 +75,10 @@ class Recorded:
 
 def trace(cuts: Sequence[Cut], ids: Any, tokenizer: Any, of: Recorded) -> Trace:
     """The trace of one row. ids, tokenizer: as of `ReasonAllocCache.trace`."""
-    given = _checked(ids, of.seen)
+    given = _checked(ids, of.tokens)
     moments, numbers = _numbered(cuts)
     depth = len(of.layers)
-    gone = np.zeros((depth, of.heads, of.seen), np.int64)
+    gone = np.zeros((depth, of.heads, of.tokens), np.int64)
     budgets = np.full((len(moments), depth, of.heads), -1, np.int64)
     lost = np.full((len(moments), depth, of.heads), np.nan, np.float32)
     quantiles = np.full((len(moments), depth, of.heads, len(QUANTILES)), np.nan, np.float32)
@@ -118,25 +118,25 @@ def trace(cuts: Sequence[Cut], ids: Any, tokenizer: Any, of: Recorded) -> Trace:
     )
 
 
-def _checked(ids: Any, seen: int) -> npt.NDArray[np.int64]:
-    """The `seen` token ids that the cache was given."""
+def _checked(ids: Any, tokens: int) -> npt.NDArray[np.int64]:
+    """The ids of the tokens that the cache was given."""
     given = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
     if given.ndim == 2 and len(given) == 1:
         given = given[0]
-    if given.ndim != 1 or given.dtype.kind not in "iu" or len(given) - seen not in (0, 1):
+    if given.ndim != 1 or given.dtype.kind not in "iu" or len(given) - tokens not in (0, 1):
         raise ValueError(
-            f"ids must be the row's {seen} token ids without padding, and one more if the last was never given to the"
+            f"ids must be the row's {tokens} token ids without padding, and one more if the last was never given to the"
             f" cache (generate's); got shape {list(given.shape)} of {given.dtype}"
         )
-    return given[:seen].astype(np.int64)
+    return given[:tokens].astype(np.int64)
 
 
 def _numbered(cuts: Sequence[Cut]) -> tuple[list[int], list[int]]:
-    """(tokens seen at each cut of the row, for each layer's cut its number): layers cut in one step are one cut."""
-    seen: list[int] = []
+    """(tokens at each cut of the row, for each layer's cut its number): layers cut in one step are one cut."""
+    tokens: list[int] = []
     numbers = []
     for cut in cuts:
-        if not seen or seen[-1] != cut.seen:
-            seen.append(cut.seen)
-        numbers.append(len(seen) - 1)
-    return seen, numbers
+        if not tokens or tokens[-1] != cut.tokens:
+            tokens.append(cut.tokens)
+        numbers.append(len(tokens) - 1)
+    return tokens, numbers

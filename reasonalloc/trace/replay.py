@@ -19,11 +19,11 @@ from reasonalloc.policy.view import HeadView, LayerView, RowView
 from reasonalloc.trace.file import Trace
 
 
-def _cut_after(trace: Trace, seen: int) -> int:
+def _cut_after(trace: Trace, tokens: int) -> int:
     """Number of the trace's cut after that many tokens."""
-    number = int(np.searchsorted(trace.cuts, seen))
-    if number == len(trace.cuts) or trace.cuts[number] != seen:
-        raise ValueError(f"the trace was not cut after {seen} tokens: a trace is replayed without padding")
+    number = int(np.searchsorted(trace.cuts, tokens))
+    if number == len(trace.cuts) or trace.cuts[number] != tokens:
+        raise ValueError(f"the trace was not cut after {tokens} tokens: a trace is replayed without padding")
     return number
 
 
@@ -63,9 +63,9 @@ class TraceLayers(LayerAllocator):
 
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
         everything = len(self.trace.ids) * self.trace.heads
-        if not view.seen:
+        if not view.tokens:
             return np.full(len(claims), everything)
-        budgets = self.trace.budgets[_cut_after(self.trace, view.seen)]
+        budgets = self.trace.budgets[_cut_after(self.trace, view.tokens)]
         return np.where((budgets < 0).any(-1), everything, budgets.sum(-1))
 
 
@@ -76,7 +76,7 @@ class TraceHeads(HeadAllocator):
     trace: Trace
 
     def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Any:
-        return self.trace.budgets[_cut_after(self.trace, view.seen), self.trace.layers.index(view.layer)]
+        return self.trace.budgets[_cut_after(self.trace, view.tokens), self.trace.layers.index(view.layer)]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class TraceScorer(Scorer):
     trace: Trace
 
     def score(self, view: HeadView) -> Any:
-        number = _cut_after(self.trace, view.seen) + 1
+        number = _cut_after(self.trace, view.tokens) + 1
         gone = self.trace.gone[self.trace.layers.index(view.layer), view.head]
         return np.where(gone[view.positions.numpy()] == number, 0, 1)
 
