@@ -10,7 +10,7 @@ import torch
 
 from reasonalloc import _core
 
-SCORERS = {"rkv": 0, "importance": 1, "recency": 2, "random": 3, "rkv-centred": 4}
+SCORERS = tuple(_core.scorers())
 ATTENTION_SCORERS = ("rkv", "importance", "rkv-centred")  # those that the window's queries have a part in
 
 Floats = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ def _run(queries: Any, keys: Any, scorer: str, alpha: float, threshold: float, k
     group = heads_q // heads
     score, importance = np.empty((heads, n - window), np.float32), np.empty((heads, n - window), np.float32)
     redundancy = np.zeros((heads, n), np.float32)
-    config = (SCORERS[scorer], alpha, threshold, kernel, 0)
+    config = (scorer, alpha, threshold, kernel, 0)
     for h in range(heads):
         _core.score_dense(
             q[h * group : (h + 1) * group], group, window, k[h], n, d, config, score[h], importance[h], redundancy[h]

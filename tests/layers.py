@@ -8,7 +8,7 @@ from reasonalloc import _core
 PAGE = _core.PAGE_TOKENS
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCE = {"float32": 2e-5, "bfloat16": 8e-3, "float16": 1e-3}  # of outputs of about 1: half a step of the dtype
-RKV = (0, 0.1, 0.5, 7, 0)
+RKV = ("rkv", 0.1, 0.5, 7, 0)
 ROUTE = (1, 0.5, 0.25, 2.0, 0.25, 0.2)
 
 
@@ -22,7 +22,7 @@ def pages_for(n):
 
 def make(dtype="float32", rows=2, heads=2, group=2, dim=16, window=4):
     pool = _core.Pool(dtype, dim)
-    return pool, _core.Layer(pool, rows, heads, heads * group, window)
+    return pool, _core.Layer(pool, rows, heads, heads * group, window, "rkv")
 
 
 def tokens(layer_shape, count, dtype="float32", seed=0, scale=1.0):
@@ -35,15 +35,45 @@ def tokens(layer_shape, count, dtype="float32", seed=0, scale=1.0):
     )
 
 
-def step(pool, layer, q, k, v, real=None, scale=0.25, attend=True):
-    """layer.step with as many pages as it asks for; returns the output."""
+def packed(real):
+    """(begin, index) of the tokens that a mask [B, T] calls real; (None, None) for no mask."""
+    if real is None:
+        return None, None
+    flags = real.numpy()
+    begin = np.zeros(len(flags) + 1, np.int64)
+    np.cumsum(flags.sum(1), out=begin[1:])
+    return begin, np.nonzero(flags)[1].astype(np.int64)
+
+
+def step(pool, layer, q, k, v, real=None, scale=None, attend=True, cut_in=None):
+    """layer.step with as many pages as it asks for; returns the output, zeros for padding."""
     out = torch.full((q.shape[0], q.shape[2], q.shape[1], q.shape[3]), float("nan"), dtype=q.dtype) if attend else None
+    if attend and real is not None:
+        out[~real] = 0
+    begin, index = packed(real)
+    cut_in = np.full(layer.rows, cut_in) if isinstance(cut_in, int) else cut_in
     before = snapshot(layer)
-    while missing := layer.step(q, k, v, real, scale, out):
+    while missing := layer.reserve(k.shape[2] if begin is None else begin):
         assert_same(snapshot(layer), before)
         assert missing > 0
         add_pages(pool, missing)
+    layer.step(q, k, v, out, k.shape[3] ** -0.5 if scale is None else float(scale), cut_in, begin, index)
     return out
+
+
+def only(layer, row, value):
+    """[rows] int64: -1 but for one row; IndexError if there is none of that number."""
+    totals = np.full(layer.rows, -1)
+    totals[range(layer.rows)[row] if row >= 0 else layer.rows] = value
+    return totals
+
+
+def scores(layer, row, config, out):
+    """Scores of a row's older tokens, head after head."""
+    totals = only(layer, row, 0)
+    layer.cut_score(totals, config, np.zeros(layer.rows, np.bool_))
+    layer.cut_scores(row, out)
+    layer.cut_abandon()
 
 
 def slots(layer, heads):
@@ -76,18 +106,34 @@ def snapshot(layer):
     """Everything that a layer shows."""
     heads = heads_of(layer)
     held = [layer.positions(r, h) for r in range(layer.rows) for h in range(heads)]
-    return held, [layer.seen(r) for r in range(layer.rows)], [layer.queries(r) for r in range(layer.rows)]
+    return held, [layer.tokens(r) for r in range(layer.rows)], [layer.queries(r) for r in range(layer.rows)]
 
 
 def assert_same(given, expected):
     assert given == expected
 
 
+def evict_once(layer, row, budgets, flat, protect, lost):
+    """Cuts one row by scores of one's own; pages that are missing, or 0."""
+    totals = only(layer, row, 0)
+    everything, losses = np.zeros((layer.rows, len(budgets)), np.int64), np.zeros((layer.rows, len(budgets)))
+    everything[row] = budgets
+    begun = np.zeros(layer.rows, np.bool_)
+    layer.cut_score(totals, None, begun)
+    if not begun[row]:  # it is empty
+        return 0
+    layer.cut_set_scores(row, flat)
+    layer.cut_choose(np.full(layer.rows, protect), everything, losses)
+    missing = layer.cut_apply()
+    lost[:] = losses[row]
+    return missing
+
+
 def evict(pool, layer, row, budgets, scores, protect=0):
     budgets = np.asarray(budgets, np.int64)
     lost = np.zeros(len(budgets))
     flat = np.concatenate([np.asarray(s, np.float32) for s in scores]) if len(scores) else np.zeros(0, np.float32)
-    while missing := layer.evict(row, budgets, flat, protect, lost):
+    while missing := evict_once(layer, row, budgets, flat, protect, lost):
         add_pages(pool, missing)
     return lost
 
@@ -97,6 +143,6 @@ def cut(pool, layer, heads, totals, protect=None, score=RKV, route=ROUTE):
     protect = np.zeros(len(totals), np.int64) if protect is None else np.asarray(protect, np.int64)
     budgets, lost = np.full((len(totals), heads), -7, np.int64), np.full((len(totals), heads), np.nan)
     flags = np.zeros(len(totals), np.bool_)
-    while missing := layer.compress(totals, protect, score, route, budgets, lost, flags):
+    while missing := layer.cut(totals, protect, score, route, budgets, lost, flags):
         add_pages(pool, missing)
     return budgets, lost, flags

@@ -290,7 +290,7 @@ def test_a_wrong_peer_is_not_timed(monkeypatch):
 def test_steps_leave_the_length(small_machine):
     case = attention.Case(SHAPE, BF16, batch=1, n=40, copies=3)
     case.time_ours(5)
-    assert [layer.seen(0) for layer in case.layers] == [39, 39, 39]  # the newest token comes and goes
+    assert [layer.tokens(0) for layer in case.layers] == [39, 39, 39]  # the newest token comes and goes
 
 
 def test_a_sweep_comes_round():

@@ -1,5 +1,6 @@
 """What a layer remembers from one cut to the next changes no result: scores and lost mass against float64 forms."""
 
+import layers
 import numpy as np
 import oracle
 import pytest
@@ -16,7 +17,7 @@ SCALE = 1 / np.sqrt(np.float32(DIM))
 def scores(layer, row):
     held = slots(layer, HEADS)[row]
     flat = np.full(int(np.maximum(held - WINDOW, 0).sum()), np.nan, np.float32)
-    layer.score(row, RKV, flat)
+    layers.scores(layer, row, RKV, flat)
     return np.split(flat, np.cumsum(np.maximum(held - WINDOW, 0))[:-1])
 
 
@@ -25,8 +26,11 @@ def queries(layer, row):
     return np.frombuffer(raw, np.float32).reshape(HEADS * GROUP, count, DIM)
 
 
-def check_scores(layer):
-    """Against the definition, from the keys and queries that the layer holds; returns how many heads were compared."""
+def check_scores(layer, scale=SCALE):
+    """Against the definition, from the keys and queries that the layer holds; returns how many heads were compared.
+
+    scale: of the logits in the newest step, which scores use too.
+    """
     compared = 0
     for row in range(layer.rows):
         held = queries(layer, row)
@@ -34,21 +38,21 @@ def check_scores(layer):
             keys = read(layer, row, head, DIM, False)
             if held.shape[1] < WINDOW or oracle.redundancy_margin(keys) < 1e-5:
                 continue
-            want = oracle.rkv(held[head * GROUP : (head + 1) * GROUP], keys)
+            want = oracle.rkv(held[head * GROUP : (head + 1) * GROUP] * (scale / SCALE), keys)
             np.testing.assert_allclose(got, want, atol=2e-6)
             compared += 1
     return compared
 
 
-def lost_mass(layer, before, row, head):
+def lost_mass(layer, before, row, head, scale):
     """Mean over the group of the newest query's attention on the positions that went."""
     keys, old = before[row, head]
     q = queries(layer, row)[head * GROUP : (head + 1) * GROUP, -1]
-    mass = oracle.softmax(q.astype(np.float64) @ keys.T.astype(np.float64) / np.sqrt(DIM)).mean(0)
+    mass = oracle.softmax(q.astype(np.float64) @ keys.T.astype(np.float64) * scale).mean(0)
     return mass[~np.isin(old, positions(layer, row, head))].sum()
 
 
-def cut(pool, layer, total, protect=0):
+def cut(pool, layer, total, protect=0, scale=SCALE):
     """Compresses every row to `total` slots; the lost mass is that of the definition."""
     rows = layer.rows
     before = {
@@ -66,11 +70,11 @@ def cut(pool, layer, total, protect=0):
         lost,
         flags,
     )
-    while missing := layer.compress(*arguments):
+    while missing := layer.cut(*arguments):
         add_pages(pool, missing)
     for row in np.flatnonzero(flags):
         for head in range(HEADS):
-            assert lost[row, head] == pytest.approx(lost_mass(layer, before, row, head), abs=1e-5)
+            assert lost[row, head] == pytest.approx(lost_mass(layer, before, row, head, scale), abs=1e-5)
 
 
 def new_tokens(random, kind, count, rows, dtype):
@@ -106,26 +110,44 @@ def test_what_attention_leaves_behind(isa, trusty):
     for _ in range(6):
         for since in range(interval):
             q, k, v = new_tokens(random, "walking_keys", 1, 2, "float32")
-            out = torch.empty(2, 1, HEADS * GROUP, DIM)
             cut_in = interval - 1 - since if trusty else int(random.integers(-2, WINDOW + 2))
             real = None if trusty or random.random() < 0.7 else torch.tensor([[True], [False]])
-            while missing := layer.step(q, k, v, real, float(SCALE), out, cut_in):
-                add_pages(pool, missing)
+            step(pool, layer, q, k, v, real, SCALE, cut_in=cut_in)
         compared += check_scores(layer)
         cut(pool, layer, 60)
     assert compared > 10
 
 
-def test_another_scale_is_not_mistaken_for_that_of_scores():
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+def test_scores_use_the_logits_of_the_model(softcap):
+    """Its own scale and soft-capping, whether attention left its logits behind or they are computed at the cut."""
     random = np.random.default_rng(7)
-    pool, layer = make(rows=1, heads=HEADS, group=GROUP, dim=DIM, window=WINDOW)
-    step(pool, layer, *new_tokens(random, "walking_keys", 50, 1, "float32"), attend=False)
-    for left in range(WINDOW - 1, -1, -1):
-        q, k, v = new_tokens(random, "walking_keys", 1, 1, "float32")
-        while missing := layer.step(q, k, v, None, 1.0, torch.empty(1, 1, HEADS * GROUP, DIM), left):
-            add_pages(pool, missing)
-    assert check_scores(layer)
-    cut(pool, layer, 60)
+    scale, gathered, computed = 0.9, [], []
+    for announced, found in ((True, gathered), (False, computed)):
+        random = np.random.default_rng(7)
+        pool, layer = make(rows=1, heads=HEADS, group=GROUP, dim=DIM, window=WINDOW)
+        step(pool, layer, *new_tokens(random, "walking_keys", 50, 1, "float32"), scale=scale, attend=False)
+        for left in range(WINDOW - 1, -1, -1):
+            q, k, v = new_tokens(random, "walking_keys", 1, 1, "float32")
+            layer.reserve(1) and add_pages(pool, 8)
+            layer.reserve(1)
+            out, cut_in = torch.empty(1, 1, HEADS * GROUP, DIM), np.array([left if announced else -1])
+            layer.step(q, k, v, out, scale, cut_in, None, None, softcap)
+        if not softcap:
+            assert check_scores(layer, scale)
+        found += scores(layer, 0)
+        cut_scores = ("importance", 0.1, 0.5, 1, 0)
+        flat = np.empty(HEADS * 50, np.float32)
+        layers.scores(layer, 0, cut_scores, flat)
+        for head, got in enumerate(np.split(flat, HEADS)):
+            logits = scale * queries(layer, 0)[head * GROUP : (head + 1) * GROUP].astype(np.float64)
+            logits = (logits @ read(layer, 0, head, DIM, False).T)[..., :50]
+            logits = softcap * np.tanh(logits / softcap) if softcap else logits
+            np.testing.assert_allclose(got, oracle.softmax(logits.max(0)).mean(0), atol=2e-6)
+        if not softcap:
+            cut(pool, layer, 60, scale=scale)
+    for one, other in zip(gathered, computed, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_crop_and_reorder_forget_what_no_longer_holds():
@@ -151,19 +173,17 @@ def test_the_sum_of_unit_keys_does_not_drift():
     for _ in range(1000):
         q, k, v = (torch.from_numpy(random.standard_normal((1, 1, 3, DIM)).astype(np.float32)) for _ in range(3))
         step(pool, layer, q, k + 1, v, attend=False)
-        while missing := layer.compress(
-            np.array([60]), np.array([0]), RKV, ROUTE, budgets, lost, np.zeros(1, np.bool_)
-        ):
+        while missing := layer.cut(np.array([60]), np.array([0]), RKV, ROUTE, budgets, lost, np.zeros(1, np.bool_)):
             add_pages(pool, missing)
     got = np.empty(60 - WINDOW, np.float32)
-    layer.score(0, RKV, got)
+    layers.scores(layer, 0, RKV, got)
     other_pool, other = make(rows=1, heads=1, group=1, dim=DIM, window=WINDOW)
     keys = torch.from_numpy(read(layer, 0, 0, DIM, False))[None, None]
     held = torch.zeros(1, 1, 60, DIM)
     held[:, :, -WINDOW:] = torch.frombuffer(bytearray(layer.queries(0)[1]), dtype=torch.float32).view(1, 1, WINDOW, DIM)
     step(other_pool, other, held, keys, keys, attend=False)
     want = np.empty(60 - WINDOW, np.float32)
-    other.score(0, RKV, want)
+    layers.scores(other, 0, RKV, want)
     np.testing.assert_allclose(got, want, atol=1e-7)
 
 

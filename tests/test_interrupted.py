@@ -147,8 +147,8 @@ def test_no_memory_for_pages_of_ones_own(monkeypatch):
     hoard = _core.Layer(pool, 1, 1, 1, 1)
 
     def cut_without_room(*arguments):
-        while not hoard.step(one, one, one, None, 1.0, None):
-            pass
+        while not hoard.reserve(16):
+            hoard.step(one, one, one, None, 1.0)
         monkeypatch.setattr(PagePool, "grow", fail_to_grow)
         return cut(*arguments)
 

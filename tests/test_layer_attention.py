@@ -54,11 +54,11 @@ def test_padding_is_never_seen(isa, dtype):
     q, k, v = tokens(shape, 21, dtype)
     for x in (q, k, v):
         x.masked_fill_(~real[:, None, :, None], float("nan"))
-    out = step(pool, layer, q, k, v, real)
+    out = step(pool, layer, q, k, v, real, scale=0.25)
     for b in range(rows):
         keep = real[b]
         assert (out[b, ~keep] == 0).all()
-        assert layer.seen(b) == keep.sum()
+        assert layer.tokens(b) == keep.sum()
         if keep.any():
             q_b, k_b, v_b = (x[b, :, keep].double() for x in (q, k, v))
             expected = oracle.attend(q_b, list(k_b), list(v_b), 0.25)

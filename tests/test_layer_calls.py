@@ -204,7 +204,7 @@ class LayerMachine(RuleBasedStateMachine):
         expected = np.array([[len(h.positions) for h in row.heads] for row in self.rows])
         np.testing.assert_array_equal(slots(self.layer, self.heads), expected)
         for b, row in enumerate(self.rows):
-            assert self.layer.seen(b) == row.seen
+            assert self.layer.tokens(b) == row.seen
             count, raw = self.layer.queries(b)
             assert count == len(row.queries)
             given = np.frombuffer(raw, np.float32).reshape(self.heads * self.group, count, self.dim)

@@ -1,5 +1,6 @@
 """_core.Layer cut: scores, routes and evictions against the oracle."""
 
+import layers
 import numpy as np
 import oracle
 import pytest
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.core
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scorer", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("scorer", _core.scorers())
 @pytest.mark.parametrize("allocator", [0, 1, 2])
 def test_compress_is_score_route_and_evict(isa, dtype, scorer, allocator):
     shape = rows, heads, _group, _dim = (3, 3, 2, 24)
@@ -44,7 +45,7 @@ def test_compress_is_score_route_and_evict(isa, dtype, scorer, allocator):
     assert flags.tolist() == [True, False, False]
     pool, layer = pairs[1]
     flat = np.empty(heads * 86, np.float32)
-    layer.score(0, score, flat)
+    layers.scores(layer, 0, score, flat)
     beyond = np.concatenate([x[10:] for x in np.split(flat, heads)])  # what is protected is not routed
     expected = np.empty(heads, np.int64)
     _core.route(beyond, np.full(heads, 76, np.int64), 4, 120 - 10 * heads, route, expected)
@@ -64,7 +65,7 @@ def test_scores_of_a_layer_are_those_of_dense_keys(isa):
         q, k, v = tokens(shape, 75, dtype)
         step(pool, layer, q, k, v, attend=False)
         flat = np.empty(heads * 67, np.float32)
-        layer.score(1, RKV, flat)
+        layers.scores(layer, 1, RKV, flat)
         for h, own in enumerate(np.split(flat, heads)):
             queries = q[1, h * group : (h + 1) * group, -8:].double().numpy()
             expected = oracle.rkv(queries, k[1, h].double().numpy())
@@ -82,9 +83,9 @@ def test_positions_and_hashes_as_scores():
     recency, random = [], []
     for row in (0, 1):
         flat = np.empty(int(np.maximum(slots(layer, heads)[row] - 4, 0).sum()), np.float32)
-        layer.score(row, (2, 0.1, 0.5, 7, 0), flat)
+        layers.scores(layer, row, ("recency", 0.1, 0.5, 7, 0), flat)
         recency.append(flat.copy())
-        layer.score(row, (3, 0.1, 0.5, 7, 99), flat)
+        layers.scores(layer, row, ("random", 0.1, 0.5, 7, 99), flat)
         random.append(flat.copy())
     older = [positions(layer, 1, h)[:-4] for h in (0, 1)]
     assert recency[1].tolist() == np.concatenate(older).tolist()
@@ -93,7 +94,7 @@ def test_positions_and_hashes_as_scores():
     table = dict(zip(range(15), random[0][:15], strict=True))
     assert all(table[p] == x for p, x in zip(older[0], random[1], strict=False) if p in table)
     flat = np.empty_like(random[1])
-    layer.score(1, (3, 0.1, 0.5, 7, 100), flat)
+    layers.scores(layer, 1, ("random", 0.1, 0.5, 7, 100), flat)
     assert not np.array_equal(flat, random[1])
 
 
@@ -152,10 +153,10 @@ def test_a_shared_row_needs_pages_to_be_cut():
     assert pool.info()[1:3] == (8, 0)
     before = snapshot(layer)
     scores, lost = np.tile(np.arange(60, dtype=np.float32), 2), np.zeros(2)
-    assert layer.evict(1, np.array([20, 20], np.int64), scores, 0, lost) == 4
+    assert layers.evict_once(layer, 1, np.array([20, 20], np.int64), scores, 0, lost) == 4
     assert_same(snapshot(layer), before)
     add_pages(pool, 4)
-    assert layer.evict(1, np.array([20, 20], np.int64), scores, 0, lost) == 0
+    assert layers.evict_once(layer, 1, np.array([20, 20], np.int64), scores, 0, lost) == 0
     assert pool.info()[1:3] == (12, 0)
     assert positions(layer, 1, 0).tolist() == list(range(44, 64))
     for row in (0, 2):
@@ -165,17 +166,20 @@ def test_a_shared_row_needs_pages_to_be_cut():
     assert np.array_equal(keys[0][44:], keys[1])
 
 
-def test_compress_goes_on_where_pages_ran_out():
+def test_a_cut_that_lacks_pages_changes_nothing():
     pool, layer = make(rows=1, heads=2)
     step(pool, layer, *tokens((1, 2, 2, 16), 64), attend=False)
     layer.reorder(np.zeros(3, np.int64))
     arguments = (np.full(3, 40, np.int64), np.zeros(3, np.int64), RKV, ROUTE)
     budgets, lost, flags = np.zeros((3, 2), np.int64), np.zeros((3, 2)), np.zeros(3, np.bool_)
     calls = 0
-    while missing := layer.compress(*arguments, budgets, lost, flags):
+    before = snapshot(layer)
+    while missing := layer.cut(*arguments, budgets, lost, flags):
+        assert_same(snapshot(layer), before)
+        assert not flags.any()
         add_pages(pool, missing)
         calls += 1
-    assert calls
+    assert calls == 1
     assert flags.all()
     assert (budgets.sum(1) == 40).all()
     assert np.array_equal(slots(layer, 2), budgets)

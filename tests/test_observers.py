@@ -202,6 +202,7 @@ def test_an_observer_that_fails():
     with pytest.raises(KeyError, match="disk is full"):
         models.step(model, cache, models.prompt(1))
     assert "disk is full" in cache.stats()["closed"]
+    assert cache.slots()[0].tolist() == [[24, 24], [32, 32], [31, 31]]  # the layer that was looked at is as it was
     assert_closed(cache, model, "disk is full")
 
 

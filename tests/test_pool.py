@@ -14,12 +14,16 @@ def test_pages_are_asked_for_exactly():
     pool, layer = make(rows=2, heads=3, dim=8)
     q, k, v = tokens((2, 3, 2, 8), 33)
     before = snapshot(layer)
-    assert layer.step(q, k, v, None, 1.0, None) == 2 * 3 * 3
+    assert layer.reserve(33) == 2 * 3 * 3
     assert_same(snapshot(layer), before)
     add_pages(pool, 17)
-    assert layer.step(q, k, v, None, 1.0, None) == 1
+    assert layer.reserve(33) == 1
+    with pytest.raises(ValueError, match="reserve comes first"):
+        layer.step(q, k, v, None, 1.0)
+    assert_same(snapshot(layer), before)
     add_pages(pool, 1)
-    assert layer.step(q, k, v, None, 1.0, None) == 0
+    assert layer.reserve(33) == 0
+    layer.step(q, k, v, None, 1.0)
     assert pool.info()[:3] == (18, 18, 0)
 
 
@@ -107,7 +111,7 @@ def test_peak_is_kept_and_reset():
         (lambda n: torch.zeros(0, dtype=torch.uint8), ValueError, "multiple of"),
         (lambda n: torch.zeros(n, dtype=torch.float32), ValueError, "uint8"),
         (lambda n: torch.zeros(2, n, dtype=torch.uint8), ValueError, "1 dimensions"),
-        (lambda n: torch.zeros(n + 1, dtype=torch.uint8)[1:], ValueError, "add_slab"),  # not aligned
+        (lambda n: torch.zeros(n + 1, dtype=torch.uint8)[1:], ValueError, "aligned to 64 bytes"),
         (lambda n: torch.zeros(2 * n, dtype=torch.uint8)[::2], ValueError, "slab"),  # not contiguous
         (lambda n: torch.zeros(64, dtype=torch.uint8)[:1].expand(n), ValueError, "slab"),  # one byte of memory
         (lambda n: np.zeros(n, np.uint8), TypeError, "torch tensor"),

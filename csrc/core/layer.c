@@ -1,244 +1,395 @@
-/* Rows and heads: append, observe, reorder, crop, read. */
+/* A layer's lists: made, resized, read. */
+#include "layer.h"
+
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "scorer.h"
 
-ra_status ra_layer_create(ra_pool *pool, int64_t rows, int64_t kv_heads, int64_t query_heads, int64_t window,
-                          ra_layer **out)
+#define DEFAULT_PAGES 4 /* of a head's list in a new layer */
+
+static bool needs(const ra_layer *layer, int stat)
 {
-    if (!pool || !out || rows < 1 || kv_heads < 1 || query_heads < kv_heads || query_heads % kv_heads || window < 1)
-        return RA_ERR_ARGUMENT;
-    ra_layer *layer = calloc(1, sizeof *layer);
-    if (!layer)
-        return RA_ERR_NO_MEMORY;
-    layer->pool = pool;
-    layer->rows = rows;
-    layer->kv_heads = kv_heads;
-    layer->query_heads = query_heads;
-    layer->group = query_heads / kv_heads;
-    layer->window = window;
-    layer->heads = calloc((size_t)(rows * kv_heads), sizeof *layer->heads);
-    layer->seen = calloc((size_t)rows, sizeof *layer->seen);
-    layer->q_begin = calloc((size_t)rows, sizeof *layer->q_begin);
-    layer->q_end = calloc((size_t)rows, sizeof *layer->q_end);
-    layer->queries = ra_new(rows * window * query_heads * pool->head_dim, sizeof *layer->queries);
-    layer->next = pool->layers; /* before the check: destroy unlinks */
+    for (int i = 0; layer->scorer && i < layer->scorer->stat_count; i++)
+        if (layer->scorer->stats[i] == stat)
+            return true;
+    return false;
+}
+
+/* The lists that have an entry a head or a slot, for `pages` pages a head; *to starts as a copy of a layer. False without
+ * memory: what was made is freed. */
+static bool new_lists(ra_layer *to, int64_t rows, int64_t pages)
+{
+    int64_t pairs, entries, d = to->pool->head_dim;
+    *to = (ra_layer){.pool = to->pool, .kv_heads = to->kv_heads, .query_heads = to->query_heads, .group = to->group,
+                     .window = to->window, .scorer = to->scorer, .scale = to->scale, .softcap = to->softcap,
+                     .rows = rows, .pages = pages};
+    if (pages > INT32_MAX / PAGE || !ra_size_of(rows, to->kv_heads, 1, 1, &pairs) ||
+        !ra_size_of(pairs, pages, PAGE, 4, &entries))
+        return false;
+    entries /= 4;
+    to->table = ra_new(entries / PAGE, sizeof *to->table);
+    to->slots = ra_new_zeroed(pairs, sizeof *to->slots);
+    to->positions = ra_new(entries, sizeof *to->positions);
+    bool made = to->table && to->slots && to->positions;
+    for (int s = 0; made && s < RA_STATS; s++) {
+        if (!needs(to, s))
+            continue;
+        int64_t fields;
+        to->columns[s] = ra_size_of(entries, ra_stats[s]->fields, 4, 1, &fields) ? ra_new_zeroed(fields, 1) : NULL;
+        to->states[s] = ra_new_zeroed(pairs, ra_stats[s]->head_bytes(d));
+        made = to->columns[s] && to->states[s];
+    }
+    return made;
+}
+
+static void free_lists(ra_layer *layer)
+{
+    free(layer->table);
+    free(layer->slots);
+    free(layer->positions);
+    for (int s = 0; s < RA_STATS; s++) {
+        free(layer->columns[s]);
+        free(layer->states[s]);
+    }
+}
+
+/* The lists that have an entry a row. */
+static bool new_rows(ra_layer *to)
+{
+    int64_t floats;
+    if (!ra_size_of(to->rows, to->window, to->query_heads, to->pool->head_dim, &floats))
+        return false;
+    to->tokens = ra_new_zeroed(to->rows, sizeof *to->tokens);
+    to->q_begin = ra_new_zeroed(to->rows, sizeof *to->q_begin);
+    to->q_end = ra_new_zeroed(to->rows, sizeof *to->q_end);
+    to->queries = ra_new(floats, sizeof *to->queries);
+    return to->tokens && to->q_begin && to->q_end && to->queries;
+}
+
+static void free_rows(ra_layer *layer)
+{
+    free(layer->tokens);
+    free(layer->q_begin);
+    free(layer->q_end);
+    free(layer->queries);
+}
+
+static bool new_sinks(ra_layer *layer)
+{
+    layer->sinks = ra_new(layer->query_heads, sizeof *layer->sinks);
+    for (int64_t h = 0; layer->sinks && h < layer->query_heads; h++)
+        layer->sinks[h] = -INFINITY;
+    return layer->sinks != NULL;
+}
+
+static void copy_head(const ra_layer *from, int64_t source, ra_layer *to, int64_t target)
+{
+    int64_t slots = from->slots[source];
+    size_t bytes = (size_t)slots * 4;
+    to->slots[target] = (int32_t)slots;
+    memcpy(ra_pages_of(to, target), ra_pages_of(from, source), (size_t)ra_pages_for(slots) * sizeof(int32_t));
+    memcpy(ra_positions_of(to, target), ra_positions_of(from, source), bytes);
+    for (int s = 0; s < RA_STATS; s++) {
+        if (!from->columns[s])
+            continue;
+        for (int field = 0; field < ra_stats[s]->fields; field++)
+            memcpy(ra_column_of(to, s, field, target), ra_column_of(from, s, field, source), bytes);
+        memcpy(ra_state_of(to, s, target), ra_state_of(from, s, source),
+               ra_stats[s]->head_bytes(from->pool->head_dim));
+    }
+}
+
+static void copy_row(const ra_layer *from, int64_t source, ra_layer *to, int64_t target)
+{
+    int64_t floats = from->window * from->query_heads * from->pool->head_dim;
+    to->tokens[target] = from->tokens[source];
+    to->q_begin[target] = from->q_begin[source];
+    to->q_end[target] = from->q_end[source];
+    if (from->queries + source * floats != to->queries + target * floats)
+        memcpy(to->queries + target * floats, from->queries + source * floats, (size_t)floats * sizeof *to->queries);
+}
+
+static void share_pages(const ra_layer *layer, int64_t pair)
+{
+    for (int64_t p = 0; p < ra_pages_for(layer->slots[pair]); p++)
+        ra_pool_share(layer->pool, ra_pages_of(layer, pair)[p]);
+}
+
+static void drop_pages(const ra_layer *layer, int64_t pair, int64_t from, int64_t to)
+{
+    while (to > from)
+        ra_pool_drop(layer->pool, ra_pages_of(layer, pair)[--to]);
+}
+
+static void link_layer(ra_layer *layer)
+{
+    ra_pool *pool = layer->pool;
+    layer->previous = NULL;
+    layer->next = pool->layers;
     if (pool->layers)
         pool->layers->previous = layer;
     pool->layers = layer;
-    if (!layer->heads || !layer->seen || !layer->q_begin || !layer->q_end || !layer->queries) {
-        ra_layer_destroy(layer);
+}
+
+ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer **out)
+{
+    if (!pool || !config || !out || config->rows < 1 || config->kv_heads < 1 || config->window < 1 ||
+        config->query_heads < config->kv_heads || config->query_heads % config->kv_heads ||
+        config->window > INT32_MAX || config->query_heads > INT32_MAX)
+        return RA_ERR_ARGUMENT;
+    ra_layer *layer = ra_new_zeroed(1, sizeof *layer);
+    if (!layer)
+        return RA_ERR_NO_MEMORY;
+    *layer = (ra_layer){.pool = pool, .kv_heads = config->kv_heads, .query_heads = config->query_heads,
+                        .group = config->query_heads / config->kv_heads, .window = config->window,
+                        .scorer = config->scorer};
+    if (!new_lists(layer, config->rows, DEFAULT_PAGES) || !new_rows(layer) || !new_sinks(layer)) {
+        free_lists(layer);
+        free_rows(layer);
+        free(layer);
         return RA_ERR_NO_MEMORY;
     }
+    link_layer(layer);
     *out = layer;
     return RA_OK;
 }
 
-static void drop_heads(ra_pool *pool, ra_head *heads, int64_t count)
+ra_status ra_layer_copy(const ra_layer *layer, ra_layer **out)
 {
-    for (int64_t h = 0; heads && h < count; h++) {
-        for (int64_t p = 0; p < heads[h].page_count; p++)
-            ra_pool_drop(pool, heads[h].pages[p]);
-        free(heads[h].pages);
-        free(heads[h].positions);
-        ra_noted_clear(&heads[h]);
-        ra_known_clear(&heads[h].known);
-        heads[h] = (ra_head){0};
+    if (!layer || !out)
+        return RA_ERR_ARGUMENT;
+    ra_layer *copy = ra_new_zeroed(1, sizeof *copy);
+    if (!copy)
+        return RA_ERR_NO_MEMORY;
+    *copy = *layer;
+    if (!new_lists(copy, layer->rows, layer->pages) || !new_rows(copy) || !new_sinks(copy)) {
+        free_lists(copy);
+        free_rows(copy);
+        free(copy);
+        return RA_ERR_NO_MEMORY;
     }
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++) {
+        copy_head(layer, pair, copy, pair);
+        share_pages(copy, pair);
+    }
+    for (int64_t row = 0; row < layer->rows; row++)
+        copy_row(layer, row, copy, row);
+    memcpy(copy->sinks, layer->sinks, (size_t)layer->query_heads * sizeof *copy->sinks);
+    copy->times = layer->times;
+    link_layer(copy);
+    *out = copy;
+    return RA_OK;
+}
+
+static void unreserve(ra_layer *layer)
+{
+    layer->pool->reserved -= layer->reserved;
+    layer->reserved = 0;
+}
+
+static void free_cut(ra_layer *layer)
+{
+    ra_cut_state *cut = &layer->cut;
+    free(cut->cut);
+    free(cut->totals);
+    free(cut->scores);
+    free(cut->kept);
+    free(cut->keep);
+    *cut = (ra_cut_state){0};
 }
 
 void ra_layer_destroy(ra_layer *layer)
 {
     if (!layer)
         return;
-    drop_heads(layer->pool, layer->heads, layer->rows * layer->kv_heads);
+    ra_layer_reset(layer);
     if (layer->previous)
         layer->previous->next = layer->next;
     else
         layer->pool->layers = layer->next;
     if (layer->next)
         layer->next->previous = layer->previous;
-    free(layer->heads);
-    free(layer->seen);
-    free(layer->q_begin);
-    free(layer->q_end);
-    free(layer->queries);
+    free_lists(layer);
+    free_rows(layer);
+    free_cut(layer);
+    free(layer->sinks);
     free(layer);
+}
+
+/* The lists of *fresh in place of the layer's own. */
+static void replace_lists(ra_layer *layer, const ra_layer *fresh)
+{
+    free_lists(layer);
+    layer->pages = fresh->pages;
+    layer->table = fresh->table;
+    layer->slots = fresh->slots;
+    layer->positions = fresh->positions;
+    memcpy(layer->columns, fresh->columns, sizeof layer->columns);
+    memcpy(layer->states, fresh->states, sizeof layer->states);
+}
+
+static bool resize(ra_layer *layer, int64_t pages)
+{
+    ra_layer fresh = *layer;
+    if (!new_lists(&fresh, layer->rows, pages)) {
+        free_lists(&fresh);
+        return false;
+    }
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        copy_head(layer, pair, &fresh, pair);
+    replace_lists(layer, &fresh);
+    return true;
+}
+
+bool ra_layer_make_room(ra_layer *layer, int64_t pages)
+{
+    return pages <= layer->pages || resize(layer, ra_max(pages, layer->pages + layer->pages / 4));
+}
+
+void ra_layer_shrink(ra_layer *layer)
+{
+    int64_t most = 0;
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        most = ra_max(most, ra_pages_for(layer->slots[pair]));
+    if (layer->pages <= 2 * most + 32 || layer->cut.begun)
+        return;
+    if (resize(layer, most + most / 4 + 8)) /* without memory for it they stay long */
+        free_cut(layer);
+}
+
+/* ---- Rows ---- */
+
+static void empty_row(ra_layer *layer, int64_t row)
+{
+    for (int64_t head = 0; head < layer->kv_heads; head++) {
+        int64_t pair = ra_pair(layer, row, head);
+        drop_pages(layer, pair, 0, ra_pages_for(layer->slots[pair]));
+        layer->slots[pair] = 0;
+        ra_stats_clear(layer, pair);
+    }
+    layer->tokens[row] = layer->q_begin[row] = layer->q_end[row] = 0;
 }
 
 void ra_layer_reset(ra_layer *layer)
 {
-    drop_heads(layer->pool, layer->heads, layer->rows * layer->kv_heads);
+    unreserve(layer);
+    ra_cut_abandon(layer);
     for (int64_t row = 0; row < layer->rows; row++)
-        layer->seen[row] = layer->q_begin[row] = layer->q_end[row] = 0;
+        empty_row(layer, row);
 }
+
+ra_status ra_layer_release(ra_layer *layer, int64_t row)
+{
+    if (!layer || row < 0 || row >= layer->rows)
+        return RA_ERR_ARGUMENT;
+    unreserve(layer);
+    ra_cut_abandon(layer);
+    empty_row(layer, row);
+    return RA_OK;
+}
+
+ra_status ra_layer_fork(ra_layer *layer, int64_t from, int64_t to)
+{
+    if (!layer || from < 0 || from >= layer->rows || to < 0 || to >= layer->rows)
+        return RA_ERR_ARGUMENT;
+    if (from == to)
+        return RA_OK;
+    unreserve(layer);
+    ra_cut_abandon(layer);
+    empty_row(layer, to);
+    for (int64_t head = 0; head < layer->kv_heads; head++) {
+        copy_head(layer, ra_pair(layer, from, head), layer, ra_pair(layer, to, head));
+        share_pages(layer, ra_pair(layer, to, head));
+    }
+    copy_row(layer, from, layer, to);
+    return RA_OK;
+}
+
+ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_row_count)
+{
+    if (!layer || !source || new_row_count < 1)
+        return RA_ERR_ARGUMENT;
+    for (int64_t row = 0; row < new_row_count; row++)
+        if (source[row] < -1 || source[row] >= layer->rows)
+            return RA_ERR_ARGUMENT;
+    ra_layer fresh = *layer;
+    if (!new_lists(&fresh, new_row_count, layer->pages) || !new_rows(&fresh)) {
+        free_lists(&fresh);
+        free_rows(&fresh);
+        return RA_ERR_NO_MEMORY;
+    }
+    for (int64_t row = 0; row < new_row_count; row++) {
+        if (source[row] < 0)
+            continue;
+        for (int64_t head = 0; head < layer->kv_heads; head++) {
+            copy_head(layer, ra_pair(layer, source[row], head), &fresh, ra_pair(&fresh, row, head));
+            share_pages(&fresh, ra_pair(&fresh, row, head));
+        }
+        copy_row(layer, source[row], &fresh, row);
+    }
+    ra_layer_reset(layer); /* the old rows let go of their pages */
+    replace_lists(layer, &fresh);
+    free_rows(layer);
+    free_cut(layer);
+    layer->rows = new_row_count;
+    layer->tokens = fresh.tokens;
+    layer->q_begin = fresh.q_begin;
+    layer->q_end = fresh.q_end;
+    layer->queries = fresh.queries;
+    return RA_OK;
+}
+
+ra_status ra_layer_crop(ra_layer *layer, const int64_t *tokens)
+{
+    if (!layer || !tokens)
+        return RA_ERR_ARGUMENT;
+    for (int64_t row = 0; row < layer->rows; row++) {
+        if (tokens[row] < 0)
+            return RA_ERR_ARGUMENT;
+        int64_t left = layer->tokens[row] - tokens[row];
+        if (left < 0)
+            return RA_ERR_EVICTED;
+        for (int64_t head = 0; head < layer->kv_heads && tokens[row]; head++) {
+            int64_t pair = ra_pair(layer, row, head), slots = layer->slots[pair];
+            if (slots < tokens[row] || ra_positions_of(layer, pair)[slots - tokens[row]] != left)
+                return RA_ERR_EVICTED;
+        }
+    }
+    unreserve(layer);
+    ra_cut_abandon(layer);
+    for (int64_t row = 0; row < layer->rows; row++) {
+        if (!tokens[row])
+            continue;
+        layer->tokens[row] -= tokens[row];
+        layer->q_end[row] = ra_min(layer->q_end[row], layer->tokens[row]);
+        layer->q_begin[row] = ra_min(layer->q_begin[row], layer->q_end[row]);
+        for (int64_t head = 0; head < layer->kv_heads; head++) {
+            int64_t pair = ra_pair(layer, row, head), slots = layer->slots[pair] - tokens[row];
+            drop_pages(layer, pair, ra_pages_for(slots), ra_pages_for(layer->slots[pair]));
+            layer->slots[pair] = (int32_t)slots;
+            ra_stats_crop(layer, pair, slots);
+        }
+    }
+    return RA_OK;
+}
+
+/* ---- Reading ---- */
 
 int64_t ra_layer_rows(const ra_layer *layer) { return layer->rows; }
 int64_t ra_layer_kv_heads(const ra_layer *layer) { return layer->kv_heads; }
 int64_t ra_layer_query_heads(const ra_layer *layer) { return layer->query_heads; }
 int64_t ra_layer_window(const ra_layer *layer) { return layer->window; }
-int64_t ra_layer_seen(const ra_layer *layer, int64_t row) { return layer->seen[row]; }
+int64_t ra_layer_table_pages(const ra_layer *layer) { return layer->pages; }
+const int32_t *ra_layer_table(const ra_layer *layer) { return layer->table; }
+const int32_t *ra_layer_slots(const ra_layer *layer) { return layer->slots; }
+int64_t ra_layer_tokens(const ra_layer *layer, int64_t row) { return layer->tokens[row]; }
 ra_times ra_layer_times(const ra_layer *layer) { return layer->times; }
-
-int64_t ra_layer_slots(const ra_layer *layer, int64_t row, int64_t head) { return ra_head_at(layer, row, head)->slots; }
 
 const int32_t *ra_layer_positions(const ra_layer *layer, int64_t row, int64_t head)
 {
-    return ra_head_at(layer, row, head)->positions;
-}
-
-bool ra_head_reserve(ra_head *head, int64_t pages, int64_t slots)
-{
-    if (pages > head->page_capacity) {
-        int64_t capacity = ra_max(pages, head->page_capacity * 3 / 2 + 4);
-        if (!ra_grow((void **)&head->pages, capacity, sizeof *head->pages))
-            return false;
-        head->page_capacity = capacity;
-    }
-    if (slots > head->slot_capacity) {
-        int64_t capacity = ra_max(slots, head->slot_capacity * 3 / 2 + PAGE);
-        if (!ra_grow((void **)&head->positions, capacity, sizeof *head->positions))
-            return false;
-        head->slot_capacity = capacity;
-    }
-    return true;
-}
-
-static const void *token_at(ra_tokens tokens, size_t size, int64_t row, int64_t head, int64_t token)
-{
-    return (const char *)tokens.data +
-           (row * tokens.stride_row + head * tokens.stride_head + token * tokens.stride_token) * (int64_t)size;
-}
-
-static int64_t count_real(const bool *real, int64_t row, int64_t tokens)
-{
-    if (!real)
-        return tokens;
-    int64_t n = 0;
-    for (int64_t t = 0; t < tokens; t++)
-        n += real[row * tokens + t];
-    return n;
-}
-
-typedef struct append_job {
-    ra_layer *layer;
-    ra_tokens keys, values;
-    int64_t tokens;
-    const bool *real;
-} append_job;
-
-static void append_heads(int64_t begin, int64_t end, void *context)
-{
-    const append_job *job = context;
-    const ra_layer *layer = job->layer;
-    const ra_pool *pool = layer->pool;
-    size_t size = ra_dtype_size(pool->dtype);
-    for (int64_t i = begin; i < end; i++) {
-        int64_t row = i / layer->kv_heads, h = i % layer->kv_heads;
-        ra_head *head = &layer->heads[i];
-        int64_t position = layer->seen[row];
-        for (int64_t t = 0; t < job->tokens; t++) {
-            if (job->real && !job->real[row * job->tokens + t])
-                continue;
-            head->positions[head->slots] = (int32_t)position++;
-            ra_page_write(pool->dtype, pool->head_dim, pool->memory[head->pages[head->slots / PAGE]],
-                          head->slots % PAGE, token_at(job->keys, size, row, h, t),
-                          token_at(job->values, size, row, h, t));
-            head->slots++;
-        }
-    }
-}
-
-/* Whether appending writes into a page that another row owns too. */
-static bool tail_is_shared(const ra_pool *pool, const ra_head *head)
-{
-    return head->slots % PAGE && pool->refs[head->pages[head->slots / PAGE]] > 1;
-}
-
-ra_status ra_layer_append(ra_layer *layer, ra_tokens keys, ra_tokens values, int64_t tokens, const bool *real,
-                          ra_parallel parallel, int64_t *missing)
-{
-    if (!keys.data || !values.data || tokens < 1 || !missing)
-        return RA_ERR_ARGUMENT;
-    ra_pool *pool = layer->pool;
-    size_t size = ra_dtype_size(pool->dtype);
-    int64_t need = 0;
-    *missing = 0;
-    for (int64_t row = 0; row < layer->rows; row++) {
-        int64_t fresh = count_real(real, row, tokens);
-        if (layer->seen[row] > INT32_MAX - fresh)
-            return RA_ERR_ARGUMENT;
-        for (int64_t h = 0; h < layer->kv_heads && fresh; h++) {
-            ra_head *head = ra_head_at(layer, row, h);
-            for (int64_t t = 0; t < tokens; t++)
-                if ((!real || real[row * tokens + t]) &&
-                    (!ra_all_finite(pool->dtype, token_at(keys, size, row, h, t), pool->head_dim) ||
-                     !ra_all_finite(pool->dtype, token_at(values, size, row, h, t), pool->head_dim)))
-                    return RA_ERR_NOT_FINITE;
-            int64_t pages = ra_pages_for(head->slots + fresh);
-            if (!ra_head_reserve(head, pages, head->slots + fresh))
-                return RA_ERR_NO_MEMORY;
-            need += pages - head->page_count + tail_is_shared(pool, head);
-        }
-    }
-    if (need > pool->info.free) {
-        *missing = need - pool->info.free;
-        return RA_ERR_NO_PAGES;
-    }
-    for (int64_t row = 0; row < layer->rows; row++) {
-        int64_t fresh = count_real(real, row, tokens);
-        for (int64_t h = 0; h < layer->kv_heads && fresh; h++) {
-            ra_head *head = ra_head_at(layer, row, h);
-            if (tail_is_shared(pool, head)) {
-                int32_t *tail = &head->pages[head->slots / PAGE], copy = ra_pool_take(pool);
-                memcpy(pool->memory[copy], pool->memory[*tail], pool->page_bytes);
-                ra_pool_drop(pool, *tail);
-                *tail = copy;
-            }
-            while (head->page_count < ra_pages_for(head->slots + fresh))
-                head->pages[head->page_count++] = ra_pool_take(pool);
-        }
-    }
-    append_job job = {.layer = layer, .keys = keys, .values = values, .tokens = tokens, .real = real};
-    int64_t grain = ra_max(1, 32768 / (tokens * pool->head_dim));
-    ra_run(parallel, layer->rows * layer->kv_heads, grain, append_heads, &job);
-    for (int64_t row = 0; row < layer->rows; row++)
-        layer->seen[row] += count_real(real, row, tokens);
-    return RA_OK;
-}
-
-static float *query_slot(const ra_layer *layer, int64_t row, int64_t index)
-{
-    return layer->queries +
-           (row * layer->window + index % layer->window) * layer->query_heads * layer->pool->head_dim;
-}
-
-ra_status ra_layer_observe(ra_layer *layer, ra_tokens queries, int64_t tokens, const bool *real)
-{
-    if (!queries.data || tokens < 1)
-        return RA_ERR_ARGUMENT;
-    const ra_pool *pool = layer->pool;
-    size_t size = ra_dtype_size(pool->dtype), d = (size_t)pool->head_dim;
-    const ra_page_kernels *kernels = &ra_kernels_get()->page[pool->dtype];
-    for (int64_t row = 0; row < layer->rows; row++) {
-        int64_t skip = ra_max(0, count_real(real, row, tokens) - layer->window), end = layer->seen[row];
-        int64_t index = end - count_real(real, row, tokens); /* queries are numbered as the tokens they belong to */
-        if (layer->q_end[row] != index)
-            layer->q_begin[row] = index; /* a gap: what was held is not contiguous any more */
-        for (int64_t t = 0; t < tokens; t++) {
-            if (real && !real[row * tokens + t])
-                continue;
-            if (skip-- <= 0)
-                for (int64_t h = 0; h < layer->query_heads; h++)
-                    kernels->to_float(token_at(queries, size, row, h, t), d,
-                                      query_slot(layer, row, index) + (size_t)h * d);
-            index++;
-        }
-        layer->q_end[row] = end;
-        layer->q_begin[row] = ra_max(layer->q_begin[row], end - layer->window);
-    }
-    return RA_OK;
+    return ra_positions_of(layer, ra_pair(layer, row, head));
 }
 
 int64_t ra_layer_queries(const ra_layer *layer, int64_t row, float *out)
@@ -246,116 +397,80 @@ int64_t ra_layer_queries(const ra_layer *layer, int64_t row, float *out)
     int64_t count = layer->q_end[row] - layer->q_begin[row], d = layer->pool->head_dim;
     for (int64_t i = 0; out && i < count; i++)
         for (int64_t h = 0; h < layer->query_heads; h++)
-            memcpy(out + (h * count + i) * d, query_slot(layer, row, layer->q_begin[row] + i) + h * d,
+            memcpy(out + (h * count + i) * d, ra_query(layer, row, layer->q_begin[row] + i) + h * d,
                    (size_t)d * sizeof *out);
     return count;
 }
 
 ra_status ra_layer_read(const ra_layer *layer, int64_t row, int64_t head, bool values, float *out)
 {
-    if (row < 0 || row >= layer->rows || head < 0 || head >= layer->kv_heads || !out)
+    if (!layer || row < 0 || row >= layer->rows || head < 0 || head >= layer->kv_heads || !out)
         return RA_ERR_ARGUMENT;
-    ra_span span = ra_span_of(layer, row, head);
-    size_t row_bytes = (size_t)span.d * ra_dtype_size(span.dtype);
+    ra_span span = ra_span_of(layer, ra_pair(layer, row, head));
     for (int64_t slot = 0; slot < span.slots; slot++, out += span.d) {
-        if (values)
-            span.kernels->to_float((const char *)ra_span_v(&span, slot / PAGE) + row_bytes * (size_t)(slot % PAGE),
-                                   (size_t)span.d, out);
-        else
-            ra_span_key(&span, slot, out);
+        const char *page = ra_span_k(&span, slot / PAGE);
+        (values ? span.format->read_value : span.format->read_key)(page, slot % PAGE, span.d, out);
     }
     return RA_OK;
 }
 
-/* A copy of a head's lists that owns its pages too. */
-static bool share_head(ra_pool *pool, const ra_head *from, ra_head *to)
-{
-    if (!ra_head_reserve(to, from->page_count, from->slots))
-        return false;
-    for (int64_t p = 0; p < from->page_count; p++) {
-        to->pages[p] = from->pages[p];
-        ra_pool_share(pool, from->pages[p]);
-    }
-    to->page_count = from->page_count;
-    if (from->slots)
-        memcpy(to->positions, from->positions, (size_t)from->slots * sizeof *to->positions);
-    to->slots = from->slots;
-    return true;
-}
+/* ---- Restoring what was read ---- */
 
-ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_rows)
+ra_status ra_layer_restore(ra_layer *layer, int64_t row, int64_t head, int64_t slots, const int32_t *positions,
+                           const float *keys, const float *values, int64_t *missing)
 {
-    if (!source || new_rows < 1)
+    if (!layer || row < 0 || row >= layer->rows || head < 0 || head >= layer->kv_heads || slots < 0 ||
+        slots > INT32_MAX - PAGE || !missing || (slots && (!positions || !keys || !values)))
         return RA_ERR_ARGUMENT;
-    for (int64_t row = 0; row < new_rows; row++)
-        if (source[row] < 0 || source[row] >= layer->rows)
+    ra_pool *pool = layer->pool;
+    int64_t pair = ra_pair(layer, row, head), d = pool->head_dim, pages = ra_pages_for(slots);
+    *missing = 0;
+    if (layer->slots[pair] || layer->tokens[row])
+        return RA_ERR_ARGUMENT; /* only an empty row is filled */
+    for (int64_t i = 0; i < slots; i++) {
+        if (positions[i] < 0 || (i && positions[i] <= positions[i - 1]))
             return RA_ERR_ARGUMENT;
-    int64_t H = layer->kv_heads, row_floats = layer->window * layer->query_heads * layer->pool->head_dim;
-    ra_head *heads = calloc((size_t)(new_rows * H), sizeof *heads);
-    float *queries = ra_new(new_rows * row_floats, sizeof *queries);
-    int64_t *fresh[3] = {NULL, NULL, NULL};
-    for (int i = 0; i < 3; i++)
-        fresh[i] = ra_new(new_rows, sizeof **fresh);
-    bool ok = heads && queries && fresh[0] && fresh[1] && fresh[2];
-    for (int64_t i = 0; ok && i < new_rows * H; i++)
-        ok = share_head(layer->pool, ra_head_at(layer, source[i / H], i % H), &heads[i]);
-    if (!ok) {
-        drop_heads(layer->pool, heads, new_rows * H);
-        free(heads);
-        free(queries);
-        for (int i = 0; i < 3; i++)
-            free(fresh[i]);
+        if (!pool->format->holds(RA_F32, keys + i * d, d) || !pool->format->holds(RA_F32, values + i * d, d))
+            return RA_ERR_NOT_FINITE;
+    }
+    if (!ra_layer_make_room(layer, pages))
         return RA_ERR_NO_MEMORY;
+    if (pages > ra_pool_spare(pool)) {
+        *missing = pages - ra_pool_spare(pool);
+        return RA_ERR_NO_PAGES;
     }
-    for (int64_t row = 0; row < new_rows; row++) {
-        fresh[0][row] = layer->seen[source[row]];
-        fresh[1][row] = layer->q_begin[source[row]];
-        fresh[2][row] = layer->q_end[source[row]];
-        memcpy(queries + row * row_floats, layer->queries + source[row] * row_floats,
-               (size_t)row_floats * sizeof *queries);
-    }
-    drop_heads(layer->pool, layer->heads, layer->rows * H);
-    free(layer->heads);
-    free(layer->queries);
-    free(layer->seen);
-    free(layer->q_begin);
-    free(layer->q_end);
-    layer->heads = heads;
-    layer->queries = queries;
-    layer->seen = fresh[0];
-    layer->q_begin = fresh[1];
-    layer->q_end = fresh[2];
-    layer->rows = new_rows;
+    for (int64_t p = 0; p < pages; p++)
+        ra_pages_of(layer, pair)[p] = ra_pool_take(pool);
+    for (int64_t i = 0; i < slots; i++)
+        pool->format->write(pool->memory[ra_pages_of(layer, pair)[i / PAGE]], i % PAGE, d, RA_F32, keys + i * d,
+                            values + i * d);
+    if (slots)
+        memcpy(ra_positions_of(layer, pair), positions, (size_t)slots * sizeof *positions);
+    layer->slots[pair] = (int32_t)slots;
     return RA_OK;
 }
 
-ra_status ra_layer_crop(ra_layer *layer, int64_t tokens)
+ra_status ra_layer_restore_row(ra_layer *layer, int64_t row, int64_t tokens, const float *queries, int64_t count,
+                               float scale, float softcap)
 {
-    if (tokens < 0)
+    if (!layer || row < 0 || row >= layer->rows || tokens < 0 || tokens > INT32_MAX || count < 0 ||
+        count > ra_min(layer->window, tokens) || (count && !queries) || layer->tokens[row])
         return RA_ERR_ARGUMENT;
-    for (int64_t row = 0; row < layer->rows; row++) {
-        int64_t left = layer->seen[row] - tokens;
-        if (left < 0)
-            return RA_ERR_EVICTED;
-        for (int64_t h = 0; h < layer->kv_heads && tokens; h++) {
-            const ra_head *head = ra_head_at(layer, row, h);
-            if (head->slots < tokens || head->positions[head->slots - tokens] != left)
-                return RA_ERR_EVICTED;
-        }
+    for (int64_t head = 0; head < layer->kv_heads; head++) {
+        int64_t pair = ra_pair(layer, row, head), slots = layer->slots[pair];
+        if (slots && ra_positions_of(layer, pair)[slots - 1] >= tokens)
+            return RA_ERR_ARGUMENT;
     }
-    for (int64_t row = 0; row < layer->rows; row++) {
-        layer->seen[row] -= tokens;
-        layer->q_end[row] = ra_min(layer->q_end[row], layer->seen[row]);
-        layer->q_begin[row] = ra_min(layer->q_begin[row], layer->q_end[row]);
-        for (int64_t h = 0; h < layer->kv_heads; h++) {
-            ra_head *head = ra_head_at(layer, row, h);
-            head->slots -= tokens;
-            ra_noted_clear(head);
-            if (head->known.slots > head->slots)
-                ra_known_clear(&head->known);
-            while (head->page_count > ra_pages_for(head->slots))
-                ra_pool_drop(layer->pool, head->pages[--head->page_count]);
-        }
-    }
+    int64_t d = layer->pool->head_dim;
+    if (!ra_all_finite(RA_F32, queries, count * layer->query_heads * d))
+        return RA_ERR_NOT_FINITE;
+    layer->tokens[row] = layer->q_end[row] = tokens;
+    layer->q_begin[row] = tokens - count;
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t h = 0; h < layer->query_heads; h++)
+            memcpy(ra_query(layer, row, tokens - count + i) + h * d, queries + (h * count + i) * d,
+                   (size_t)d * sizeof *queries);
+    layer->scale = scale;
+    layer->softcap = softcap;
     return RA_OK;
 }

@@ -2,20 +2,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "backend.h"
+#include "layer.h"
 
-ra_status ra_pool_create(ra_dtype dtype, int64_t head_dim, ra_pool **out)
+ra_status ra_pool_create(const ra_format *format, int64_t head_dim, ra_pool **out)
 {
-    if (!ra_dtype_size(dtype))
-        return RA_ERR_DTYPE;
-    if (head_dim < 1 || head_dim > RA_MAX_HEAD_DIM || !out)
+    if (!format || head_dim < 1 || head_dim > RA_MAX_HEAD_DIM || !out)
         return RA_ERR_ARGUMENT;
-    ra_pool *pool = calloc(1, sizeof *pool);
+    ra_pool *pool = ra_new_zeroed(1, sizeof *pool);
     if (!pool)
         return RA_ERR_NO_MEMORY;
-    pool->dtype = dtype;
+    pool->format = format;
+    pool->backend = &ra_backend_cpu;
     pool->head_dim = head_dim;
-    pool->page_bytes = 2 * PAGE * (size_t)head_dim * ra_dtype_size(dtype);
+    pool->page_bytes = format->page_bytes(head_dim);
     *out = pool;
     return RA_OK;
 }
@@ -30,8 +30,13 @@ void ra_pool_destroy(ra_pool *pool)
     free(pool->free_ids);
     free(pool->spare_ids);
     free(pool->slabs);
+    free(pool->scratch.memory);
     free(pool);
 }
+
+int64_t ra_pool_head_dim(const ra_pool *pool) { return pool->head_dim; }
+
+const ra_format *ra_pool_format(const ra_pool *pool) { return pool->format; }
 
 size_t ra_pool_page_bytes(const ra_pool *pool) { return pool->page_bytes; }
 
@@ -39,23 +44,48 @@ ra_pool_info ra_pool_get_info(const ra_pool *pool) { return pool->info; }
 
 void ra_pool_reset_peak(ra_pool *pool) { pool->info.peak_used = pool->info.used; }
 
+static bool grow_ids(ra_pool *pool, int64_t ids)
+{
+    void **memory = ra_grown(pool->memory, ids, sizeof *memory);
+    pool->memory = memory ? memory : pool->memory;
+    int32_t **const lists[] = {&pool->refs, &pool->slab_of, &pool->free_ids, &pool->spare_ids};
+    bool grown = memory != NULL;
+    for (size_t i = 0; grown && i < sizeof lists / sizeof lists[0]; i++) {
+        int32_t *list = ra_grown(*lists[i], ids, sizeof *list);
+        grown = list != NULL;
+        *lists[i] = list ? list : *lists[i];
+    }
+    return grown;
+}
+
+/* Whether any of these bytes have been lent already. */
+static bool overlaps(const ra_pool *pool, const char *memory, size_t bytes)
+{
+    for (int64_t s = 0; s < pool->slab_count; s++) {
+        const char *other = pool->slabs[s].memory;
+        if (other && memory < other + (size_t)pool->slabs[s].pages * pool->page_bytes && other < memory + bytes)
+            return true;
+    }
+    return false;
+}
+
 ra_status ra_pool_add_slab(ra_pool *pool, void *memory, int64_t pages, int64_t *out_id)
 {
-    if (!memory || pages < 1 || ((uintptr_t)memory & 63) || pool->ids > INT32_MAX - pages)
+    int64_t bytes;
+    if (!memory || pages < 1 || ((uintptr_t)memory & 63) || pages > INT32_MAX || pool->ids > INT32_MAX - pages ||
+        !ra_size_of(pages, (int64_t)pool->page_bytes, 1, 1, &bytes) || overlaps(pool, memory, (size_t)bytes))
         return RA_ERR_ARGUMENT;
-    int64_t fresh = ra_max(0, pages - pool->spare_count), ids = pool->ids + fresh;
-    if (!ra_grow((void **)&pool->memory, ids, sizeof *pool->memory) ||
-        !ra_grow((void **)&pool->refs, ids, sizeof *pool->refs) ||
-        !ra_grow((void **)&pool->slab_of, ids, sizeof *pool->slab_of) ||
-        !ra_grow((void **)&pool->free_ids, ids, sizeof *pool->free_ids) ||
-        !ra_grow((void **)&pool->spare_ids, ids, sizeof *pool->spare_ids))
+    int64_t fresh = ra_max(0, pages - pool->spare_count);
+    if (!grow_ids(pool, pool->ids + fresh))
         return RA_ERR_NO_MEMORY;
     int64_t slab = 0;
     while (slab < pool->slab_count && pool->slabs[slab].memory)
         slab++;
     if (slab == pool->slab_count) {
-        if (!ra_grow((void **)&pool->slabs, slab + 1, sizeof *pool->slabs))
+        ra_slab *slabs = ra_grown(pool->slabs, slab + 1, sizeof *slabs);
+        if (!slabs)
             return RA_ERR_NO_MEMORY;
+        pool->slabs = slabs;
         pool->slab_count++;
     }
     pool->slabs[slab] = (ra_slab){.memory = memory, .pages = pages};
@@ -74,6 +104,12 @@ ra_status ra_pool_add_slab(ra_pool *pool, void *memory, int64_t pages, int64_t *
     return RA_OK;
 }
 
+bool ra_pool_scratch(ra_pool *pool, size_t bytes)
+{
+    pool->scratch.used = 0;
+    return ra_scratch_grow(&pool->scratch, bytes);
+}
+
 /* Takes the newest free page; keys are left as they are. */
 static int32_t take(ra_pool *pool)
 {
@@ -89,15 +125,18 @@ static int32_t take(ra_pool *pool)
 int32_t ra_pool_take(ra_pool *pool)
 {
     int32_t id = take(pool);
-    memset(pool->memory[id], 0, pool->page_bytes / 2); /* kernels compute on all 16 lanes: no NaN from old memory */
+    /* Kernels compute on all 16 lanes of K: no NaN from old memory. */
+    memset(pool->memory[id], 0, pool->format->value_offset(pool->head_dim));
     return id;
 }
 
-void ra_pool_share(ra_pool *pool, int32_t page) { pool->refs[page]++; }
+void ra_pool_share(ra_pool *pool, int32_t page) { pool->info.shared += ++pool->refs[page] == 2; }
 
 void ra_pool_drop(ra_pool *pool, int32_t page)
 {
-    if (--pool->refs[page])
+    int32_t owners = --pool->refs[page];
+    pool->info.shared -= owners == 1;
+    if (owners)
         return;
     pool->free_ids[pool->free_count++] = page;
     pool->slabs[pool->slab_of[page]].used--;
@@ -133,14 +172,33 @@ static int64_t choose_leaving(const ra_pool *pool, int64_t keep_free, int64_t ca
     return count;
 }
 
+/* A head's list has as many pages as its slots need. */
+static void rewrite_tables(ra_pool *pool, const int32_t *moved)
+{
+    for (ra_layer *layer = pool->layers; layer; layer = layer->next)
+        for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+            for (int64_t p = 0; p < ra_pages_for(layer->slots[pair]); p++) {
+                int32_t *page = &ra_pages_of(layer, pair)[p];
+                *page = moved[*page];
+            }
+}
+
 ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64_t capacity, int64_t *out_count)
 {
     if (keep_free < 0 || capacity < 0 || !out_count || (capacity && !out_ids))
         return RA_ERR_ARGUMENT;
     *out_count = 0;
+    if (pool->scratch.size / 4 > pool->scratch_need + 4096) { /* after a long prompt */
+        free(pool->scratch.memory);
+        pool->scratch = (ra_scratch){0};
+    }
+    pool->scratch_need = 0;
+    for (ra_layer *layer = pool->layers; layer; layer = layer->next)
+        ra_layer_shrink(layer);
+    keep_free = ra_min(keep_free, INT64_MAX - pool->reserved) + pool->reserved;
     if (pool->info.free <= keep_free)
         return RA_OK;
-    bool *leaves = calloc((size_t)pool->slab_count + 1, sizeof *leaves);
+    bool *leaves = ra_new_zeroed(pool->slab_count, sizeof *leaves);
     int32_t *moved = ra_new(pool->ids, sizeof *moved); /* old id -> new id */
     if (!leaves || !moved) {
         free(leaves);
@@ -166,10 +224,7 @@ ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64
             pool->refs[id] = 0;
             pool->spare_ids[pool->spare_count++] = id;
         }
-        for (ra_layer *layer = pool->layers; layer; layer = layer->next)
-            for (int64_t h = 0; h < layer->rows * layer->kv_heads; h++)
-                for (int64_t p = 0; p < layer->heads[h].page_count; p++)
-                    layer->heads[h].pages[p] = moved[layer->heads[h].pages[p]];
+        rewrite_tables(pool, moved);
         for (int64_t s = 0; s < pool->slab_count; s++)
             if (leaves[s]) {
                 pool->info.pages -= pool->slabs[s].pages;

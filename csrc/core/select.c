@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "layer.h"
 
 static float median_of_three(float a, float b, float c)
 {
@@ -61,29 +61,38 @@ static void mark_best(const float *scores, int64_t begin, int64_t end, int64_t k
         }
 }
 
-ra_status ra_select(const float *scores, int64_t count, int64_t keep, int64_t protect, int64_t *out)
+ra_status ra_select_into(const float *scores, int64_t count, int64_t keep, int64_t protect, float *floats, bool *flags,
+                         int32_t *out)
 {
-    if (count < 0 || keep < 0 || keep > count || protect < 0 || (count && !scores) || (keep && !out))
-        return RA_ERR_ARGUMENT;
     if (!ra_all_finite(RA_F32, scores, count))
         return RA_ERR_NOT_FINITE;
     if (!keep)
         return RA_OK;
-    float *scratch = ra_new(count, sizeof *scratch);
-    bool *stays = calloc((size_t)count + 1, sizeof *stays);
-    if (!scratch || !stays) {
-        free(scratch);
-        free(stays);
-        return RA_ERR_NO_MEMORY;
-    }
+    memset(flags, 0, (size_t)count * sizeof *flags);
     protect = ra_min(protect, count);
     int64_t first = ra_min(protect, keep), at = 0;
-    mark_best(scores, 0, protect, first, scratch, stays);
-    mark_best(scores, protect, count, keep - first, scratch, stays);
+    mark_best(scores, 0, protect, first, floats, flags);
+    mark_best(scores, protect, count, keep - first, floats, flags);
     for (int64_t i = 0; i < count; i++)
-        if (stays[i])
-            out[at++] = i;
-    free(scratch);
-    free(stays);
+        if (flags[i])
+            out[at++] = (int32_t)i;
     return RA_OK;
+}
+
+ra_status ra_select(const float *scores, int64_t count, int64_t keep, int64_t protect, int64_t *out)
+{
+    if (count < 0 || count > INT32_MAX || keep < 0 || keep > count || protect < 0 || (count && !scores) || (keep && !out))
+        return RA_ERR_ARGUMENT;
+    float *floats = ra_new(count, sizeof *floats);
+    bool *flags = ra_new(count, sizeof *flags);
+    int32_t *slots = ra_new(keep, sizeof *slots);
+    ra_status status = RA_ERR_NO_MEMORY;
+    if (floats && flags && slots)
+        status = ra_select_into(scores, count, keep, protect, floats, flags, slots);
+    for (int64_t i = 0; status == RA_OK && i < keep; i++)
+        out[i] = slots[i];
+    free(floats);
+    free(flags);
+    free(slots);
+    return status;
 }

@@ -1,4 +1,4 @@
-#include "internal.h"
+#include "util.h"
 
 const char *ra_status_text(ra_status status)
 {

@@ -1,10 +1,42 @@
-/* Clock, memory, parallel loop, finiteness: small things that every file needs. */
 #define _POSIX_C_SOURCE 199309L
+#include "util.h"
+
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "internal.h"
+static _Atomic(int64_t) allocations;
+
+int64_t ra_allocations(void) { return atomic_load_explicit(&allocations, memory_order_relaxed); }
+
+static bool bytes_of(int64_t count, size_t size, size_t *bytes)
+{
+    int64_t product = (int64_t)size;
+    if (size > PTRDIFF_MAX || !ra_size_times(&product, count))
+        return false;
+    *bytes = product ? (size_t)product : 1;
+    atomic_fetch_add_explicit(&allocations, 1, memory_order_relaxed);
+    return true;
+}
+
+void *ra_new(int64_t count, size_t size)
+{
+    size_t bytes;
+    return bytes_of(count, size, &bytes) ? malloc(bytes) : NULL;
+}
+
+void *ra_new_zeroed(int64_t count, size_t size)
+{
+    size_t bytes;
+    return bytes_of(count, size, &bytes) ? calloc(1, bytes) : NULL;
+}
+
+void *ra_grown(void *old, int64_t count, size_t size)
+{
+    size_t bytes;
+    return bytes_of(count, size, &bytes) ? realloc(old, bytes) : NULL;
+}
 
 void ra_run(ra_parallel parallel, int64_t count, int64_t grain, ra_body body, void *context)
 {
@@ -23,30 +55,39 @@ int64_t ra_now_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + (int64_t)now.tv_nsec;
 }
 
-void *ra_new(int64_t count, size_t size)
+void *ra_scratch_take(ra_scratch *scratch, int64_t count, size_t size)
 {
-    if (count < 0 || (size && (size_t)count > SIZE_MAX / size))
+    int64_t bytes = (int64_t)size;
+    size_t begin = (scratch->used + 63) / 64 * 64;
+    if (!ra_size_times(&bytes, count) || (size_t)bytes > SIZE_MAX / 2 - begin)
         return NULL;
-    size_t bytes = (size_t)count * size;
-    return malloc(bytes ? bytes : 1);
+    if (!scratch->memory) {
+        scratch->used = begin + (size_t)bytes;
+        return &scratch->used; /* anything but NULL */
+    }
+    if (begin + (size_t)bytes > scratch->size)
+        return NULL;
+    scratch->used = begin + (size_t)bytes;
+    return scratch->memory + begin;
 }
 
-bool ra_grow(void **array, int64_t count, size_t size)
+ra_scratch ra_scratch_part(ra_scratch *scratch, size_t bytes)
 {
-    if (count < 0 || (size && (size_t)count > SIZE_MAX / size))
+    char *memory = ra_scratch_take(scratch, (int64_t)bytes, 1);
+    return (ra_scratch){.memory = scratch->memory ? memory : NULL, .size = memory ? bytes : 0};
+}
+
+bool ra_scratch_grow(ra_scratch *scratch, size_t bytes)
+{
+    if (bytes <= scratch->size)
+        return true;
+    bytes += bytes / 8; /* a little more, so that slow growth does not come here at every step */
+    char *memory = bytes < PTRDIFF_MAX - 64 ? ra_new((int64_t)bytes + 64, 1) : NULL;
+    if (!memory)
         return false;
-    size_t bytes = (size_t)count * size;
-    void *grown = realloc(*array, bytes ? bytes : 1);
-    if (!grown)
-        return false;
-    *array = grown;
+    free(scratch->memory);
+    *scratch = (ra_scratch){.memory = memory, .size = bytes};
     return true;
-}
-
-void ra_read_probe(const void *memory, size_t bytes, bool streamed)
-{
-    volatile float top = ra_kernels_get()->read(memory, bytes / 512 * 128, streamed); /* volatile: not optimised away */
-    (void)top;
 }
 
 bool ra_all_finite(ra_dtype dtype, const void *x, int64_t n)

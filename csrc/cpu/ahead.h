@@ -2,7 +2,7 @@
 #ifndef RA_AHEAD_H
 #define RA_AHEAD_H
 
-#include "internal.h"
+#include "format.h"
 
 /* The next `depth` pages, each cut into `segments`, RA_STREAMS streams together. While one page is read, 1/depth of
  * each of them comes in: `part` bytes of every stream. */

@@ -5,16 +5,16 @@
 #include "attend.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "ahead.h"
+#include "window_attention.h"
 
 #define CHUNK_PAGES 16
 
 /* Queries of one tile, what they have gathered so far, and the number of slots that each may see. */
 typedef struct tile {
-    int64_t m;
+    int64_t m, first; /* queries, and number of the first */
     float q[RA_TILE_FLOATS], acc[RA_TILE_FLOATS]; /* [m][D] */
     float sums[RA_TILE_ROWS * PAGE], top[RA_TILE_ROWS];
     int64_t limit[RA_TILE_ROWS];
@@ -62,8 +62,7 @@ static void advance(const ra_attend_job *job, lookahead *a)
 static void start_lookahead(const ra_attend_job *job, int64_t pair, int64_t page, lookahead *a)
 {
     const ra_span *span = &job->spans[pair];
-    *a = (lookahead){.streams = ra_streams_of(2 * PAGE * (size_t)span->d * ra_dtype_size(span->dtype)), .pair = pair,
-                     .page = page + 1};
+    *a = (lookahead){.streams = ra_streams_of(span->page_bytes), .pair = pair, .page = page + 1};
     for (int64_t i = 0; i < a->streams.depth; i++)
         a->next[i] = ra_span_k(span, page);
     for (int64_t i = 0; i < a->streams.depth; i++)
@@ -80,6 +79,20 @@ static void start_tile(tile *t, int64_t d)
         t->top[i] = -INFINITY;
 }
 
+/* Masks a page's logits of the tile. */
+static void hide(const ra_attend_job *job, int64_t pair, int64_t page, const tile *t, float *p)
+{
+    const int32_t *positions = job->positions[pair] + page * PAGE;
+    int64_t row = pair / job->kv_heads;
+    for (int64_t i = 0; i < t->m; i++) {
+        int64_t token = ra_attend_first(job, row) + (t->first + i) / job->group;
+        const uint8_t *visible = job->visible + token * job->visible_stride;
+        for (int64_t lane = 0; lane < PAGE && page * PAGE + lane < t->limit[i]; lane++)
+            if (!visible[positions[lane]])
+                p[i * PAGE + lane] = -INFINITY;
+    }
+}
+
 /* Pages [begin, end) of the head. logits: where the first query's go, `stride` apart from the next one's, or NULL. */
 static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, int64_t end, tile *t, float *logits,
                          int64_t stride)
@@ -90,15 +103,18 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
     float p[RA_TILE_ROWS * PAGE], shrink[RA_TILE_ROWS];
     lookahead next;
     ra_ahead ahead;
-    int64_t seen = 0;
+    int64_t slots = 0; /* that some query of the tile sees */
     for (size_t i = 0; i < m; i++)
-        seen = ra_max(seen, t->limit[i]);
-    end = ra_min(end, ra_pages_for(seen));
+        slots = ra_max(slots, t->limit[i]);
+    end = ra_min(end, ra_pages_for(slots));
     if (begin < end)
         start_lookahead(job, pair, begin, &next);
     for (int64_t page = begin; page < end; page++) {
         ra_streams_point(&next.streams, next.next, &ahead);
         span->kernels->qk(t->q, m, ra_span_k(span, page), d, &ahead, p);
+        ra_softcap(p, t->m * PAGE, job->softcap);
+        if (job->visible)
+            hide(job, pair, page, t, p);
         for (size_t i = 0; i < m; i++)
             visible[i] = (size_t)ra_max(0, ra_min(PAGE, t->limit[i] - page * PAGE));
         for (size_t i = 0; logits && i < m; i++)
@@ -109,7 +125,7 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
                 kernels->scale(&t->acc[i * d], d, shrink[i]);
         for (int64_t i = 0; i < RA_STREAMS; i++)
             ahead.stream[i] += next.streams.part / 2; /* the values: second half of the page */
-        int64_t count = ra_min(PAGE, seen - page * PAGE);
+        int64_t count = ra_min(PAGE, slots - page * PAGE);
         span->kernels->pv(p, m, ra_span_v(span, page), (size_t)count, d, &ahead, t->acc);
         advance(job, &next);
     }
@@ -119,49 +135,54 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
 static void load_tile(const ra_attend_job *job, int64_t pair, int64_t first, tile *t)
 {
     const ra_span *span = &job->spans[pair];
-    int64_t row = pair / job->kv_heads, head = pair % job->kv_heads;
-    size_t size = ra_dtype_size(span->dtype), d = (size_t)span->d;
-    int64_t after = 0; /* real tokens after the one at hand: it does not see them */
-    t->m = ra_min(ra_tile_rows(span->d), job->group * job->tokens - first);
-    int64_t last = (first + t->m - 1) / job->group;
-    for (int64_t token = last + 1; token < job->tokens; token++)
-        after += !job->real || job->real[row * job->tokens + token];
-    for (int64_t i = t->m - 1; i >= 0; i--) {
+    const ra_kernels *kernels = ra_kernels_get();
+    int64_t row = pair / job->kv_heads, head = pair % job->kv_heads, tokens = ra_attend_tokens(job, row);
+    int64_t size = (int64_t)ra_dtype_size(job->queries.dtype);
+    size_t d = (size_t)span->d;
+    t->first = first;
+    t->m = ra_min(ra_tile_rows(span->d), job->group * tokens - first);
+    for (int64_t i = 0; i < t->m; i++) {
         int64_t token = (first + i) / job->group, g = (first + i) % job->group;
-        bool real = !job->real || job->real[row * job->tokens + token];
+        int64_t place = job->index ? job->index[ra_attend_first(job, row) + token] : token;
         const char *q = (const char *)job->queries.data +
                         (row * job->queries.stride_row + (head * job->group + g) * job->queries.stride_head +
-                         token * job->queries.stride_token) *
-                            (int64_t)size;
+                         place * job->queries.stride_token) *
+                            size;
         float *to = &t->q[(size_t)i * d];
-        t->limit[i] = real ? span->slots - after : 0;
-        if (real) {
-            span->kernels->to_float(q, d, to);
-            ra_kernels_get()->scale(to, d, job->scale);
-        } else {
-            memset(to, 0, d * sizeof *to);
-        }
-        if (g == 0)
-            after += real;
+        t->limit[i] = span->slots - (tokens - 1 - token); /* it does not see those after it */
+        kernels->page[job->queries.dtype].to_float(q, d, to);
+        kernels->scale(to, d, job->scale);
     }
 }
 
-/* Divides by the sums and writes the tile to its place in the output; a query that saw nothing gives zeros. */
-static void store_tile(const ra_attend_job *job, int64_t pair, int64_t first, tile *t)
+/* One more logit in the sum, with no value (attention sinks of GPT-OSS). */
+static void add_sink(tile *t, int64_t i, int64_t d, float sink, float *sum)
 {
-    const ra_span *span = &job->spans[pair];
+    float top = t->top[i] > sink ? t->top[i] : sink;
+    float own = t->top[i] == -INFINITY ? 0 : expf(t->top[i] - top);
+    ra_kernels_get()->scale(&t->acc[i * d], (size_t)d, own);
+    *sum = *sum * own + expf(sink - top);
+}
+
+/* Divides by the sums and writes the tile to its place in the output; a query that saw nothing gives zeros. */
+static void store_tile(const ra_attend_job *job, int64_t pair, tile *t)
+{
+    int64_t d = job->spans[pair].d, size = (int64_t)ra_dtype_size(job->out.dtype);
     int64_t row = pair / job->kv_heads, head = pair % job->kv_heads;
-    size_t size = ra_dtype_size(span->dtype), d = (size_t)span->d;
-    int64_t heads = job->kv_heads * job->group;
+    const ra_kernels *kernels = ra_kernels_get();
     for (int64_t i = 0; i < t->m; i++) {
-        int64_t token = (first + i) / job->group, g = (first + i) % job->group;
-        int64_t index = (row * job->tokens + token) * heads + head * job->group + g;
+        int64_t token = (t->first + i) / job->group, query_head = head * job->group + (t->first + i) % job->group;
+        int64_t place = job->index ? job->index[ra_attend_first(job, row) + token] : token;
         float sum = 0;
         for (int64_t lane = 0; lane < PAGE; lane++)
             sum += t->sums[i * PAGE + lane];
+        if (job->sinks && job->sinks[query_head] > -INFINITY)
+            add_sink(t, i, d, job->sinks[query_head], &sum);
         if (sum > 0)
-            ra_kernels_get()->scale(&t->acc[(size_t)i * d], d, 1 / sum);
-        span->kernels->from_float(&t->acc[(size_t)i * d], d, job->out + (size_t)index * d * size);
+            kernels->scale(&t->acc[i * d], (size_t)d, 1 / sum);
+        char *to = (char *)job->out.data +
+                   (row * job->out.stride_row + place * job->out.stride_token + query_head * d) * size;
+        kernels->page[job->out.dtype].from_float(&t->acc[i * d], (size_t)d, to);
     }
 }
 
@@ -221,7 +242,7 @@ static void attend_tasks(int64_t begin, int64_t end, void *context)
         if (a->partial)
             save_partial(&t, span->d, a->partial);
         else
-            store_tile(r->job, a->pair, a->first, &t);
+            store_tile(r->job, a->pair, &t);
     }
 }
 
@@ -234,22 +255,24 @@ static void merge_tasks(int64_t begin, int64_t end, void *context)
         const task *a = &r->tasks[i];
         if (!a->partial || a->begin)
             continue;
-        int64_t d = r->job->spans[a->pair].d;
-        t.m = ra_min(ra_tile_rows(d), r->job->group * r->job->tokens - a->first);
+        int64_t d = r->job->spans[a->pair].d, tokens = ra_attend_tokens(r->job, a->pair / r->job->kv_heads);
+        t.first = a->first;
+        t.m = ra_min(ra_tile_rows(d), r->job->group * tokens - a->first);
         start_tile(&t, d);
         for (const task *b = a; b < r->tasks + r->count && b->pair == a->pair && b->first == a->first; b++)
             merge_partial(&t, d, b->partial);
-        store_tile(r->job, a->pair, a->first, &t);
+        store_tile(r->job, a->pair, &t);
     }
 }
 
 /* Lists the tasks unless `tasks` is NULL; returns their number, and the floats that their partial results need. */
 static int64_t list_tasks(const ra_attend_job *job, task *tasks, float *partials, int64_t *floats)
 {
-    int64_t count = 0, used = 0, queries = job->group * job->tokens;
+    int64_t count = 0, used = 0, d = job->head_dim, height = ra_tile_rows(d);
     for (int64_t pair = 0; pair < job->rows * job->kv_heads; pair++) {
-        int64_t pages = ra_pages_for(job->spans[pair].slots), d = job->spans[pair].d, height = ra_tile_rows(d);
-        int64_t chunk = job->tokens == 1 ? CHUNK_PAGES : ra_max(1, pages);
+        int64_t tokens = ra_attend_tokens(job, pair / job->kv_heads), queries = job->group * tokens;
+        int64_t pages = ra_pages_for(job->spans[pair].slots);
+        int64_t chunk = tokens == 1 ? CHUNK_PAGES : ra_max(1, pages);
         for (int64_t first = 0; first < queries; first += height)
             for (int64_t begin = 0; begin == 0 || begin < pages; begin += chunk) {
                 bool split = pages > chunk;
@@ -265,25 +288,32 @@ static int64_t list_tasks(const ra_attend_job *job, task *tasks, float *partials
     return count;
 }
 
-ra_status ra_attend_run(const ra_attend_job *job, ra_parallel parallel)
+size_t ra_attend_bytes(int64_t pairs, int64_t group, int64_t head_dim, int64_t slots, int64_t tokens)
+{
+    int64_t height = ra_tile_rows(head_dim), queries, tasks, floats, chunks = ra_pages_for(slots) / CHUNK_PAGES + 1;
+    ra_scratch count = {0};
+    if (!ra_size_of(group, ra_max(tokens, 1), 1, 1, &queries) ||
+        !ra_size_of(pairs, queries / height + 1, tokens > 1 ? 1 : chunks, (int64_t)sizeof(task), &tasks) ||
+        !ra_size_of(tasks / (int64_t)sizeof(task), partial_floats(ra_min(height, queries), head_dim), tokens > 1 ? 0 : 1, 4, &floats) ||
+        !ra_scratch_take(&count, tasks, 1) || !ra_scratch_take(&count, floats, 1))
+        return SIZE_MAX / 4;
+    return count.used + 64;
+}
+
+ra_status ra_attend_run(const ra_attend_job *job, ra_scratch *scratch, ra_parallel parallel)
 {
     int64_t floats, count = list_tasks(job, NULL, NULL, &floats), work = 0;
-    task few[128], *tasks = count <= 128 ? few : ra_new(count, sizeof *tasks);
-    float *partials = floats ? ra_new(floats, sizeof *partials) : NULL;
-    ra_status status = RA_ERR_NO_MEMORY;
-    if (tasks && (partials || !floats)) {
-        list_tasks(job, tasks, partials, &floats);
-        for (int64_t i = 0; i < count; i++)
-            work += (tasks[i].end - tasks[i].begin) * PAGE * job->spans[tasks[i].pair].d;
-        run r = {.job = job, .tasks = tasks, .count = count};
-        int64_t grain = ra_max(1, 32768 * count / ra_max(1, work)); /* tasks that are worth a thread */
-        ra_run(parallel, count, grain, attend_tasks, &r);
-        if (floats)
-            ra_run(parallel, count, 64, merge_tasks, &r);
-        status = RA_OK;
-    }
-    if (tasks != few)
-        free(tasks);
-    free(partials);
-    return status;
+    task *tasks = ra_scratch_take(scratch, count, sizeof *tasks);
+    float *partials = ra_scratch_take(scratch, floats, sizeof *partials);
+    if (!tasks || !partials)
+        return RA_ERR_NO_MEMORY;
+    list_tasks(job, tasks, partials, &floats);
+    for (int64_t i = 0; i < count; i++)
+        work += (tasks[i].end - tasks[i].begin) * PAGE * job->head_dim;
+    run r = {.job = job, .tasks = tasks, .count = count};
+    int64_t grain = ra_max(1, 32768 * count / ra_max(1, work)); /* tasks that are worth a thread */
+    ra_run(parallel, count, grain, attend_tasks, &r);
+    if (floats)
+        ra_run(parallel, count, 64, merge_tasks, &r);
+    return RA_OK;
 }

@@ -1,27 +1,37 @@
-/* One attention call over the pages of many heads, whoever holds them. */
+/* One attention call over the pages of many heads, whoever owns them. */
 #ifndef RA_ATTEND_H
 #define RA_ATTEND_H
 
-#include "internal.h"
+#include "layer.h"
 
 typedef struct ra_attend_job {
-    const ra_span *spans; /* [rows][kv_heads] */
-    ra_tokens queries;    /* [rows, kv_heads * group, tokens, D] */
-    const bool *real;     /* [rows][tokens] or NULL */
-    int64_t rows, kv_heads, group, tokens;
-    float scale;
-    char *out; /* [rows, tokens, kv_heads * group, D] */
-    /* NULL, or for each (row, head) NULL or a place for scale * q.k of one token, [group][slots, whole pages] */
+    const ra_span *spans;              /* [rows][kv_heads] */
+    int64_t rows, kv_heads, group, head_dim;
+    const int64_t *begin, *index;      /* as in ra_step */
+    int64_t tokens;
+    ra_tokens queries;
+    float scale, softcap;
+    const float *sinks;                /* [kv_heads * group] or NULL */
+    const uint8_t *visible;            /* as in ra_step; needs positions */
+    int64_t visible_stride;
+    const int32_t *const *positions;   /* [rows][kv_heads], or NULL */
+    ra_output out;
+    /* NULL, or for each (row, head) NULL or a place for the logits of its one new token, [group][slots, whole pages] */
     float *const *logits;
 } ra_attend_job;
 
-/* ---- noted.c: what attention leaves behind for the next cut ---- */
+/* Row r's new tokens, and the number of the first. */
+static inline int64_t ra_attend_tokens(const ra_attend_job *job, int64_t row)
+{
+    return job->begin ? job->begin[row + 1] - job->begin[row] : job->tokens;
+}
+static inline int64_t ra_attend_first(const ra_attend_job *job, int64_t row)
+{
+    return job->begin ? job->begin[row] : row * job->tokens;
+}
 
-/* Whether the step `cut_in` steps before a cut has anything to note for a head, which holds the new token by then. */
-bool ra_noted_wants(const ra_layer *layer, int64_t row, const ra_head *head, int64_t cut_in);
-/* Takes a decoded token's scale * q.k, [group][stride], and may overwrite them. Without memory it notes nothing. */
-void ra_noted_take(const ra_layer *layer, int64_t row, ra_head *head, int64_t cut_in, float *logits, int64_t stride);
-
-ra_status ra_attend_run(const ra_attend_job *job, ra_parallel parallel);
+/* Scratch for heads of at most `slots` slots, rows of at most `tokens` new tokens, at most `total` of them together. */
+size_t ra_attend_bytes(int64_t pairs, int64_t group, int64_t head_dim, int64_t slots, int64_t tokens);
+ra_status ra_attend_run(const ra_attend_job *job, ra_scratch *scratch, ra_parallel parallel);
 
 #endif

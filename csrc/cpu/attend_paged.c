@@ -17,6 +17,17 @@ static bool table_is_valid(const int32_t *table, const int32_t *lengths, int64_t
     return true;
 }
 
+/* Whether arrays of these sizes can lie in memory: those of tokens, of pages and of the table. */
+static bool sizes_are_good(int64_t rows, int64_t heads, int64_t tokens, int64_t head_dim, int64_t table_pages,
+                           int64_t page_count)
+{
+    int64_t size;
+    return rows >= 1 && heads >= 1 && tokens >= 1 && tokens <= INT32_MAX && head_dim >= 1 &&
+           head_dim <= RA_MAX_HEAD_DIM && table_pages >= 0 && page_count >= 0 &&
+           ra_size_of(rows, heads, tokens, head_dim * 64, &size) && ra_size_of(rows, heads, table_pages, 64, &size) &&
+           ra_size_of(page_count, 2 * PAGE * head_dim, 4, 1, &size);
+}
+
 ra_status ra_attend_paged(ra_dtype dtype, const void *queries, const void *pages, int64_t page_count,
                           const int32_t *table, const int32_t *lengths, int64_t rows, int64_t kv_heads,
                           int64_t query_heads, int64_t tokens, int64_t head_dim, int64_t table_pages, float scale,
@@ -24,26 +35,36 @@ ra_status ra_attend_paged(ra_dtype dtype, const void *queries, const void *pages
 {
     if (!ra_dtype_size(dtype))
         return RA_ERR_DTYPE;
-    if (!queries || !out || rows < 1 || kv_heads < 1 || tokens < 1 || head_dim < 1 || head_dim > RA_MAX_HEAD_DIM ||
-        table_pages < 0 || page_count < 0 || query_heads < kv_heads || query_heads % kv_heads || !isfinite(scale) ||
+    if (!queries || !out || !lengths || !sizes_are_good(rows, kv_heads, tokens, head_dim, table_pages, page_count) ||
+        !sizes_are_good(rows, query_heads, tokens, head_dim, table_pages, page_count) || query_heads < kv_heads ||
+        query_heads % kv_heads || !isfinite(scale) || (table_pages && (!table || !pages)) ||
         !table_is_valid(table, lengths, rows * kv_heads, table_pages, page_count, 0))
         return RA_ERR_ARGUMENT;
-    for (int64_t h = 0; h < rows * kv_heads; h++)
+    int64_t pairs = rows * kv_heads, slots = 0;
+    for (int64_t h = 0; h < pairs; h++) {
         if (lengths[h] < tokens)
             return RA_ERR_ARGUMENT; /* the new tokens are among the slots */
-    ra_span *spans = ra_new(rows * kv_heads, sizeof *spans);
-    if (!spans)
+        slots = ra_max(slots, lengths[h]);
+    }
+    ra_scratch scratch = {0};
+    ra_scratch_take(&scratch, pairs, sizeof(ra_span));
+    size_t bytes = scratch.used + 64 + ra_attend_bytes(pairs, query_heads / kv_heads, head_dim, slots, tokens);
+    scratch = (ra_scratch){0};
+    if (!ra_scratch_grow(&scratch, bytes))
         return RA_ERR_NO_MEMORY;
-    for (int64_t i = 0; i < rows * kv_heads; i++)
-        spans[i] = (ra_span){.kernels = &ra_kernels_get()->page[dtype], .dtype = dtype, .d = head_dim,
-                             .slots = lengths[i], .base = pages, .ids = table + i * table_pages};
-    ra_attend_job job = {.spans = spans,
-                      .queries = {.data = queries, .stride_row = query_heads * tokens * head_dim,
-                                  .stride_head = tokens * head_dim, .stride_token = head_dim},
-                      .rows = rows, .kv_heads = kv_heads, .group = query_heads / kv_heads, .tokens = tokens,
-                      .scale = scale, .out = out};
-    ra_status status = ra_attend_run(&job, parallel);
-    free(spans);
+    ra_span *spans = ra_scratch_take(&scratch, pairs, sizeof *spans);
+    for (int64_t i = 0; i < pairs; i++) {
+        spans[i] = ra_span_with(ra_format_of(dtype), head_dim, lengths[i], table + i * table_pages);
+        spans[i].base = pages;
+    }
+    ra_attend_job job = {.spans = spans, .rows = rows, .kv_heads = kv_heads, .group = query_heads / kv_heads,
+                         .head_dim = head_dim, .tokens = tokens, .scale = scale,
+                         .queries = {.data = queries, .dtype = dtype, .stride_row = query_heads * tokens * head_dim,
+                                     .stride_head = tokens * head_dim, .stride_token = head_dim},
+                         .out = {.data = out, .dtype = dtype, .stride_row = tokens * query_heads * head_dim,
+                                 .stride_token = query_heads * head_dim}};
+    ra_status status = ra_attend_run(&job, &scratch, parallel);
+    free(scratch.memory);
     return status;
 }
 
@@ -51,19 +72,20 @@ ra_status ra_append_paged(ra_dtype dtype, const void *keys, const void *values, 
                           const int32_t *table, const int32_t *lengths, int64_t rows, int64_t kv_heads, int64_t tokens,
                           int64_t head_dim, int64_t table_pages)
 {
-    size_t row = (size_t)head_dim * ra_dtype_size(dtype), page_bytes = 2 * PAGE * row;
-    if (!ra_dtype_size(dtype))
+    const ra_format *format = ra_format_of(dtype);
+    if (!format)
         return RA_ERR_DTYPE;
-    if (!keys || !values || rows < 1 || kv_heads < 1 || tokens < 1 || head_dim < 1 || head_dim > RA_MAX_HEAD_DIM ||
-        table_pages < 0 || page_count < 0 ||
+    if (!keys || !values || !lengths || !table || !pages ||
+        !sizes_are_good(rows, kv_heads, tokens, head_dim, table_pages, page_count) ||
         !table_is_valid(table, lengths, rows * kv_heads, table_pages, page_count, tokens))
         return RA_ERR_ARGUMENT;
-    for (int64_t h = 0; h < rows * kv_heads; h++)
-        for (int64_t t = 0; t < tokens; t++) {
-            int64_t slot = lengths[h] + t, token = h * tokens + t;
-            char *page = (char *)pages + page_bytes * (size_t)table[h * table_pages + slot / PAGE];
-            ra_page_write(dtype, head_dim, page, slot % PAGE, (const char *)keys + row * (size_t)token,
-                          (const char *)values + row * (size_t)token);
-        }
+    int64_t count = rows * kv_heads * tokens, row = head_dim * (int64_t)ra_dtype_size(dtype);
+    if (!ra_all_finite(dtype, keys, count * head_dim) || !ra_all_finite(dtype, values, count * head_dim))
+        return RA_ERR_NOT_FINITE;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t h = i / tokens, slot = lengths[h] + i % tokens;
+        char *page = (char *)pages + format->page_bytes(head_dim) * (size_t)table[h * table_pages + slot / PAGE];
+        format->write(page, slot % PAGE, head_dim, dtype, (const char *)keys + row * i, (const char *)values + row * i);
+    }
     return RA_OK;
 }

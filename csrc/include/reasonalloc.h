@@ -6,15 +6,25 @@
  *         head   one key-value head                   group   query heads that share a KV head (Hq / H)
  *         window the newest tokens, never evicted     older   the tokens before the window
  *         budget slots that a head may keep           total   slots that a layer may keep (sum over its heads)
- * Letters in shapes: B rows, H KV heads, Hq query heads, T new tokens, N slots of a head, D head size, W window.
+ * Letters in shapes: R rows, H KV heads, Hq query heads, T new tokens, N slots of a head, D head size, W window,
+ *         M pages that a head's list has room for.
  *
- * Page format.  A page holds RA_PAGE_TOKENS tokens of one KV head in the cache's dtype:
- *     K [D][RA_PAGE_TOKENS]   dimension-major, so that 16 dot products need no horizontal sum
- *     V [RA_PAGE_TOKENS][D]   token-major
- * Every (row, layer, head) owns a list of pages; its N slots fill them in order of age, oldest first.
- * Pages are reference counted: rows that fork (beams, samples) share them and copy on write.
+ * Pages.  A page holds RA_PAGE_TOKENS tokens of one KV head in the pool's format (ra_format_find). Every (row, head) of
+ * a layer has a list of pages; its N slots fill them in order of age, oldest first. Pages are reference counted: rows
+ * that fork (beams, samples) share them and copy on write.
  *
- * Ties.  Of two tokens with the same score the newer one stays. Of two heads or layers with the same claim the one
+ * A layer is flat: one table of page numbers [R, H, M], slots [R, H], and columns [R, H, 16 M] with an entry a slot: its
+ * position first, then what the layer's scorer keeps of it (its statistics). Columns belong to the head, pages may be
+ * shared.
+ *
+ * A step.  ra_layer_reserve, then ra_layer_step: the first may fail for want of pages or memory and may be called again,
+ * the second cannot run out, allocates nothing and returns nothing but RA_OK once its arguments are good. Each row has
+ * its own number of new tokens, none included, so that rows come and go while others go on.
+ *
+ * A cut.  ra_layer_cut, or its four phases: ra_cut_score, ra_cut_allocate, ra_cut_choose, ra_cut_apply. Between them the
+ * caller may look at scores, budgets and choices, or put its own in their place.
+ *
+ * Ties. Of two tokens with the same score the newer one stays. Of two heads or layers with the same claim the one
  * with the lower index gets the odd slot. Every result is a function of the inputs alone, whatever the thread count.
  *
  * Errors.  Functions return ra_status; everything but RA_OK leaves the objects as they were. Nothing here aborts or
@@ -44,7 +54,7 @@ typedef enum ra_status {
     RA_OK = 0,
     RA_ERR_ARGUMENT,   /* a size, a pointer or a setting out of range */
     RA_ERR_DTYPE,      /* dtype not supported */
-    RA_ERR_NO_PAGES,   /* the pool is too small: add a slab of the number of pages told and call again */
+    RA_ERR_NO_PAGES,   /* the pool is too small: add the number of pages given as missing and call again */
     RA_ERR_NO_MEMORY,  /* malloc failed */
     RA_ERR_NOT_FINITE, /* NaN or infinity in keys, values, queries or scores */
     RA_ERR_INFEASIBLE, /* the bounds of an allocation exclude its total */
@@ -74,23 +84,41 @@ ra_status ra_set_isa(const char *name);
 /* Name number `index` among those that this machine can run, "serial" first; NULL past the end. */
 const char *ra_isa_available(size_t index);
 
+/* Allocations of memory by this library since it was loaded: what a step does not add to. */
+int64_t ra_allocations(void);
+
 /* Reads `bytes` (to the last whole 512, aligned to 4) with the set in use and does nothing else: the roofline of the
  * benchmarks. In 8 streams side by side, which brings in more on some processors, or in one. */
 void ra_read_probe(const void *memory, size_t bytes, bool streamed);
+
+/* ---- Page formats ------------------------------------------------------------------------------------------------
+ * "float32", "bfloat16", "float16": K [D][RA_PAGE_TOKENS], dimension-major, so that 16 dot products need no horizontal
+ * sum; then V [RA_PAGE_TOKENS][D]. What is stored need not be of the dtype of what comes in. */
+
+typedef struct ra_format ra_format;
+
+/* NULL if there is none of that name. */
+const ra_format *ra_format_find(const char *name);
+/* Name number `index`; NULL past the end. */
+const char *ra_format_name(size_t index);
 
 /* ---- Pool of pages ----------------------------------------------------------------------------------------------- */
 
 typedef struct ra_pool ra_pool;
 
-/* A pool of pages for one head size and dtype, empty at first. */
-ra_status ra_pool_create(ra_dtype dtype, int64_t head_dim, ra_pool **out);
+/* A pool of pages for one head size and format, empty at first. */
+ra_status ra_pool_create(const ra_format *format, int64_t head_dim, ra_pool **out);
 /* All layers of the pool must have been destroyed. Slabs are not touched: they are the caller's. */
 void ra_pool_destroy(ra_pool *pool);
-/* Bytes of one page: 2 * RA_PAGE_TOKENS * D * element size. */
+/* Bytes of one page. */
 size_t ra_pool_page_bytes(const ra_pool *pool);
-/* Lends `pages` pages of memory, aligned to 64 bytes, until ra_pool_trim names its id or the pool is destroyed. */
+int64_t ra_pool_head_dim(const ra_pool *pool);
+const ra_format *ra_pool_format(const ra_pool *pool);
+/* Lends `pages` pages of memory, aligned to 64 bytes, until ra_pool_trim names its id or the pool is destroyed.
+ * RA_ERR_ARGUMENT if part of it has been lent already. */
 ra_status ra_pool_add_slab(ra_pool *pool, void *memory, int64_t pages, int64_t *out_id);
-/* Moves pages together and gives back slabs that become empty, as long as at least `keep_free` pages stay free.
+/* Moves pages together and gives back slabs that become empty, as long as at least `keep_free` pages stay free; frees
+ * the scratch memory of earlier calls, and columns much longer than what they hold.
  * out_ids receives up to `capacity` ids of slabs that the caller may free now. */
 ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64_t capacity, int64_t *out_count);
 
@@ -100,96 +128,140 @@ typedef struct ra_pool_info {
     int64_t free;       /* pages - used */
     int64_t peak_used;  /* highest `used` since creation or ra_pool_reset_peak */
     int64_t slabs;
+    int64_t shared;     /* with more than one owner */
 } ra_pool_info;
 ra_pool_info ra_pool_get_info(const ra_pool *pool);
 void ra_pool_reset_peak(ra_pool *pool);
 
-/* ---- Layer: B x H lists of pages --------------------------------------------------------------------------------- */
+/* ---- Scorers ------------------------------------------------------------------------------------------------------
+ * "rkv"          alpha * importance - (1 - alpha) * redundancy, arXiv 2505.24133
+ * "rkv-centred"  alpha * importance + (1 - alpha) * (1 / N - redundancy): the same order within a head, and a level that
+ *                does not depend on how many slots the head has
+ * "importance"   attention of the window queries, max-pooled: SnapKV's, arXiv 2404.14469
+ * "recency"      the position itself: StreamingLLM's, arXiv 2309.17453
+ * "random"       hash of (seed, head, position): the same in every row
+ *
+ * Importance: logits of the window queries as the model computes them (its scale, its soft-capping), max over the group,
+ * softmax over the older tokens, mean over the queries, max-pool. Redundancy: cosine matrix of all N keys (norm + 1e-8),
+ * zero diagonal, the last entry above `threshold` of each row set to zero (entry 0 where a row has none), softmax over
+ * all N tokens of the column means; O(N D) work on keys that resemble each other, O(N) memory; what one call finds is
+ * kept for the next, which looks only at new tokens and at those whose newest similar key has gone. */
 
-typedef struct ra_layer ra_layer;
+typedef struct ra_scorer ra_scorer;
 
-/* A layer with B rows of H KV heads and Hq = H * group query heads, empty. `window` newest queries of each row are
- * kept for scoring. The pool must outlive the layer. */
-ra_status ra_layer_create(ra_pool *pool, int64_t rows, int64_t kv_heads, int64_t query_heads, int64_t window,
-                          ra_layer **out);
-void ra_layer_destroy(ra_layer *layer);
-
-int64_t ra_layer_rows(const ra_layer *layer);
-int64_t ra_layer_kv_heads(const ra_layer *layer);
-int64_t ra_layer_query_heads(const ra_layer *layer);
-int64_t ra_layer_window(const ra_layer *layer);
-/* Slots that a head keeps now. */
-int64_t ra_layer_slots(const ra_layer *layer, int64_t row, int64_t head);
-/* Tokens that a row has been given, evicted ones included, padding not. */
-int64_t ra_layer_seen(const ra_layer *layer, int64_t row);
-/* Positions (0 = the row's first token that is not padding) of a head's slots, ascending; N of them, borrowed until
- * the next call that changes the layer. */
-const int32_t *ra_layer_positions(const ra_layer *layer, int64_t row, int64_t head);
-/* Copies a head's keys (values) as float32 [N, D], oldest first. */
-ra_status ra_layer_read(const ra_layer *layer, int64_t row, int64_t head, bool values, float *out);
-/* The newest queries of a row, oldest first, float32 [Hq, n, D] with n <= window; returns n. out may be NULL. */
-int64_t ra_layer_queries(const ra_layer *layer, int64_t row, float *out);
-
-/* A tensor [B, heads, T, D] whose last dimension is contiguous; strides count elements. */
-typedef struct ra_tokens {
-    const void *data;
-    int64_t stride_row, stride_head, stride_token;
-} ra_tokens;
-
-/* Appends T tokens to every row. real: [B, T] flags, false for padding that no row ever sees; NULL: all real.
- * RA_ERR_NOT_FINITE if a real token has NaN or infinity. On RA_ERR_NO_PAGES *missing tells how many pages to add. */
-ra_status ra_layer_append(ra_layer *layer, ra_tokens keys, ra_tokens values, int64_t tokens, const bool *real,
-                          ra_parallel parallel, int64_t *missing);
-/* Remembers the newest queries of each row ([B, Hq, T, D], pool's dtype) for scoring. Call it after append. */
-ra_status ra_layer_observe(ra_layer *layer, ra_tokens queries, int64_t tokens, const bool *real);
-/* Attention of the T newest tokens' queries [B, Hq, T, D] over the row's slots, causal among the new tokens, which
- * were appended before. out: [B, T, Hq, D] contiguous, pool's dtype; padding gets zeros. Accumulates in float32.
- * cut_in: decoding steps that follow before the next cut, 0 where it comes right after this one, negative where none is
- * in sight. With scale = 1/sqrt(D) the steps of the last `window` tokens then leave behind what scores need of their
- * queries; it is used only if all went as told, and changes results by no more than rounding. */
-ra_status ra_layer_attend(ra_layer *layer, ra_tokens queries, int64_t tokens, const bool *real, float scale,
-                          int64_t cut_in, void *out, ra_parallel parallel);
-
-/* rows' heads become those of source[0..new_rows), sharing pages; for beam search, samples and selection. */
-ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_rows);
-/* Forgets the newest `tokens` tokens of each row (padding not counted). RA_ERR_EVICTED if one of them was evicted or
- * a row has fewer. */
-ra_status ra_layer_crop(ra_layer *layer, int64_t tokens);
-/* Drops everything; pages go home, rows and peak figures stay. */
-void ra_layer_reset(ra_layer *layer);
-
-/* ---- Scores ------------------------------------------------------------------------------------------------------ */
-
-typedef enum ra_scorer {
-    RA_SCORE_RKV = 0,    /* alpha * importance - (1 - alpha) * redundancy, arXiv 2505.24133 */
-    RA_SCORE_IMPORTANCE, /* attention of the window queries, max-pooled: SnapKV's, arXiv 2404.14469 */
-    RA_SCORE_RECENCY,    /* the position itself: StreamingLLM's, arXiv 2309.17453 */
-    RA_SCORE_RANDOM,     /* hash of (seed, head, position): the same in every row */
-    RA_SCORE_RKV_CENTRED /* alpha * importance + (1 - alpha) * (1 / N - redundancy), N the head's slots: the same order
-                            within a head, and a level that does not depend on how many slots the head has */
-} ra_scorer;
+/* NULL if there is none of that name. */
+const ra_scorer *ra_scorer_find(const char *name);
+/* Name number `index`; NULL past the end. */
+const char *ra_scorer_name(size_t index);
 
 typedef struct ra_score_config {
-    ra_scorer scorer;
+    const ra_scorer *scorer;
     float alpha;     /* weight of importance, in [0, 1] */
     float threshold; /* cosine above which two keys count as similar */
     int64_t kernel;  /* odd width of the max-pool over importance; 1: none */
     uint64_t seed;
 } ra_score_config;
 
-/* Scores of each head's older tokens, oldest first: out[h] receives max(N_h - window, 0) floats; higher stays.
- * Importance: logits q.k / sqrt(D) of the window queries, max over the group, softmax over the older tokens, mean over
- * the queries, max-pool. Redundancy: cosine matrix of all N keys (norm + 1e-8), zero diagonal, the last entry above
- * `threshold` of each row set to zero (entry 0 where a row has none), softmax over all N tokens of the column means;
- * O(N D) work on keys that resemble each other, O(N) scratch; what one call finds is kept for the next, which looks only
- * at new tokens and at those whose newest similar key has gone. RA_ERR_NOT_FINITE if a score is not finite. */
-ra_status ra_layer_score(const ra_layer *layer, int64_t row, const ra_score_config *config, float *const *out,
-                         ra_parallel parallel);
-/* The same for one head given densely: queries [group, W, D], keys [N, D] float32 -> out [N - W]. redundancy may be
- * NULL or [N] (softmaxed), importance NULL or [N - W] (pooled). Not RA_SCORE_RECENCY or RA_SCORE_RANDOM. */
+/* Scores of one head given densely: queries [group, W, D], keys [N, D] float32 -> out [N - W]; logits are q.k / sqrt(D).
+ * redundancy may be NULL or [N] (softmaxed), importance NULL or [N - W] (pooled). Not "recency" or "random". */
 ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, const float *keys, int64_t tokens,
                          int64_t head_dim, const ra_score_config *config, float *out, float *importance,
                          float *redundancy);
+
+/* ---- Layer ------------------------------------------------------------------------------------------------------- */
+
+typedef struct ra_layer ra_layer;
+
+typedef struct ra_layer_config {
+    int64_t rows;
+    int64_t kv_heads, query_heads; /* Hq a multiple of H */
+    int64_t window;                /* newest queries of each row that are kept for scoring */
+    const ra_scorer *scorer;       /* whose statistics are kept; NULL: none */
+} ra_layer_config;
+
+/* A layer of empty rows. The pool must outlive it. */
+ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer **out);
+/* A layer that holds the same, sharing pages. */
+ra_status ra_layer_copy(const ra_layer *layer, ra_layer **out);
+void ra_layer_destroy(ra_layer *layer);
+
+int64_t ra_layer_rows(const ra_layer *layer);
+int64_t ra_layer_kv_heads(const ra_layer *layer);
+int64_t ra_layer_query_heads(const ra_layer *layer);
+int64_t ra_layer_window(const ra_layer *layer);
+/* Room of a head's page list: M. */
+int64_t ra_layer_table_pages(const ra_layer *layer);
+/* [R, H, M] page numbers and [R, H] slots, borrowed until the next call that changes the layer: an engine's block table. */
+const int32_t *ra_layer_table(const ra_layer *layer);
+const int32_t *ra_layer_slots(const ra_layer *layer);
+/* Tokens that a row has been given, evicted ones included. */
+int64_t ra_layer_tokens(const ra_layer *layer, int64_t row);
+/* Positions (0 = the row's first token) of a head's slots, ascending; borrowed as the table. */
+const int32_t *ra_layer_positions(const ra_layer *layer, int64_t row, int64_t head);
+/* Copies a head's keys (values) as float32 [N, D], oldest first. */
+ra_status ra_layer_read(const ra_layer *layer, int64_t row, int64_t head, bool values, float *out);
+/* The newest queries of a row, oldest first, float32 [Hq, n, D] with n <= window; returns n. out may be NULL. */
+int64_t ra_layer_queries(const ra_layer *layer, int64_t row, float *out);
+
+/* A tensor [R, heads, T, D] whose last dimension is contiguous; strides count elements. */
+typedef struct ra_tokens {
+    const void *data;
+    ra_dtype dtype;
+    int64_t stride_row, stride_head, stride_token;
+} ra_tokens;
+
+/* A tensor [R, T, Hq, D] whose last two dimensions are contiguous. */
+typedef struct ra_output {
+    void *data; /* NULL: attention is not wanted */
+    ra_dtype dtype;
+    int64_t stride_row, stride_token;
+} ra_output;
+
+typedef struct ra_step {
+    /* Row r has the new tokens begin[r] to begin[r + 1] - 1 (begin[0] = 0); token i stands at index[i] of its row in the
+     * tensors below, ascending within a row. index NULL: at i - begin[r]. begin NULL: every row has `tokens`. A tensor
+     * that packs all rows into one has stride_row 0 and index 0, 1, 2, ... */
+    const int64_t *begin, *index;
+    int64_t tokens;
+    ra_tokens queries, keys, values;
+    float scale;        /* of the logits */
+    float softcap;      /* logits become softcap * tanh(logit / softcap); 0: they stay */
+    const float *sinks; /* [Hq] logits of attention sinks, or NULL: none */
+    /* [R] steps of one token that follow before the row's next cut, 0 where it comes right after this one, negative where
+     * none is in sight; NULL: nowhere. The steps of the last `window` tokens then leave behind what scores need of their
+     * queries; it is used only if all went as announced, and changes results by no more than rounding. */
+    const int64_t *cut_in;
+    /* Masks besides causality: byte visible[i * visible_stride + p] is 0 where new token i does not see position p of its
+     * row. NULL: every token sees all before it. */
+    const uint8_t *visible;
+    int64_t visible_stride;
+    ra_output out;
+} ra_step;
+
+/* Makes room for a step of these tokens (`begin`, `tokens` as in ra_step), and in the lists for `ahead` more a row. On
+ * RA_ERR_NO_PAGES *missing says how many pages to add. */
+ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *missing);
+/* Appends the new tokens, remembers the newest queries, and where `out` is wanted attends: each new token sees its row's
+ * slots up to itself. Accumulates in float32. What lies in `out` between the tokens of a row is not touched.
+ * RA_ERR_NOT_FINITE if a new key or value is not finite in the pool's format, RA_ERR_ARGUMENT without a reserve. */
+ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parallel);
+
+/* Row i becomes row source[i], sharing its pages, or empty where source[i] is -1: beam search, samples, selection. */
+ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_rows);
+/* Row `to` becomes row `from`, sharing its pages; the other rows stay. */
+ra_status ra_layer_fork(ra_layer *layer, int64_t from, int64_t to);
+/* Empties a row: its sequence has ended, another may begin there. */
+ra_status ra_layer_release(ra_layer *layer, int64_t row);
+/* Forgets the newest tokens[r] tokens of each row. RA_ERR_EVICTED if one of them was evicted or a row has fewer. */
+ra_status ra_layer_crop(ra_layer *layer, const int64_t *tokens);
+/* Fills an empty row as it was read: a head's positions [N] ascending, keys and values [N, D] float32; then, once for
+ * the row, its token count and newest queries [Hq, n, D]. The pool must have pages for it: *missing as in reserve. */
+ra_status ra_layer_restore(ra_layer *layer, int64_t row, int64_t head, int64_t slots, const int32_t *positions,
+                           const float *keys, const float *values, int64_t *missing);
+ra_status ra_layer_restore_row(ra_layer *layer, int64_t row, int64_t tokens, const float *queries, int64_t count,
+                               float scale, float softcap);
+/* Empties all rows. */
+void ra_layer_reset(ra_layer *layer);
 
 /* ---- Budgets ----------------------------------------------------------------------------------------------------- */
 
@@ -220,40 +292,58 @@ typedef struct ra_route_config {
 ra_status ra_route(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
                    const ra_route_config *config, int64_t *out);
 
-/* ---- Eviction ---------------------------------------------------------------------------------------------------- */
+/* ---- The cut ----------------------------------------------------------------------------------------------------- */
 
 /* Indices (ascending) of the `keep` tokens out of `count` that stay: first those before `protect` (the oldest), then by
  * score, ties to the newer. keep <= count. RA_ERR_NOT_FINITE for such scores. */
 ra_status ra_select(const float *scores, int64_t count, int64_t keep, int64_t protect, int64_t *out);
 
-/* Cuts the heads of a row down to budgets[h] slots: the window and the best of the older tokens; heads with fewer stay.
- * Tokens at positions below protect_below go last. lost (may be NULL): [H], attention mass of the newest query, mean
- * over the group, on what was evicted. May need pages where pages are shared: then RA_ERR_NO_PAGES and *missing. */
-ra_status ra_layer_evict(ra_layer *layer, int64_t row, const int64_t *budgets, const float *const *scores,
-                         int64_t protect_below, double *lost, ra_parallel parallel, int64_t *missing);
+/* 1. Scores the older tokens of every row whose slots exceed totals[r] (negative: leave the row alone); those rows are
+ * cut, and `cut` (may be NULL) [R] says which they are. config NULL: scores are left to the caller. */
+ra_status ra_cut_score(ra_layer *layer, const int64_t *totals, const ra_score_config *config, bool *cut,
+                       ra_parallel parallel);
+/* A head's scores, one for each of its *count = max(N - window, 0) older tokens, oldest first; higher stays. They may be
+ * overwritten before the next phase. NULL for a row that is not cut. */
+float *ra_cut_scores(ra_layer *layer, int64_t row, int64_t head, int64_t *count);
+/* 2. Head budgets [R, H] of the rows that are cut. Tokens at positions below protect_below[r] go last; what every head
+ * still has of them is not routed: a head must not lose them because others score higher. */
+ra_status ra_cut_allocate(ra_layer *layer, const int64_t *protect_below, const ra_route_config *route, int64_t *budgets);
+/* 3. Which slots stay: of each head the window and the best of the older tokens; a head with fewer slots than its budget
+ * keeps them. lost (may be NULL) [R, H]: attention mass of the newest query, mean over the group, on what goes. */
+ra_status ra_cut_choose(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost,
+                        ra_parallel parallel);
+/* The *count slots that a head keeps, ascending. NULL for a row that is not cut. */
+const int32_t *ra_cut_kept(const ra_layer *layer, int64_t row, int64_t head, int64_t *count);
+/* 4. Evicts the rest. Where pages are shared it may need some: RA_ERR_NO_PAGES and *missing, and call it again. */
+ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing);
+/* Forgets a cut that was begun. */
+void ra_cut_abandon(ra_layer *layer);
+
+/* All four in one call, all or nothing. budgets and lost [R, H] are written for the rows that were cut. */
+typedef struct ra_cut {
+    const int64_t *totals, *protect_below; /* [R] */
+    ra_score_config score;
+    ra_route_config route;
+    int64_t *budgets;
+    double *lost;
+    bool *cut; /* [R] */
+} ra_cut;
+ra_status ra_layer_cut(ra_layer *layer, const ra_cut *cut, ra_parallel parallel, int64_t *missing);
 
 typedef struct ra_times {
     int64_t score_ns, route_ns, evict_ns, attend_ns;
 } ra_times;
-
-/* Score, route and evict every row b whose slots exceed totals[b] (negative: leave the row alone).
- * protect_below: [B]. budgets [B][H] and lost [B][H] are written for the rows that were cut; cut [B] flags them. Where
- * pages run out rows before it stay cut, *missing is told, and calling again goes on with the rest. */
-ra_status ra_layer_compress(ra_layer *layer, const int64_t *totals, const int64_t *protect_below,
-                            const ra_score_config *score, const ra_route_config *route, int64_t *budgets, double *lost,
-                            bool *cut, ra_parallel parallel, int64_t *missing);
-
 /* Nanoseconds spent in this layer's calls since creation. */
 ra_times ra_layer_times(const ra_layer *layer);
 
 /* ---- Attention over pages that the caller laid out (torch operators, other engines) --------------------------------
- * pages: base of an array of pages in the format above; table [B, H, P] page numbers; lengths [B, H] slots.
+ * pages: base of an array of pages of the format of that dtype; table [B, H, P] page numbers; lengths [B, H] slots.
  * queries [B, Hq, T, D] contiguous, out [B, T, Hq, D]; query t sees slots [0, length - T + t + 1). */
 ra_status ra_attend_paged(ra_dtype dtype, const void *queries, const void *pages, int64_t page_count,
                           const int32_t *table, const int32_t *lengths, int64_t rows, int64_t kv_heads,
                           int64_t query_heads, int64_t tokens, int64_t head_dim, int64_t table_pages, float scale,
                           void *out, ra_parallel parallel);
-/* Writes keys and values [B, H, T, D] (contiguous) behind the first lengths[b][h] slots. */
+/* Writes keys and values [B, H, T, D] (contiguous) behind the first lengths[b][h] slots. RA_ERR_NOT_FINITE as in a step. */
 ra_status ra_append_paged(ra_dtype dtype, const void *keys, const void *values, void *pages, int64_t page_count,
                           const int32_t *table, const int32_t *lengths, int64_t rows, int64_t kv_heads, int64_t tokens,
                           int64_t head_dim, int64_t table_pages);

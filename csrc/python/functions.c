@@ -14,21 +14,33 @@ PyObject *ra_raise(ra_status status, const char *what)
 
 int ra_parse_score_config(PyObject *tuple, ra_score_config *out)
 {
-    int scorer;
+    const char *scorer;
     double alpha, threshold;
     long long kernel;
     unsigned long long seed;
-    if (!PyArg_ParseTuple(tuple, "iddLK;score is (scorer, alpha, threshold, kernel, seed)", &scorer, &alpha, &threshold,
+    if (!PyTuple_Check(tuple)) {
+        PyErr_Format(PyExc_TypeError, "score is a tuple (scorer, alpha, threshold, kernel, seed), got %R", tuple);
+        return -1;
+    }
+    if (!PyArg_ParseTuple(tuple, "sddLK;score is (scorer, alpha, threshold, kernel, seed)", &scorer, &alpha, &threshold,
                           &kernel, &seed))
         return -1;
-    *out = (ra_score_config){.scorer = (ra_scorer)scorer, .alpha = (float)alpha, .threshold = (float)threshold,
+    *out = (ra_score_config){.scorer = ra_scorer_find(scorer), .alpha = (float)alpha, .threshold = (float)threshold,
                              .kernel = kernel, .seed = seed};
+    if (!out->scorer) {
+        PyErr_Format(PyExc_ValueError, "scorer '%s' is unknown", scorer);
+        return -1;
+    }
     return 0;
 }
 
 int ra_parse_route_config(PyObject *tuple, ra_route_config *out)
 {
     int heads;
+    if (!PyTuple_Check(tuple)) {
+        PyErr_Format(PyExc_TypeError, "route is a tuple (heads, gamma, lo, hi, mu, safeguard), got %R", tuple);
+        return -1;
+    }
     if (!PyArg_ParseTuple(tuple, "iddddd;route is (heads, gamma, lo, hi, mu, safeguard)", &heads, &out->gamma, &out->lo,
                           &out->hi, &out->mu, &out->safeguard))
         return -1;
@@ -55,9 +67,9 @@ static PyObject *robustify(PyObject *module, PyObject *args)
         return NULL;
     Py_ssize_t n = PyObject_Length(x_object);
     Py_buffer x, out;
-    if (n < 0 || ra_buffer(x_object, "x", "d", n, 0, &x))
+    if (n < 0 || ra_buffer(x_object, "x", 'd', n, 0, &x))
         return NULL;
-    if (ra_buffer(out_object, "out", "l", n, 1, &out)) {
+    if (ra_buffer(out_object, "out", 'i', n, 1, &out)) {
         PyBuffer_Release(&x);
         return NULL;
     }
@@ -84,11 +96,11 @@ static PyObject *route(PyObject *module, PyObject *args)
     Py_ssize_t heads = PyObject_Length(objects[1]), all = PyObject_Length(objects[0]);
     Py_buffer scores, counts, out;
     PyObject *result = NULL;
-    if (heads < 0 || all < 0 || ra_buffer(objects[0], "scores", "f", all, 0, &scores))
+    if (heads < 0 || all < 0 || ra_buffer(objects[0], "scores", 'f', all, 0, &scores))
         return NULL;
-    if (ra_buffer(objects[1], "counts", "l", heads, 0, &counts))
+    if (ra_buffer(objects[1], "counts", 'i', heads, 0, &counts))
         goto release_scores;
-    if (ra_buffer(objects[3], "out", "l", heads, 1, &out))
+    if (ra_buffer(objects[3], "out", 'i', heads, 1, &out))
         goto release_counts;
     const float **pointers = PyMem_Malloc((size_t)(heads ? heads : 1) * sizeof *pointers);
     if (!pointers) {
@@ -131,9 +143,9 @@ static PyObject *select_(PyObject *module, PyObject *args)
         return NULL;
     Py_ssize_t n = PyObject_Length(scores_object);
     Py_buffer scores, out;
-    if (n < 0 || ra_buffer(scores_object, "scores", "f", n, 0, &scores))
+    if (n < 0 || ra_buffer(scores_object, "scores", 'f', n, 0, &scores))
         return NULL;
-    if (ra_buffer(out_object, "out", "l", (Py_ssize_t)keep, 1, &out)) {
+    if (ra_buffer(out_object, "out", 'i', (Py_ssize_t)keep, 1, &out)) {
         PyBuffer_Release(&scores);
         return NULL;
     }
@@ -158,7 +170,9 @@ static PyObject *score_dense(PyObject *module, PyObject *args)
                           &objects[2], &objects[3], &objects[4], &objects[5]) ||
         ra_parse_score_config(objects[2], &config))
         return NULL;
-    if (group < 1 || window < 1 || tokens < window || d < 1)
+    long long most = PY_SSIZE_T_MAX / 64;
+    if (group < 1 || window < 1 || tokens < window || d < 1 || d > RA_MAX_HEAD_DIM || tokens > most / d ||
+        group > most / d / window)
         return PyErr_Format(PyExc_ValueError,
                             "group, window and head size must be at least 1 and tokens at least the window, got group "
                             "%lld, window %lld, tokens %lld, head size %lld",
@@ -177,7 +191,7 @@ static PyObject *score_dense(PyObject *module, PyObject *args)
     int held = 0;
     PyObject *result = NULL;
     for (; held < 5; held++)
-        if (ra_buffer(objects[wanted[held].object], wanted[held].name, "f", wanted[held].count, wanted[held].writable,
+        if (ra_buffer(objects[wanted[held].object], wanted[held].name, 'f', wanted[held].count, wanted[held].writable,
                       &buffers[held]))
             goto cleanup;
     ra_status status;
@@ -213,19 +227,6 @@ static PyObject *set_isa(PyObject *module, PyObject *name)
     Py_RETURN_NONE;
 }
 
-static PyObject *isas(PyObject *module, PyObject *unused)
-{
-    (void)module, (void)unused;
-    PyObject *list = PyList_New(0);
-    for (size_t i = 0; list && ra_isa_available(i); i++) {
-        PyObject *name = PyUnicode_FromString(ra_isa_available(i));
-        if (!name || PyList_Append(list, name))
-            Py_CLEAR(list);
-        Py_XDECREF(name);
-    }
-    return list;
-}
-
 static PyObject *register_torch_ops(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
@@ -255,7 +256,46 @@ static PyObject *read_probe(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *allocations(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromLongLong(ra_allocations());
+}
+
+static PyObject *names_of(const char *(*name)(size_t index))
+{
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && name(i); i++) {
+        PyObject *text = PyUnicode_FromString(name(i));
+        if (!text || PyList_Append(list, text))
+            Py_CLEAR(list);
+        Py_XDECREF(text);
+    }
+    return list;
+}
+
+static PyObject *isas(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return names_of(ra_isa_available);
+}
+
+static PyObject *scorers(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return names_of(ra_scorer_name);
+}
+
+static PyObject *formats(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return names_of(ra_format_name);
+}
+
 PyMethodDef ra_functions[] = {
+    {"allocations", allocations, METH_NOARGS, "allocations()\n--\n\nAllocations of memory by the C core so far."},
+    {"scorers", scorers, METH_NOARGS, "scorers()\n--\n\nNames of the scorers."},
+    {"formats", formats, METH_NOARGS, "formats()\n--\n\nNames of the page formats."},
     {"robustify", robustify, METH_VARARGS, robustify_doc},
     {"route", route, METH_VARARGS, route_doc},
     {"select", select_, METH_VARARGS, select_doc},

@@ -1,26 +1,48 @@
-/* _core.Layer: one layer's ragged heads. Hot calls take positional arguments (METH_FASTCALL) and release the GIL. */
-#include <math.h>
+/* _core.Layer: one layer's ragged heads. A call claims the pool before it looks at its arguments, so that nothing that they
+ * do can change what is checked; the hot ones take positional arguments (METH_FASTCALL) and release the GIL. */
+#include <stdbool.h>
 
-#include "module.h"
+#include "layer_object.h"
 #include "torch_bridge.h"
 
-typedef struct layer_object {
-    PyObject_HEAD
-    ra_layer *layer;
-    pool_object *pool;
-} layer_object;
+static PyObject *wrap(PyTypeObject *type, pool_object *pool, ra_layer *layer)
+{
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    dead_layer *grave = PyMem_Calloc(1, sizeof *grave);
+    layer_object *self = grave ? (layer_object *)alloc(type, 0) : NULL;
+    if (!self) {
+        PyMem_Free(grave);
+        ra_layer_destroy(layer);
+        return grave ? NULL : PyErr_NoMemory();
+    }
+    grave->layer = layer;
+    self->layer = layer;
+    self->grave = grave;
+    Py_INCREF((PyObject *)pool);
+    self->pool = pool;
+    return (PyObject *)self;
+}
 
 static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"pool", "rows", "kv_heads", "query_heads", "window", NULL};
+    static char *names[] = {"pool", "rows", "kv_heads", "query_heads", "window", "scorer", NULL};
     module_state *state = PyType_GetModuleState(type);
     PyObject *pool;
     long long rows, kv_heads, query_heads, window;
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!LLLL:Layer", names, state->pool_type, &pool, &rows,
-                                               &kv_heads, &query_heads, &window))
+    const char *scorer = NULL;
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!LLLL|z:Layer", names, state->pool_type, &pool, &rows,
+                                               &kv_heads, &query_heads, &window, &scorer))
+        return NULL;
+    const ra_layer_config config = {.rows = rows, .kv_heads = kv_heads, .query_heads = query_heads, .window = window,
+                                    .scorer = scorer ? ra_scorer_find(scorer) : NULL};
+    if (scorer && !config.scorer)
+        return PyErr_Format(PyExc_ValueError, "scorer '%s' is unknown", scorer);
+    if (ra_pool_enter((pool_object *)pool))
         return NULL;
     ra_layer *layer;
-    ra_status status = ra_layer_create(((pool_object *)pool)->pool, rows, kv_heads, query_heads, window, &layer);
+    ra_status status = ra_layer_create(((pool_object *)pool)->pool, &config, &layer);
+    PyObject *made = status == RA_OK ? wrap(type, (pool_object *)pool, layer) : NULL;
+    ra_pool_leave((pool_object *)pool);
     if (status == RA_ERR_ARGUMENT)
         return PyErr_Format(PyExc_ValueError,
                             "rows, kv_heads and window must be at least 1 and query_heads a multiple of kv_heads, got "
@@ -28,48 +50,82 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                             rows, kv_heads, query_heads, window);
     if (status != RA_OK)
         return ra_raise(status, "Layer");
-    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    layer_object *self = (layer_object *)alloc(type, 0);
-    if (!self) {
-        ra_layer_destroy(layer);
-        return NULL;
-    }
-    self->layer = layer;
-    Py_INCREF(pool);
-    self->pool = (pool_object *)pool;
-    return (PyObject *)self;
+    return made;
+}
+
+static int layer_traverse(PyObject *object, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT((PyObject *)((layer_object *)object)->pool);
+    return 0;
 }
 
 static void layer_dealloc(PyObject *object)
 {
     layer_object *self = (layer_object *)object;
     PyTypeObject *type = Py_TYPE(object);
-    ra_layer_destroy(self->layer);
-    Py_XDECREF((PyObject *)self->pool);
+    PyObject_GC_UnTrack(object);
+    ra_pool_bury(self->pool, self->grave);
+    Py_DECREF((PyObject *)self->pool);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
 
-/* A [rows, heads, tokens, D] tensor of the pool's dtype. */
-static int view_tokens(layer_object *self, PyObject *object, const char *name, int64_t heads, int64_t *tokens,
+/* ---- Step ---- */
+
+/* begin: an int (every row has that many tokens) or int64 [rows + 1]. */
+static int take_begin(layer_object *self, ra_buffers *b, PyObject *object, const int64_t **begin, int64_t *tokens)
+{
+    *begin = NULL;
+    if (PyLong_Check(object)) {
+        long long number;
+        if (ra_whole_number(object, &number))
+            return -1;
+        *tokens = number;
+        return 0;
+    }
+    *begin = ra_take(b, object, "begin", 'i', (Py_ssize_t)ra_layer_rows(self->layer) + 1, 0);
+    return *begin ? 0 : -1;
+}
+
+PyDoc_STRVAR(reserve_doc, "reserve(begin, ahead=0)\n--\n\nMakes room for a step: begin is the number of new tokens of every "
+                          "row, or int64 [rows + 1] as in step. Returns 0, or the pages to add before calling again.");
+
+static PyObject *do_reserve(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    ra_buffers b = {.count = 0};
+    const int64_t *begin;
+    int64_t tokens = 0, missing = 0;
+    long long ahead = 0;
+    if ((count > 1 && ra_whole_number(args[1], &ahead)) || take_begin(self, &b, args[0], &begin, &tokens))
+        return NULL;
+    ra_status status = ra_layer_reserve(self->layer, begin, tokens, ahead, &missing);
+    ra_release(&b);
+    if (status == RA_OK || status == RA_ERR_NO_PAGES)
+        return PyLong_FromLongLong(missing);
+    return ra_raise(status, "reserve");
+}
+static RA_METHOD(reserve, 1, 2)
+
+/* A [rows, heads, tokens, D] tensor. tokens -1: any number. rows 1 where all rows are packed into one. */
+static int view_tokens(layer_object *self, PyObject *object, const char *name, int64_t heads, int64_t *tokens, bool *packed,
                        ra_tokens *out)
 {
     module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     dl_tensor view;
     ra_dtype dtype;
-    if (!state || ra_view(state, object, name, 4, &view) || ra_view_dtype(&view, name, &dtype))
+    if (!state || ra_view_numbers(state, object, name, 4, &view, &dtype))
         return -1;
     int64_t rows = ra_layer_rows(self->layer), d = self->pool->head_dim;
-    if (dtype != self->pool->dtype) {
-        PyErr_Format(PyExc_TypeError, "%s: the cache holds another dtype", name);
-        return -1;
-    }
-    if (*tokens < 0)
+    if (*tokens < 0) {
         *tokens = view.shape[2];
-    if (view.shape[0] != rows || view.shape[1] != heads || view.shape[2] != *tokens || view.shape[3] != d ||
+        *packed = *packed && view.shape[0] == 1 && rows > 1;
+    }
+    int64_t given = *packed ? 1 : rows;
+    if (view.shape[0] != given || view.shape[1] != heads || view.shape[2] != *tokens || view.shape[3] != d ||
         *tokens < 1) {
         PyErr_Format(PyExc_ValueError, "%s must have shape [%lld, %lld, %lld, %lld], got [%lld, %lld, %lld, %lld]",
-                     name, (long long)rows, (long long)heads, (long long)*tokens, (long long)d,
+                     name, (long long)given, (long long)heads, (long long)*tokens, (long long)d,
                      (long long)view.shape[0], (long long)view.shape[1], (long long)view.shape[2],
                      (long long)view.shape[3]);
         return -1;
@@ -78,407 +134,319 @@ static int view_tokens(layer_object *self, PyObject *object, const char *name, i
         PyErr_Format(PyExc_ValueError, "%s must be contiguous in its last dimension", name);
         return -1;
     }
-    *out = (ra_tokens){.data = view.data, .stride_row = view.strides[0], .stride_head = view.strides[1],
-                       .stride_token = view.strides[2]};
+    *out = (ra_tokens){.data = view.data, .dtype = dtype, .stride_row = *packed ? 0 : view.strides[0],
+                       .stride_head = view.strides[1], .stride_token = view.strides[2]};
     return 0;
 }
 
-/* None, or a contiguous [rows, tokens] bool tensor. */
-static int view_real(layer_object *self, PyObject *object, int64_t tokens, const bool **out)
+static int view_out(layer_object *self, PyObject *object, int64_t tokens, bool packed, ra_output *out)
 {
-    *out = NULL;
-    if (object == Py_None)
-        return 0;
     module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     dl_tensor view;
-    if (!state || ra_view(state, object, "real", 2, &view))
+    ra_dtype dtype;
+    if (!state || ra_view_numbers(state, object, "out", 4, &view, &dtype))
         return -1;
-    int64_t rows = ra_layer_rows(self->layer);
-    if (view.dtype.code != DL_BOOL || view.dtype.bits != 8 || view.shape[0] != rows || view.shape[1] != tokens ||
-        (view.strides[1] != 1 && tokens > 1) || (view.strides[0] != tokens && rows > 1)) {
-        PyErr_Format(PyExc_ValueError, "real must be a contiguous bool tensor [%lld, %lld]", (long long)rows,
-                     (long long)tokens);
+    int64_t heads = ra_layer_query_heads(self->layer), d = self->pool->head_dim;
+    int64_t rows = packed ? 1 : ra_layer_rows(self->layer);
+    if (view.shape[0] != rows || view.shape[1] != tokens || view.shape[2] != heads || view.shape[3] != d ||
+        (d > 1 && view.strides[3] != 1) || (heads > 1 && view.strides[2] != d) ||
+        (tokens > 1 && view.strides[1] < heads * d) || (rows > 1 && view.strides[0] < tokens * heads * d)) {
+        PyErr_Format(PyExc_ValueError, "out must be [%lld, %lld, %lld, %lld], contiguous in its last two dimensions",
+                     (long long)rows, (long long)tokens, (long long)heads, (long long)d);
         return -1;
     }
-    *out = view.data;
+    *out = (ra_output){.data = view.data, .dtype = dtype, .stride_row = packed ? 0 : view.strides[0],
+                       .stride_token = view.strides[1]};
     return 0;
-}
-
-static int arity(Py_ssize_t got, Py_ssize_t want, const char *name)
-{
-    if (got == want)
-        return 0;
-    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, want, got);
-    return -1;
 }
 
 PyDoc_STRVAR(step_doc,
-             "step(queries, keys, values, real, scale, out, cut_in=-1)\n--\n\n"
-             "Appends the new tokens, remembers their queries and, unless out is None, attends: queries [B, Hq, T, D], "
-             "keys and values [B, H, T, D], real bool [B, T] or None, out [B, T, Hq, D]. Returns 0, or the number of "
-             "pages to add before calling again; then nothing has changed. cut_in: steps that follow before the next cut, negative: "
-             "none in sight.");
+             "step(queries, keys, values, out, scale, cut_in=None, begin=None, index=None, softcap=0.0, sinks=None, "
+             "visible=None)\n--\n\n"
+             "Appends the new tokens, remembers their queries and, unless out is None, attends. queries [B, Hq, T, D], keys "
+             "and values [B, H, T, D], out [B, T, Hq, D]; with begin and index also B = 1, all rows packed. cut_in int64 [B]: "
+             "steps that follow before a row's next cut. begin int64 [B + 1], index int64 [begin[B]]: row b's new tokens "
+             "stand at index[begin[b]:begin[b + 1]]; the rest is padding, which out keeps as it is. sinks float32 [Hq]. "
+             "visible bool [begin[B], columns]: whether a token sees a position. ra_layer_step has the rest. "
+             "reserve must have been called.");
 
-static PyObject *layer_step(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t count, ra_buffers *b)
 {
-    layer_object *self = (layer_object *)object;
     ra_layer *layer = self->layer;
-    if (count != 6 && arity(count, 7, "step"))
+    int64_t rows = ra_layer_rows(layer), tokens = -1, total;
+    ra_step step = {0};
+    PyObject *const none = Py_None;
+    PyObject *cut_in = count > 5 ? args[5] : none, *begin = count > 6 ? args[6] : none, *index = count > 7 ? args[7] : none,
+             *sinks = count > 9 ? args[9] : none, *visible = count > 10 ? args[10] : none;
+    if (ra_finite_number(args[4], "scale", &step.scale) || (count > 8 && ra_finite_number(args[8], "softcap", &step.softcap)))
         return NULL;
-    int64_t tokens = -1, missing = 0;
-    ra_tokens queries, keys, values;
-    const bool *real;
-    void *out = NULL;
-    if (view_tokens(self, args[0], "queries", ra_layer_query_heads(layer), &tokens, &queries) ||
-        view_tokens(self, args[1], "keys", ra_layer_kv_heads(layer), &tokens, &keys) ||
-        view_tokens(self, args[2], "values", ra_layer_kv_heads(layer), &tokens, &values) ||
-        view_real(self, args[3], tokens, &real))
+    if (step.softcap < 0)
+        return PyErr_Format(PyExc_ValueError, "softcap must not be negative, got %R", args[8]);
+    if (cut_in != none && !(step.cut_in = ra_take(b, cut_in, "cut_in", 'i', (Py_ssize_t)rows, 0)))
         return NULL;
-    double scale = PyFloat_AsDouble(args[4]);
-    if (scale == -1 && PyErr_Occurred())
+    if (begin != none && !(step.begin = ra_take(b, begin, "begin", 'i', (Py_ssize_t)rows + 1, 0)))
         return NULL;
-    if (!isfinite(scale))
-        return PyErr_Format(PyExc_ValueError, "scale must be finite, got %R", args[4]);
-    long long cut_in = count > 6 ? PyLong_AsLongLong(args[6]) : -1;
-    if (count > 6 && cut_in == -1 && PyErr_Occurred())
+    if (step.begin && (step.begin[rows] < 0 || step.begin[rows] > PY_SSIZE_T_MAX / 64))
+        return PyErr_Format(PyExc_ValueError, "begin must rise from 0, got an end of %lld", (long long)step.begin[rows]);
+    if (index != none && (!step.begin || !(step.index = ra_take(b, index, "index", 'i', (Py_ssize_t)step.begin[rows], 0))))
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "index needs begin");
+    if (sinks != none && !(step.sinks = ra_take(b, sinks, "sinks", 'f', (Py_ssize_t)ra_layer_query_heads(layer), 0)))
         return NULL;
-    if (args[5] != Py_None) {
-        dl_tensor view;
-        ra_dtype dtype;
-        int64_t rows = ra_layer_rows(layer), heads = ra_layer_query_heads(layer), d = self->pool->head_dim;
-        module_state *state = PyType_GetModuleState(Py_TYPE(object));
-        if (!state || ra_view(state, args[5], "out", 4, &view) || ra_view_dtype(&view, "out", &dtype))
+    bool packed = step.index != NULL;
+    if (view_tokens(self, args[0], "queries", ra_layer_query_heads(layer), &tokens, &packed, &step.queries) ||
+        view_tokens(self, args[1], "keys", ra_layer_kv_heads(layer), &tokens, &packed, &step.keys) ||
+        view_tokens(self, args[2], "values", ra_layer_kv_heads(layer), &tokens, &packed, &step.values) ||
+        (args[3] != none && view_out(self, args[3], tokens, packed, &step.out)))
+        return NULL;
+    step.tokens = tokens;
+    total = step.begin ? step.begin[rows] : rows * tokens;
+    for (int64_t i = 0; step.index && i < total; i++)
+        if (step.index[i] < 0 || step.index[i] >= tokens)
+            return PyErr_Format(PyExc_ValueError, "index[%lld] is %lld, the tensors have %lld tokens", (long long)i,
+                                (long long)step.index[i], (long long)tokens);
+    for (int64_t row = 0; step.begin && !step.index && row < rows; row++)
+        if (step.begin[row + 1] - step.begin[row] > tokens)
+            return PyErr_Format(PyExc_ValueError, "row %lld has more new tokens than the tensors' %lld", (long long)row,
+                                (long long)tokens);
+    if (visible != none) {
+        if (PyObject_GetBuffer(visible, &b->held[b->count], PyBUF_FORMAT | PyBUF_C_CONTIGUOUS))
             return NULL;
-        if (dtype != self->pool->dtype || view.shape[0] != rows || view.shape[1] != tokens || view.shape[2] != heads ||
-            view.shape[3] != d || (d > 1 && view.strides[3] != 1) || (heads > 1 && view.strides[2] != d) ||
-            (tokens > 1 && view.strides[1] != heads * d) || (rows > 1 && view.strides[0] != tokens * heads * d))
-            return PyErr_Format(PyExc_ValueError, "out must be contiguous [B, T, Hq, D] of the cache's dtype");
-        out = view.data;
+        const Py_buffer *mask = &b->held[b->count++];
+        int64_t most = 0;
+        for (int64_t row = 0; row < rows; row++) {
+            int64_t fresh = step.begin ? step.begin[row + 1] - step.begin[row] : tokens;
+            int64_t end = ra_layer_tokens(layer, row) + fresh;
+            most = end > most ? end : most;
+        }
+        if (mask->ndim != 2 || mask->itemsize != 1 || mask->shape[0] != total || mask->shape[1] < most)
+            return PyErr_Format(PyExc_ValueError, "visible must be bool [%lld, at least %lld]", (long long)total,
+                                (long long)most);
+        step.visible = mask->buf;
+        step.visible_stride = mask->shape[1];
     }
-    if (ra_pool_enter(self->pool))
-        return NULL;
     ra_status status;
     ra_parallel parallel = ra_torch_parallel();
     Py_BEGIN_ALLOW_THREADS
-    status = ra_layer_append(layer, keys, values, tokens, real, parallel, &missing);
-    if (status == RA_OK)
-        status = ra_layer_observe(layer, queries, tokens, real);
-    if (status == RA_OK && out)
-        status = ra_layer_attend(layer, queries, tokens, real, (float)scale, cut_in, out, parallel);
+    status = ra_layer_step(layer, &step, parallel);
     Py_END_ALLOW_THREADS
-    ra_pool_leave(self->pool);
-    if (status == RA_ERR_NO_PAGES)
-        return PyLong_FromLongLong(missing);
+    if (status == RA_ERR_ARGUMENT)
+        return PyErr_Format(PyExc_ValueError, "step: begin and index must rise, and reserve comes first");
     if (status != RA_OK)
         return ra_raise(status, "keys or values");
-    return PyLong_FromLong(0);
+    Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(compress_doc,
-             "compress(totals, protect_below, score, route, budgets, lost, cut)\n--\n\n"
-             "Scores, routes and evicts every row whose slots exceed totals[row] (int64 [B]; negative: leave alone). "
-             "score = (scorer, alpha, threshold, kernel, seed), route = (heads, gamma, lo, hi, mu, safeguard). Writes "
-             "budgets int64 [B, H], lost float64 [B, H] and cut bool [B] of the rows that were cut. Returns 0, or the "
-             "pages to add before calling again.");
-
-static PyObject *layer_compress(PyObject *object, PyObject *args)
+static PyObject *do_step(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
-    layer_object *self = (layer_object *)object;
-    ra_layer *layer = self->layer;
-    PyObject *objects[7];
-    ra_score_config score;
-    ra_route_config route;
-    if (!PyArg_ParseTuple(args, "OOOOOOO:compress", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4],
-                          &objects[5], &objects[6]) ||
-        ra_parse_score_config(objects[2], &score) || ra_parse_route_config(objects[3], &route))
-        return NULL;
-    Py_ssize_t rows = (Py_ssize_t)ra_layer_rows(layer), heads = (Py_ssize_t)ra_layer_kv_heads(layer);
-    const struct {
-        int object;
-        const char *name, *format;
-        Py_ssize_t count;
-        int writable;
-    } wanted[5] = {{0, "totals", "l", rows, 0},
-                   {1, "protect_below", "l", rows, 0},
-                   {4, "budgets", "l", rows * heads, 1},
-                   {5, "lost", "d", rows * heads, 1},
-                   {6, "cut", "?", rows, 1}};
-    Py_buffer buffers[5];
-    int held = 0;
-    PyObject *result = NULL;
-    for (; held < 5; held++)
-        if (ra_buffer(objects[wanted[held].object], wanted[held].name, wanted[held].format, wanted[held].count,
-                      wanted[held].writable, &buffers[held]))
-            goto cleanup;
-    if (ra_pool_enter(self->pool))
-        goto cleanup;
-    int64_t missing = 0;
-    ra_status status;
-    ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS
-    status = ra_layer_compress(layer, buffers[0].buf, buffers[1].buf, &score, &route, buffers[2].buf, buffers[3].buf,
-                               buffers[4].buf, parallel, &missing);
-    Py_END_ALLOW_THREADS
-    ra_pool_leave(self->pool);
-    if (status == RA_OK || status == RA_ERR_NO_PAGES)
-        result = PyLong_FromLongLong(status == RA_OK ? 0 : missing);
-    else
-        ra_raise(status, "scores");
-cleanup:
-    while (held--)
-        PyBuffer_Release(&buffers[held]);
+    ra_buffers b = {.count = 0};
+    PyObject *result = step_with(self, args, count, &b);
+    ra_release(&b);
     return result;
 }
+static RA_METHOD(step, 5, 11)
 
-/* Scores of a row lie in one float32 buffer: head after head, older tokens only. Points out[h] at each head's part
- * unless out is NULL; returns their number. */
-static Py_ssize_t split_scores(const ra_layer *layer, int64_t row, float *flat, float **out)
+/* ---- Rows ---- */
+
+PyDoc_STRVAR(reorder_doc, "reorder(source)\n--\n\nRow i becomes row source[i] (int64 array), sharing its pages; -1: empty.");
+
+static PyObject *do_reorder(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
-    Py_ssize_t total = 0;
-    for (int64_t h = 0; h < ra_layer_kv_heads(layer); h++) {
-        int64_t older = ra_layer_slots(layer, row, h) - ra_layer_window(layer);
-        if (out)
-            out[h] = flat + total;
-        total += older > 0 ? (Py_ssize_t)older : 0;
-    }
-    return total;
-}
-
-/* The row exists and no other thread is changing it. */
-static int check_row(const layer_object *self, long long row)
-{
-    if (ra_pool_check_idle(self->pool))
-        return -1;
-    if (row >= 0 && row < ra_layer_rows(self->layer))
-        return 0;
-    PyErr_Format(PyExc_IndexError, "row %lld of a layer with %lld rows", row, (long long)ra_layer_rows(self->layer));
-    return -1;
-}
-
-static int check_head(const layer_object *self, long long row, long long head)
-{
-    if (check_row(self, row))
-        return -1;
-    if (head >= 0 && head < ra_layer_kv_heads(self->layer))
-        return 0;
-    PyErr_Format(PyExc_IndexError, "head %lld of a layer with %lld KV heads", head,
-                 (long long)ra_layer_kv_heads(self->layer));
-    return -1;
-}
-
-PyDoc_STRVAR(score_doc, "score(row, score, out)\n--\n\nScores of a row's older tokens, head after head, into float32 out.");
-
-static PyObject *layer_score(PyObject *object, PyObject *args)
-{
-    layer_object *self = (layer_object *)object;
-    long long row;
-    PyObject *config_tuple, *out;
-    ra_score_config config;
-    if (!PyArg_ParseTuple(args, "LOO:score", &row, &config_tuple, &out) || check_row(self, row) ||
-        ra_parse_score_config(config_tuple, &config))
+    (void)count;
+    ra_buffers b = {.count = 0};
+    Py_ssize_t rows = PyObject_Length(args[0]);
+    const int64_t *source = rows < 0 ? NULL : ra_take(&b, args[0], "source", 'i', rows, 0);
+    if (!source)
         return NULL;
-    Py_ssize_t total = split_scores(self->layer, row, NULL, NULL);
-    Py_buffer buffer;
-    if (ra_buffer(out, "out", "f", total, 1, &buffer))
-        return NULL;
-    float **pointers = PyMem_Malloc((size_t)ra_layer_kv_heads(self->layer) * sizeof *pointers);
-    if (!pointers || ra_pool_enter(self->pool)) {
-        PyMem_Free(pointers);
-        PyBuffer_Release(&buffer);
-        return PyErr_Occurred() ? NULL : PyErr_NoMemory();
-    }
-    split_scores(self->layer, row, buffer.buf, pointers);
-    ra_status status;
-    ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS
-    status = ra_layer_score(self->layer, row, &config, pointers, parallel);
-    Py_END_ALLOW_THREADS
-    ra_pool_leave(self->pool);
-    PyMem_Free(pointers);
-    PyBuffer_Release(&buffer);
-    if (status != RA_OK)
-        return ra_raise(status, "scores");
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(evict_doc, "evict(row, budgets, scores, protect_below, lost)\n--\n\nCuts a row's heads to budgets (int64 [H]) "
-                        "by scores (float32, head after head); lost float64 [H] is written. Returns 0, or the pages to "
-                        "add before calling again.");
-
-static PyObject *layer_evict(PyObject *object, PyObject *args)
-{
-    layer_object *self = (layer_object *)object;
-    long long row, protect_below;
-    PyObject *objects[3];
-    if (!PyArg_ParseTuple(args, "LOOLO:evict", &row, &objects[0], &objects[1], &protect_below, &objects[2]) ||
-        check_row(self, row))
-        return NULL;
-    Py_ssize_t heads = (Py_ssize_t)ra_layer_kv_heads(self->layer), total = split_scores(self->layer, row, NULL, NULL);
-    Py_buffer budgets, scores, lost;
-    if (ra_buffer(objects[0], "budgets", "l", heads, 0, &budgets))
-        return NULL;
-    PyObject *result = NULL;
-    float **pointers = NULL;
-    if (ra_buffer(objects[1], "scores", "f", total, 0, &scores))
-        goto release_budgets;
-    if (ra_buffer(objects[2], "lost", "d", heads, 1, &lost))
-        goto release_scores;
-    pointers = PyMem_Malloc((size_t)heads * sizeof *pointers);
-    if (!pointers) {
-        PyErr_NoMemory();
-        goto release_lost;
-    }
-    split_scores(self->layer, row, scores.buf, pointers);
-    if (ra_pool_enter(self->pool))
-        goto release_lost;
-    ra_status status;
-    int64_t missing = 0;
-    ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS
-    status = ra_layer_evict(self->layer, row, budgets.buf, (const float *const *)pointers, protect_below, lost.buf,
-                            parallel, &missing);
-    Py_END_ALLOW_THREADS
-    ra_pool_leave(self->pool);
-    if (status == RA_OK || status == RA_ERR_NO_PAGES)
-        result = PyLong_FromLongLong(status == RA_OK ? 0 : missing);
-    else
-        ra_raise(status, status == RA_ERR_ARGUMENT ? "budgets below the window" : "scores");
-release_lost:
-    PyMem_Free(pointers);
-    PyBuffer_Release(&lost);
-release_scores:
-    PyBuffer_Release(&scores);
-release_budgets:
-    PyBuffer_Release(&budgets);
-    return result;
-}
-
-PyDoc_STRVAR(slots_doc, "slots(out)\n--\n\nSlots kept by each head into int64 out [B, H].");
-
-static PyObject *layer_slots(PyObject *object, PyObject *out)
-{
-    layer_object *self = (layer_object *)object;
-    int64_t rows = ra_layer_rows(self->layer), heads = ra_layer_kv_heads(self->layer);
-    Py_buffer buffer;
-    if (ra_pool_check_idle(self->pool) || ra_buffer(out, "out", "l", (Py_ssize_t)(rows * heads), 1, &buffer))
-        return NULL;
-    int64_t *slots = buffer.buf;
-    for (int64_t i = 0; i < rows * heads; i++)
-        slots[i] = ra_layer_slots(self->layer, i / heads, i % heads);
-    PyBuffer_Release(&buffer);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(positions_doc, "positions(row, head)\n--\n\nPositions of a head's slots, ascending, as int32 bytes.");
-
-static PyObject *layer_positions(PyObject *object, PyObject *args)
-{
-    layer_object *self = (layer_object *)object;
-    long long row, head;
-    if (!PyArg_ParseTuple(args, "LL:positions", &row, &head) || check_head(self, row, head))
-        return NULL;
-    return PyBytes_FromStringAndSize((const char *)ra_layer_positions(self->layer, row, head),
-                                     (Py_ssize_t)ra_layer_slots(self->layer, row, head) * (Py_ssize_t)sizeof(int32_t));
-}
-
-PyDoc_STRVAR(read_doc, "read(row, head, values, out)\n--\n\nA head's keys (values if true) into float32 out [N, D].");
-
-static PyObject *layer_read(PyObject *object, PyObject *args)
-{
-    layer_object *self = (layer_object *)object;
-    long long row, head;
-    int values;
-    PyObject *out;
-    Py_buffer buffer;
-    if (!PyArg_ParseTuple(args, "LLpO:read", &row, &head, &values, &out) || check_head(self, row, head) ||
-        ra_buffer(out, "out", "f", (Py_ssize_t)(ra_layer_slots(self->layer, row, head) * self->pool->head_dim), 1,
-                  &buffer))
-        return NULL;
-    ra_status status = ra_layer_read(self->layer, row, head, values, buffer.buf);
-    PyBuffer_Release(&buffer);
-    if (status != RA_OK)
-        return ra_raise(status, "read");
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(queries_doc, "queries(row)\n--\n\n(n, float32 bytes of [Hq, n, D]): the row's newest queries.");
-
-static PyObject *layer_queries(PyObject *object, PyObject *argument)
-{
-    layer_object *self = (layer_object *)object;
-    long long row = PyLong_AsLongLong(argument);
-    if ((row == -1 && PyErr_Occurred()) || check_row(self, row))
-        return NULL;
-    int64_t count = ra_layer_queries(self->layer, row, NULL);
-    Py_ssize_t floats = (Py_ssize_t)(count * ra_layer_query_heads(self->layer) * self->pool->head_dim);
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, floats * (Py_ssize_t)sizeof(float));
-    if (!bytes)
-        return NULL;
-    ra_layer_queries(self->layer, row, (float *)(void *)PyBytes_AsString(bytes));
-    return Py_BuildValue("(LN)", (long long)count, bytes);
-}
-
-PyDoc_STRVAR(reorder_doc, "reorder(source)\n--\n\nRow i becomes row source[i] (int64 array), sharing its pages.");
-
-static PyObject *layer_reorder(PyObject *object, PyObject *source)
-{
-    layer_object *self = (layer_object *)object;
-    Py_ssize_t rows = PyObject_Length(source);
-    Py_buffer buffer;
-    if (rows < 0 || ra_buffer(source, "source", "l", rows, 0, &buffer))
-        return NULL;
-    ra_status status = RA_OK;
-    if (!ra_pool_enter(self->pool)) {
-        status = ra_layer_reorder(self->layer, buffer.buf, rows);
-        ra_pool_leave(self->pool);
-    }
-    PyBuffer_Release(&buffer);
-    if (PyErr_Occurred())
-        return NULL;
+    ra_status status = ra_layer_reorder(self->layer, source, rows);
+    ra_release(&b);
     if (status != RA_OK)
         return ra_raise(status, "rows");
     Py_RETURN_NONE;
 }
+static RA_METHOD(reorder, 1, 1)
 
-PyDoc_STRVAR(crop_doc, "crop(tokens)\n--\n\nForgets the newest tokens of every row; ValueError if one was evicted.");
-
-static PyObject *layer_crop(PyObject *object, PyObject *argument)
+static PyObject *do_fork(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
-    layer_object *self = (layer_object *)object;
-    long long tokens = PyLong_AsLongLong(argument);
-    if ((tokens == -1 && PyErr_Occurred()) || ra_pool_enter(self->pool))
+    (void)count;
+    int64_t from, to;
+    if (ra_row_number(self, args[0], &from) || ra_row_number(self, args[1], &to))
         return NULL;
+    ra_status status = ra_layer_fork(self->layer, from, to);
+    if (status != RA_OK)
+        return ra_raise(status, "fork");
+    Py_RETURN_NONE;
+}
+static RA_METHOD(fork, 2, 2)
+
+static PyObject *do_release(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    int64_t row;
+    if (ra_row_number(self, args[0], &row))
+        return NULL;
+    ra_status status = ra_layer_release(self->layer, row);
+    if (status != RA_OK)
+        return ra_raise(status, "release");
+    Py_RETURN_NONE;
+}
+static RA_METHOD(release, 1, 1)
+
+PyDoc_STRVAR(crop_doc, "crop(tokens)\n--\n\nForgets the newest tokens of each row (an int for all, or int64 [rows]); ValueError "
+                       "if one was evicted.");
+
+static PyObject *do_crop(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    ra_buffers b = {.count = 0};
+    int64_t rows = ra_layer_rows(self->layer), *same = NULL;
+    const int64_t *tokens;
+    if (PyLong_Check(args[0])) {
+        long long number;
+        if (ra_whole_number(args[0], &number))
+            return NULL;
+        same = PyMem_Malloc((size_t)rows * sizeof *same);
+        if (!same)
+            return PyErr_NoMemory();
+        for (int64_t row = 0; row < rows; row++)
+            same[row] = number;
+        tokens = same;
+    } else if (!(tokens = ra_take(&b, args[0], "tokens", 'i', (Py_ssize_t)rows, 0))) {
+        return NULL;
+    }
     ra_status status = ra_layer_crop(self->layer, tokens);
-    ra_pool_leave(self->pool);
+    ra_release(&b);
+    PyMem_Free(same);
     if (status != RA_OK)
         return ra_raise(status, "crop");
     Py_RETURN_NONE;
 }
+static RA_METHOD(crop, 1, 1)
 
-static PyObject *layer_reset(PyObject *object, PyObject *unused)
+static PyObject *do_reset(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
-    (void)unused;
-    layer_object *self = (layer_object *)object;
-    if (ra_pool_enter(self->pool))
-        return NULL;
+    (void)args, (void)count;
     ra_layer_reset(self->layer);
-    ra_pool_leave(self->pool);
     Py_RETURN_NONE;
 }
+static RA_METHOD(reset, 0, 0)
 
-static PyObject *layer_seen(PyObject *object, PyObject *argument)
+PyDoc_STRVAR(copy_doc, "copy()\n--\n\nA layer that holds the same, sharing pages.");
+
+static PyObject *do_copy(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
-    layer_object *self = (layer_object *)object;
-    long long row = PyLong_AsLongLong(argument);
-    if ((row == -1 && PyErr_Occurred()) || check_row(self, row))
+    (void)args, (void)count;
+    ra_layer *copy;
+    ra_status status = ra_layer_copy(self->layer, &copy);
+    if (status != RA_OK)
+        return ra_raise(status, "copy");
+    return wrap(Py_TYPE((PyObject *)self), self->pool, copy);
+}
+static RA_METHOD(copy, 0, 0)
+
+/* ---- Reading ---- */
+
+PyDoc_STRVAR(slots_doc, "slots(out)\n--\n\nSlots kept by each head into int64 out [B, H].");
+
+static PyObject *do_slots(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    ra_buffers b = {.count = 0};
+    int64_t pairs = ra_layer_rows(self->layer) * ra_layer_kv_heads(self->layer);
+    int64_t *out = ra_take(&b, args[0], "out", 'i', (Py_ssize_t)pairs, 1);
+    if (!out)
         return NULL;
-    return PyLong_FromLongLong(ra_layer_seen(self->layer, row));
+    for (int64_t i = 0; i < pairs; i++)
+        out[i] = ra_layer_slots(self->layer)[i];
+    ra_release(&b);
+    Py_RETURN_NONE;
+}
+static RA_METHOD(slots, 1, 1)
+
+static int64_t slots_of(const layer_object *self, int64_t row, int64_t head)
+{
+    return ra_layer_slots(self->layer)[row * ra_layer_kv_heads(self->layer) + head];
 }
 
-static PyObject *layer_times(PyObject *object, PyObject *unused)
+PyDoc_STRVAR(table_doc, "table()\n--\n\n(M, int32 bytes of [B, H, M]): page numbers of each head, as many as its slots fill.");
+
+static PyObject *do_table(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
-    (void)unused;
-    ra_times t = ra_layer_times(((layer_object *)object)->layer);
+    (void)args, (void)count;
+    int64_t pages = ra_layer_table_pages(self->layer);
+    int64_t numbers = pages * ra_layer_rows(self->layer) * ra_layer_kv_heads(self->layer);
+    return Py_BuildValue("(Ly#)", (long long)pages, (const char *)ra_layer_table(self->layer),
+                         (Py_ssize_t)numbers * (Py_ssize_t)sizeof(int32_t));
+}
+static RA_METHOD(table, 0, 0)
+
+PyDoc_STRVAR(positions_doc, "positions(row, head)\n--\n\nPositions of a head's slots, ascending, as int32 bytes.");
+
+static PyObject *do_positions(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    int64_t row, head;
+    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+        return NULL;
+    return PyBytes_FromStringAndSize((const char *)ra_layer_positions(self->layer, row, head),
+                                     (Py_ssize_t)slots_of(self, row, head) * (Py_ssize_t)sizeof(int32_t));
+}
+static RA_METHOD(positions, 2, 2)
+
+PyDoc_STRVAR(read_doc, "read(row, head, values, out)\n--\n\nA head's keys (values if true) into float32 out [N, D].");
+
+static PyObject *do_read(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    ra_buffers b = {.count = 0};
+    int64_t row, head;
+    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+        return NULL;
+    int values = PyObject_IsTrue(args[2]);
+    if (values < 0)
+        return NULL;
+    float *out = ra_take(&b, args[3], "out", 'f', (Py_ssize_t)(slots_of(self, row, head) * self->pool->head_dim), 1);
+    if (!out)
+        return NULL;
+    ra_status status = ra_layer_read(self->layer, row, head, values, out);
+    ra_release(&b);
+    if (status != RA_OK)
+        return ra_raise(status, "read");
+    Py_RETURN_NONE;
+}
+static RA_METHOD(read, 4, 4)
+
+PyDoc_STRVAR(queries_doc, "queries(row)\n--\n\n(n, float32 bytes of [Hq, n, D]): the row's newest queries.");
+
+static PyObject *do_queries(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    int64_t row;
+    if (ra_row_number(self, args[0], &row))
+        return NULL;
+    int64_t n = ra_layer_queries(self->layer, row, NULL);
+    Py_ssize_t floats = (Py_ssize_t)(n * ra_layer_query_heads(self->layer) * self->pool->head_dim);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, floats * (Py_ssize_t)sizeof(float));
+    if (!bytes)
+        return NULL;
+    ra_layer_queries(self->layer, row, (float *)(void *)PyBytes_AsString(bytes));
+    return Py_BuildValue("(LN)", (long long)n, bytes);
+}
+static RA_METHOD(queries, 1, 1)
+
+PyDoc_STRVAR(tokens_doc, "tokens(row)\n--\n\nTokens that the row was given, evicted ones included.");
+
+static PyObject *do_tokens(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    int64_t row;
+    return ra_row_number(self, args[0], &row) ? NULL : PyLong_FromLongLong(ra_layer_tokens(self->layer, row));
+}
+static RA_METHOD(tokens, 1, 1)
+
+static PyObject *layer_times(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    (void)args, (void)count;
+    ra_times t = ((layer_object *)object)->times;
     return Py_BuildValue("(LLLL)", (long long)t.score_ns, (long long)t.route_ns, (long long)t.evict_ns,
                          (long long)t.attend_ns);
 }
@@ -489,20 +457,91 @@ static PyObject *layer_rows(PyObject *object, void *unused)
     return PyLong_FromLongLong(ra_layer_rows(((layer_object *)object)->layer));
 }
 
+/* ---- Restoring ---- */
+
+PyDoc_STRVAR(restore_doc, "restore(row, head, positions, keys, values)\n--\n\nFills a head of an empty row: int32 [N], float32 "
+                          "[N, D] twice. Returns 0, or the pages to add before calling again.");
+
+static PyObject *do_restore(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    ra_buffers b = {.count = 0};
+    int64_t row, head, missing = 0;
+    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+        return NULL;
+    Py_ssize_t n = PyObject_Length(args[2]), d = (Py_ssize_t)self->pool->head_dim;
+    if (n < 0)
+        return NULL;
+    const int32_t *positions = ra_take(&b, args[2], "positions", 'p', n, 0);
+    const float *keys = positions ? ra_take(&b, args[3], "keys", 'f', n * d, 0) : NULL;
+    const float *values = keys ? ra_take(&b, args[4], "values", 'f', n * d, 0) : NULL;
+    PyObject *result = NULL;
+    if (values) {
+        ra_status status = ra_layer_restore(self->layer, row, head, n, positions, keys, values, &missing);
+        result = status == RA_OK || status == RA_ERR_NO_PAGES ? PyLong_FromLongLong(missing) : ra_raise(status, "restore");
+    }
+    ra_release(&b);
+    return result;
+}
+static RA_METHOD(restore, 5, 5)
+
+PyDoc_STRVAR(restore_row_doc, "restore_row(row, tokens, count, queries, scale, softcap)\n--\n\nThe rest of a restored row: tokens "
+                              "given, its newest `count` queries float32 [Hq, count, D], scale and soft-capping of logits.");
+
+static PyObject *do_restore_row(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    ra_buffers b = {.count = 0};
+    int64_t row;
+    long long tokens, n;
+    float scale, softcap;
+    if (ra_row_number(self, args[0], &row) || ra_whole_number(args[1], &tokens) || ra_whole_number(args[2], &n) ||
+        ra_finite_number(args[4], "scale", &scale) || ra_finite_number(args[5], "softcap", &softcap))
+        return NULL;
+    if (n < 0 || n > ra_layer_window(self->layer))
+        return PyErr_Format(PyExc_ValueError, "a row keeps 0 to %lld queries, got %lld",
+                            (long long)ra_layer_window(self->layer), n);
+    Py_ssize_t floats = (Py_ssize_t)(n * ra_layer_query_heads(self->layer) * self->pool->head_dim);
+    const float *queries = ra_take(&b, args[3], "queries", 'f', floats, 0);
+    if (!queries)
+        return NULL;
+    ra_status status = ra_layer_restore_row(self->layer, row, tokens, queries, n, scale, softcap);
+    ra_release(&b);
+    if (status != RA_OK)
+        return ra_raise(status, "restore_row");
+    Py_RETURN_NONE;
+}
+static RA_METHOD(restore_row, 6, 6)
+
+#define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))layer_##name, METH_FASTCALL, doc}
+
 static PyMethodDef methods[] = {
-    {"step", (PyCFunction)(void (*)(void))layer_step, METH_FASTCALL, step_doc},
-    {"compress", layer_compress, METH_VARARGS, compress_doc},
-    {"score", layer_score, METH_VARARGS, score_doc},
-    {"evict", layer_evict, METH_VARARGS, evict_doc},
-    {"slots", layer_slots, METH_O, slots_doc},
-    {"positions", layer_positions, METH_VARARGS, positions_doc},
-    {"read", layer_read, METH_VARARGS, read_doc},
-    {"queries", layer_queries, METH_O, queries_doc},
-    {"reorder", layer_reorder, METH_O, reorder_doc},
-    {"crop", layer_crop, METH_O, crop_doc},
-    {"reset", layer_reset, METH_NOARGS, "reset()\n--\n\nDrops every token; pages go home."},
-    {"seen", layer_seen, METH_O, "seen(row)\n--\n\nTokens the row was given, evicted ones included."},
-    {"times", layer_times, METH_NOARGS, "times()\n--\n\n(score, route, evict, attend) in nanoseconds."},
+    FAST(reserve, reserve_doc),
+    FAST(step, step_doc),
+    {"cut", (PyCFunction)(void (*)(void))layer_cut, METH_FASTCALL, ra_cut_doc},
+    {"cut_score", (PyCFunction)(void (*)(void))layer_cut_score, METH_FASTCALL, ra_cut_score_doc},
+    {"cut_scores", (PyCFunction)(void (*)(void))layer_cut_scores, METH_FASTCALL, ra_cut_scores_doc},
+    {"cut_set_scores", (PyCFunction)(void (*)(void))layer_cut_set_scores, METH_FASTCALL, ra_cut_set_scores_doc},
+    {"cut_allocate", (PyCFunction)(void (*)(void))layer_cut_allocate, METH_FASTCALL, ra_cut_allocate_doc},
+    {"cut_choose", (PyCFunction)(void (*)(void))layer_cut_choose, METH_FASTCALL, ra_cut_choose_doc},
+    {"cut_kept", (PyCFunction)(void (*)(void))layer_cut_kept, METH_FASTCALL, ra_cut_kept_doc},
+    {"cut_apply", (PyCFunction)(void (*)(void))layer_cut_apply, METH_FASTCALL, ra_cut_apply_doc},
+    {"cut_abandon", (PyCFunction)(void (*)(void))layer_cut_abandon, METH_FASTCALL, ra_cut_abandon_doc},
+    FAST(reorder, reorder_doc),
+    FAST(fork, "fork(source, target)\n--\n\nRow `target` becomes row `source`, sharing its pages."),
+    FAST(release, "release(row)\n--\n\nEmpties a row."),
+    FAST(crop, crop_doc),
+    FAST(reset, "reset()\n--\n\nDrops every token; pages go home."),
+    FAST(copy, copy_doc),
+    FAST(slots, slots_doc),
+    FAST(table, table_doc),
+    FAST(positions, positions_doc),
+    FAST(read, read_doc),
+    FAST(queries, queries_doc),
+    FAST(tokens, tokens_doc),
+    FAST(times, "times()\n--\n\n(score, route, evict, attend) in nanoseconds, as of the last call."),
+    FAST(restore, restore_doc),
+    FAST(restore_row, restore_row_doc),
     {NULL, NULL, 0, NULL},
 };
 
@@ -512,9 +551,11 @@ static PyGetSetDef getset[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Layer(pool, rows, kv_heads, query_heads, window)\n--\n\nRagged heads of one layer; see reasonalloc.h."},
+    {Py_tp_doc, "Layer(pool, rows, kv_heads, query_heads, window, scorer=None)\n--\n\nRagged heads of one layer; see "
+                "reasonalloc.h."},
     {Py_tp_new, layer_new},
     {Py_tp_dealloc, layer_dealloc},
+    {Py_tp_traverse, layer_traverse},
     {Py_tp_methods, methods},
     {Py_tp_getset, getset},
     {0, NULL},
@@ -523,6 +564,6 @@ static PyType_Slot slots[] = {
 PyType_Spec ra_layer_spec = {
     .name = "reasonalloc._core.Layer",
     .basicsize = sizeof(layer_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_HAVE_GC,
     .slots = slots,
 };

@@ -34,9 +34,7 @@ static int clear(PyObject *module)
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)(intptr_t)exec},
-#ifdef Py_GIL_DISABLED
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
-#endif
+    /* The state of pools and of the module is guarded by the GIL: a free-threaded interpreter turns it on for us. */
     {0, NULL},
 };
 

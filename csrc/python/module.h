@@ -23,27 +23,38 @@ PyObject *ra_raise(ra_status status, const char *what);
 
 /* A borrowed view of a CPU tensor with `ndim` dimensions; valid while the object lives. 0, or -1 with an error set. */
 int ra_view(module_state *state, PyObject *object, const char *name, int ndim, dl_tensor *out);
+/* The same for tensors whose elements are numbers: its dtype too, and not one that is negated lazily. */
+int ra_view_numbers(module_state *state, PyObject *object, const char *name, int ndim, dl_tensor *out, ra_dtype *dtype);
 /* Its dtype as ra_dtype. 0, or -1 with an error set. */
 int ra_view_dtype(const dl_tensor *view, const char *name, ra_dtype *out);
-/* A contiguous buffer (numpy array) of `count` items of the struct format `format`; release with PyBuffer_Release. */
-int ra_buffer(PyObject *object, const char *name, const char *format, Py_ssize_t count, int writable, Py_buffer *out);
+/* A contiguous buffer (numpy array) of `count` items; kind: 'i' int64, 'd' float64, 'f' float32, 'b' bool, 'p' int32.
+ * Release with PyBuffer_Release. */
+int ra_buffer(PyObject *object, const char *name, char kind, Py_ssize_t count, int writable, Py_buffer *out);
 
 /* ---- pool_object.c, layer_object.c ---- */
+
+/* A layer whose object died while another thread was in its pool: it is destroyed when that thread leaves. */
+typedef struct dead_layer {
+    ra_layer *layer;
+    struct dead_layer *next;
+} dead_layer;
 
 typedef struct pool_object {
     PyObject_HEAD
     ra_pool *pool;
-    PyObject *slabs; /* dict: slab id -> tensor that owns the memory */
-    ra_dtype dtype;
+    PyObject *slabs; /* dict: slab id -> tensor that owns the memory; NULL once the collector has cleared it */
     int64_t head_dim;
-    int busy; /* a call is under way with the GIL released */
+    ra_pool_info info; /* as it was when the pool was left */
+    int busy;          /* a call is under way, perhaps with the GIL released */
+    dead_layer *dead;
 } pool_object;
 
-/* Claims a pool for a call without the GIL; -1 with an error if another thread is inside. */
+/* Claims a pool for a call, before its arguments are looked at: their own code may run then, and the GIL is released later.
+ * -1 with an error if another call is under way. */
 int ra_pool_enter(pool_object *pool);
-/* -1 with an error if another thread is inside: nothing may be read while it changes. */
-int ra_pool_check_idle(const pool_object *pool);
-static inline void ra_pool_leave(pool_object *pool) { pool->busy = 0; }
+void ra_pool_leave(pool_object *pool);
+/* Destroys a layer now, or when the call that is under way leaves. */
+void ra_pool_bury(pool_object *pool, dead_layer *layer);
 
 extern PyType_Spec ra_pool_spec, ra_layer_spec;
 extern PyMethodDef ra_functions[];

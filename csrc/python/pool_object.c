@@ -3,69 +3,98 @@
 
 #include "module.h"
 
-int ra_pool_check_idle(const pool_object *pool)
-{
-    if (!pool->busy)
-        return 0;
-    PyErr_SetString(PyExc_RuntimeError, "the cache is in use by another thread");
-    return -1;
-}
-
 int ra_pool_enter(pool_object *pool)
 {
-    if (ra_pool_check_idle(pool))
+    if (!pool->slabs) {
+        PyErr_SetString(PyExc_RuntimeError, "the cache is being collected");
         return -1;
+    }
+    if (pool->busy) {
+        PyErr_SetString(PyExc_RuntimeError, "the cache is in use by another thread");
+        return -1;
+    }
     pool->busy = 1;
     return 0;
 }
 
-static int dtype_from_name(const char *name, ra_dtype *out)
+static void destroy_dead(pool_object *pool)
 {
-    static const char *const names[RA_DTYPES] = {"float32", "bfloat16", "float16"};
-    for (int i = 0; i < RA_DTYPES; i++)
-        if (!strcmp(name, names[i])) {
-            *out = (ra_dtype)i;
-            return 0;
-        }
-    PyErr_Format(PyExc_TypeError, "dtype '%s' not supported; float32, bfloat16 and float16 are", name);
-    return -1;
+    while (pool->dead) {
+        dead_layer *dead = pool->dead;
+        pool->dead = dead->next;
+        ra_layer_destroy(dead->layer);
+        PyMem_Free(dead);
+    }
+}
+
+void ra_pool_leave(pool_object *pool)
+{
+    destroy_dead(pool);
+    pool->info = ra_pool_get_info(pool->pool);
+    pool->busy = 0;
+}
+
+void ra_pool_bury(pool_object *pool, dead_layer *layer)
+{
+    layer->next = pool->dead;
+    pool->dead = layer;
+    if (!pool->busy) {
+        destroy_dead(pool);
+        pool->info = ra_pool_get_info(pool->pool);
+    }
 }
 
 static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"dtype", "head_dim", NULL};
-    const char *dtype_name;
+    static char *names[] = {"format", "head_dim", NULL};
+    const char *name;
     long long head_dim;
-    ra_dtype dtype;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sL:Pool", names, &dtype_name, &head_dim) ||
-        dtype_from_name(dtype_name, &dtype))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sL:Pool", names, &name, &head_dim))
         return NULL;
+    const ra_format *format = ra_format_find(name);
+    if (!format)
+        return PyErr_Format(PyExc_TypeError, "format '%s' not supported; float32, bfloat16 and float16 are", name);
     ra_pool *pool;
-    ra_status status = ra_pool_create(dtype, head_dim, &pool);
+    ra_status status = ra_pool_create(format, head_dim, &pool);
     if (status == RA_ERR_ARGUMENT)
         return PyErr_Format(PyExc_ValueError, "head_dim must be between 1 and %d, got %lld", RA_MAX_HEAD_DIM, head_dim);
     if (status != RA_OK)
         return ra_raise(status, "Pool");
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    pool_object *self = (pool_object *)alloc(type, 0);
     PyObject *slabs = PyDict_New();
-    if (!self || !slabs) {
+    pool_object *self = slabs ? (pool_object *)alloc(type, 0) : NULL;
+    if (!self) {
         ra_pool_destroy(pool);
-        Py_XDECREF((PyObject *)self);
         Py_XDECREF(slabs);
         return NULL;
     }
     self->pool = pool;
     self->slabs = slabs;
-    self->dtype = dtype;
     self->head_dim = head_dim;
+    self->info = ra_pool_get_info(pool);
     return (PyObject *)self;
+}
+
+static int pool_traverse(PyObject *object, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT(((pool_object *)object)->slabs);
+    return 0;
+}
+
+/* Only garbage is cleared: no layer is used any more. */
+static int pool_clear(PyObject *object)
+{
+    Py_CLEAR(((pool_object *)object)->slabs);
+    return 0;
 }
 
 static void pool_dealloc(PyObject *object)
 {
     pool_object *self = (pool_object *)object;
     PyTypeObject *type = Py_TYPE(object);
+    PyObject_GC_UnTrack(object);
+    destroy_dead(self);
     ra_pool_destroy(self->pool);
     Py_XDECREF(self->slabs);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
@@ -74,28 +103,38 @@ static void pool_dealloc(PyObject *object)
 
 PyDoc_STRVAR(add_slab_doc, "add_slab(tensor)\n--\n\nLends a 1-D uint8 tensor of whole pages, 64-byte aligned.");
 
-static PyObject *pool_add_slab(PyObject *object, PyObject *tensor)
+static PyObject *lend(pool_object *self, PyObject *tensor)
 {
-    pool_object *self = (pool_object *)object;
-    module_state *state = PyType_GetModuleState(Py_TYPE(object));
+    module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     dl_tensor view;
-    if (!state || ra_pool_check_idle(self) || ra_view(state, tensor, "slab", 1, &view))
+    if (!state || ra_view(state, tensor, "slab", 1, &view))
         return NULL;
-    int64_t page = (int64_t)ra_pool_page_bytes(self->pool);
+    int64_t page = (int64_t)ra_pool_page_bytes(self->pool), id;
     if (view.dtype.code != DL_UINT || view.dtype.bits != 8 || view.shape[0] < page || view.shape[0] % page ||
         view.strides[0] != 1)
         return PyErr_Format(PyExc_ValueError, "a slab is a contiguous uint8 tensor of a multiple of %lld bytes",
                             (long long)page);
-    int64_t id;
     ra_status status = ra_pool_add_slab(self->pool, view.data, view.shape[0] / page, &id);
+    if (status == RA_ERR_ARGUMENT)
+        return PyErr_Format(PyExc_ValueError, "a slab must be aligned to 64 bytes and may be lent once only");
     if (status != RA_OK)
         return ra_raise(status, "add_slab");
     PyObject *key = PyLong_FromLongLong(id);
     int failed = !key || PyDict_SetItem(self->slabs, key, tensor);
     Py_XDECREF(key);
-    if (failed)
+    if (!failed)
+        Py_RETURN_NONE;
+    return NULL; /* the pages stay lent, and nothing else holds the tensor: no way back, but only for want of memory */
+}
+
+static PyObject *pool_add_slab(PyObject *object, PyObject *tensor)
+{
+    pool_object *self = (pool_object *)object;
+    if (ra_pool_enter(self))
         return NULL;
-    Py_RETURN_NONE;
+    PyObject *result = lend(self, tensor);
+    ra_pool_leave(self);
+    return result;
 }
 
 PyDoc_STRVAR(trim_doc, "trim(keep_free)\n--\n\nMoves pages together and frees empty slabs while keep_free pages stay "
@@ -125,12 +164,13 @@ static PyObject *pool_trim(PyObject *object, PyObject *argument)
     return PyLong_FromLongLong(count);
 }
 
-PyDoc_STRVAR(info_doc, "info()\n--\n\n(pages, used, free, peak_used, slabs), page counts.");
+PyDoc_STRVAR(info_doc, "info()\n--\n\n(pages, used, free, peak_used, slabs), page counts. While a call is under way in "
+                       "another thread: as they were before it.");
 
 static PyObject *pool_info(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    ra_pool_info i = ra_pool_get_info(((pool_object *)object)->pool);
+    ra_pool_info i = ((pool_object *)object)->info;
     return Py_BuildValue("(LLLLL)", (long long)i.pages, (long long)i.used, (long long)i.free, (long long)i.peak_used,
                          (long long)i.slabs);
 }
@@ -138,7 +178,11 @@ static PyObject *pool_info(PyObject *object, PyObject *unused)
 static PyObject *pool_reset_peak(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    ra_pool_reset_peak(((pool_object *)object)->pool);
+    pool_object *self = (pool_object *)object;
+    if (ra_pool_enter(self))
+        return NULL;
+    ra_pool_reset_peak(self->pool);
+    ra_pool_leave(self);
     Py_RETURN_NONE;
 }
 
@@ -156,15 +200,28 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *pool_format(PyObject *object, void *unused)
+{
+    (void)unused;
+    const ra_format *format = ra_pool_format(((pool_object *)object)->pool);
+    for (size_t i = 0; ra_format_name(i); i++)
+        if (ra_format_find(ra_format_name(i)) == format)
+            return PyUnicode_FromString(ra_format_name(i));
+    Py_RETURN_NONE;
+}
+
 static PyGetSetDef getset[] = {
     {"page_bytes", pool_page_bytes, NULL, "Bytes of one page.", NULL},
+    {"format", pool_format, NULL, "Name of the page format.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Pool(dtype, head_dim)\n--\n\nPages of 16 tokens of one KV head; see reasonalloc.h."},
+    {Py_tp_doc, "Pool(format, head_dim)\n--\n\nPages of 16 tokens of one KV head; see reasonalloc.h."},
     {Py_tp_new, pool_new},
     {Py_tp_dealloc, pool_dealloc},
+    {Py_tp_traverse, pool_traverse},
+    {Py_tp_clear, pool_clear},
     {Py_tp_methods, methods},
     {Py_tp_getset, getset},
     {0, NULL},
@@ -173,6 +230,6 @@ static PyType_Slot slots[] = {
 PyType_Spec ra_pool_spec = {
     .name = "reasonalloc._core.Pool",
     .basicsize = sizeof(pool_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_HAVE_GC,
     .slots = slots,
 };

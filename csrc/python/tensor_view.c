@@ -1,4 +1,5 @@
 /* Tensors through the DLPack C exchange API (about 150 ns each), arrays through the buffer protocol. */
+#include <stdbool.h>
 #include <string.h>
 
 #include "module.h"
@@ -43,14 +44,34 @@ int ra_view(module_state *state, PyObject *object, const char *name, int ndim, d
         PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, got %d", name, ndim, (int)out->ndim);
         return -1;
     }
-    int64_t count = 1;
+    bool empty = false;
     for (int i = 0; i < ndim; i++)
-        count *= out->shape[i];
-    if (!out->data && count) { /* fake tensors */
+        empty |= out->shape[i] == 0;
+    if (!out->data && !empty) { /* fake tensors */
         PyErr_Format(PyExc_ValueError, "%s has no data", name);
         return -1;
     }
     out->data = (char *)out->data + out->byte_offset;
+    return 0;
+}
+
+/* Tensors of torch may carry a sign that is applied when they are read, which DLPack does not tell. */
+static int is_negated(PyObject *object, const char *name)
+{
+    PyObject *answer = PyObject_CallMethod(object, "is_neg", NULL);
+    int negated = answer ? PyObject_IsTrue(answer) : 0;
+    if (!answer)
+        PyErr_Clear(); /* not torch's */
+    Py_XDECREF(answer);
+    if (negated > 0)
+        PyErr_Format(PyExc_ValueError, "%s is negated lazily: give %s.resolve_neg()", name, name);
+    return negated;
+}
+
+int ra_view_numbers(module_state *state, PyObject *object, const char *name, int ndim, dl_tensor *out, ra_dtype *dtype)
+{
+    if (ra_view(state, object, name, ndim, out) || ra_view_dtype(out, name, dtype) || is_negated(object, name))
+        return -1;
     return 0;
 }
 
@@ -71,13 +92,26 @@ int ra_view_dtype(const dl_tensor *view, const char *name, ra_dtype *out)
     return 0;
 }
 
-int ra_buffer(PyObject *object, const char *name, const char *format, Py_ssize_t count, int writable, Py_buffer *out)
+static const struct {
+    char kind;
+    const char *formats; /* any of these struct formats */
+    Py_ssize_t size;
+    const char *text;
+} kinds[] = {
+    {'i', "lq", 8, "int64"}, {'d', "d", 8, "float64"}, {'f', "f", 4, "float32"}, {'b', "?", 1, "bool"}, {'p', "il", 4, "int32"},
+};
+
+int ra_buffer(PyObject *object, const char *name, char kind, Py_ssize_t count, int writable, Py_buffer *out)
 {
+    size_t k = 0;
+    while (kinds[k].kind != kind)
+        k++;
     if (PyObject_GetBuffer(object, out, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0)))
         return -1;
     const char *got = out->format ? out->format : "B";
-    if (strcmp(got, format) || out->len != count * out->itemsize) {
-        PyErr_Format(PyExc_ValueError, "%s must hold %zd items of format '%s', got %zd of '%s'", name, count, format,
+    bool fits = got[0] && !got[1] && strchr(kinds[k].formats, got[0]) && out->itemsize == kinds[k].size;
+    if (!fits || out->len / out->itemsize != count) {
+        PyErr_Format(PyExc_ValueError, "%s must hold %zd items of %s, got %zd of format '%s'", name, count, kinds[k].text,
                      out->itemsize ? out->len / out->itemsize : 0, got);
         PyBuffer_Release(out);
         return -1;

@@ -4,11 +4,10 @@
  * page has found one. The few that are left are gathered, 16 at a time, and go through the pages from the newest to the
  * oldest. Keys known from an earlier time need only be compared with what has come since, and, where their newest
  * similar key was evicted, with what lies before it. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "ahead.h"
-#include "redundancy.h"
+#include "nearest_key.h"
 
 #define BATCH 4         /* newest keys that are compared at a time: a tile of the kernels */
 #define MOST_QUERIES 255 /* of the sweep: bounds its scratch memory */
@@ -18,15 +17,16 @@
 
 /* What the sweep of the known slots' pages says of a new key: those are all the pages that it still has to go through
  * if no new key is like it. */
-typedef struct seen {
+typedef struct sweep_result {
     int64_t pages;  /* it was compared with */
     int32_t newest; /* similar slot among them, RA_NONE_SIMILAR: none */
     float cosine;
-} seen;
+} sweep_result;
 
 typedef struct search {
     const ra_span *span;
-    ra_known *known;
+    ra_nearest *nearest;
+    int64_t known; /* slots known before */
     float threshold;
     ra_streams streams;
     int64_t queries, gathered; /* newest keys that the sweep may use, and those that lie in `rows` */
@@ -34,28 +34,28 @@ typedef struct search {
     float *dots;
     int64_t *left, left_count; /* slots for which the sweep found nothing */
     int64_t *from;             /* ... among the keys from there on */
-    seen *seen;                /* [queries] */
+    sweep_result *swept;       /* [queries] */
 } search;
 
 static void unit_key(const search *s, int64_t slot, float *out)
 {
     ra_span_key(s->span, slot, out);
-    ra_kernels_get()->scale(out, (size_t)s->span->d, s->known->inverse[slot]);
+    ra_kernels_get()->scale(out, (size_t)s->span->d, s->nearest->inverse[slot]);
 }
 
 /* One past the slots that still have to be looked at among those known before. */
 static int64_t old_bound(const search *s, int64_t slot)
 {
-    if (slot >= s->known->slots)
-        return s->known->slots;
-    int32_t similar = s->known->similar[slot];
+    if (slot >= s->known)
+        return s->known;
+    int32_t similar = s->nearest->similar[slot];
     return similar >= RA_NONE_SIMILAR ? 0 : ra_similar_bound(similar);
 }
 
 static void found(search *s, int64_t slot, int64_t similar, float cosine)
 {
-    s->known->similar[slot] = (int32_t)similar;
-    s->known->cosine[slot] = similar == slot ? 0 : cosine;
+    s->nearest->similar[slot] = (int32_t)similar;
+    s->nearest->cosine[slot] = similar == slot ? 0 : cosine;
 }
 
 /* The diagonal is zero, which is similar only where the threshold is negative. */
@@ -73,28 +73,28 @@ static int64_t count_bits(uint32_t bits)
 }
 
 /* A slot for which the newest keys down to slot `from` are not similar. */
-static void put_off(search *s, int64_t slot, int64_t from)
+static void leave_for_batch(search *s, int64_t slot, int64_t from)
 {
     int64_t query = s->span->slots - 1 - slot;
-    if (slot >= s->known->slots && from <= s->known->slots && query < s->queries &&
-        s->seen[query].pages == ra_pages_for(s->known->slots)) {
-        found(s, slot, s->seen[query].newest, s->seen[query].cosine);
-    } else if (from > s->known->slots || old_bound(s, slot)) {
+    if (slot >= s->known && from <= s->known && query < s->queries &&
+        s->swept[query].pages == ra_pages_for(s->known)) {
+        found(s, slot, s->swept[query].newest, s->swept[query].cosine);
+    } else if (from > s->known || old_bound(s, slot)) {
         s->left[s->left_count] = slot;
         s->from[s->left_count++] = from;
-    } else if (slot >= s->known->slots || s->known->similar[slot] < RA_NONE_SIMILAR) {
-        s->known->similar[slot] = RA_NONE_SIMILAR;
+    } else if (slot >= s->known || s->nearest->similar[slot] < RA_NONE_SIMILAR) {
+        s->nearest->similar[slot] = RA_NONE_SIMILAR;
     }
 }
 
 /* A new key was compared with a page that has known slots: their newest similar one, pages come in ascending order. */
 static void remember(search *s, int64_t query, int64_t base, uint32_t hits, const float *products, const float *inverse)
 {
-    s->seen[query].pages++;
-    for (int64_t t = ra_min(PAGE, s->known->slots - base) - 1; t >= 0; t--)
+    s->swept[query].pages++;
+    for (int64_t t = ra_min(PAGE, s->known - base) - 1; t >= 0; t--)
         if (hits >> t & 1) {
-            s->seen[query].newest = (int32_t)(base + t);
-            s->seen[query].cosine = products[t] * inverse[t];
+            s->swept[query].newest = (int32_t)(base + t);
+            s->swept[query].cosine = products[t] * inverse[t];
             return;
         }
 }
@@ -108,7 +108,7 @@ static void sweep_page(search *s, int64_t page)
     size_t at = 0, slice = (s->streams.part / 64 / SLICES + 1) * 64;
     ra_ahead ahead;
     ra_span_ahead(span, &s->streams, page, &ahead);
-    memcpy(inverse, s->known->inverse + base, (size_t)ra_min(PAGE, n - base) * sizeof *inverse);
+    memcpy(inverse, s->nearest->inverse + base, (size_t)ra_min(PAGE, n - base) * sizeof *inverse);
     do {
         int64_t sum = done == 0, take = ra_min(BATCH - sum, s->queries - done);
         for (; s->gathered < done + take; s->gathered++)
@@ -125,7 +125,7 @@ static void sweep_page(search *s, int64_t page)
             int64_t similar = n - 1 - done - i;
             uint32_t hits = ra_kernels_get()->above(products, inverse, s->threshold);
             hits = with_diagonal(s, hits, similar - base);
-            if (base < s->known->slots)
+            if (base < s->known)
                 remember(s, done + i, base, hits, products, inverse);
             hits &= left;
             left &= ~hits;
@@ -138,108 +138,117 @@ static void sweep_page(search *s, int64_t page)
     ra_prefetch(&ahead, at, s->streams.part);
     for (int64_t t = 0; left; t++, left >>= 1)
         if (left & 1)
-            put_off(s, base + t, n - done);
+            leave_for_batch(s, base + t, n - done);
 }
 
 /* Up to 16 keys on their way through the pages. */
-typedef struct party {
+typedef struct batch {
     int64_t count, slot[PAGE], from[PAGE], bound[PAGE];
     float *rows; /* [16][D] */
-} party;
+} batch;
 
-static bool wants(const search *s, const party *p, int64_t r, int64_t similar)
+static bool wants(const search *s, const batch *b, int64_t r, int64_t similar)
 {
-    return similar >= s->known->slots ? similar < p->from[r] : similar < p->bound[r];
+    return similar >= s->known ? similar < b->from[r] : similar < b->bound[r];
 }
 
 /* Whether row r is done with everything from `page` on: no key before it is wanted. */
-static bool is_through(const search *s, const party *p, int64_t r, int64_t page)
+static bool is_through(const search *s, const batch *b, int64_t r, int64_t page)
 {
-    return p->bound[r] == 0 && page * PAGE <= s->known->slots;
+    return b->bound[r] == 0 && page * PAGE <= s->known;
 }
 
-static void visit_page(search *s, party *p, int64_t page, bool needed)
+static void visit_page(search *s, batch *b, int64_t page, bool needed)
 {
     const ra_span *span = s->span;
     int64_t tokens = ra_min(PAGE, span->slots - page * PAGE), still = 0, d = span->d;
     float dots[PAGE * PAGE];
     if (needed)
-        span->kernels->qk(p->rows, (size_t)p->count, ra_span_k(span, page), (size_t)d, NULL, dots);
-    for (int64_t r = 0; r < p->count; r++) {
+        span->kernels->qk(b->rows, (size_t)b->count, ra_span_k(span, page), (size_t)d, NULL, dots);
+    for (int64_t r = 0; r < b->count; r++) {
         bool hit = false;
         uint32_t hits = 0;
         if (needed)
-            hits = ra_kernels_get()->above(dots + r * PAGE, s->known->inverse + page * PAGE, s->threshold);
-        hits = with_diagonal(s, hits, p->slot[r] - page * PAGE);
+            hits = ra_kernels_get()->above(dots + r * PAGE, s->nearest->inverse + page * PAGE, s->threshold);
+        hits = with_diagonal(s, hits, b->slot[r] - page * PAGE);
         for (int64_t t = tokens - 1; t >= 0 && hits && !hit; t--)
-            if ((hits >> t & 1) && wants(s, p, r, page * PAGE + t)) {
-                found(s, p->slot[r], page * PAGE + t, dots[r * PAGE + t] * s->known->inverse[page * PAGE + t]);
+            if ((hits >> t & 1) && wants(s, b, r, page * PAGE + t)) {
+                found(s, b->slot[r], page * PAGE + t, dots[r * PAGE + t] * s->nearest->inverse[page * PAGE + t]);
                 hit = true;
             }
         if (hit)
             continue;
-        if (is_through(s, p, r, page) || page == 0) {
-            if (p->slot[r] >= s->known->slots || s->known->similar[p->slot[r]] < RA_NONE_SIMILAR)
-                s->known->similar[p->slot[r]] = RA_NONE_SIMILAR;
+        if (is_through(s, b, r, page) || page == 0) {
+            if (b->slot[r] >= s->known || s->nearest->similar[b->slot[r]] < RA_NONE_SIMILAR)
+                s->nearest->similar[b->slot[r]] = RA_NONE_SIMILAR;
             continue;
         }
         if (still != r) {
-            memcpy(p->rows + still * d, p->rows + r * d, (size_t)d * sizeof *p->rows);
-            p->slot[still] = p->slot[r];
-            p->from[still] = p->from[r];
-            p->bound[still] = p->bound[r];
+            memcpy(b->rows + still * d, b->rows + r * d, (size_t)d * sizeof *b->rows);
+            b->slot[still] = b->slot[r];
+            b->from[still] = b->from[r];
+            b->bound[still] = b->bound[r];
         }
         still++;
     }
-    p->count = still;
+    b->count = still;
 }
 
-/* The keys that were put off, from number `first` on. */
-static void send_party(search *s, int64_t first, float *rows)
+/* The keys that the sweep left over, from number `first` on. */
+static void search_batch(search *s, int64_t first, float *rows)
 {
-    party p = {.count = ra_min(PAGE, s->left_count - first), .rows = rows};
+    batch b = {.count = ra_min(PAGE, s->left_count - first), .rows = rows};
     int64_t from = 0, bound = 0;
-    for (int64_t r = 0; r < p.count; r++) {
-        p.slot[r] = s->left[first + r];
-        p.from[r] = s->from[first + r];
-        p.bound[r] = old_bound(s, p.slot[r]);
-        from = ra_max(from, p.from[r]);
-        bound = ra_max(bound, p.bound[r]);
-        unit_key(s, p.slot[r], rows + r * s->span->d);
+    for (int64_t r = 0; r < b.count; r++) {
+        b.slot[r] = s->left[first + r];
+        b.from[r] = s->from[first + r];
+        b.bound[r] = old_bound(s, b.slot[r]);
+        from = ra_max(from, b.from[r]);
+        bound = ra_max(bound, b.bound[r]);
+        unit_key(s, b.slot[r], rows + r * s->span->d);
     }
-    for (int64_t page = ra_pages_for(s->span->slots) - 1; page >= 0 && p.count; page--) {
+    for (int64_t page = ra_pages_for(s->span->slots) - 1; page >= 0 && b.count; page--) {
         int64_t begin = page * PAGE, end = begin + PAGE;
-        bool needed = begin < bound || (end > s->known->slots && begin < from);
-        visit_page(s, &p, page, needed);
+        bool needed = begin < bound || (end > s->known && begin < from);
+        visit_page(s, &b, page, needed);
     }
 }
 
-ra_status ra_find_similar(ra_known *known, const ra_span *span, float threshold, float *dots)
+/* Takes what a search needs from scratch; false if it does not fit. */
+static bool take_scratch(search *s, int64_t slots, int64_t d, ra_scratch *scratch, float **rows)
 {
-    int64_t n = span->slots, fresh = n - known->slots, d = span->d;
-    search s = {.span = span, .known = known, .threshold = threshold, .queries = ra_min(fresh, MOST_QUERIES),
-                .dots = dots, .streams = ra_streams_of(PAGE * (size_t)d * ra_dtype_size(span->dtype))};
-    float *rows = ra_new(PAGE * d, sizeof *rows);
-    s.rows = ra_new((1 + s.queries) * d, sizeof *s.rows);
-    s.left = ra_new(n, sizeof *s.left);
-    s.from = ra_new(n, sizeof *s.from);
-    s.seen = ra_new(s.queries, sizeof *s.seen);
-    ra_status status = RA_ERR_NO_MEMORY;
-    if (rows && s.rows && s.left && s.from && s.seen) {
-        for (int64_t i = 0; i < s.queries; i++)
-            s.seen[i] = (seen){.newest = RA_NONE_SIMILAR};
-        for (int64_t c = 0; c < d; c++)
-            s.rows[c] = (float)known->sum[c];
-        for (int64_t page = 0; page * PAGE < n; page++)
-            sweep_page(&s, page);
-        for (int64_t first = 0; first < s.left_count; first += PAGE)
-            send_party(&s, first, rows);
-        status = RA_OK;
-    }
-    free(rows);
-    free(s.rows);
-    free(s.left);
-    free(s.from);
-    free(s.seen);
-    return status;
+    *rows = ra_scratch_take(scratch, PAGE * d, sizeof **rows);
+    s->rows = ra_scratch_take(scratch, (1 + s->queries) * d, sizeof *s->rows);
+    s->left = ra_scratch_take(scratch, slots, sizeof *s->left);
+    s->from = ra_scratch_take(scratch, slots, sizeof *s->from);
+    s->swept = ra_scratch_take(scratch, s->queries, sizeof *s->swept);
+    return *rows && s->rows && s->left && s->from && s->swept;
+}
+
+size_t ra_find_similar_bytes(int64_t slots, int64_t head_dim)
+{
+    search s = {.queries = ra_min(slots, MOST_QUERIES)};
+    ra_scratch count = {0};
+    float *rows;
+    (void)take_scratch(&s, slots, head_dim, &count, &rows);
+    return count.used + 64;
+}
+
+ra_status ra_find_similar(ra_nearest *nearest, const ra_span *span, float threshold, ra_scratch *scratch, float *dots)
+{
+    int64_t n = span->slots, known = nearest->state->slots, d = span->d;
+    search s = {.span = span, .nearest = nearest, .known = known, .threshold = threshold,
+                .queries = ra_min(n - known, MOST_QUERIES), .dots = dots, .streams = ra_streams_of(span->value_offset)};
+    float *rows;
+    if (!take_scratch(&s, n, d, scratch, &rows))
+        return RA_ERR_NO_MEMORY;
+    for (int64_t i = 0; i < s.queries; i++)
+        s.swept[i] = (sweep_result){.newest = RA_NONE_SIMILAR};
+    for (int64_t c = 0; c < d; c++)
+        s.rows[c] = (float)nearest->state->sum[c];
+    for (int64_t page = 0; page * PAGE < n; page++)
+        sweep_page(&s, page);
+    for (int64_t first = 0; first < s.left_count; first += PAGE)
+        search_batch(&s, first, rows);
+    return RA_OK;
 }

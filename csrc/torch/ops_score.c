@@ -122,7 +122,7 @@ static bool run(score_call *call, int64_t scores, ra_tensor_handle *out, ra_fail
 
 bool ra_op_rkv_score(const ra_stable_value *stack, ra_tensor_handle *out, ra_failure *failure)
 {
-    score_call call = {.config = {.scorer = RA_SCORE_RKV,
+    score_call call = {.config = {.scorer = ra_scorer_find("rkv"),
                                   .alpha = (float)ra_double_of(stack[2]),
                                   .threshold = (float)ra_double_of(stack[3]),
                                   .kernel = (int64_t)stack[4]}};
@@ -131,12 +131,12 @@ bool ra_op_rkv_score(const ra_stable_value *stack, ra_tensor_handle *out, ra_fai
 
 bool ra_op_importance(const ra_stable_value *stack, ra_tensor_handle *out, ra_failure *failure)
 {
-    score_call call = {.config = {.scorer = RA_SCORE_IMPORTANCE, .alpha = 1, .kernel = (int64_t)stack[2]}};
+    score_call call = {.config = {.scorer = ra_scorer_find("importance"), .alpha = 1, .kernel = (int64_t)stack[2]}};
     return view_both(stack, &call, failure) && run(&call, call.tokens - call.window, out, failure);
 }
 
 bool ra_op_redundancy(const ra_stable_value *stack, ra_tensor_handle *out, ra_failure *failure)
 {
-    score_call call = {.config = {.scorer = RA_SCORE_RKV, .threshold = (float)ra_double_of(stack[1]), .kernel = 1}};
+    score_call call = {.config = {.scorer = ra_scorer_find("rkv"), .threshold = (float)ra_double_of(stack[1]), .kernel = 1}};
     return view_keys(stack[0], RA_ANY_SIZE, &call, failure) && run(&call, call.tokens, out, failure);
 }

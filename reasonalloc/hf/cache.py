@@ -88,8 +88,9 @@ class ReasonAllocCache(Cache):
         self._uncut = 0  # tokens that crop could take back: those since anything was evicted
         self._due = self._prefilling = False
         self._mask: tuple[Any, torch.Tensor | None] = (None, None)  # of this step, and its real tokens
+        self._new: tuple[Any, Any, Any] = (None, None, None)  # real tokens of this step, and where they stand
         self._good_keys: Any = None  # shapes and dtypes that have been checked
-        self.cut_in = -1  # steps that follow before the next cut, where attention has something to note for it
+        self.cut_in: Any = None  # [rows] steps that follow before the next cut, for statistics
         self._cutter: Cutter | None = None
         self._recorder: recorder.Recorder | None = None
         self._cut_seconds = 0.0
@@ -116,7 +117,7 @@ class ReasonAllocCache(Cache):
             raise RuntimeError(
                 "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
             )
-        self._mask = (None, None)  # a step that failed may have left one
+        self._mask, self._new = (None, None), (None, None, None)  # a step that failed may have left some
         rows, _, tokens, _ = key.shape
         first = not self.ragged[0].length
         if not first and rows != self._rows:
@@ -130,7 +131,7 @@ class ReasonAllocCache(Cache):
         # The first step is the prefill even if it is of one token: in a batch that row would be beside longer ones.
         self._prefilling = first or (tokens > 1 and self._prefilling)
         self._due = left == 0 and not self.policy.unlimited
-        self.cut_in = left if self._due or self.policy.window_attention else -1
+        self.cut_in = np.full(rows, left if self._due or self.policy.window_attention else -1)
 
     def _check_keys(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
         kind = (key.shape, value.shape, key.dtype, value.dtype, key.is_meta)
@@ -183,6 +184,17 @@ class ReasonAllocCache(Cache):
             self._mask = (mask, real_tokens(mask, tokens, prefill))
         return self._mask[1]
 
+    def new_tokens(self, real: torch.Tensor | None, rows: int) -> tuple[Any, Any]:
+        """(begin [rows + 1], index): where each row's tokens that are not padding stand; (None, None) if all are."""
+        if real is None:
+            return None, None
+        if self._new[0] is not real:
+            flags = real.numpy()
+            begin = np.zeros(rows + 1, np.int64)
+            np.cumsum(flags.sum(1), out=begin[1:])
+            self._new = (real, begin, np.ascontiguousarray(np.nonzero(flags)[1], np.int64))
+        return self._new[1], self._new[2]
+
     def measure(self, layer: RaggedLayer, query: torch.Tensor, key: torch.Tensor, real: torch.Tensor | None) -> None:
         """Takes a layer's part of the wave from the first prefill, where a method needs it and no profile was given."""
         budgets = self.cutter.budgets
@@ -199,7 +211,7 @@ class ReasonAllocCache(Cache):
         """A layer has stored and attended; cuts what is due, closes the step after the last layer."""
         last = layer.order == len(self.ragged) - 1
         if self._prefilling and layer.order == 0:
-            self.cutter.prompt = np.array([layer.held.seen(row) for row in range(self._rows)])
+            self.cutter.prompt = np.array([layer.held.tokens(row) for row in range(self._rows)])
         if self._due:
             start = time.perf_counter()
             if not self.cutter.budgets.waits:  # at once, so that a long prompt is whole in one layer at a time
@@ -221,7 +233,7 @@ class ReasonAllocCache(Cache):
             self.pool.trim(keep_free=heads * (self.policy.schedule.interval // PAGE_TOKENS + 1))
         self.cutter.budgets.waits = False
         self._steps += 1
-        self._mask = (None, None)
+        self._mask, self._new = (None, None), (None, None, None)
         self._byte_sum += self.pool.bytes
 
     def pool_for(self, key: torch.Tensor) -> PagePool:
@@ -315,7 +327,7 @@ class ReasonAllocCache(Cache):
             )
         shortest = 0
         if remove:
-            shortest = min(self.ragged[0].held.seen(row) for row in range(self._rows))
+            shortest = min(self.ragged[0].held.tokens(row) for row in range(self._rows))
             if remove > shortest:
                 raise ValueError(f"cannot crop {remove} tokens: a row has only {shortest} that are not padding")
         with self._all_or_closed():
@@ -377,7 +389,7 @@ class ReasonAllocCache(Cache):
         of = recorder.Recorded(
             layers=tuple(x.index for x in self.ragged),
             heads=self.ragged[0].heads,
-            tokens=self.ragged[0].held.seen(row),
+            tokens=self.ragged[0].held.tokens(row),
             prompt=int(cutter.prompt[row]),
             config=self.config,
             policy=self.policy,
@@ -401,7 +413,7 @@ class ReasonAllocCache(Cache):
             if layer.core is not None:
                 seconds += np.array(layer.core.times()) / 1e9
         cutter, pool = self._cutter, self._pool
-        full = sum(x.core.seen(row) * x.heads for x in self.ragged if x.core is not None for row in range(self._rows))
+        full = sum(x.core.tokens(row) * x.heads for x in self.ragged if x.core is not None for row in range(self._rows))
         other = sum(
             t.numel() * t.element_size()
             for x in self.layers

@@ -74,15 +74,17 @@ class RaggedLayer(CacheLayerMixin):
             rows, heads, tokens, head_dim = query.shape
             prefill = self.length == 0 and tokens > 1
             real = owner.real_tokens(attention_mask, tokens, prefill) if attention_mask is not None else None
+            begin, index = owner.new_tokens(real, rows)
             scale = float(scaling) if scaling is not None else head_dim**-0.5
             q, k, v = map(_rows, in_host_memory(query, key, value))
             if prefill:
                 out = sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
-                self._step(core, q, k, v, real, scale, None)
+                self._step(core, q, k, v, None, scale, None, begin, index)
                 owner.measure(self, query, key, real)
             else:
-                out = q.new_empty((rows, tokens, heads, head_dim))
-                self._step(core, q, k, v, real, scale, out, owner.cut_in)
+                # What stands between a row's tokens is padding, whose attention is 0.
+                out = (q.new_empty if begin is None else q.new_zeros)((rows, tokens, heads, head_dim))
+                self._step(core, q, k, v, out, scale, owner.cut_in, begin, index)
                 out = out.to(query.device)
             self.length += tokens
             owner.leave(self, tokens, padded=real is not None and not prefill)
@@ -93,20 +95,36 @@ class RaggedLayer(CacheLayerMixin):
 
     def seen(self) -> int:
         """Tokens that all rows together have been given, padding not counted."""
-        return sum(self.core.seen(row) for row in range(self.core.rows)) if self.core is not None else 0
+        return sum(self.core.tokens(row) for row in range(self.core.rows)) if self.core is not None else 0
 
     def _prepare(self, query: torch.Tensor, key: torch.Tensor) -> _core.Layer:
         self.lazy_initialization(key, key)
         self.heads, self.query_heads, self.head_dim = key.shape[1], query.shape[1], key.shape[3]
         self.core = _core.Layer(
-            self.owner.pool_for(key).core, key.shape[0], self.heads, self.query_heads, self.owner.config.window
+            self.owner.pool_for(key).core,
+            key.shape[0],
+            self.heads,
+            self.query_heads,
+            self.owner.config.window,
+            self.owner.policy.core_scorer,
         )
         return self.core
 
-    def _step(self, core: _core.Layer, *arguments: Any) -> None:
+    def _step(
+        self,
+        core: _core.Layer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor | None,
+        scale: float,
+        cut_in: Any,
+        begin: Any,
+        index: Any,
+    ) -> None:
         try:
-            while missing := core.step(*arguments):
-                self.owner.pool.grow(missing)
+            self.owner.pool.reserve(core, key.shape[2] if begin is None else begin, self.owner.policy.ahead)
+            core.step(query, key, value, out, scale, cut_in, begin, index)
         except (ValueError, TypeError) as error:
             raise type(error)(f"layer {self.index}: {error}") from None
 

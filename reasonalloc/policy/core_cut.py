@@ -12,7 +12,6 @@ from reasonalloc import _core
 from reasonalloc.allocate import HEADS
 from reasonalloc.policy.heads import HeadArguments
 from reasonalloc.policy.scorers import ScoreArguments
-from reasonalloc.score import SCORERS
 from reasonalloc.store.pages import PagePool
 
 Floats = npt.NDArray[np.float32]
@@ -35,14 +34,15 @@ class CutLayer(Protocol):
 
 def row_tokens(layer: CutLayer) -> list[int]:
     """[rows] tokens that each row of a layer has been given."""
-    return [layer.held.seen(row) for row in range(layer.held.rows)]
+    return [layer.held.tokens(row) for row in range(layer.held.rows)]
 
 
 class CoreCut:
-    """The cut of the rows of a layer that are over their totals: in phases, or in one call.
+    """The cut of the rows of a layer that are over their totals: in one call, or in phases.
 
-    totals, protect: [rows] slots that stay, positions below which tokens go last. rows: those that are over. slots:
-    [rows, heads] before the cut. budgets, lost, evicted: [rows, heads], filled on the way.
+    The phases are score, allocate, choose and apply, in this order; `abandon` ends a cut before the last one, with the
+    layer as it was. totals, protect: [rows] slots that stay, positions below which tokens go last. rows: those that are
+    over. slots: [rows, heads] before the cut. budgets, lost, evicted: [rows, heads], filled on the way.
     """
 
     def __init__(self, layer: CutLayer, pool: PagePool, window: int, totals: Ints, protect: Ints) -> None:
@@ -54,8 +54,8 @@ class CoreCut:
             return
         shape = self.slots.shape
         self.budgets, self.lost = np.zeros(shape, dtype=np.int64), np.zeros(shape)
-        self._scores: dict[int, list[Floats]] = {}
         self.evicted = np.zeros(shape, dtype=np.int64)
+        self._flags = np.zeros(self.core.rows, dtype=np.bool_)
 
     def _slots(self) -> Ints:
         slots = np.zeros((self.core.rows, self.layer.heads), dtype=np.int64)
@@ -64,7 +64,7 @@ class CoreCut:
 
     def tokens(self, row: int) -> int:
         """Tokens that a row has been given."""
-        return self.core.seen(row)
+        return self.core.tokens(row)
 
     def older(self, row: int) -> Ints:
         """[heads] tokens before the window."""
@@ -72,68 +72,55 @@ class CoreCut:
         return older
 
     def positions(self, row: int) -> tuple[Positions, ...]:
-        """Of each head, ascending; read-only."""
+        """Of each head's slots, ascending; read-only."""
         return tuple(np.frombuffer(self.core.positions(row, h), np.int32) for h in range(self.layer.heads))
 
     def run(self, score: ScoreArguments, heads: HeadArguments) -> None:
         """All phases in one call, for parts that are in C."""
-        flags = np.zeros(self.core.rows, dtype=np.bool_)
-        arguments = (self.totals, self.protect, _score(score), _heads(heads), self.budgets, self.lost, flags)
-        while missing := self.core.compress(*arguments):
+        arguments = (self.totals, self.protect, score, _heads(heads), self.budgets, self.lost, self._flags)
+        while missing := self.core.cut(*arguments):
             self.pool.grow(missing)
-        self._count()
+        self.evicted = self.slots - self._slots()
 
-    def score(self, score: ScoreArguments) -> None:
-        """Phase 1: the C scorer's scores."""
-        for row in self.rows:
-            older = self.older(row)
-            flat = np.empty(int(older.sum()), dtype=np.float32)
-            self.core.score(row, _score(score), flat)
-            self._scores[row] = np.split(flat, np.cumsum(older)[:-1])
+    def score(self, score: ScoreArguments | None) -> None:
+        """Phase 1: the C scorer's scores; None: `set_scores` gives them for each row."""
+        self.core.cut_score(self.totals, score, self._flags)
 
     def scores(self, row: int) -> list[Floats]:
         """Of each head's tokens before the window, oldest first."""
-        return self._scores[row]
+        older = self.older(row)
+        flat = np.empty(int(older.sum()), dtype=np.float32)
+        self.core.cut_scores(row, flat)
+        return np.split(flat, np.cumsum(older)[:-1])
 
     def set_scores(self, row: int, scores: list[Floats]) -> None:
         """Puts others in their place."""
-        self._scores[row] = scores
+        self.core.cut_set_scores(row, np.concatenate(scores))
 
     def allocate(self, heads: HeadArguments) -> None:
         """Phase 2: the C allocator's budgets. What every head still holds of the protected tokens is not shared out."""
-        for row in self.rows:
-            scores, total = self.scores(row), int(self.totals[row])
-            base = self._spared(row)
-            rest = np.empty(self.layer.heads, dtype=np.int64)
-            counts = np.array([len(x) - base for x in scores], dtype=np.int64)
-            _core.route(
-                np.concatenate([x[base:] for x in scores]), counts, self.window, total - base * self.layer.heads,
-                _heads(heads), rest,
-            )  # fmt: skip
-            self.budgets[row] = rest + base
+        self.core.cut_allocate(self.protect, _heads(heads), self.budgets)
 
-    def _spared(self, row: int) -> int:
-        least = int(self.totals[row]) // self.layer.heads - self.window
-        older = zip(self.positions(row), self.older(row), strict=True)
-        return max(0, min(least, *(int(np.searchsorted(p[:n], self.protect[row])) for p, n in older)))
+    def choose(self) -> None:
+        """Phase 3: which slots stay in `budgets`, and what attention is lost with the others."""
+        self.core.cut_choose(self.protect, self.budgets, self.lost)
+
+    def kept(self, row: int, positions: tuple[Positions, ...]) -> tuple[Positions, ...]:
+        """Those of the positions of each head's slots that stay."""
+        return tuple(p[np.frombuffer(self.core.cut_kept(row, h), np.int32)] for h, p in enumerate(positions))
 
     def apply(self) -> None:
-        """Phases 3 and 4: chooses what stays and evicts the rest."""
-        for row in self.rows:
-            arguments = (self.budgets[row], np.concatenate(self.scores(row)), int(self.protect[row]), self.lost[row])
-            while missing := self.core.evict(row, *arguments):
-                self.pool.grow(missing)
-        self._count()
-
-    def _count(self) -> None:
+        """Phase 4: evicts the rest."""
+        while missing := self.core.cut_apply():
+            self.pool.grow(missing)
         self.evicted = self.slots - self._slots()
 
+    def abandon(self) -> None:
+        """Ends a cut that was begun and not applied."""
+        self.core.cut_abandon()
 
-def _score(score: ScoreArguments) -> tuple[Any, ...]:
-    return (SCORERS[score.scorer], *score[1:])
 
-
-def _heads(heads: HeadArguments) -> tuple[Any, ...]:
+def _heads(heads: HeadArguments) -> tuple[int, float, float, float, float, float]:
     return (HEADS[heads.heads], *heads[1:])
 
 

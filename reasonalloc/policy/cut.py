@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from reasonalloc.policy.budgets import Budgets, checked_shares
-from reasonalloc.policy.core_cut import CoreCut, CutLayer, Floats, Positions, read_only, row_tokens
+from reasonalloc.policy.core_cut import CoreCut, CutLayer, Floats, read_only, row_tokens
 from reasonalloc.policy.heads import CoreHeads, HeadAllocator
 from reasonalloc.policy.observers import CutObserver, CutView, RowObserver
 from reasonalloc.policy.policy import Policy
@@ -68,12 +68,17 @@ class Cutter:
         if not self.observers and self.smoother is None and _core_scorer(scorer) and _core_heads(heads):
             cut.run(scorer.arguments(layer.index), heads.arguments())
             return
-        self._score(cut, layer)
-        self._allocate(cut, layer)
-        before = {row: cut.positions(row) for row in cut.rows} if self.observers else {}
-        cut.apply()
-        for row, positions in before.items():
-            self._show(cut, layer, row, positions)
+        try:
+            self._score(cut, layer)
+            self._allocate(cut, layer)
+            cut.choose()
+            if self.observers:
+                for row in cut.rows:
+                    self._show(cut, layer, row)
+            cut.apply()
+        except BaseException:
+            cut.abandon()
+            raise
 
     # ---- the phases ----
 
@@ -82,6 +87,7 @@ class Cutter:
         if _core_scorer(scorer):
             cut.score(scorer.arguments(layer.index))
         else:
+            cut.score(None)
             for row in cut.rows:
                 cut.set_scores(row, [self._head_scores(cut, layer, row, h) for h in range(layer.heads)])
         if self.smoother is not None:
@@ -127,12 +133,13 @@ class Cutter:
             shares = heads.shares(cut.scores(row), total, self._place(cut, layer, row))
             cut.budgets[row] = checked_shares(what, shares, layer.heads, window, total)
 
-    def _show(self, cut: CoreCut, layer: CutLayer, row: int, before: tuple[Positions, ...]) -> None:
+    def _show(self, cut: CoreCut, layer: CutLayer, row: int) -> None:
+        """To the observers, before anything goes."""
+        positions = cut.positions(row)
+        kept = read_only(cut.kept(row, positions))
         budgets, lost = read_only([cut.budgets[row], cut.lost[row]])
-        view = CutView(
-            layer.index, layer.order, row, cut.tokens(row), before, read_only(cut.scores(row)), budgets,
-            cut.positions(row), lost,
-        )  # fmt: skip
+        scores = read_only(cut.scores(row))
+        view = CutView(layer.index, layer.order, row, cut.tokens(row), positions, scores, budgets, kept, lost)
         for observer in self.observers:
             observer(view)
 

@@ -37,3 +37,13 @@ class Policy:
     def window_attention(self) -> bool:
         """Whether attention is to leave its weights behind for the scores."""
         return self.scorer.window_attention and not self.scorer.in_python and not self.unlimited
+
+    @property
+    def core_scorer(self) -> str | None:
+        """The C scorer whose statistics a layer keeps; None: none."""
+        return None if self.unlimited else self.scorer.core_name
+
+    @property
+    def ahead(self) -> int:
+        """Tokens of a row that layers make room for beforehand."""
+        return 0 if self.unlimited else self.schedule.interval

@@ -41,6 +41,11 @@ class Scorer(Part):
         """Whether `score` is called; otherwise the C scorer of `arguments` runs."""
         return type(self).score is not Scorer.score
 
+    @property
+    def core_name(self) -> str | None:
+        """Name of the C scorer, None for one in Python."""
+        return None
+
 
 class CoreScorer(Scorer):
     """A scorer in C. core: its name there."""
@@ -50,6 +55,10 @@ class CoreScorer(Scorer):
     def arguments(self, layer: int) -> ScoreArguments:
         """layer: its number in the model."""
         return ScoreArguments(self.core)
+
+    @property
+    def core_name(self) -> str | None:
+        return None if self.in_python else self.core
 
 
 SCORERS: Registry[Scorer] = Registry("scorer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from reasonalloc import _core
@@ -30,6 +32,14 @@ class PagePool:
                 raise MemoryError(f"no memory for {bytes_} more bytes of the key-value cache: {error}") from error
             self.core.add_slab(slab)
             pages -= size
+
+    def reserve(self, layer: _core.Layer, begin: Any, ahead: int = 0) -> None:
+        """Makes room for a step of a layer, and in its lists for `ahead` more tokens a row.
+
+        begin: new tokens of every row, or [rows + 1] as `layer.step` takes it.
+        """
+        while missing := layer.reserve(begin, ahead):
+            self.grow(missing)
 
     def trim(self, keep_free: int) -> None:
         """Moves pages together and gives slabs back to torch as long as `keep_free` pages stay free."""

@@ -15,7 +15,6 @@ from reasonalloc.lab.bench.reference import ALPHA, POOL, THRESHOLD, rkv_compress
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.lab.bench.states import States
 from reasonalloc.lab.bench.timing import compared, take_turns, timed
-from reasonalloc.score import SCORERS
 from reasonalloc.store.pages import DTYPES, PagePool
 
 WINDOW = 8
@@ -38,10 +37,10 @@ class Ours:
         self.states, self.n, self.dtype, self.fed = states, n, dtype, 0
         self.heads, self.query_heads, self.d = states.keys.shape[0], states.queries.shape[0], states.keys.shape[2]
         self.pool = PagePool(DTYPES[dtype], self.d)
-        self.layer = _core.Layer(self.pool.core, 1, self.heads, self.query_heads, WINDOW)
+        self.layer = _core.Layer(self.pool.core, 1, self.heads, self.query_heads, WINDOW, "rkv")
         self.total = (n - INTERVAL) * self.heads
         c = Config(method="reasonalloc", budget=max(n - INTERVAL, WINDOW + 1))
-        self.score_config = (SCORERS["rkv"], ALPHA, THRESHOLD, POOL, 0)
+        self.score_config = ("rkv", ALPHA, THRESHOLD, POOL, 0)
         route = (ALLOCATORS["route"], c.gamma, c.lo, c.hi, c.mu, c.safeguard)
         self.budgets = np.zeros((1, self.heads), dtype=np.int64)
         self.arguments = (
@@ -58,8 +57,8 @@ class Ours:
         part = self.states.part(self.fed, count)
         q, k, v = (_batch(x, self.dtype) for x in (part.queries, part.keys, part.values))
         out = torch.empty(1, count, self.query_heads, self.d, dtype=self.dtype) if attend else None
-        while missing := self.layer.step(q, k, v, None, self.d**-0.5, out, cut_in):
-            self.pool.grow(missing)
+        self.pool.reserve(self.layer, count, INTERVAL)
+        self.layer.step(q, k, v, out, self.d**-0.5, np.array([cut_in]))
         self.fed += count
 
     def feed(self, count: int) -> None:
@@ -70,7 +69,7 @@ class Ours:
             self._step(1, attend=True, cut_in=left)
 
     def compress(self) -> None:
-        while missing := self.layer.compress(*self.arguments):
+        while missing := self.layer.cut(*self.arguments):
             self.pool.grow(missing)
 
     def timed_cut(self) -> float:
@@ -100,7 +99,9 @@ class Ours:
         self.feed(INTERVAL)
         expected, before = self._expected(), self.positions()
         scores = np.empty(sum(len(x) for x in expected), np.float32)
-        self.layer.score(0, self.score_config, scores)
+        self.layer.cut_score(np.zeros(1, np.int64), self.score_config, np.zeros(1, np.bool_))
+        self.layer.cut_scores(0, scores)
+        self.layer.cut_abandon()
         wanted = torch.cat(expected).numpy()
         error = float(np.abs(scores - wanted).max())
         if not error <= _TOLERANCE:

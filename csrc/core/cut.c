@@ -1,0 +1,218 @@
+/* The cut: which rows, how much each head keeps, and the four phases one after the other. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend.h"
+#include "scorer.h"
+
+void ra_cut_abandon(ra_layer *layer) { layer->cut.begun = false; }
+
+static int64_t row_slots(const ra_layer *layer, int64_t row)
+{
+    int64_t slots = 0;
+    for (int64_t head = 0; head < layer->kv_heads; head++)
+        slots += layer->slots[ra_pair(layer, row, head)];
+    return slots;
+}
+
+/* Lists as long as the layer's; false without memory. */
+static bool make_lists(ra_layer *layer)
+{
+    ra_cut_state *cut = &layer->cut;
+    if (cut->cut && cut->pages == layer->pages && cut->rows == layer->rows)
+        return true;
+    int64_t pairs = ra_pairs(layer), entries = pairs * (layer->pages + 1) * PAGE;
+    ra_cut_state fresh = {.cut = ra_new(layer->rows, sizeof *fresh.cut),
+                          .totals = ra_new(layer->rows, sizeof *fresh.totals),
+                          .scores = ra_new(entries, sizeof *fresh.scores),
+                          .kept = ra_new(entries, sizeof *fresh.kept),
+                          .keep = ra_new(pairs, sizeof *fresh.keep),
+                          .pages = layer->pages,
+                          .rows = layer->rows};
+    bool made = fresh.cut && fresh.totals && fresh.scores && fresh.kept && fresh.keep;
+    ra_cut_state gone = made ? *cut : fresh;
+    free(gone.cut);
+    free(gone.totals);
+    free(gone.scores);
+    free(gone.kept);
+    free(gone.keep);
+    if (made)
+        *cut = fresh;
+    return made;
+}
+
+ra_status ra_cut_score(ra_layer *layer, const int64_t *totals, const ra_score_config *config, bool *cut,
+                       ra_parallel parallel)
+{
+    if (!layer || !totals || (config && !ra_score_config_is_good(config)))
+        return RA_ERR_ARGUMENT;
+    int64_t start = ra_now_ns(), over = 0;
+    ra_cut_abandon(layer);
+    if (!make_lists(layer))
+        return RA_ERR_NO_MEMORY;
+    for (int64_t row = 0; row < layer->rows; row++) {
+        layer->cut.totals[row] = totals[row];
+        layer->cut.cut[row] = totals[row] >= 0 && row_slots(layer, row) > totals[row];
+        over += layer->cut.cut[row];
+    }
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++) {
+        layer->cut.keep[pair] = -1;
+        if (!config && layer->cut.cut[pair / layer->kv_heads])
+            memset(ra_scores_of(layer, pair), 0, (size_t)ra_older(layer, pair) * sizeof(float));
+    }
+    ra_status status = config && over ? layer->pool->backend->score(layer, config, parallel) : RA_OK;
+    layer->times.score_ns += ra_now_ns() - start;
+    if (status != RA_OK)
+        return status;
+    layer->cut.begun = true;
+    if (cut)
+        memcpy(cut, layer->cut.cut, (size_t)layer->rows * sizeof *cut);
+    return RA_OK;
+}
+
+/* Whether a cut has begun that takes in this head. */
+static bool is_cut(const ra_layer *layer, int64_t row, int64_t head)
+{
+    return layer && layer->cut.begun && row >= 0 && row < layer->rows && head >= 0 && head < layer->kv_heads &&
+           layer->cut.cut[row];
+}
+
+float *ra_cut_scores(ra_layer *layer, int64_t row, int64_t head, int64_t *count)
+{
+    if (!is_cut(layer, row, head))
+        return NULL;
+    *count = ra_older(layer, ra_pair(layer, row, head));
+    return ra_scores_of(layer, ra_pair(layer, row, head));
+}
+
+const int32_t *ra_cut_kept(const ra_layer *layer, int64_t row, int64_t head, int64_t *count)
+{
+    if (!is_cut(layer, row, head) || layer->cut.keep[ra_pair(layer, row, head)] < 0)
+        return NULL;
+    *count = layer->cut.keep[ra_pair(layer, row, head)];
+    return ra_kept_of(layer, ra_pair(layer, row, head));
+}
+
+/* The tokens that every head of the row evicts last and still has, as far as `total` has room for them. */
+static int64_t spared(const ra_layer *layer, int64_t row, int64_t total, int64_t protect_below)
+{
+    int64_t least = total / layer->kv_heads - layer->window;
+    for (int64_t head = 0; head < layer->kv_heads && least > 0; head++) {
+        int64_t pair = ra_pair(layer, row, head);
+        least = ra_protected(layer, pair, protect_below, ra_min(least, ra_older(layer, pair)));
+    }
+    return ra_max(0, least);
+}
+
+typedef struct route_lists {
+    const float **scores; /* [H] */
+    int64_t *counts;      /* [H] */
+    int64_t *budgets;     /* [R, H] */
+    ra_scratch rest;
+} route_lists;
+
+static route_lists take_lists(const ra_layer *layer, int64_t most, ra_scratch *scratch)
+{
+    int64_t H = layer->kv_heads;
+    return (route_lists){.scores = ra_scratch_take(scratch, H, sizeof(float *)),
+                         .counts = ra_scratch_take(scratch, H, sizeof(int64_t)),
+                         .budgets = ra_scratch_take(scratch, layer->rows * H, sizeof(int64_t)),
+                         .rest = ra_scratch_part(scratch, ra_route_bytes(H, most))};
+}
+
+static ra_status allocate_row(const ra_layer *layer, int64_t row, int64_t protect_below, const ra_route_config *route,
+                              route_lists lists)
+{
+    int64_t H = layer->kv_heads, total = layer->cut.totals[row], base = spared(layer, row, total, protect_below);
+    int64_t *budgets = lists.budgets + row * H;
+    for (int64_t head = 0; head < H; head++) {
+        lists.scores[head] = ra_scores_of(layer, ra_pair(layer, row, head)) + base;
+        lists.counts[head] = ra_older(layer, ra_pair(layer, row, head)) - base;
+    }
+    ra_status status =
+        ra_route_in(lists.scores, lists.counts, H, layer->window, total - H * base, route, &lists.rest, budgets);
+    for (int64_t head = 0; status == RA_OK && head < H; head++)
+        budgets[head] += base;
+    return status;
+}
+
+ra_status ra_cut_allocate(ra_layer *layer, const int64_t *protect_below, const ra_route_config *route, int64_t *budgets)
+{
+    if (!layer || !layer->cut.begun || !protect_below || !route || !budgets)
+        return RA_ERR_ARGUMENT;
+    int64_t H = layer->kv_heads, start = ra_now_ns(), most = 0;
+    for (int64_t row = 0; row < layer->rows; row++)
+        most = ra_max(most, row_slots(layer, row));
+    ra_scratch count = {0};
+    (void)take_lists(layer, most, &count);
+    if (!ra_pool_scratch(layer->pool, count.used + 64))
+        return RA_ERR_NO_MEMORY;
+    route_lists lists = take_lists(layer, most, &layer->pool->scratch);
+    ra_status status = RA_OK;
+    for (int64_t row = 0; row < layer->rows && status == RA_OK; row++)
+        if (layer->cut.cut[row])
+            status = allocate_row(layer, row, protect_below[row], route, lists);
+    for (int64_t row = 0; row < layer->rows && status == RA_OK; row++)
+        if (layer->cut.cut[row])
+            memcpy(budgets + row * H, lists.budgets + row * H, (size_t)H * sizeof *budgets);
+    layer->times.route_ns += ra_now_ns() - start;
+    return status;
+}
+
+ra_status ra_cut_choose(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost,
+                        ra_parallel parallel)
+{
+    if (!layer || !layer->cut.begun || !protect_below || !budgets)
+        return RA_ERR_ARGUMENT;
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++) {
+        int64_t slots = layer->slots[pair];
+        if (layer->cut.cut[pair / layer->kv_heads] && budgets[pair] < ra_min(layer->window, slots))
+            return RA_ERR_ARGUMENT;
+    }
+    int64_t start = ra_now_ns();
+    ra_status status = layer->pool->backend->choose(layer, protect_below, budgets, lost, parallel);
+    for (int64_t pair = 0; status != RA_OK && pair < ra_pairs(layer); pair++)
+        layer->cut.keep[pair] = -1;
+    layer->times.evict_ns += ra_now_ns() - start;
+    return status;
+}
+
+ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing)
+{
+    if (!layer || !layer->cut.begun || !missing)
+        return RA_ERR_ARGUMENT;
+    *missing = 0;
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        if (layer->cut.cut[pair / layer->kv_heads] && layer->cut.keep[pair] < 0)
+            return RA_ERR_ARGUMENT; /* nothing was chosen */
+    const ra_backend *backend = layer->pool->backend;
+    int64_t start = ra_now_ns(), need = layer->pool->info.shared ? backend->apply_pages(layer) : 0;
+    if (need > ra_pool_spare(layer->pool)) {
+        *missing = need - ra_pool_spare(layer->pool);
+        return RA_ERR_NO_PAGES;
+    }
+    ra_status status = backend->apply(layer, parallel);
+    if (status == RA_OK)
+        ra_cut_abandon(layer); /* it is done */
+    layer->times.evict_ns += ra_now_ns() - start;
+    return status;
+}
+
+ra_status ra_layer_cut(ra_layer *layer, const ra_cut *cut, ra_parallel parallel, int64_t *missing)
+{
+    if (!layer || !cut || !cut->totals || !cut->protect_below || !cut->budgets || !cut->lost || !cut->cut || !missing)
+        return RA_ERR_ARGUMENT;
+    *missing = 0;
+    ra_status status = ra_cut_score(layer, cut->totals, &cut->score, cut->cut, parallel);
+    if (status == RA_OK)
+        status = ra_cut_allocate(layer, cut->protect_below, &cut->route, cut->budgets);
+    if (status == RA_OK)
+        status = ra_cut_choose(layer, cut->protect_below, cut->budgets, cut->lost, parallel);
+    if (status == RA_OK)
+        status = ra_cut_apply(layer, parallel, missing);
+    if (status != RA_OK) {
+        ra_cut_abandon(layer);
+        memset(cut->cut, 0, (size_t)layer->rows * sizeof *cut->cut);
+    }
+    return status;
+}

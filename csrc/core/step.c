@@ -1,0 +1,134 @@
+/* Room for a step, and its arguments: what a host can know without looking at what heads hold. */
+#include <math.h>
+
+#include "backend.h"
+
+static int64_t fresh_tokens(const int64_t *begin, int64_t tokens, int64_t row)
+{
+    return begin ? begin[row + 1] - begin[row] : tokens;
+}
+
+static bool begins_well(const ra_layer *layer, const int64_t *begin, int64_t tokens)
+{
+    if (!begin)
+        return tokens >= 0 && tokens <= INT32_MAX;
+    if (begin[0])
+        return false;
+    for (int64_t row = 0; row < layer->rows; row++)
+        if (begin[row + 1] < begin[row] || begin[row + 1] - begin[row] > INT32_MAX)
+            return false;
+    return true;
+}
+
+/* The page that a head's next token goes to belongs to other rows too. */
+static bool tail_is_shared(const ra_layer *layer, int64_t pair)
+{
+    int64_t slots = layer->slots[pair];
+    return slots % PAGE && layer->pool->refs[ra_pages_of(layer, pair)[slots / PAGE]] > 1;
+}
+
+/* Pages that appending takes; -1 where a row would have too many tokens. *most: of a head's list afterwards. */
+static int64_t pages_needed(const ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *most)
+{
+    int64_t need = 0;
+    *most = 0;
+    for (int64_t row = 0; row < layer->rows; row++) {
+        int64_t fresh = fresh_tokens(begin, tokens, row);
+        if (layer->tokens[row] > INT32_MAX - PAGE - fresh || layer->tokens[row] + fresh > INT32_MAX - PAGE - ahead)
+            return -1;
+        for (int64_t head = 0; head < layer->kv_heads; head++) {
+            int64_t pair = ra_pair(layer, row, head), slots = layer->slots[pair];
+            *most = ra_max(*most, ra_pages_for(slots + fresh + ahead));
+            if (fresh)
+                need += ra_pages_for(slots + fresh) - ra_pages_for(slots) + tail_is_shared(layer, pair);
+        }
+    }
+    return need;
+}
+
+ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *missing)
+{
+    if (!layer || !missing || ahead < 0 || ahead > INT32_MAX || !begins_well(layer, begin, tokens))
+        return RA_ERR_ARGUMENT;
+    ra_pool *pool = layer->pool;
+    *missing = 0;
+    int64_t most, need = pages_needed(layer, begin, tokens, ahead, &most);
+    if (need < 0)
+        return RA_ERR_ARGUMENT;
+    size_t bytes = pool->backend->step_bytes(layer, begin, tokens, ahead);
+    if (bytes > pool->scratch_need)
+        pool->scratch_need = bytes;
+    if (!ra_layer_make_room(layer, most) || !ra_pool_scratch(pool, bytes))
+        return RA_ERR_NO_MEMORY;
+    pool->reserved -= layer->reserved;
+    layer->reserved = 0;
+    if (need > ra_pool_spare(pool)) {
+        *missing = need - ra_pool_spare(pool);
+        return RA_ERR_NO_PAGES;
+    }
+    pool->reserved += need;
+    layer->reserved = need;
+    return RA_OK;
+}
+
+static bool indexes_well(const ra_layer *layer, const ra_step *step)
+{
+    for (int64_t row = 0; step->index && row < layer->rows; row++)
+        for (int64_t i = step->begin[row]; i < step->begin[row + 1]; i++)
+            if (step->index[i] < 0 || (i > step->begin[row] && step->index[i] <= step->index[i - 1]))
+                return false;
+    return true;
+}
+
+static bool tokens_are_good(const ra_tokens *tokens) { return tokens->data && ra_dtype_size(tokens->dtype); }
+
+/* Every new key and value can be stored. */
+static bool all_finite(const ra_layer *layer, const ra_step *step)
+{
+    const ra_format *format = layer->pool->format;
+    const ra_tokens *both[] = {&step->keys, &step->values};
+    for (int which = 0; which < 2; which++) {
+        const ra_tokens *t = both[which];
+        int64_t size = (int64_t)ra_dtype_size(t->dtype);
+        for (int64_t row = 0; row < layer->rows; row++) {
+            int64_t begin = step->begin ? step->begin[row] : 0, fresh = fresh_tokens(step->begin, step->tokens, row);
+            for (int64_t i = 0; i < fresh; i++) {
+                int64_t place = step->index ? step->index[begin + i] : i;
+                const char *token = (const char *)t->data + (row * t->stride_row + place * t->stride_token) * size;
+                for (int64_t head = 0; head < layer->kv_heads; head++)
+                    if (!format->holds(t->dtype, token + head * t->stride_head * size, layer->pool->head_dim))
+                        return false;
+            }
+        }
+    }
+    return true;
+}
+
+ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parallel)
+{
+    if (!layer || !step || !begins_well(layer, step->begin, step->tokens) || (step->index && !step->begin) ||
+        !indexes_well(layer, step) || !isfinite(step->scale) || !isfinite(step->softcap) || step->softcap < 0 ||
+        (step->visible && step->visible_stride < 0))
+        return RA_ERR_ARGUMENT;
+    int64_t total = step->begin ? step->begin[layer->rows] : layer->rows * ra_min(step->tokens, 1);
+    if (!total)
+        return RA_OK;
+    if (!tokens_are_good(&step->queries) || !tokens_are_good(&step->keys) || !tokens_are_good(&step->values) ||
+        (step->out.data && !ra_dtype_size(step->out.dtype)))
+        return RA_ERR_ARGUMENT;
+    if (step->sinks && !ra_all_finite(RA_F32, step->sinks, layer->query_heads))
+        return RA_ERR_NOT_FINITE;
+    ra_pool *pool = layer->pool;
+    int64_t most, need = pages_needed(layer, step->begin, step->tokens, 0, &most);
+    if (need < 0 || need > layer->reserved || most > layer->pages ||
+        pool->backend->step_bytes(layer, step->begin, step->tokens, 0) > pool->scratch.size)
+        return RA_ERR_ARGUMENT; /* nothing was reserved for it */
+    if (!all_finite(layer, step))
+        return RA_ERR_NOT_FINITE;
+    ra_cut_abandon(layer);
+    pool->reserved -= layer->reserved;
+    layer->reserved = 0;
+    layer->scale = step->scale;
+    layer->softcap = step->softcap;
+    return pool->backend->step(layer, step, parallel);
+}

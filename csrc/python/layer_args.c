@@ -1,0 +1,74 @@
+/* Arguments of _core.Layer's methods, and the frame around each of them. */
+#include <math.h>
+
+#include "layer_object.h"
+
+PyObject *ra_call(PyObject *object, PyObject *const *args, Py_ssize_t count, Py_ssize_t least, Py_ssize_t most,
+                  const char *name, ra_call_body body)
+{
+    layer_object *self = (layer_object *)object;
+    if (count < least || count > most)
+        return PyErr_Format(PyExc_TypeError, "%s takes %zd to %zd arguments, got %zd", name, least, most, count);
+    if (ra_pool_enter(self->pool))
+        return NULL;
+    PyObject *result = body(self, args, count);
+    self->times = ra_layer_times(self->layer);
+    ra_pool_leave(self->pool);
+    return result;
+}
+
+int ra_whole_number(PyObject *object, long long *out)
+{
+    *out = PyLong_AsLongLong(object);
+    return *out == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+int ra_finite_number(PyObject *object, const char *name, float *out)
+{
+    double number = PyFloat_AsDouble(object);
+    if (number == -1 && PyErr_Occurred())
+        return -1;
+    *out = (float)number;
+    if (isfinite(*out))
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s must be finite, got %R", name, object);
+    return -1;
+}
+
+int ra_row_number(const layer_object *self, PyObject *object, int64_t *out)
+{
+    long long row;
+    if (ra_whole_number(object, &row))
+        return -1;
+    *out = row;
+    if (row >= 0 && row < ra_layer_rows(self->layer))
+        return 0;
+    PyErr_Format(PyExc_IndexError, "row %lld of a layer with %lld rows", row, (long long)ra_layer_rows(self->layer));
+    return -1;
+}
+
+int ra_head_number(const layer_object *self, PyObject *object, int64_t *out)
+{
+    long long head;
+    if (ra_whole_number(object, &head))
+        return -1;
+    *out = head;
+    if (head >= 0 && head < ra_layer_kv_heads(self->layer))
+        return 0;
+    PyErr_Format(PyExc_IndexError, "head %lld of a layer with %lld KV heads", head,
+                 (long long)ra_layer_kv_heads(self->layer));
+    return -1;
+}
+
+void ra_release(ra_buffers *b)
+{
+    while (b->count)
+        PyBuffer_Release(&b->held[--b->count]);
+}
+
+void *ra_take(ra_buffers *b, PyObject *object, const char *name, char kind, Py_ssize_t count, int writable)
+{
+    if (ra_buffer(object, name, kind, count, writable, &b->held[b->count]))
+        return NULL;
+    return b->held[b->count++].buf;
+}

@@ -1,0 +1,59 @@
+/* What the files of _core.Layer share. */
+#ifndef RA_LAYER_OBJECT_H
+#define RA_LAYER_OBJECT_H
+
+#include "module.h"
+
+typedef struct layer_object {
+    PyObject_HEAD
+    ra_layer *layer;
+    pool_object *pool;
+    dead_layer *grave; /* made with the layer, so that its end needs no memory */
+    ra_times times;    /* as of the last call */
+} layer_object;
+
+/* ---- Calls: each is a body between claiming the pool and leaving it ---- */
+
+typedef PyObject *(*ra_call_body)(layer_object *self, PyObject *const *args, Py_ssize_t count);
+PyObject *ra_call(PyObject *object, PyObject *const *args, Py_ssize_t count, Py_ssize_t least, Py_ssize_t most,
+                  const char *name, ra_call_body body);
+
+/* The method layer_<name> around the body do_<name>. */
+#define RA_METHOD(name, least, most)                                                                                   \
+    PyObject *layer_##name(PyObject *object, PyObject *const *args, Py_ssize_t count)                                 \
+    {                                                                                                                  \
+        return ra_call(object, args, count, least, most, #name, do_##name);                                           \
+    }
+
+/* ---- Arguments; 0, or -1 with an error set ---- */
+
+int ra_whole_number(PyObject *object, long long *out);
+/* A finite number that float32 can hold. */
+int ra_finite_number(PyObject *object, const char *name, float *out);
+int ra_row_number(const layer_object *self, PyObject *object, int64_t *out);
+int ra_head_number(const layer_object *self, PyObject *object, int64_t *out);
+
+/* Buffers of a call; released together. */
+typedef struct ra_buffers {
+    Py_buffer held[8];
+    int count;
+} ra_buffers;
+/* Memory of one more; NULL with an error set. kind as of ra_buffer. */
+void *ra_take(ra_buffers *b, PyObject *object, const char *name, char kind, Py_ssize_t count, int writable);
+void ra_release(ra_buffers *b);
+
+/* ---- layer_cut.c ---- */
+
+PyObject *layer_cut(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_cut_score(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_cut_scores(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_cut_set_scores(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_cut_allocate(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_cut_choose(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_cut_kept(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_cut_apply(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_cut_abandon(PyObject *, PyObject *const *, Py_ssize_t);
+extern const char ra_cut_doc[], ra_cut_score_doc[], ra_cut_scores_doc[], ra_cut_set_scores_doc[], ra_cut_allocate_doc[],
+    ra_cut_choose_doc[], ra_cut_kept_doc[], ra_cut_apply_doc[], ra_cut_abandon_doc[];
+
+#endif

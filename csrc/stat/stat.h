@@ -1,0 +1,33 @@
+/* Per-slot statistics: what is kept of each slot between steps, so that a score need not look at everything again.
+ *
+ * One file an entry. A column has an entry a slot in each of its fields (4 bytes), a state belongs to the head. All of
+ * it is a cache: what does not fit any more is dropped and computed again. Positions are every layer's own column. */
+#ifndef RA_STAT_H
+#define RA_STAT_H
+
+#include "util.h"
+
+enum { RA_STAT_WINDOW_ATTENTION, RA_STAT_NEAREST_KEY, RA_STATS };
+
+typedef struct ra_stat {
+    const char *name;
+    int fields;
+    size_t (*head_bytes)(int64_t head_dim);
+    /* Whether the step `cut_in` steps before a cut leaves something behind, for which it needs the new token's logits.
+     * NULL: it never does. Called once the new token is stored. */
+    bool (*wants)(const ra_layer *layer, int64_t pair, int64_t cut_in);
+    /* Takes the new token's logits, [group][stride], and may overwrite them. sinks [group] or NULL; floats: [N]. */
+    void (*gather)(ra_layer *layer, int64_t pair, int64_t cut_in, float *logits, int64_t stride, const float *sinks,
+                   float *floats);
+    /* Slots of a page (goes[t] of its 16) are about to go; nothing has moved yet. May be NULL. */
+    void (*leave)(ra_layer *layer, int64_t pair, int64_t page, const bool *goes);
+    /* The slots kept [keep], ascending, have become slots 0, 1, ...; of `before` slots. places: scratch [before + 1]. */
+    void (*move)(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t keep, int64_t before, int32_t *places);
+    /* Slots from `slots` on are gone; 0: all. */
+    void (*crop)(ra_layer *layer, int64_t pair, int64_t slots);
+} ra_stat;
+
+extern const ra_stat *const ra_stats[RA_STATS];
+extern const ra_stat ra_stat_window_attention, ra_stat_nearest_key;
+
+#endif
