@@ -1,6 +1,8 @@
 # Everything from a bare clone; the first target that needs it makes .venv.
 #   PYTHON=python3.12        the interpreter of the virtual environment
 #   TORCH_INDEX=<index url>  where torch comes from, e.g. https://download.pytorch.org/whl/cpu for the small CPU wheels
+#   TEST_PROCESSES=<number>  that pytest spreads the tests over
+#   FUZZ_SECONDS=<number>    how long each fuzzer runs
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -12,6 +14,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 CC ?= cc
+TEST_PROCESSES ?= 2
+PYTEST := pytest -q -n $(TEST_PROCESSES) --dist worksteal
+FUZZ_SECONDS ?= 60
 
 C_FILES := $(wildcard csrc/*/*.[ch] csrc/*/*.inc csrc/*/*/*.[ch] csrc/*/*/*.inc)
 C_TESTS := $(wildcard tests/c/*.c)
@@ -21,14 +26,18 @@ C_FLAGS := -std=c11 -g1 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -W
 	-Icsrc/include $(addprefix -I,$(LIBRARY))
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
+COMPILERS := gcc clang
+FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c))
+FORMATTED := $(wildcard csrc/*/*.[ch] csrc/*/*/*.[ch] tests/c/*.c tests/fuzz/*.[ch] examples/*.c)
 NEON_CC := aarch64-linux-gnu-gcc
 NEON_RUN := qemu-aarch64
 NEON_TESTS := $(C_TESTS:tests/c/%.c=build/neon/%) build/neon/engine
 
-.PHONY: help install demo test oldest harness bench notebooks paper train lint sanitize neon neon-tools clean
+.PHONY: help install demo test c-tests oldest harness bench notebooks paper train lint compilers format format-check \
+	sanitize fuzz neon neon-tools clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 16
 
 # ---- Environment and build -----------------------------------------------------------------------------------------
 
@@ -67,7 +76,8 @@ train: install ## train a reasoner like the embedded one, for hours; it goes on 
 
 # ---- Checks --------------------------------------------------------------------------------------------------------
 
-build/c/%: tests/c/%.c $(C_FILES)
+C_BUILD := build/c
+$(C_BUILD)/%: tests/c/%.c $(C_FILES)
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -O2 $< $(C_LIBRARY) -lm -lpthread -o $@
 
@@ -79,9 +89,11 @@ build/sanitize/c/%: examples/%.c $(C_FILES)
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) $(SANITIZERS) $< $(C_LIBRARY) -lm -lpthread -o $@
 
-test: install $(C_TESTS:tests/c/%.c=build/c/%) ## run the C tests and pytest
-	for each in $(C_TESTS:tests/c/%.c=build/c/%); do ./$$each; done
-	$(BIN)/pytest -q tests
+c-tests: $(C_TESTS:tests/c/%.c=$(C_BUILD)/%)
+	for each in $^; do ./$$each; done
+
+test: install c-tests ## run the C tests and pytest
+	$(BIN)/$(PYTEST) tests
 
 # The oldest transformers with what it pins, laid over the packages of .venv.
 OLD := .venv-oldest
@@ -95,21 +107,32 @@ $(OLD)/.packages: $(VENV)/.packages
 
 oldest: install $(OLD)/.packages ## pytest's tests of the transformers side on the oldest transformers supported
 	$(OLD)/bin/python -c 'import transformers; assert transformers.__version__ == "5.2.0", transformers.__version__'
-	$(OLD)/bin/python -m pytest -q -m "not core and not slow" tests
+	$(OLD)/bin/python -m $(PYTEST) -m "not core and not slow" tests
 
 harness: install ## install lm-evaluation-harness (45 packages, 500 MB) and run the tests that need it
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[lm-eval]"
 	$(BIN)/python -c 'import lm_eval'
 	$(BIN)/pytest -q tests/test_lm_eval.py
 
-build/lint/.warnings: $(VENV)/.packages $(C_FILES)
-	REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib build/lint/lib --build-temp build/lint/tmp
+# The extension by each compiler, warnings being errors.
+build/compilers/%/.built: $(VENV)/.packages $(C_FILES)
+	CC=$* REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib $(@D)/lib --build-temp $(@D)/tmp
 	touch $@
 
-lint: install build/lint/.warnings ## ruff, mypy, and a build in which C warnings are errors
+lint: install build/compilers/$(CC)/.built ## ruff, mypy, and a build in which C warnings are errors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+compilers: $(COMPILERS:%=build/compilers/%/.built) ## the extension and the C tests by gcc and by clang, warnings being errors
+	for each in $(COMPILERS); do $(MAKE) --no-print-directory CC=$$each C_BUILD=build/compilers/$$each/c c-tests; done
+
+# Releases of clang-format differ in what they do; this is Debian 12's and Ubuntu 22.04's.
+format: ## C in the style of .clang-format (needs clang-format 14)
+	clang-format -i $(FORMATTED)
+
+format-check:
+	clang-format --dry-run -Werror $(FORMATTED)
 
 build/sanitize/.built: $(VENV)/.packages $(C_FILES)
 	REASONALLOC_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib build/sanitize/lib --build-temp build/sanitize/tmp
@@ -123,7 +146,19 @@ sanitize: install build/sanitize/.built $(SANITIZED) ## the C programs and pytes
 	export PYTHONPATH=$(CURDIR)/build/sanitize/lib PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	export LD_PRELOAD="$(PRELOAD)"; \
 	$(BIN)/python -P -c 'from reasonalloc import _core; assert "sanitize" in _core.__file__, _core.__file__'; \
-	$(BIN)/pytest -q -m "core and not slow" tests
+	$(BIN)/$(PYTEST) -m "core and not slow" tests
+
+build/fuzz/%: tests/fuzz/%.c $(C_FILES) $(wildcard tests/fuzz/*.h)
+	@mkdir -p build/fuzz/corpus/$* tests/fuzz/corpus/$*
+	clang $(C_FLAGS) -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $< $(C_LIBRARY) -lm -lpthread -o $@
+
+# New inputs stay in build/fuzz/corpus. What is worth keeping goes into tests/fuzz/corpus by
+#     build/fuzz/NAME -merge=1 tests/fuzz/corpus/NAME build/fuzz/corpus/NAME
+fuzz: $(FUZZERS:%=build/fuzz/%) ## libFuzzer on the C library under ASan and UBSan, FUZZ_SECONDS for each part
+	for each in $(FUZZERS); do \
+		build/fuzz/$$each -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
+			-artifact_prefix=build/fuzz/$$each- build/fuzz/corpus/$$each tests/fuzz/corpus/$$each; \
+	done
 
 neon-tools:
 	@{ command -v $(NEON_CC) && command -v $(NEON_RUN) && [ -e "$$($(NEON_CC) -print-file-name=libc.a)" ]; } >/dev/null || \

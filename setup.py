@@ -30,6 +30,7 @@ macros = [("Py_LIMITED_API", "0x030b0000")] if limited else []
 compile_args = [
     "-std=c11",
     "-O3",
+    "-g0",  # Python was often built with -g, which would make the extension eight times as large
     "-ffp-contract=off",  # clang's default would fuse in C and make results depend on the compiler
     "-fvisibility=hidden",
     "-fexceptions",  # a torch operator reports its error by a C++ exception that passes through our C frame

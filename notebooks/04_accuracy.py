@@ -79,7 +79,7 @@ summary = study.summary(wanted)
 display(Markdown(summary.markdown()))
 
 # %% [markdown]
-# "less full" and "less rkv" are differences on the same problems, with the p of McNemar's exact test.
+# "less full" and "less rkv" are differences on the same problems, with the p of a sign test on the problems' means.
 
 # %%
 plots.accuracy(summary, OUT / "accuracy.png")

@@ -64,7 +64,7 @@ for name, result in results.items():
 # ## One by one
 #
 # Each row is a cell, with the 95 % bootstrap interval over problems; the dashed lines are the full cache and R-KV. The
-# number beside it is the p of the difference to R-KV on the same problems (McNemar's exact test), not corrected for how
+# number beside it is the p of the difference to R-KV (a sign test on the problems' means), not corrected for how
 # many cells are looked at. On the right the length of the chains: what forgets repeats itself until it is cut off.
 
 # %%

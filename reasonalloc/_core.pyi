@@ -31,13 +31,20 @@ class Layer:
     """Ragged heads of one layer; arrays are NumPy's, or anything with the buffer protocol."""
 
     def __init__(
-        self, pool: Pool, rows: int, kv_heads: int, query_heads: int, window: int, scorer: str | None = None
+        self,
+        pool: Pool,
+        rows: int,
+        kv_heads: int,
+        query_heads: int,
+        window: int,
+        scorer: str | None = None,
+        ahead: int = 0,
     ) -> None: ...
     @property
     def rows(self) -> int: ...
 
-    # A step: room first, then the tokens.
-    def reserve(self, begin: Any, ahead: int = 0, /) -> int: ...
+    # A step: pages that are missing, or 0 where it is done.
+    def reserve(self, begin: Any, /) -> int: ...
     def step(
         self,
         queries: torch.Tensor,
@@ -52,7 +59,7 @@ class Layer:
         sinks: Any = None,
         visible: Any = None,
         /,
-    ) -> None: ...
+    ) -> int: ...
 
     # A cut, at once or phase by phase.
     def cut(

@@ -53,11 +53,11 @@ def step(pool, layer, q, k, v, real=None, scale=None, attend=True, cut_in=None):
     begin, index = packed(real)
     cut_in = np.full(layer.rows, cut_in) if isinstance(cut_in, int) else cut_in
     before = snapshot(layer)
-    while missing := layer.reserve(k.shape[2] if begin is None else begin):
+    scale = k.shape[3] ** -0.5 if scale is None else float(scale)
+    while missing := layer.step(q, k, v, out, scale, cut_in, begin, index):
         assert_same(snapshot(layer), before)
         assert missing > 0
         add_pages(pool, missing)
-    layer.step(q, k, v, out, k.shape[3] ** -0.5 if scale is None else float(scale), cut_in, begin, index)
     return out
 
 

@@ -129,8 +129,7 @@ def test_scores_use_the_logits_of_the_model(softcap):
         step(pool, layer, *new_tokens(random, "walking_keys", 50, 1, "float32"), scale=scale, attend=False)
         for left in range(WINDOW - 1, -1, -1):
             q, k, v = new_tokens(random, "walking_keys", 1, 1, "float32")
-            layer.reserve(1) and add_pages(pool, 8)
-            layer.reserve(1)
+            add_pages(pool, 8)
             out, cut_in = torch.empty(1, 1, HEADS * GROUP, DIM), np.array([left if announced else -1])
             layer.step(q, k, v, out, scale, cut_in, None, None, softcap)
         if not softcap:

@@ -240,7 +240,7 @@ def test_a_policy_put_together_by_hand():
         def totals(self, claims, total, view):
             return [total - 40, 20, 20]
 
-    config, watcher, model = config_of("snapkv"), Watcher(), models.tiny()
+    config, watcher, model = config_of("snapkv", window=6), Watcher(), models.tiny()  # whose window does not count
     policy = replace(config.policy(), schedule=Twice(interval=8, window=4), layers=Falling())
     cache = ra.ReasonAllocCache(model, config, policy=policy, observers=[watcher])
     feed(cache, new=30)

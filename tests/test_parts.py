@@ -299,6 +299,21 @@ def test_parts_registered_by_themselves(register):
     assert ra.Config(method="rkv", heads="mine", budget=64, options={"more": 3}).policy().heads == First(more=3)
 
 
+def test_a_part_that_needs_an_option(register):
+    @register("choosy")
+    @dataclass(frozen=True)
+    class Choosy(ra.Scorer):
+        power: float
+
+        def score(self, view):
+            return view.values.norm(dim=-1) ** self.power
+
+    with pytest.raises(ValueError, match=r"scorer 'choosy' needs the option 'power': Config\(options="):
+        ra.Config(method="rkv", scorer="choosy", budget=64)
+    given = policy_of(method="rkv", scorer="choosy", options={"power": 2}, smoothing=0.5)
+    assert given.scorer == Choosy(2, smoothing=0.5)
+
+
 def test_a_setting_of_a_part_in_python(register):
     """Its own default stays until the keyword is something else than Config's; an option always wins."""
 

@@ -1,36 +1,65 @@
-"""What the README shows is true: its code runs, its table of methods is the table, its commands exist."""
+"""What README and docs/ show is true: code runs, figures are those of the results, links lead somewhere."""
 
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import models
 import pytest
+import torch
 from test_wave import Words
 
 import reasonalloc as ra
 from reasonalloc.cli import main
+from reasonalloc.lab.models import missing_for_embedded
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
 
 
-def test_the_five_lines_run():
-    model, tokenizer = models.tiny(), Words()
-    names = {
-        "model": model,
-        "tokenizer": tokenizer,
-        "prompts": ["one two three"],
-        "inputs": {"input_ids": models.prompt(300)},
-    }
-    five = BLOCKS[0].replace("generate(**inputs)", "generate(**inputs, max_new_tokens=4, do_sample=False)")
-    exec(five.replace("prompts)", "prompts, max_new_tokens=8, progress=False)"), names)
-    stats = names["session"].last_cache.stats()
-    assert stats["routings"] == 1
-    assert stats["wave"] == "profile"
+def blocks(page):
+    """The Python code of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+# ---- code ----
+
+
+@pytest.mark.slow
+def test_the_first_example_runs_as_it_is_pasted(capsys):
+    if missing := missing_for_embedded():
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    names: dict = {"__name__": "__main__"}
+    exec(blocks("README.md")[0], names)
+    stats, output = names["session"].last_cache.stats(), names["output"]
+    assert output.shape[1] > 200
+    assert stats["evicted"] > 0
+    assert f"{stats['ratio']:.0%} of the slots of a full one" in capsys.readouterr().out
+    assert names["model"].config._attn_implementation == "sdpa"  # undone
+
+
+def test_a_profile_of_ones_own(monkeypatch):
+    names = {"ra": ra, "model": models.tiny(), "tokenizer": Words(), "prompts": ["one two three"]}
+    exec(blocks("README.md")[1].replace("prompts)", "prompts, max_new_tokens=8, progress=False)"), names)
+    cache = ra.ReasonAllocCache(names["model"], names["config"])
+    names["model"].generate(models.prompt(300), max_new_tokens=4, do_sample=False, past_key_values=cache)
+    assert cache.stats()["routings"] == 1
+    assert cache.stats()["wave"] == "profile"
+
+
+def test_a_method_out_of_parts():
+    names: dict = {}
+    exec(blocks("docs/methods.md")[0], names)
+    model = models.tiny()
+    cache = ra.ReasonAllocCache(model, names["config"])
+    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, past_key_values=cache)
+    assert cache.stats()["evicted"] > 0
 
 
 def test_a_method_of_ones_own_runs(register):
-    code, model = BLOCKS[1], models.tiny()
+    code, model = blocks("docs/methods.md")[1], models.tiny()
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     names: dict = {"__name__": "readme"}
     exec(code, names)
@@ -40,16 +69,92 @@ def test_a_method_of_ones_own_runs(register):
         assert cache.stats()["evicted"] > 0
 
 
+def test_traces_are_recorded_and_replayed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, prompt = models.tiny(), models.prompt(300)
+    inputs = {"input_ids": prompt, "max_new_tokens": 8, "do_sample": False}
+    names = {"ra": ra, "model": model, "tokenizer": None, "inputs": inputs}
+    names["config"] = ra.Config("rkv", budget=128)
+    first, second = blocks("docs/traces.md")
+    exec(first.replace("1000", "200"), names)
+    assert Path("a.trace").is_file()
+    exec(second, names)
+    assert len(names["log_probs"]) == 7  # before each token of the chain but the last, which the cache was not given
+    assert torch.isfinite(torch.stack(names["log_probs"])).all()
+
+
+# ---- what is said ----
+
+
+def test_the_first_screen_is_short():
+    assert len(README.splitlines()) <= 150
+
+
 def test_the_table_is_the_table():
     section = README.split("## Methods")[1].split("\n## ")[0]
     assert sorted(re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE)) == ra.methods()
 
 
 def test_the_commands_exist(capsys):
-    listed = re.search(r"`reasonalloc ([a-z |\n]+)`, each with `--help`", README)
+    listed = re.search(r"`reasonalloc ([a-z |\n]+)`, each\s+with `--help`", README)
     assert listed
     for words in listed[1].split("|"):
         with pytest.raises(SystemExit) as stop:
             main([*words.split(), "--help"])
         assert stop.value.code == 0
         assert "usage" in capsys.readouterr().out
+
+
+# pages with tables of answers, and for each pair of columns the results that they come from
+ANSWERS = [
+    ("README.md", ["paper/ledger.json"]),
+    ("docs/results.md", ["paper/ledger.json", "restated/accuracy.json"]),
+]
+
+
+@pytest.mark.parametrize(("page", "sources"), ANSWERS)
+def test_answers_and_shares_cut_off_are_those_of_the_results(page, sources):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)`[^|]*\|((?: [^|]*; \d+ % \|)[^\n]*)$", text, re.MULTILINE)
+    assert {"reasonalloc", "rkv", "snapkv", "streaming", "full"} <= {method for method, _ in rows}
+    columns = [(source, budget) for source in sources for budget in (384, 512)]
+    for method, cells in rows:
+        found = [c.strip() for c in cells.strip("|").split("|")]
+        for cell, (source, budget) in zip(found, columns, strict=True):
+            if cell:
+                assert cell == answer(source, method, budget), (method, source, budget)
+
+
+def answer(source, method, budget):
+    """ "48 % [42, 55]; 39 %": questions right with their interval, and chains cut off."""
+    rows = json.loads((ROOT / "benchmarks/results" / source).read_text())["rows"]
+    (row,) = [x for x in rows if x["method"] == method and x["budget"] in (budget, None)]
+    right, low, high = (round(100 * row["accuracy"][name]) for name in ("mean", "low", "high"))
+    return f"{right} % [{low}, {high}]; {round(100 * row['truncated'])} %"
+
+
+def test_nothing_is_promised_of_an_index_that_does_not_have_it():
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    for page in listed.split() or [str(x) for x in PAGES]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert not re.search(r"pip install [\"']?reasonalloc", text), page
+
+
+# ---- links ----
+
+
+def anchors(page):
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda x: x.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target

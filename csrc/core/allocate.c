@@ -7,6 +7,8 @@
 
 #define RA_MAX_GAMMA 32 /* the least claim, 1e-9, to a higher power is no number any more */
 
+#define RA_MAX_TOTAL ((int64_t)1 << 52) /* doubles are whole numbers up to there */
+
 typedef struct ra_remainder {
     double part;
     int64_t index;
@@ -83,7 +85,7 @@ size_t ra_route_bytes(int64_t heads, int64_t scores)
 static ra_status robustify(const double *x, int64_t n, int64_t total, double gamma, double lo, double hi, double floor_,
                            ra_scratch *scratch, int64_t *out)
 {
-    if (n < 1 || !x || !out || total < 0 || !(gamma >= 0 && gamma <= RA_MAX_GAMMA) || !(lo >= 0 && lo <= 1) ||
+    if (n < 1 || !x || !out || total < 0 || total > RA_MAX_TOTAL || !(gamma >= 0 && gamma <= RA_MAX_GAMMA) || !(lo >= 0 && lo <= 1) ||
         !(hi >= 1) || !(floor_ >= 0))
         return RA_ERR_ARGUMENT;
     double highest = 0;
@@ -193,7 +195,8 @@ ra_status ra_route(const float *const *scores, const int64_t *counts, int64_t he
                    const ra_route_config *config, int64_t *out)
 {
     int64_t all = 0;
-    if (!scores || !counts || !config || !out || heads < 1 || heads > INT32_MAX || window < 0 || total < 0)
+    if (!scores || !counts || !config || !out || heads < 1 || heads > INT32_MAX || window < 0 || total < 0 ||
+        total > RA_MAX_TOTAL)
         return RA_ERR_ARGUMENT;
     for (int64_t h = 0; h < heads; h++)
         if (counts[h] < 0 || (counts[h] && !scores[h]) || __builtin_add_overflow(all, counts[h], &all))

@@ -7,8 +7,9 @@
 
 typedef struct ra_backend {
     const char *name;
-    /* Bytes of scratch for a step of these tokens, or of one token with `ahead` more slots a head. */
-    size_t (*step_bytes)(const ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead);
+    /* Bytes of scratch for a step, and for the cut after it, where rows have at most `tokens` new tokens and heads at most
+     * `slots` slots afterwards. */
+    size_t (*step_bytes)(const ra_layer *layer, int64_t tokens, int64_t slots);
     /* Appends, observes, attends. Arguments are good, pages and scratch are there. */
     ra_status (*step)(ra_layer *layer, const ra_step *step, ra_parallel parallel);
     /* Scores of the rows in layer->cut. */

@@ -334,6 +334,7 @@ ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_r
     free_rows(layer);
     free_cut(layer);
     layer->rows = new_row_count;
+    layer->ready_tokens = layer->ready_slots = 0; /* more rows need more scratch */
     layer->tokens = fresh.tokens;
     layer->q_begin = fresh.q_begin;
     layer->q_end = fresh.q_end;
@@ -441,9 +442,12 @@ ra_status ra_layer_restore(ra_layer *layer, int64_t row, int64_t head, int64_t s
     }
     for (int64_t p = 0; p < pages; p++)
         ra_pages_of(layer, pair)[p] = ra_pool_take(pool);
-    for (int64_t i = 0; i < slots; i++)
-        pool->format->write(pool->memory[ra_pages_of(layer, pair)[i / PAGE]], i % PAGE, d, RA_F32, keys + i * d,
-                            values + i * d);
+    for (int64_t i = 0; i < slots; i += PAGE) {
+        const int64_t stride = d * (int64_t)sizeof *keys;
+        const ra_rows k = {.data = (const char *)(keys + i * d), .stride = stride, .dtype = RA_F32};
+        const ra_rows v = {.data = (const char *)(values + i * d), .stride = stride, .dtype = RA_F32};
+        pool->format->write(pool->memory[ra_pages_of(layer, pair)[i / PAGE]], 0, ra_min(PAGE, slots - i), d, &k, &v);
+    }
     if (slots)
         memcpy(ra_positions_of(layer, pair), positions, (size_t)slots * sizeof *positions);
     layer->slots[pair] = (int32_t)slots;

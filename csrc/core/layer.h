@@ -34,6 +34,10 @@ struct ra_layer {
     float scale, softcap; /* of the logits, as the newest step had them; scale 0: 1 / sqrt(D) */
     float *sinks;         /* [Hq], likewise; -INFINITY: none */
     int64_t reserved;    /* pages, for the next step */
+    /* A step of rows of at most `ready_tokens` new tokens, after which heads have at most `ready_slots` slots, needs no more
+     * scratch than `ready_bytes`. */
+    int64_t ready_tokens, ready_slots;
+    size_t ready_bytes;
     ra_cut_state cut;
     ra_times times;
     ra_layer *next, *previous;

@@ -27,47 +27,72 @@ static bool tail_is_shared(const ra_layer *layer, int64_t pair)
     return slots % PAGE && layer->pool->refs[ra_pages_of(layer, pair)[slots / PAGE]] > 1;
 }
 
-/* Pages that appending takes; -1 where a row would have too many tokens. *most: of a head's list afterwards. */
-static int64_t pages_needed(const ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *most)
+/* What a step needs, as far as the host knows. */
+typedef struct needs {
+    int64_t pages;  /* that appending takes; -1 where a row would have too many tokens */
+    int64_t slots;  /* most of a head afterwards */
+    int64_t tokens; /* most of a row that are new */
+} needs;
+
+static needs needs_of(const ra_layer *layer, const int64_t *begin, int64_t tokens)
 {
-    int64_t need = 0;
-    *most = 0;
+    needs need = {0};
     for (int64_t row = 0; row < layer->rows; row++) {
         int64_t fresh = fresh_tokens(begin, tokens, row);
-        if (layer->tokens[row] > INT32_MAX - PAGE - fresh || layer->tokens[row] + fresh > INT32_MAX - PAGE - ahead)
-            return -1;
+        if (layer->tokens[row] > INT32_MAX - PAGE - fresh)
+            return (needs){.pages = -1};
+        need.tokens = ra_max(need.tokens, fresh);
         for (int64_t head = 0; head < layer->kv_heads; head++) {
             int64_t pair = ra_pair(layer, row, head), slots = layer->slots[pair];
-            *most = ra_max(*most, ra_pages_for(slots + fresh + ahead));
+            need.slots = ra_max(need.slots, slots + fresh);
             if (fresh)
-                need += ra_pages_for(slots + fresh) - ra_pages_for(slots) + tail_is_shared(layer, pair);
+                need.pages += ra_pages_for(slots + fresh) - ra_pages_for(slots) + tail_is_shared(layer, pair);
         }
     }
     return need;
 }
 
+/* Lists and scratch are there for it. */
+static bool is_ready(const ra_layer *layer, const needs *need)
+{
+    return need->tokens <= layer->ready_tokens && need->slots <= layer->ready_slots &&
+           ra_pages_for(need->slots) <= layer->pages && layer->ready_bytes <= layer->pool->scratch.size;
+}
+
+static bool make_ready(ra_layer *layer, const needs *need, int64_t ahead)
+{
+    ra_pool *pool = layer->pool;
+    int64_t slots = need->slots + ra_min(ahead, INT32_MAX - PAGE - need->slots);
+    size_t bytes = pool->backend->step_bytes(layer, need->tokens, slots);
+    if (!ra_layer_make_room(layer, ra_pages_for(slots)) || !ra_pool_scratch(pool, bytes))
+        return false;
+    layer->ready_tokens = need->tokens;
+    layer->ready_slots = slots;
+    layer->ready_bytes = bytes;
+    return true;
+}
+
 ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *missing)
 {
-    if (!layer || !missing || ahead < 0 || ahead > INT32_MAX || !begins_well(layer, begin, tokens))
+    if (!layer || !missing || ahead < 0 || !begins_well(layer, begin, tokens))
         return RA_ERR_ARGUMENT;
     ra_pool *pool = layer->pool;
     *missing = 0;
-    int64_t most, need = pages_needed(layer, begin, tokens, ahead, &most);
-    if (need < 0)
+    needs need = needs_of(layer, begin, tokens);
+    if (need.pages < 0)
         return RA_ERR_ARGUMENT;
-    size_t bytes = pool->backend->step_bytes(layer, begin, tokens, ahead);
-    if (bytes > pool->scratch_need)
-        pool->scratch_need = bytes;
-    if (!ra_layer_make_room(layer, most) || !ra_pool_scratch(pool, bytes))
+    if (!is_ready(layer, &need) && !make_ready(layer, &need, ahead))
         return RA_ERR_NO_MEMORY;
+    if (layer->ready_bytes > pool->scratch_need)
+        pool->scratch_need = layer->ready_bytes;
     pool->reserved -= layer->reserved;
     layer->reserved = 0;
-    if (need > ra_pool_spare(pool)) {
-        *missing = need - ra_pool_spare(pool);
+    if (need.pages > ra_pool_spare(pool)) {
+        *missing = need.pages - ra_pool_spare(pool);
         return RA_ERR_NO_PAGES;
     }
-    pool->reserved += need;
-    layer->reserved = need;
+    pool->reserved += need.pages;
+    layer->reserved = need.pages;
     return RA_OK;
 }
 
@@ -119,9 +144,8 @@ ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parall
     if (step->sinks && !ra_all_finite(RA_F32, step->sinks, layer->query_heads))
         return RA_ERR_NOT_FINITE;
     ra_pool *pool = layer->pool;
-    int64_t most, need = pages_needed(layer, step->begin, step->tokens, 0, &most);
-    if (need < 0 || need > layer->reserved || most > layer->pages ||
-        pool->backend->step_bytes(layer, step->begin, step->tokens, 0) > pool->scratch.size)
+    needs need = needs_of(layer, step->begin, step->tokens);
+    if (need.pages < 0 || need.pages > layer->reserved || !is_ready(layer, &need))
         return RA_ERR_ARGUMENT; /* nothing was reserved for it */
     if (!all_finite(layer, step))
         return RA_ERR_NOT_FINITE;

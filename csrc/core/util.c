@@ -89,22 +89,3 @@ bool ra_scratch_grow(ra_scratch *scratch, size_t bytes)
     *scratch = (ra_scratch){.memory = memory, .size = bytes};
     return true;
 }
-
-bool ra_all_finite(ra_dtype dtype, const void *x, int64_t n)
-{
-    uint32_t bad = 0; /* no early exit: the loop vectorises and input is finite nearly always */
-    if (dtype == RA_F32) {
-        const char *bytes = x;
-        for (int64_t i = 0; i < n; i++) {
-            uint32_t bits;
-            memcpy(&bits, bytes + 4 * i, 4);
-            bad |= (uint32_t)((bits & 0x7f800000u) == 0x7f800000u);
-        }
-    } else {
-        const uint16_t *halves = x;
-        uint16_t exponent = dtype == RA_BF16 ? 0x7f80 : 0x7c00;
-        for (int64_t i = 0; i < n; i++)
-            bad |= (uint32_t)((halves[i] & exponent) == exponent);
-    }
-    return !bad;
-}

@@ -2,6 +2,7 @@
 #ifndef RA_UTIL_H
 #define RA_UTIL_H
 
+#include "kernels.h"
 #include "reasonalloc.h"
 #include "size.h"
 
@@ -23,7 +24,10 @@ void *ra_new_zeroed(int64_t count, size_t size);
 void *ra_grown(void *old, int64_t count, size_t size);
 
 /* No NaN or infinity among n elements. */
-bool ra_all_finite(ra_dtype dtype, const void *x, int64_t n);
+static inline bool ra_all_finite(ra_dtype dtype, const void *x, int64_t n)
+{
+    return ra_kernels_get()->page[dtype].all_finite(x, (size_t)n);
+}
 
 /* ---- Scratch: memory for the length of a call, taken piece by piece ---- */
 

@@ -82,10 +82,14 @@ ra_status ra_append_paged(ra_dtype dtype, const void *keys, const void *values, 
     int64_t count = rows * kv_heads * tokens, row = head_dim * (int64_t)ra_dtype_size(dtype);
     if (!ra_all_finite(dtype, keys, count * head_dim) || !ra_all_finite(dtype, values, count * head_dim))
         return RA_ERR_NOT_FINITE;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t h = i / tokens, slot = lengths[h] + i % tokens;
-        char *page = (char *)pages + format->page_bytes(head_dim) * (size_t)table[h * table_pages + slot / PAGE];
-        format->write(page, slot % PAGE, head_dim, dtype, (const char *)keys + row * i, (const char *)values + row * i);
-    }
+    for (int64_t h = 0; h < rows * kv_heads; h++)
+        for (int64_t i = 0, run; i < tokens; i += run) { /* into one page */
+            int64_t slot = lengths[h] + i, token = h * tokens + i;
+            run = ra_min(tokens - i, PAGE - slot % PAGE);
+            char *page = (char *)pages + format->page_bytes(head_dim) * (size_t)table[h * table_pages + slot / PAGE];
+            const ra_rows k = {.data = (const char *)keys + row * token, .stride = row, .dtype = dtype};
+            const ra_rows v = {.data = (const char *)values + row * token, .stride = row, .dtype = dtype};
+            format->write(page, slot % PAGE, run, head_dim, &k, &v);
+        }
     return RA_OK;
 }

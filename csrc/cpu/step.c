@@ -21,6 +21,13 @@ static const char *token_at(const ra_tokens *tokens, int64_t row, int64_t head, 
     return (const char *)tokens->data + at * (int64_t)ra_dtype_size(tokens->dtype);
 }
 
+static ra_rows rows_at(const ra_tokens *tokens, int64_t row, int64_t head, int64_t place)
+{
+    return (ra_rows){.data = token_at(tokens, row, head, place),
+                     .stride = tokens->stride_token * (int64_t)ra_dtype_size(tokens->dtype),
+                     .dtype = tokens->dtype};
+}
+
 /* ---- Append ---- */
 
 /* Pages for the new tokens: the host saw to it that the pool has them. In the order of heads, whatever the threads. */
@@ -49,6 +56,17 @@ typedef struct step_job {
     int64_t most;
 } step_job;
 
+/* New tokens from number i on that stand side by side and go into one page. */
+static int64_t run_of(const ra_step *step, int64_t row, int64_t i, int64_t fresh, int64_t slot)
+{
+    int64_t most = ra_min(fresh - i, PAGE - slot % PAGE), run = 1, first = place_of(step, row, i);
+    if (!step->index)
+        return most;
+    while (run < most && place_of(step, row, i + run) == first + run)
+        run++;
+    return run;
+}
+
 static void append_heads(int64_t begin, int64_t end, void *context)
 {
     const step_job *job = context;
@@ -56,15 +74,18 @@ static void append_heads(int64_t begin, int64_t end, void *context)
     const ra_pool *pool = layer->pool;
     for (int64_t pair = begin; pair < end; pair++) {
         int64_t row = pair / layer->kv_heads, head = pair % layer->kv_heads, fresh = fresh_of(job->step, row);
-        int64_t slots = layer->slots[pair];
-        for (int64_t i = 0; i < fresh; i++, slots++) {
+        int64_t slot = layer->slots[pair];
+        int32_t *positions = ra_positions_of(layer, pair);
+        for (int64_t i = 0, run; i < fresh; i += run, slot += run) {
             int64_t place = place_of(job->step, row, i);
-            ra_positions_of(layer, pair)[slots] = (int32_t)(layer->tokens[row] + i);
-            pool->format->write(pool->memory[ra_pages_of(layer, pair)[slots / PAGE]], slots % PAGE, pool->head_dim,
-                                job->step->keys.dtype, token_at(&job->step->keys, row, head, place),
-                                token_at(&job->step->values, row, head, place));
+            ra_rows keys = rows_at(&job->step->keys, row, head, place), values = rows_at(&job->step->values, row, head, place);
+            run = run_of(job->step, row, i, fresh, slot);
+            pool->format->write(pool->memory[ra_pages_of(layer, pair)[slot / PAGE]], slot % PAGE, run, pool->head_dim, &keys,
+                                &values);
+            for (int64_t t = 0; t < run; t++)
+                positions[slot + t] = (int32_t)(layer->tokens[row] + i + t);
         }
-        layer->slots[pair] = (int32_t)slots;
+        layer->slots[pair] = (int32_t)slot;
     }
 }
 
@@ -166,15 +187,9 @@ static ra_status attend(step_job *job, ra_parallel parallel)
     return status;
 }
 
-size_t ra_cpu_step_bytes(const ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead)
+size_t ra_cpu_step_bytes(const ra_layer *layer, int64_t tokens, int64_t slots)
 {
-    int64_t pairs = ra_pairs(layer), slots = 0, most = 0, d = layer->pool->head_dim;
-    for (int64_t row = 0; row < layer->rows; row++) {
-        int64_t fresh = begin ? begin[row + 1] - begin[row] : tokens;
-        most = ra_max(most, fresh);
-        for (int64_t head = 0; head < layer->kv_heads; head++)
-            slots = ra_max(slots, layer->slots[ra_pair(layer, row, head)] + fresh + ahead);
-    }
+    int64_t pairs = ra_pairs(layer), d = layer->pool->head_dim;
     ra_scratch count = {0};
     int64_t floats; /* logits, and one row of floats a head */
     if (!ra_size_of(pairs, layer->group + 1, ra_pages_for(slots) * PAGE + 64, sizeof(float), &floats) ||
@@ -182,8 +197,8 @@ size_t ra_cpu_step_bytes(const ra_layer *layer, const int64_t *begin, int64_t to
         !ra_scratch_take(&count, floats, 1))
         return SIZE_MAX / 4;
     size_t attention = ra_attend_bytes(pairs, layer->group, d, slots, 1), many = 0;
-    if (most > 1)
-        many = ra_attend_bytes(pairs, layer->group, d, slots, most);
+    if (tokens > 1)
+        many = ra_attend_bytes(pairs, layer->group, d, slots, tokens);
     size_t step = count.used + 256 + attention + many, cut = ra_cpu_cut_bytes(layer, slots);
     return step > cut ? step : cut;
 }

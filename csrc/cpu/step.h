@@ -4,7 +4,7 @@
 
 #include "backend.h"
 
-size_t ra_cpu_step_bytes(const ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead);
+size_t ra_cpu_step_bytes(const ra_layer *layer, int64_t tokens, int64_t slots);
 ra_status ra_cpu_step(ra_layer *layer, const ra_step *step, ra_parallel parallel);
 
 size_t ra_cpu_cut_bytes(const ra_layer *layer, int64_t slots);

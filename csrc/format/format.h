@@ -5,6 +5,13 @@
 #include "kernels.h"
 #include "util.h"
 
+/* Rows of elements, `stride` bytes apart. */
+typedef struct ra_rows {
+    const char *data;
+    int64_t stride;
+    ra_dtype dtype;
+} ra_rows;
+
 struct ra_format {
     const char *name;
     int id; /* index of its kernels, ra_kernels.page */
@@ -12,8 +19,8 @@ struct ra_format {
     size_t (*value_offset)(int64_t d); /* of V in a page */
     /* Whether a row of D elements can be stored: finite as it came and as it is kept. */
     bool (*holds)(ra_dtype dtype, const void *row, int64_t d);
-    /* Token `slot` of a page. */
-    void (*write)(void *page, int64_t slot, int64_t d, ra_dtype dtype, const void *key, const void *value);
+    /* Tokens `slot` to slot + count - 1 of a page: rows of D elements, `stride` bytes apart. */
+    void (*write)(void *page, int64_t slot, int64_t count, int64_t d, const ra_rows *keys, const ra_rows *values);
     void (*read_key)(const void *page, int64_t slot, int64_t d, float *out);
     void (*read_value)(const void *page, int64_t slot, int64_t d, float *out);
     /* Slots from[i] of a page, ascending, go to slots to, to + 1, ... of a page, `count` of them; both pages may be one,

@@ -268,7 +268,8 @@ void ra_layer_reset(ra_layer *layer);
 /* x^gamma, scaled so that the clipped values meet `total`, as integers that sum to it exactly. Bounds: lo and hi times
  * the mean total / n, at least `floor` slots each; an integer within the bounds wherever integers can keep them.
  * Found by bisection of the one scale, then largest remainder, ties to the lower index. All x zero: all equal.
- * RA_ERR_ARGUMENT for n < 1, x negative or not finite, total < 0, lo > hi; RA_ERR_INFEASIBLE if n * floor > total. */
+ * RA_ERR_ARGUMENT for n < 1, x negative or not finite, total < 0 or above 2^52, gamma below 0 or above 32, bounds that are
+ * not 0 <= lo <= 1 <= hi; RA_ERR_INFEASIBLE if n * floor > total. */
 ra_status ra_robustify(const double *x, int64_t n, int64_t total, double gamma, double lo, double hi, double floor,
                        int64_t *out);
 

@@ -5,7 +5,7 @@
 #include "layer_object.h"
 #include "torch_bridge.h"
 
-static PyObject *wrap(PyTypeObject *type, pool_object *pool, ra_layer *layer)
+static PyObject *wrap(PyTypeObject *type, pool_object *pool, ra_layer *layer, int64_t ahead)
 {
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     dead_layer *grave = PyMem_Calloc(1, sizeof *grave);
@@ -18,6 +18,7 @@ static PyObject *wrap(PyTypeObject *type, pool_object *pool, ra_layer *layer)
     grave->layer = layer;
     self->layer = layer;
     self->grave = grave;
+    self->ahead = ahead;
     Py_INCREF((PyObject *)pool);
     self->pool = pool;
     return (PyObject *)self;
@@ -25,23 +26,25 @@ static PyObject *wrap(PyTypeObject *type, pool_object *pool, ra_layer *layer)
 
 static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"pool", "rows", "kv_heads", "query_heads", "window", "scorer", NULL};
+    static char *names[] = {"pool", "rows", "kv_heads", "query_heads", "window", "scorer", "ahead", NULL};
     module_state *state = PyType_GetModuleState(type);
     PyObject *pool;
-    long long rows, kv_heads, query_heads, window;
+    long long rows, kv_heads, query_heads, window, ahead = 0;
     const char *scorer = NULL;
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!LLLL|z:Layer", names, state->pool_type, &pool, &rows,
-                                               &kv_heads, &query_heads, &window, &scorer))
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!LLLL|zL:Layer", names, state->pool_type, &pool, &rows,
+                                               &kv_heads, &query_heads, &window, &scorer, &ahead))
         return NULL;
     const ra_layer_config config = {.rows = rows, .kv_heads = kv_heads, .query_heads = query_heads, .window = window,
                                     .scorer = scorer ? ra_scorer_find(scorer) : NULL};
+    if (ahead < 0)
+        return PyErr_Format(PyExc_ValueError, "ahead must not be negative, got %lld", ahead);
     if (scorer && !config.scorer)
         return PyErr_Format(PyExc_ValueError, "scorer '%s' is unknown", scorer);
     if (ra_pool_enter((pool_object *)pool))
         return NULL;
     ra_layer *layer;
     ra_status status = ra_layer_create(((pool_object *)pool)->pool, &config, &layer);
-    PyObject *made = status == RA_OK ? wrap(type, (pool_object *)pool, layer) : NULL;
+    PyObject *made = status == RA_OK ? wrap(type, (pool_object *)pool, layer, ahead) : NULL;
     ra_pool_leave((pool_object *)pool);
     if (status == RA_ERR_ARGUMENT)
         return PyErr_Format(PyExc_ValueError,
@@ -88,24 +91,24 @@ static int take_begin(layer_object *self, ra_buffers *b, PyObject *object, const
     return *begin ? 0 : -1;
 }
 
-PyDoc_STRVAR(reserve_doc, "reserve(begin, ahead=0)\n--\n\nMakes room for a step: begin is the number of new tokens of every "
-                          "row, or int64 [rows + 1] as in step. Returns 0, or the pages to add before calling again.");
+PyDoc_STRVAR(reserve_doc, "reserve(begin)\n--\n\nMakes room for a step: begin is the number of new tokens of every row, or "
+                          "int64 [rows + 1] as in step. Returns 0, or the pages to add before calling again.");
 
 static PyObject *do_reserve(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
     ra_buffers b = {.count = 0};
     const int64_t *begin;
     int64_t tokens = 0, missing = 0;
-    long long ahead = 0;
-    if ((count > 1 && ra_whole_number(args[1], &ahead)) || take_begin(self, &b, args[0], &begin, &tokens))
+    (void)count;
+    if (take_begin(self, &b, args[0], &begin, &tokens))
         return NULL;
-    ra_status status = ra_layer_reserve(self->layer, begin, tokens, ahead, &missing);
+    ra_status status = ra_layer_reserve(self->layer, begin, tokens, self->ahead, &missing);
     ra_release(&b);
     if (status == RA_OK || status == RA_ERR_NO_PAGES)
         return PyLong_FromLongLong(missing);
     return ra_raise(status, "reserve");
 }
-static RA_METHOD(reserve, 1, 2)
+static RA_METHOD(reserve, 1, 1)
 
 /* A [rows, heads, tokens, D] tensor. tokens -1: any number. rows 1 where all rows are packed into one. */
 static int view_tokens(layer_object *self, PyObject *object, const char *name, int64_t heads, int64_t *tokens, bool *packed,
@@ -167,8 +170,8 @@ PyDoc_STRVAR(step_doc,
              "and values [B, H, T, D], out [B, T, Hq, D]; with begin and index also B = 1, all rows packed. cut_in int64 [B]: "
              "steps that follow before a row's next cut. begin int64 [B + 1], index int64 [begin[B]]: row b's new tokens "
              "stand at index[begin[b]:begin[b + 1]]; the rest is padding, which out keeps as it is. sinks float32 [Hq]. "
-             "visible bool [begin[B], columns]: whether a token sees a position. ra_layer_step has the rest. "
-             "reserve must have been called.");
+             "visible bool [begin[B], columns]: whether a token sees a position. ra_layer_step has the rest. Returns 0, or the "
+             "number of pages to add before calling again; then nothing has changed.");
 
 static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t count, ra_buffers *b)
 {
@@ -224,16 +227,21 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
         step.visible = mask->buf;
         step.visible_stride = mask->shape[1];
     }
-    ra_status status;
+    int64_t missing = 0;
     ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS
-    status = ra_layer_step(layer, &step, parallel);
-    Py_END_ALLOW_THREADS
+    ra_status status = ra_layer_reserve(layer, step.begin, tokens, self->ahead, &missing);
+    if (status == RA_ERR_NO_PAGES)
+        return PyLong_FromLongLong(missing);
+    if (status == RA_OK) {
+        Py_BEGIN_ALLOW_THREADS
+        status = ra_layer_step(layer, &step, parallel);
+        Py_END_ALLOW_THREADS
+    }
     if (status == RA_ERR_ARGUMENT)
-        return PyErr_Format(PyExc_ValueError, "step: begin and index must rise, and reserve comes first");
+        return PyErr_Format(PyExc_ValueError, "step: begin and index must rise");
     if (status != RA_OK)
         return ra_raise(status, "keys or values");
-    Py_RETURN_NONE;
+    return PyLong_FromLong(0);
 }
 
 static PyObject *do_step(layer_object *self, PyObject *const *args, Py_ssize_t count)
@@ -339,7 +347,7 @@ static PyObject *do_copy(layer_object *self, PyObject *const *args, Py_ssize_t c
     ra_status status = ra_layer_copy(self->layer, &copy);
     if (status != RA_OK)
         return ra_raise(status, "copy");
-    return wrap(Py_TYPE((PyObject *)self), self->pool, copy);
+    return wrap(Py_TYPE((PyObject *)self), self->pool, copy, self->ahead);
 }
 static RA_METHOD(copy, 0, 0)
 

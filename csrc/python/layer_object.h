@@ -10,6 +10,7 @@ typedef struct layer_object {
     pool_object *pool;
     dead_layer *grave; /* made with the layer, so that its end needs no memory */
     ra_times times;    /* as of the last call */
+    int64_t ahead;     /* tokens a row for which lists make room at a time */
 } layer_object;
 
 /* ---- Calls: each is a body between claiming the pool and leaving it ---- */

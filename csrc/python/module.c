@@ -6,7 +6,8 @@ static int exec(PyObject *module)
     module_state *state = PyModule_GetState(module);
     state->pool_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ra_pool_spec, NULL);
     state->layer_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ra_layer_spec, NULL);
-    if (!state->pool_type || !state->layer_type || PyModule_AddType(module, state->pool_type) ||
+    state->is_neg = PyUnicode_InternFromString("is_neg");
+    if (!state->pool_type || !state->layer_type || !state->is_neg || PyModule_AddType(module, state->pool_type) ||
         PyModule_AddType(module, state->layer_type))
         return -1;
     return PyModule_AddIntConstant(module, "PAGE_TOKENS", RA_PAGE_TOKENS) ||
@@ -20,6 +21,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->pool_type);
     Py_VISIT(state->layer_type);
     Py_VISIT(state->tensor_type);
+    Py_VISIT(state->is_neg);
     return 0;
 }
 
@@ -29,6 +31,7 @@ static int clear(PyObject *module)
     Py_CLEAR(state->pool_type);
     Py_CLEAR(state->layer_type);
     Py_CLEAR(state->tensor_type);
+    Py_CLEAR(state->is_neg);
     return 0;
 }
 

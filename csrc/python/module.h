@@ -14,6 +14,7 @@ typedef struct module_state {
     PyTypeObject *pool_type, *layer_type;
     PyTypeObject *tensor_type; /* the type whose exchange API is cached */
     const dl_exchange_api *exchange;
+    PyObject *is_neg; /* the method's name */
 } module_state;
 
 /* Raises the Python error that belongs to a status, as "what: text". Returns NULL. */

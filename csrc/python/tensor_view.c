@@ -56,9 +56,9 @@ int ra_view(module_state *state, PyObject *object, const char *name, int ndim, d
 }
 
 /* Tensors of torch may carry a sign that is applied when they are read, which DLPack does not tell. */
-static int is_negated(PyObject *object, const char *name)
+static int is_negated(module_state *state, PyObject *object, const char *name)
 {
-    PyObject *answer = PyObject_CallMethod(object, "is_neg", NULL);
+    PyObject *answer = PyObject_CallMethodObjArgs(object, state->is_neg, NULL);
     int negated = answer ? PyObject_IsTrue(answer) : 0;
     if (!answer)
         PyErr_Clear(); /* not torch's */
@@ -70,7 +70,7 @@ static int is_negated(PyObject *object, const char *name)
 
 int ra_view_numbers(module_state *state, PyObject *object, const char *name, int ndim, dl_tensor *out, ra_dtype *dtype)
 {
-    if (ra_view(state, object, name, ndim, out) || ra_view_dtype(out, name, dtype) || is_negated(object, name))
+    if (ra_view(state, object, name, ndim, out) || ra_view_dtype(out, name, dtype) || is_negated(state, object, name))
         return -1;
     return 0;
 }

@@ -54,8 +54,10 @@ ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, co
     memset(x.pages, 0, (size_t)ra_pages_for(tokens) * format->page_bytes(d));
     for (int64_t p = 0; p < ra_pages_for(tokens); p++)
         x.ids[p] = (int32_t)p;
-    for (int64_t i = 0; i < tokens; i++)
-        format->write(x.pages + (size_t)(i / PAGE) * format->page_bytes(d), i % PAGE, d, RA_F32, keys + i * d, keys + i * d);
+    for (int64_t i = 0; i < tokens; i += PAGE) {
+        const ra_rows rows = {.data = (const char *)(keys + i * d), .stride = d * (int64_t)sizeof *keys, .dtype = RA_F32};
+        format->write(x.pages + (size_t)(i / PAGE) * format->page_bytes(d), 0, ra_min(PAGE, tokens - i), d, &rows, &rows);
+    }
     for (int64_t g = 0; g < group; g++)
         for (int64_t w = 0; w < window; w++)
             memcpy(x.queries + (w * group + g) * d, queries + (g * window + w) * d, (size_t)d * sizeof *x.queries);

@@ -33,7 +33,7 @@ PLACES = [Path(x, "benchmarks/results/ablations") for x in ("", "..", "../..")]
 FOLDER = next((x for x in PLACES if x.is_dir()), Path("ablations-out"))  # set your own here
 
 # %% [markdown]
-# The full cache and R-KV come first. A difference has the p of McNemar's exact test on the same problems beside it, not
+# The full cache and R-KV come first. A difference has the p of a sign test on the problems' means beside it, not
 # corrected for how many cells are looked at.
 
 # %%

@@ -105,26 +105,16 @@ class RaggedLayer(CacheLayerMixin):
             key.shape[0],
             self.heads,
             self.query_heads,
-            self.owner.config.window,
+            self.owner.policy.schedule.window,
             self.owner.policy.core_scorer,
+            self.owner.policy.ahead,
         )
         return self.core
 
-    def _step(
-        self,
-        core: _core.Layer,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        out: torch.Tensor | None,
-        scale: float,
-        cut_in: Any,
-        begin: Any,
-        index: Any,
-    ) -> None:
+    def _step(self, core: _core.Layer, *arguments: Any) -> None:
         try:
-            self.owner.pool.reserve(core, key.shape[2] if begin is None else begin, self.owner.policy.ahead)
-            core.step(query, key, value, out, scale, cut_in, begin, index)
+            while missing := core.step(*arguments):
+                self.owner.pool.grow(missing)
         except (ValueError, TypeError) as error:
             raise type(error)(f"layer {self.index}: {error}") from None
 

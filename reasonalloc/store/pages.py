@@ -33,12 +33,9 @@ class PagePool:
             self.core.add_slab(slab)
             pages -= size
 
-    def reserve(self, layer: _core.Layer, begin: Any, ahead: int = 0) -> None:
-        """Makes room for a step of a layer, and in its lists for `ahead` more tokens a row.
-
-        begin: new tokens of every row, or [rows + 1] as `layer.step` takes it.
-        """
-        while missing := layer.reserve(begin, ahead):
+    def step(self, layer: _core.Layer, *arguments: Any) -> None:
+        """`layer.step` with as many pages as it asks for."""
+        while missing := layer.step(*arguments):
             self.grow(missing)
 
     def trim(self, keep_free: int) -> None:

@@ -5,6 +5,17 @@
 
 #include "kernels.h"
 
+#ifdef RA_HAVE_X86
+#include <cpuid.h>
+
+/* __builtin_cpu_supports knows "f16c" in newer compilers only. */
+static bool has_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 static _Atomic(const ra_kernels *) current; /* NULL until the first call */
 
 /* Set number `index` of those compiled in, worst first; NULL past the end. */
@@ -32,7 +43,7 @@ static bool runs_here(const ra_kernels *kernels)
 #endif
 #ifdef RA_HAVE_X86
     if (kernels == &ra_kernels_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (kernels == &ra_kernels_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");

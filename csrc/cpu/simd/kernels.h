@@ -31,6 +31,8 @@ typedef struct ra_page_kernels {
     /* out[i] = x[i] for i < n: a row of elements as float32, and back (round to nearest even). */
     void (*to_float)(const void *x, size_t n, float *out);
     void (*from_float)(const float *x, size_t n, void *out);
+    /* No NaN or infinity among n elements. */
+    bool (*all_finite)(const void *x, size_t n);
 } ra_page_kernels;
 
 typedef struct ra_kernels {

@@ -62,14 +62,12 @@ class Case:
         pool = PagePool(DTYPES[self.dtype], shape.head_dim)
         layer = _core.Layer(pool.core, self.batch, shape.heads, shape.heads * shape.group, shape.window)
         seen = self.query.expand(-1, -1, self.n - 1, -1)
-        pool.reserve(layer, self.n - 1, 1)
-        layer.step(seen, keys[:, :, :-1], values[:, :, :-1], None, 1.0)
+        pool.step(layer, seen, keys[:, :, :-1], values[:, :, :-1], None, 1.0)
         pool.grow(self.batch * shape.heads)  # for the token that each step appends
         return layer
 
     def step(self, layer: _core.Layer) -> None:
         """What a decode step does: append the newest token and attend. It is taken back, so that n stays."""
-        layer.reserve(1)
         layer.step(self.query, *self.newest, self.out, self.shape.head_dim**-0.5)
         layer.crop(1)
 

@@ -37,7 +37,7 @@ class Ours:
         self.states, self.n, self.dtype, self.fed = states, n, dtype, 0
         self.heads, self.query_heads, self.d = states.keys.shape[0], states.queries.shape[0], states.keys.shape[2]
         self.pool = PagePool(DTYPES[dtype], self.d)
-        self.layer = _core.Layer(self.pool.core, 1, self.heads, self.query_heads, WINDOW, "rkv")
+        self.layer = _core.Layer(self.pool.core, 1, self.heads, self.query_heads, WINDOW, "rkv", INTERVAL)
         self.total = (n - INTERVAL) * self.heads
         c = Config(method="reasonalloc", budget=max(n - INTERVAL, WINDOW + 1))
         self.score_config = ("rkv", ALPHA, THRESHOLD, POOL, 0)
@@ -57,8 +57,7 @@ class Ours:
         part = self.states.part(self.fed, count)
         q, k, v = (_batch(x, self.dtype) for x in (part.queries, part.keys, part.values))
         out = torch.empty(1, count, self.query_heads, self.d, dtype=self.dtype) if attend else None
-        self.pool.reserve(self.layer, count, INTERVAL)
-        self.layer.step(q, k, v, out, self.d**-0.5, np.array([cut_in]))
+        self.pool.step(self.layer, q, k, v, out, self.d**-0.5, np.array([cut_in]))
         self.fed += count
 
     def feed(self, count: int) -> None:
