@@ -14,18 +14,30 @@ from reasonalloc.config import Config
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.install import Session, install, uninstall
 from reasonalloc.hf.profile import profile
+from reasonalloc.hf.replay import replay
 from reasonalloc.methods import HeadView, Method, methods, register
+from reasonalloc.policy.heads import HeadAllocator
+from reasonalloc.policy.layers import LayerAllocator
+from reasonalloc.policy.observers import CutObserver, CutView
+from reasonalloc.policy.scorers import Scorer
+from reasonalloc.policy.view import LayerView, RowView
 from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.trace import Trace
-from reasonalloc.trace.replay import replay
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Config",
+    "CutObserver",
+    "CutView",
+    "HeadAllocator",
     "HeadView",
+    "LayerAllocator",
+    "LayerView",
     "Method",
     "ReasonAllocCache",
+    "RowView",
+    "Scorer",
     "Session",
     "Trace",
     "WaveProfile",

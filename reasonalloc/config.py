@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reasonalloc.methods import Method, resolve
+from reasonalloc.methods import METHODS, Method, compose
+from reasonalloc.policy.heads import Pooled, Route
+from reasonalloc.policy.layers import Pyramid, Wave
+from reasonalloc.policy.policy import Policy
+from reasonalloc.policy.schedule import Schedule
+from reasonalloc.policy.scorers import RKV, Random, Scorer
+from reasonalloc.policy.setting import check_settings, same_as
+from reasonalloc.policy.size import Size, parse_bytes
 from reasonalloc.policy.wave import WaveProfile
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-def parse_bytes(value: int | str) -> int:
-    """ "512MiB", "2GB" or a number as bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-    if not match or match[2] not in _UNITS:
-        raise ValueError(
-            f"max_bytes must be a number or like '512MiB' (units {', '.join(list(_UNITS)[1:])}), got {value!r}"
-        )
-    return int(float(match[1]) * _UNITS[match[2]])
+__all__ = ["Config", "parse_bytes"]
 
 
 @dataclass(frozen=True)
@@ -36,18 +32,18 @@ class Config:
     The common denominator of all three is the full cache: `stats()["ratio"]` is slots kept / slots of a full cache.
 
     How it is shared out:
-        method: a name of `ra.methods()`.
+        method: a name of `ra.methods()`, in any case of letters.
         profile: the layer wave (`ra.profile`); without one a method that needs it measures it on the first prefill.
         interval: tokens between two cuts; None: the method's own (128, StreamingLLM 1).
         window: newest tokens that always stay, whose queries score the others.
         scorer, layers, heads: replace the method's scorer, layer allocator and head allocator; each a name ("rkv",
             "rkv-centred", "importance", "recency", "random" / "uniform", "wave", "pyramid" / "uniform", "route",
-            "pooled") or another method's name, whose part is taken.
+            "pooled", or one given to `ra.register`) or another method's name, whose part is taken with its options.
         keep_prompt: evict tokens of the prompt last. The prompt is the first step and the steps of several tokens right
             after it: a prompt fed in chunks counts as one, but for a last chunk of a single token.
         sinks: evict the first tokens last. None, for both: the method's own.
-        options: settings of the method's own, by name.
-    Settings of the parts:
+        options: settings of methods and parts written in Python, by name; each goes to all that have it.
+    Settings of the parts. One that is not at its default goes to every part that has it; the others do without:
         alpha, threshold, kernel: R-KV's weight of importance, cosine that counts as similar, width of the max-pool.
         gamma, lo, hi: robustify's exponent and bounds (times the mean). mu: floor of head routing. safeguard: Ada-KV's.
         smoothing: weight of a token's past scores in an average over the cuts that decays exponentially; 0 for none.
@@ -55,78 +51,58 @@ class Config:
     """
 
     method: str = "reasonalloc"
-    budget: int | None = None
-    ratio: float | None = None
+    budget: int | None = same_as(Size, "budget")
+    ratio: float | None = same_as(Size, "ratio")
     max_bytes: int | str | None = None
     profile: WaveProfile | None = None
-    interval: int | None = None
-    window: int = 8
+    interval: int | None = same_as(Schedule, "interval", None)
+    window: int = same_as(Schedule, "window")
     scorer: str | None = None
     layers: str | None = None
     heads: str | None = None
-    keep_prompt: bool | None = None
-    sinks: int | None = None
-    alpha: float = 0.1
-    threshold: float = 0.5
-    kernel: int = 7
-    gamma: float = 0.5
-    lo: float = 0.25
-    hi: float = 2.0
-    mu: float = 0.25
-    safeguard: float = 0.2
-    rho: float = 0.93
-    beta: float = 20.0
-    smoothing: float = 0.0
-    seed: int = 0
+    keep_prompt: bool | None = same_as(Schedule, "keep_prompt", None)
+    sinks: int | None = same_as(Schedule, "sinks", None)
+    alpha: float = same_as(RKV, "alpha")
+    threshold: float = same_as(RKV, "threshold")
+    kernel: int = same_as(RKV, "kernel")
+    gamma: float = same_as(Wave, "gamma")
+    lo: float = same_as(Wave, "lo")
+    hi: float = same_as(Wave, "hi")
+    mu: float = same_as(Route, "mu")
+    safeguard: float = same_as(Pooled, "safeguard")
+    rho: float = same_as(Wave, "rho")
+    beta: float = same_as(Pyramid, "beta")
+    smoothing: float = same_as(Scorer, "smoothing")
+    seed: int = same_as(Random, "seed")
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.profile is not None and not isinstance(self.profile, WaveProfile):
             raise ValueError(f"profile must be a WaveProfile (WaveProfile.load reads a file), got {self.profile!r}")
+        if not isinstance(self.options, Mapping):
+            raise ValueError(f"options must be a mapping of names to values, got {self.options!r}")
+        object.__setattr__(self, "method", METHODS.own(self.method))
+        check_settings(self)
         method = self.resolve()  # raises for names and options that do not exist
-        given = [name for name in ("budget", "ratio", "max_bytes") if getattr(self, name) is not None]
+        given = self.size().given()
         if method.unlimited:
             if given:
                 raise ValueError(f"method {self.method!r} keeps every token and takes no {given[0]}")
-        elif len(given) != 1:
-            raise ValueError(f"give exactly one of budget, ratio and max_bytes, got {', '.join(given) or 'none'}")
-        self._check_range("window", 1, 4096, whole=True)
-        if self.budget is not None:
-            self._check_range("budget", 1, 2**31 - 1, whole=True)
-            if self.budget <= self.window:
-                raise ValueError(
-                    f"budget must be above the window, whose {self.window} tokens every head keeps, got {self.budget}"
-                )
-        if self.ratio is not None:
-            self._check_range("ratio", 0, 1)
-            if not self.ratio:
-                raise ValueError("ratio must be above 0")
-        if self.max_bytes is not None:
-            parse_bytes(self.max_bytes)
-        if self.interval is not None:
-            self._check_range("interval", 1, 2**31 - 1, whole=True)
-        if self.sinks is not None:
-            self._check_range("sinks", 0, 2**31 - 1, whole=True)
-        for name in ("alpha", "mu", "safeguard", "lo"):
-            self._check_range(name, 0, 1)
-        self._check_range("threshold", -1, 1)
-        self._check_range("rho", 0, 1)
-        self._check_range("smoothing", 0, 0.999)
-        self._check_range("gamma", 0, 16)
-        self._check_range("hi", 1, 1e6)
-        self._check_range("beta", 1, 1e6)
-        self._check_range("kernel", 1, 4097, whole=True)
-        self._check_range("seed", 0, 2**63 - 1, whole=True)
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {self.kernel}")
+        elif not given:
+            raise ValueError("give exactly one of budget, ratio and max_bytes, got none")
+        if self.budget is not None and self.budget <= self.window:
+            raise ValueError(
+                f"budget must be above the window, whose {self.window} tokens every head keeps, got {self.budget}"
+            )
 
-    def _check_range(self, name: str, least: float, most: float, whole: bool = False) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int,) if whole else (int, float)):
-            raise ValueError(f"{name} must be a {'whole number' if whole else 'number'}, got {value!r}")
-        if not least <= value <= most:
-            raise ValueError(f"{name} must lie between {least} and {most}, got {value}")
+    def size(self) -> Size:
+        """How much is kept."""
+        return Size(self.budget, self.ratio, self.max_bytes)
 
     def resolve(self) -> Method:
-        """The method with this config's replacements; raises ValueError for names that do not exist."""
-        return resolve(self)
+        """The method with this config's replacements, by their names."""
+        return compose(self)[0]
+
+    def policy(self) -> Policy:
+        """The method's parts, each with its settings."""
+        return compose(self)[1]

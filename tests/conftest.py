@@ -14,7 +14,10 @@ from hypothesis import settings
 
 import reasonalloc as ra
 from reasonalloc import _core
-from reasonalloc.methods import table
+from reasonalloc.methods import METHODS
+from reasonalloc.policy.heads import HEADS
+from reasonalloc.policy.layers import LAYERS
+from reasonalloc.policy.scorers import SCORERS
 
 # Tests are small, and threads that wait for each other on shared cores cost more than they give.
 torch.set_num_threads(1)
@@ -35,10 +38,11 @@ def isa(request):
 @pytest.fixture
 def register():
     """ra.register for one test."""
-    before = dict(table._TABLE)
+    tables = (METHODS, SCORERS, LAYERS, HEADS)
+    before = [dict(table.classes) for table in tables]
     yield ra.register
-    table._TABLE.clear()
-    table._TABLE.update(before)
+    for table, classes in zip(tables, before, strict=True):
+        table.classes = classes
 
 
 @pytest.fixture(autouse=True)

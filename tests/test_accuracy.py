@@ -258,12 +258,12 @@ def test_the_gate():
 
 
 def test_a_methods_new_default_is_another_cell(monkeypatch):
-    from reasonalloc.methods import table
+    from reasonalloc.methods import METHODS
 
     (cell,) = cells(["rkv"], [24], [], ra.Config(method="full"))
     before = cell.hash
     assert cells(["rkv"], [24], [], ra.Config(method="full"))[0].hash == before
-    monkeypatch.setitem(table._TABLE, "rkv", table._TABLE["reasonalloc-route"])
+    monkeypatch.setitem(METHODS.classes, "rkv", METHODS["reasonalloc-route"])
     assert cell.hash != before
 
 

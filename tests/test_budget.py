@@ -214,6 +214,55 @@ def test_max_bytes_in_words():
         assert number / 2 < cache.stats()["bytes"] <= number
 
 
+@pytest.mark.parametrize("method", ["rkv", "reasonalloc", "streaming"])
+def test_max_bytes_holds_when_rows_multiply(method):
+    """Rows that fork share pages at first; as they go on each needs its own."""
+    model, limit = models.tiny(), 200 * 2**10
+    cache = cache_of(model, method=method, max_bytes=limit, window=4, interval=8)
+    models.step(model, cache, models.prompt(400))
+    alone = cache.stats()
+    cache.batch_repeat_interleave(8)
+    assert cache.stats()["bytes"] <= limit
+    for i in range(40):
+        models.step(model, cache, models.prompt(1, rows=8, seed=i))
+        assert cache.stats()["bytes"] <= limit
+    forked = cache.stats()
+    assert np.array(forked["slots"]).mean() < np.array(alone["slots"]).mean() / 4
+    fresh = cache_of(model, method=method, max_bytes=limit, window=4, interval=8)
+    models.step(model, fresh, models.prompt(400, rows=8))
+    assert (
+        np.array(forked["budgets"]).sum() == np.array(fresh.stats()["budgets"]).sum()
+    )  # as had there been 8 from the start
+    cache.batch_select_indices(torch.tensor([0, 3]))
+    assert cache.cutter.budgets.fitting(2) == fresh.cutter.budgets.fitting(
+        8
+    )  # fewer rows: what is left goes on as it was
+
+
+def test_more_rows_than_max_bytes_has_room_for():
+    model = models.tiny()
+    cache = cache_of(model, method="rkv", max_bytes="100KiB", window=4, interval=8)
+    models.step(model, cache, models.prompt(100))
+    before = cache.stats()
+    with pytest.raises(ValueError, match=r"max_bytes='100KiB' leaves no room.*: 64 rows x 3 layers x 2 heads need"):
+        cache.batch_repeat_interleave(64)
+    after = cache.stats()
+    assert (after["slots"], after["bytes"], after["closed"]) == (before["slots"], before["bytes"], None)
+    models.step(model, cache, models.prompt(1))
+
+
+def test_crop_after_rows_multiplied():
+    """What went when they did does not come back."""
+    model = models.tiny()
+    cache = cache_of(model, method="rkv", max_bytes="100KiB", window=4, interval=8)
+    models.step(model, cache, models.prompt(100))
+    for i in range(3):
+        models.step(model, cache, models.prompt(1, seed=i))
+    cache.batch_repeat_interleave(4)
+    with pytest.raises(ValueError, match="cannot crop 1 of 103 tokens: only the newest 0"):
+        cache.crop(-1)
+
+
 @pytest.mark.parametrize("method", ["rkv", "adakv"])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0])
 def test_ratio_is_a_share_of_what_was_seen(method, ratio):

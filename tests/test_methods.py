@@ -12,7 +12,7 @@ import torch
 
 import reasonalloc as ra
 from reasonalloc.allocate import HEADS, LAYERS
-from reasonalloc.methods import table
+from reasonalloc.methods import METHODS
 from reasonalloc.score import SCORERS
 
 SETTINGS = {"budget": 24, "interval": 8, "window": 4}
@@ -55,7 +55,7 @@ def test_the_table_has_the_issues_methods():
     } <= set(ra.methods())
     assert ra.methods() == sorted(ra.methods())
     for name in ra.methods():
-        method = table._TABLE[name]
+        method = METHODS[name]
         assert method.__doc__
         assert method.name == name
 
@@ -101,7 +101,7 @@ def test_parts_mix(scorer, layers, heads):
 def test_parts_of_other_methods_by_name():
     for name in ra.methods():
         method = ra.Config(method="rkv", budget=64, scorer=name, layers=name, heads=name).resolve()
-        other = table._TABLE[name]()
+        other = METHODS[name]()
         assert (method.scorer, method.layers, method.heads) == (other.scorer, other.layers, other.heads)
         assert method.interval == 128
         assert not method.unlimited

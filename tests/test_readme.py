@@ -13,7 +13,6 @@ from test_wave import Words
 import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.lab.models import missing_for_embedded
-from reasonalloc.methods import table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,15 +58,15 @@ def test_a_method_out_of_parts():
     assert cache.stats()["evicted"] > 0
 
 
-def test_a_method_of_ones_own_runs(monkeypatch):
-    monkeypatch.setattr(table, "_TABLE", dict(table._TABLE))
+def test_a_method_of_ones_own_runs(register):
     code, model = blocks("docs/methods.md")[1], models.tiny()
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     names: dict = {"__name__": "readme"}
     exec(code, names)
-    cache = ra.ReasonAllocCache(model, names["config"])
-    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, past_key_values=cache)
-    assert cache.stats()["evicted"] > 0
+    for name in ("config", "borrowed"):
+        cache = ra.ReasonAllocCache(model, names[name])
+        model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, past_key_values=cache)
+        assert cache.stats()["evicted"] > 0
 
 
 def test_traces_are_recorded_and_replayed(tmp_path, monkeypatch):

@@ -17,10 +17,10 @@ from safetensors.numpy import save_file
 
 import reasonalloc as ra
 from reasonalloc.lab.evaluate import forced_log_probs
+from reasonalloc.lab.evaluate.separate import separate
 from reasonalloc.trace import QUANTILES, Trace
 from reasonalloc.trace.compact import DTYPES, narrowest, pack, unpack
 from reasonalloc.trace.pieces import pieces
-from reasonalloc.trace.separate import separate
 
 SETTINGS = {"interval": 8, "window": 4}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,9 @@ from reasonalloc.hf.compat import is_full_attention, stock_layers
 from reasonalloc.hf.layer import RaggedLayer, real_tokens
 from reasonalloc.policy.budgets import Budgets
 from reasonalloc.policy.cut import Cutter
-from reasonalloc.policy.wave import PROBE_QUERIES, demand
-from reasonalloc.score import ATTENTION_SCORERS
+from reasonalloc.policy.observers import CutObserver
+from reasonalloc.policy.policy import Policy
+from reasonalloc.policy.wave import PROBE_QUERIES, fingerprint
 from reasonalloc.store.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.trace import Trace, recorder
 
@@ -38,12 +39,22 @@ class ReasonAllocCache(Cache):
     queries, keys and values over and gets its attention back.
 
     record: keep every cut for `trace`. The same tokens stay; a cut takes longer.
+    observers: functions of a `CutView`, called for each row of each layer that is cut.
+    policy: parts put together by hand, in place of those that `config` names.
 
     Raises ValueError for a model without full-attention layers, a profile of another model or a budget that does not
     fit; TypeError for dtypes other than float32, bfloat16, float16.
     """
 
-    def __init__(self, model: Any, config: Config, *, record: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: Config,
+        *,
+        record: bool = False,
+        observers: Sequence[CutObserver] = (),
+        policy: Policy | None = None,
+    ) -> None:
         method = config.resolve()
         stock = stock_layers(model)
         managed = [i for i, layer in enumerate(stock) if is_full_attention(layer)]
@@ -61,10 +72,8 @@ class ReasonAllocCache(Cache):
         super().__init__(layers=layers)
         self.model, self.config, self.method, self.record = model, config, method, record
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
-        # The scorer whose statistics the C core keeps, and whether attention gathers some of them for the next score.
-        self.core_scorer = None if method.unlimited or method.scores_in_python else method.scorer
-        self._notes = self.core_scorer in ATTENTION_SCORERS
-        self.ahead = 0 if method.unlimited else method.interval
+        self.policy = config.policy() if policy is None else policy
+        self.observers = tuple(observers)
         # Layers that store keys, in the order in which a forward pass comes to them.
         self._turns = [i for i, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)]
         activate(model)
@@ -83,6 +92,7 @@ class ReasonAllocCache(Cache):
         self._good_keys: Any = None  # shapes and dtypes that have been checked
         self.cut_in: Any = None  # [rows] steps that follow before the next cut, for statistics
         self._cutter: Cutter | None = None
+        self._recorder: recorder.Recorder | None = None
         self._cut_seconds = 0.0
 
     # ---- a forward pass: update each layer in turn, which for ours ends with `leave` ----
@@ -112,6 +122,7 @@ class ReasonAllocCache(Cache):
         first = not self.ragged[0].length
         if not first and rows != self._rows:
             raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
+        left = self.policy.schedule.steps_left(rows, self.ragged[0].length, self._since, tokens)
         if first:
             self._rows = rows
             self._cutter = self._good_keys = None
@@ -119,9 +130,8 @@ class ReasonAllocCache(Cache):
                 layer.core = None  # left over where a first step failed
         # The first step is the prefill even if it is of one token: in a batch that row would be beside longer ones.
         self._prefilling = first or (tokens > 1 and self._prefilling)
-        self._due = not self.method.unlimited and (first or self._since + tokens >= self.method.interval)
-        left = self.method.interval - self._since - tokens
-        self.cut_in = np.full(rows, 0 if self._due else left if self._notes else -1)
+        self._due = left == 0 and not self.policy.unlimited
+        self.cut_in = np.full(rows, left if self._due or self.policy.window_attention else -1)
 
     def _check_keys(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
         kind = (key.shape, value.shape, key.dtype, value.dtype, key.is_meta)
@@ -143,21 +153,15 @@ class ReasonAllocCache(Cache):
                 f" {known.head_dim}"
             )
         if self._cutter is None:
-            budgets = Budgets(self.config, self.method, len(self.ragged), heads, self._page_bytes(key))
+            page_bytes = self.policy.storage.page_bytes(key.dtype, head_dim)
+            profile, size = self.config.profile, self.config.size()
+            budgets = Budgets(size, self.policy, profile, len(self.ragged), heads, page_bytes)
             budgets.start(self._rows)  # raises if the budget does not fit this batch
-            self._cutter = self._make_cutter(budgets)
+            self._recorder = recorder.Recorder(self._rows) if self.record else None
+            own = [] if self._recorder is None else [self._recorder]
+            self._cutter = Cutter(self.policy, budgets, [*own, *self.observers])
         if known.core is not None:
             self._good_keys = kind
-
-    def _make_cutter(self, budgets: Budgets) -> Cutter:
-        return Cutter(self.ragged, self.config, self.method, budgets, self._make_recorder())
-
-    def _make_recorder(self) -> recorder.Recorder | None:
-        return recorder.Recorder(self._rows) if self.record else None
-
-    @staticmethod
-    def _page_bytes(key: torch.Tensor) -> int:
-        return 2 * PAGE_TOKENS * key.shape[3] * key.element_size()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -200,7 +204,8 @@ class ReasonAllocCache(Cache):
             q, k = query[row].detach(), key[row].detach()
             if real is not None:
                 q, k = q[:, real[row]], k[:, real[row]]
-            budgets.demand[row, layer.order] = demand(q[:, -PROBE_QUERIES:], k, self.config.rho) if k.shape[1] else 1.0
+            if k.shape[1]:
+                budgets.demand[row, layer.order] = self.policy.layers.demand(q[:, -PROBE_QUERIES:], k)
 
     def leave(self, layer: RaggedLayer, tokens: int, padded: bool) -> None:
         """A layer has stored and attended; cuts what is due, closes the step after the last layer."""
@@ -225,7 +230,7 @@ class ReasonAllocCache(Cache):
         self._routings += cut
         if self._due:
             heads = self._rows * sum(layer.heads for layer in self.ragged)
-            self.pool.trim(keep_free=heads * (self.method.interval // PAGE_TOKENS + 1))
+            self.pool.trim(keep_free=heads * (self.policy.schedule.interval // PAGE_TOKENS + 1))
         self.cutter.budgets.waits = False
         self._steps += 1
         self._mask, self._new = (None, None), (None, None, None)
@@ -233,7 +238,7 @@ class ReasonAllocCache(Cache):
 
     def pool_for(self, key: torch.Tensor) -> PagePool:
         if self._pool is None:
-            self._pool = PagePool(key.dtype, key.shape[3])
+            self._pool = PagePool(self.policy.storage.page_format(key.dtype), key.shape[3])
         return self._pool
 
     @property
@@ -277,6 +282,8 @@ class ReasonAllocCache(Cache):
         rows = np.ascontiguousarray(source.detach().cpu().numpy().reshape(-1), dtype=np.int64)
         if not len(rows) or rows.min() < 0 or rows.max() >= self._rows:
             raise ValueError(f"row numbers must lie in 0..{self._rows - 1}, got {rows.tolist()}")
+        budgets = self.cutter.budgets
+        tighter = budgets.fitting(len(rows)) != budgets.fitting(self._rows)  # raises if max_bytes has no room for them
         with self._all_or_closed():
             for layer in self.layers:
                 if isinstance(layer, RaggedLayer):
@@ -285,6 +292,11 @@ class ReasonAllocCache(Cache):
                     getattr(layer, method)(argument)
             self.cutter.move_rows(rows)
             self._rows = len(rows)
+            if tighter:  # at once: shared pages become each row's own as the rows go on
+                self.cutter.cut(self.ragged, self.pool)
+                if self.cutter.take_flag():
+                    self._uncut = 0
+                    self._routings += 1
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes row beam_idx[i]; pages are shared and copied on write."""
@@ -369,11 +381,22 @@ class ReasonAllocCache(Cache):
         that does not record, is empty or is closed.
         """
         self._check_turn(self._turn == 0)
-        if self.cutter.recorder is None:
+        cutter = self.cutter
+        if self._recorder is None:
             raise RuntimeError("the cache does not record: make it with ReasonAllocCache(model, config, record=True)")
         if not 0 <= row < self._rows:
             raise ValueError(f"row numbers must lie in 0..{self._rows - 1}, got {row}")
-        return recorder.trace(self, self.cutter.recorder, ids, tokenizer, row, model_id)
+        of = recorder.Recorded(
+            layers=tuple(x.index for x in self.ragged),
+            heads=self.ragged[0].heads,
+            tokens=self.ragged[0].held.tokens(row),
+            prompt=int(cutter.prompt[row]),
+            config=self.config,
+            policy=self.policy,
+            model=fingerprint(self.model),
+            model_id=model_id or getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__,
+        )
+        return recorder.trace(self._recorder.cuts[row], ids, tokenizer, of)
 
     def stats(self) -> dict[str, Any]:
         """Figures since creation or `reset()`; [batch][L][H] lists cover the layers named in "layers".

@@ -105,9 +105,9 @@ class RaggedLayer(CacheLayerMixin):
             key.shape[0],
             self.heads,
             self.query_heads,
-            self.owner.config.window,
-            self.owner.core_scorer,
-            self.owner.ahead,
+            self.owner.policy.schedule.window,
+            self.owner.policy.core_scorer,
+            self.owner.policy.ahead,
         )
         return self.core
 

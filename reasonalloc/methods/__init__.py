@@ -1,7 +1,9 @@
-"""Methods, one file each; each composes a scorer, a layer allocator, a head allocator and a schedule."""
+"""Methods, one file each; each puts together a scorer, allocators of layers and heads, a schedule and a storage."""
 
-from reasonalloc.methods.base import HeadView, Method
-from reasonalloc.methods.table import methods, register, resolve
+from reasonalloc.methods.base import Method
+from reasonalloc.methods.compose import compose
+from reasonalloc.methods.table import METHODS, methods, register
+from reasonalloc.policy.view import HeadView
 
 # Importing a file enters its method into the table.
 from reasonalloc.methods import (  # isort: skip
@@ -19,9 +21,11 @@ from reasonalloc.methods import (  # isort: skip
 )
 
 __all__ = [
+    "METHODS",
     "HeadView",
     "Method",
     "adakv",
+    "compose",
     "full",
     "methods",
     "pyramid_rkv",
@@ -31,7 +35,6 @@ __all__ = [
     "reasonalloc_route",
     "reasonalloc_wave",
     "register",
-    "resolve",
     "rkv",
     "snapkv",
     "streaming",

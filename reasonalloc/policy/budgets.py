@@ -7,83 +7,118 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reasonalloc.config import Config, parse_bytes
-from reasonalloc.methods import Method
+from reasonalloc.policy.policy import Policy
+from reasonalloc.policy.size import Size, parse_bytes
+from reasonalloc.policy.view import RowView
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.store.pages import PAGE_TOKENS
 
+_REMEMBERED = 64  # totals; with a ratio every cut has new ones
 
-def checked_shares(what: str, shares: Any, count: int, least: int, total: int) -> npt.NDArray[np.int64]:
-    """What a method's Python code returned, if it is `count` integers of at least `least` that sum to `total`."""
+
+def checked_shares(what: str, shares: Any, count: int, least: int, total: int | None) -> npt.NDArray[np.int64]:
+    """What Python code returned, if it is `count` integers from `least` on that sum to `total` (None: to anything)."""
     try:
         numbers = np.asarray(shares, dtype=np.float64)
     except (TypeError, ValueError):
         numbers = np.full(0, np.nan)
     fits = numbers.shape == (count,) and np.isfinite(numbers).all()
-    if not fits or (numbers % 1).any() or (numbers < least).any() or int(numbers.sum()) != total:
-        raise ValueError(f"{what} must be {count} whole numbers of at least {least} that sum to {total}, got {shares}")
+    if not fits or (numbers % 1).any() or (numbers < least).any() or total not in (None, int(numbers.sum())):
+        to = "" if total is None else f" that sum to {total}"
+        raise ValueError(f"{what} must be {count} whole numbers of at least {least}{to}, got {shares}")
     return numbers.astype(np.int64)
 
 
 class Budgets:
-    """Turns budget, ratio or max_bytes into layer totals of each row; knows the wave.
+    """Turns a size into layer totals of each row.
 
-    demand: [rows, layers], the wave of each row (all ones where the method does not use it).
+    demand: [rows, layers], the wave of each row (all ones where the policy does not use it).
     measures: the wave is being taken from the first prefill. waits: cuts wait until that is done.
+    wave_source: where it comes from.
     """
 
-    def __init__(self, config: Config, method: Method, layers: int, heads: int, page_bytes: int) -> None:
-        self.config, self.method, self.layers, self.heads, self.page_bytes = config, method, layers, heads, page_bytes
-        self.measures = self.waits = method.needs_wave and config.profile is None
+    def __init__(
+        self, size: Size, policy: Policy, profile: WaveProfile | None, layers: int, heads: int, page_bytes: int
+    ) -> None:
+        self.size, self.policy, self.profile = size, policy, profile
+        self.layers, self.heads, self.page_bytes = layers, heads, page_bytes
+        self.measures = self.waits = policy.needs_wave and profile is None
         self.wave_source = "none"
-        if method.needs_wave:
+        if policy.needs_wave:
             self.wave_source = "measured on the first prefill" if self.measures else "profile"
-        self._fixed: int | None = None
-        self._known: dict[tuple[int, bytes], npt.NDArray[np.int64]] = {}
+        self._fixed: int | None = None  # slots a head that do not depend on the row
+        self._totals: dict[tuple[int, bytes], npt.NDArray[np.int64]] = {}
+        self._newest: tuple[list[int], bytes, npt.NDArray[np.int64]] = ([], b"", np.zeros((0, layers), np.int64))
         self.demand = np.ones((0, layers))
 
     def start(self, rows: int) -> None:
-        """Fixes what depends on the batch; ValueError if the budget does not fit it."""
+        """Fixes what depends on the batch; ValueError if the size does not fit it."""
         self.demand = np.ones((rows, self.layers))
-        if self.method.needs_wave and self.config.profile is not None:
-            self.demand[:] = self.config.profile.demand
-        if self.config.budget is not None:
-            self._fixed = self.config.budget
-        elif self.config.max_bytes is not None:
-            limit = parse_bytes(self.config.max_bytes)
-            pages = limit // (rows * self.layers * self.heads * self.page_bytes)
-            # a head's last page may be nearly empty, so whole pages less one are sure to hold budget + interval slots
-            self._fixed = (pages - 1) * PAGE_TOKENS - self.method.interval
-            if self._fixed <= self.config.window:
-                least = (self.config.window + self.method.interval) // PAGE_TOKENS + 2
-                least *= rows * self.layers * self.heads * self.page_bytes
-                raise ValueError(
-                    f"max_bytes={self.config.max_bytes!r} leaves no room above the window of {self.config.window} and"
-                    f" the interval of {self.method.interval} tokens: {rows} rows x {self.layers} layers x"
-                    f" {self.heads} heads need at least {least} bytes"
-                )
+        if self.policy.needs_wave and self.profile is not None:
+            self.demand[:] = self.profile.demand
+        if self.size.budget is not None:
+            self._fixed = self.size.budget
+        elif self.size.max_bytes is not None:
+            self._fixed = self._slots_in(self.size.max_bytes, rows)
+        if not self.policy.unlimited:
+            self.of_rows([0] * rows)  # an allocator's own totals are checked before anything is stored
 
-        if not self.method.unlimited:
-            self.totals(0, 0)  # a method's own totals are checked before anything is stored
+    def fitting(self, rows: int) -> int | None:
+        """Slots of a KV head once there are that many rows, None with a ratio.
 
-    def per_head(self, seen: int) -> int:
-        """Mean slots of a KV head for a row that has seen that many tokens."""
+        More rows than before share max_bytes, so that each has less; ValueError if that is too little.
+        """
+        if self.size.max_bytes is None or self._fixed is None or rows <= len(self.demand):
+            return self._fixed
+        return min(self._fixed, self._slots_in(self.size.max_bytes, rows))
+
+    def _slots_in(self, size: int | str, rows: int) -> int:
+        window, interval = self.policy.schedule.window, self.policy.schedule.interval
+        pages = parse_bytes(size) // (rows * self.layers * self.heads * self.page_bytes)
+        # a head's last page may be nearly empty, so whole pages less one are sure to hold budget + interval slots
+        slots = (pages - 1) * PAGE_TOKENS - interval
+        if slots <= window:
+            least = ((window + interval) // PAGE_TOKENS + 2) * rows * self.layers * self.heads * self.page_bytes
+            raise ValueError(
+                f"max_bytes={size!r} leaves no room above the window of {window} and the interval of"
+                f" {interval} tokens: {rows} rows x {self.layers} layers x {self.heads} heads need at least {least}"
+                " bytes"
+            )
+        return slots
+
+    def per_head(self, tokens: int) -> int:
+        """Mean slots of a KV head for a row of that many tokens."""
         if self._fixed is not None:
             return self._fixed
-        return max(int((self.config.ratio or 0.0) * seen), 2 * self.config.window)
+        return max(int((self.size.ratio or 0.0) * tokens), 2 * self.policy.schedule.window)
 
-    def totals(self, row: int, seen: int) -> npt.NDArray[np.int64]:
+    def of_rows(self, tokens: list[int]) -> npt.NDArray[np.int64]:
+        """[rows, layers] totals. tokens: [rows] tokens that each row has been given; all layers of a step ask once."""
+        claims = self.demand.tobytes()
+        if self._newest[0] != tokens or self._newest[1] != claims:
+            totals = np.array([self.totals(row, n) for row, n in enumerate(tokens)]).reshape(len(tokens), self.layers)
+            self._newest = tokens, claims, totals
+        return self._newest[2]
+
+    def totals(self, row: int, tokens: int) -> npt.NDArray[np.int64]:
         """[layers] slots that sum to per_head * heads * layers."""
-        per_head = self.per_head(seen)
-        key = (per_head, self.demand[row].tobytes())
-        if key not in self._known:
-            total = per_head * self.heads * self.layers
-            result = self.method.layer_totals(self.demand[row], total, self.heads, self.config)
-            what = f"layer totals of method {self.config.method!r}"
-            shares = checked_shares(what, result, self.layers, self.heads * self.config.window, total)
-            if len(self._known) > 64:  # ratio: a new budget at every cut
-                self._known.clear()
-            self._known[key] = shares
-        return self._known[key]
+        allocator, window = self.policy.layers, self.policy.schedule.window
+        total = self.per_head(tokens) * self.heads * self.layers
+        claims = self.demand[row]
+        view = RowView(row, tokens, self.heads, window)
+        what = f"layer totals of {allocator.title}"
+        if allocator.sets_total:
+            return checked_shares(what, allocator.totals(claims, total, view), self.layers, 0, None)
+        key = (total, claims.tobytes())
+        if key not in self._totals:
+            shares = allocator.totals(claims, total, view)
+            shares = checked_shares(what, shares, self.layers, self.heads * window, total)
+            if len(self._totals) >= _REMEMBERED:
+                self._totals.clear()
+            self._totals[key] = shares
+        return self._totals[key]
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
+        """Row i becomes row source[i]."""
+        self._fixed = self.fitting(len(source))
         self.demand = self.demand[source]

@@ -17,15 +17,25 @@ SCHEMA = 1
 PROBE_QUERIES = 64
 
 
-def demand(queries: torch.Tensor, keys: torch.Tensor, rho: float = 0.93) -> float:
+def demand(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    rho: float = 0.93,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> float:
     """Number of tokens whose attention mass reaches rho: a layer's demand (ReasonAlloc, arXiv 2606.11164).
 
     queries: [Hq, w, d] of the newest w tokens; keys: [H, n, d]. The causal attention rows are averaged over queries and
-    heads, sorted in descending order and summed up.
+    heads, sorted in descending order and summed up. scale: of the logits, 1 / sqrt(d) by default; softcap: they become
+    softcap * tanh(logit / softcap).
     """
     heads, n, d = keys.shape
     group, w = queries.shape[0] // heads, queries.shape[1]
-    logits = torch.einsum("hgwd,hnd->hgwn", queries.float().view(heads, group, w, d), keys.float()) / d**0.5
+    logits = torch.einsum("hgwd,hnd->hgwn", queries.float().view(heads, group, w, d), keys.float())
+    logits = logits * (d**-0.5 if scale is None else scale)
+    if softcap:
+        logits = torch.tanh(logits / softcap) * softcap
     future = torch.arange(n, device=keys.device)[None, :] > torch.arange(n - w, n, device=keys.device)[:, None]
     row = logits.masked_fill(future, float("-inf")).softmax(-1).mean((0, 1, 2))
     mass = row.sort(descending=True).values.double().cumsum(0)

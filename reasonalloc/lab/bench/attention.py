@@ -16,7 +16,7 @@ from reasonalloc.lab.bench.bandwidth import LEAST_READ, STREAMS, Buffer
 from reasonalloc.lab.bench.machine import last_level_cache
 from reasonalloc.lab.bench.reference import grouped_matmul, sdpa_grouped, sdpa_repeated
 from reasonalloc.lab.bench.timing import compared, take_turns
-from reasonalloc.store.pages import PagePool
+from reasonalloc.store.pages import DTYPES, PagePool
 
 PEERS = {"SDPA grouped": sdpa_grouped, "SDPA repeated": sdpa_repeated, "grouped matmul": grouped_matmul}
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -59,7 +59,7 @@ class Case:
 
     def _layer(self, keys: torch.Tensor, values: torch.Tensor) -> _core.Layer:
         shape = self.shape
-        pool = PagePool(self.dtype, shape.head_dim)
+        pool = PagePool(DTYPES[self.dtype], shape.head_dim)
         layer = _core.Layer(pool.core, self.batch, shape.heads, shape.heads * shape.group, shape.window)
         seen = self.query.expand(-1, -1, self.n - 1, -1)
         pool.step(layer, seen, keys[:, :, :-1], values[:, :, :-1], None, 1.0)

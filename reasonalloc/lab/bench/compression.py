@@ -15,7 +15,7 @@ from reasonalloc.lab.bench.reference import ALPHA, POOL, THRESHOLD, rkv_compress
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.lab.bench.states import States
 from reasonalloc.lab.bench.timing import compared, take_turns, timed
-from reasonalloc.store.pages import PagePool
+from reasonalloc.store.pages import DTYPES, PagePool
 
 WINDOW = 8
 _SINGLE = 8  # tokens of an interval that come one by one, with attention, right before the cut
@@ -36,7 +36,7 @@ class Ours:
     def __init__(self, states: States, n: int, dtype: torch.dtype) -> None:
         self.states, self.n, self.dtype, self.fed = states, n, dtype, 0
         self.heads, self.query_heads, self.d = states.keys.shape[0], states.queries.shape[0], states.keys.shape[2]
-        self.pool = PagePool(dtype, self.d)
+        self.pool = PagePool(DTYPES[dtype], self.d)
         self.layer = _core.Layer(self.pool.core, 1, self.heads, self.query_heads, WINDOW, "rkv", INTERVAL)
         self.total = (n - INTERVAL) * self.heads
         c = Config(method="reasonalloc", budget=max(n - INTERVAL, WINDOW + 1))

@@ -11,9 +11,9 @@ import torch
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.replay import replay
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.trace.file import Trace
-from reasonalloc.trace.replay import replay
 
 
 @dataclass(frozen=True)

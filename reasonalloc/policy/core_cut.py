@@ -1,0 +1,132 @@
+"""The cut of one layer in the C core. Nothing else calls the methods of `_core.Layer` that cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from reasonalloc import _core
+from reasonalloc.allocate import HEADS
+from reasonalloc.policy.heads import HeadArguments
+from reasonalloc.policy.scorers import ScoreArguments
+from reasonalloc.store.pages import PagePool
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.int32]
+
+
+class CutLayer(Protocol):
+    """A layer with a budget. index: its number in the model; order: among those that have a budget."""
+
+    index: int
+    order: int
+    heads: int
+    query_heads: int
+    head_dim: int
+
+    @property
+    def held(self) -> _core.Layer: ...
+
+
+def row_tokens(layer: CutLayer) -> list[int]:
+    """[rows] tokens that each row of a layer has been given."""
+    return [layer.held.tokens(row) for row in range(layer.held.rows)]
+
+
+class CoreCut:
+    """The cut of the rows of a layer that are over their totals: in one call, or in phases.
+
+    The phases are score, allocate, choose and apply, in this order; `abandon` ends a cut before the last one, with the
+    layer as it was. totals, protect: [rows] slots that stay, positions below which tokens go last. rows: those that are
+    over. slots: [rows, heads] before the cut. budgets, lost, evicted: [rows, heads], filled on the way.
+    """
+
+    def __init__(self, layer: CutLayer, pool: PagePool, window: int, totals: Ints, protect: Ints) -> None:
+        self.layer, self.core, self.pool, self.window = layer, layer.held, pool, window
+        self.totals, self.protect = totals, protect
+        self.slots = self._slots()
+        self.rows: list[int] = np.flatnonzero(self.slots.sum(1) > totals).tolist()
+        if not self.rows:
+            return
+        shape = self.slots.shape
+        self.budgets, self.lost = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+        self.evicted = np.zeros(shape, dtype=np.int64)
+        self._flags = np.zeros(self.core.rows, dtype=np.bool_)
+
+    def _slots(self) -> Ints:
+        slots = np.zeros((self.core.rows, self.layer.heads), dtype=np.int64)
+        self.core.slots(slots)
+        return slots
+
+    def tokens(self, row: int) -> int:
+        """Tokens that a row has been given."""
+        return self.core.tokens(row)
+
+    def older(self, row: int) -> Ints:
+        """[heads] tokens before the window."""
+        older: Ints = np.maximum(self.slots[row] - self.window, 0)
+        return older
+
+    def positions(self, row: int) -> tuple[Positions, ...]:
+        """Of each head's slots, ascending; read-only."""
+        return tuple(np.frombuffer(self.core.positions(row, h), np.int32) for h in range(self.layer.heads))
+
+    def run(self, score: ScoreArguments, heads: HeadArguments) -> None:
+        """All phases in one call, for parts that are in C."""
+        arguments = (self.totals, self.protect, score, _heads(heads), self.budgets, self.lost, self._flags)
+        while missing := self.core.cut(*arguments):
+            self.pool.grow(missing)
+        self.evicted = self.slots - self._slots()
+
+    def score(self, score: ScoreArguments | None) -> None:
+        """Phase 1: the C scorer's scores; None: `set_scores` gives them for each row."""
+        self.core.cut_score(self.totals, score, self._flags)
+
+    def scores(self, row: int) -> list[Floats]:
+        """Of each head's tokens before the window, oldest first."""
+        older = self.older(row)
+        flat = np.empty(int(older.sum()), dtype=np.float32)
+        self.core.cut_scores(row, flat)
+        return np.split(flat, np.cumsum(older)[:-1])
+
+    def set_scores(self, row: int, scores: list[Floats]) -> None:
+        """Puts others in their place."""
+        self.core.cut_set_scores(row, np.concatenate(scores))
+
+    def allocate(self, heads: HeadArguments) -> None:
+        """Phase 2: the C allocator's budgets. What every head still holds of the protected tokens is not shared out."""
+        self.core.cut_allocate(self.protect, _heads(heads), self.budgets)
+
+    def choose(self) -> None:
+        """Phase 3: which slots stay in `budgets`, and what attention is lost with the others."""
+        self.core.cut_choose(self.protect, self.budgets, self.lost)
+
+    def kept(self, row: int, positions: tuple[Positions, ...]) -> tuple[Positions, ...]:
+        """Those of the positions of each head's slots that stay."""
+        return tuple(p[np.frombuffer(self.core.cut_kept(row, h), np.int32)] for h, p in enumerate(positions))
+
+    def apply(self) -> None:
+        """Phase 4: evicts the rest."""
+        while missing := self.core.cut_apply():
+            self.pool.grow(missing)
+        self.evicted = self.slots - self._slots()
+
+    def abandon(self) -> None:
+        """Ends a cut that was begun and not applied."""
+        self.core.cut_abandon()
+
+
+def _heads(heads: HeadArguments) -> tuple[int, float, float, float, float, float]:
+    return (HEADS[heads.heads], *heads[1:])
+
+
+def read_only(arrays: Iterable[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+    """Views that cannot be written through."""
+    views = tuple(x.view() for x in arrays)
+    for view in views:
+        view.flags.writeable = False
+    return views

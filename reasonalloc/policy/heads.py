@@ -1,0 +1,100 @@
+"""Head allocators: how the slots of a layer are shared out over its KV heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from reasonalloc import allocate
+from reasonalloc.policy.registry import Part, Registry
+from reasonalloc.policy.setting import setting
+from reasonalloc.policy.view import LayerView
+
+
+class HeadArguments(NamedTuple):
+    """What the C allocator of that name is given."""
+
+    heads: str
+    gamma: float = 1.0
+    lo: float = 0.0
+    hi: float = 1.0
+    mu: float = 0.0
+    safeguard: float = 0.0
+
+
+@dataclass(frozen=True)
+class HeadAllocator(Part):
+    """Base of all head allocators. One written in Python overrides `shares` and is named by `ra.register`."""
+
+    kind: ClassVar[str] = "heads"
+
+    @property
+    def in_python(self) -> bool:
+        """Whether `shares` is called; otherwise the C allocator of `arguments` runs."""
+        return type(self).shares is not CoreHeads.shares
+
+    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Any:
+        """Slots of each head, whole numbers that sum to `total`, each at least the window.
+
+        scores: of each head, those of its tokens before the window, oldest first.
+        """
+        raise NotImplementedError
+
+
+class CoreHeads(HeadAllocator):
+    """An allocator in C. What every head keeps of the prompt and the sinks is not shared out by it. core: its name."""
+
+    core: ClassVar[str]
+
+    def arguments(self) -> HeadArguments:
+        return HeadArguments(self.core)
+
+    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Any:
+        return allocate.route(scores, total, window=view.window, **self.arguments()._asdict())
+
+
+HEADS: Registry[HeadAllocator] = Registry("heads")
+
+
+@HEADS.enter("uniform")
+@dataclass(frozen=True)
+class UniformHeads(CoreHeads):
+    """Every head the same."""
+
+    core: ClassVar[str] = "uniform"
+
+
+@HEADS.enter("route")
+@dataclass(frozen=True)
+class Route(CoreHeads):
+    """ReasonAlloc's online routing (arXiv 2606.11164): a head's claim is how many of the layer's best scores it has.
+
+    gamma, lo, hi: as of the wave. mu: what a head gets at least, as a share of the mean.
+    """
+
+    gamma: float = setting(0.5, 0, 16)
+    lo: float = setting(0.25, 0, 1)
+    hi: float = setting(2.0, 1, 1e6)
+    mu: float = setting(0.25, 0, 1)
+
+    core: ClassVar[str] = "route"
+
+    def arguments(self) -> HeadArguments:
+        return HeadArguments(self.core, self.gamma, self.lo, self.hi, self.mu)
+
+
+@HEADS.enter("pooled")
+@dataclass(frozen=True)
+class Pooled(CoreHeads):
+    """Ada-KV's (arXiv 2407.11550): the layer's best scores wherever they are; safeguard: the share dealt out evenly."""
+
+    safeguard: float = setting(0.2, 0, 1)
+
+    core: ClassVar[str] = "pooled"
+
+    def arguments(self) -> HeadArguments:
+        return HeadArguments(self.core, safeguard=self.safeguard)

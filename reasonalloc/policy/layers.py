@@ -1,0 +1,89 @@
+"""Layer allocators: how the slots of a row are shared out over its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from reasonalloc import allocate
+from reasonalloc.policy.registry import Part, Registry
+from reasonalloc.policy.setting import setting
+from reasonalloc.policy.view import RowView
+from reasonalloc.policy.wave import demand
+
+
+@dataclass(frozen=True)
+class LayerAllocator(Part):
+    """Base of all layer allocators. One written in Python overrides `totals` and is named by `ra.register`.
+
+    uses_wave: whether it follows the layers' demands. sets_total: its totals depend on the row and need not sum to
+    what the budget says.
+    """
+
+    kind: ClassVar[str] = "layers"
+    uses_wave = False
+    sets_total = False
+
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+        """Slots of each layer, whole numbers that sum to `total`, at least heads x window each.
+
+        claims: [L] the layers' demands, all ones unless `uses_wave`.
+        """
+        raise NotImplementedError
+
+    def demand(
+        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None
+    ) -> float:
+        """A layer's demand where there is no profile: arguments as of `wave.demand`."""
+        return demand(queries, keys, scale=scale, softcap=softcap)
+
+
+LAYERS: Registry[LayerAllocator] = Registry("layers")
+
+
+@LAYERS.enter("uniform")
+@dataclass(frozen=True)
+class UniformLayers(LayerAllocator):
+    """Every layer the same."""
+
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+        return allocate.robustify(np.ones(len(claims)), total, floor=view.heads * view.window)
+
+
+@LAYERS.enter("wave")
+@dataclass(frozen=True)
+class Wave(LayerAllocator):
+    """ReasonAlloc's (arXiv 2606.11164): demand ** gamma, clipped to [lo, hi] times the mean.
+
+    rho: attention mass that defines a layer's demand.
+    """
+
+    gamma: float = setting(0.5, 0, 16)
+    lo: float = setting(0.25, 0, 1)
+    hi: float = setting(2.0, 1, 1e6)
+    rho: float = setting(0.93, 0, 1)
+
+    uses_wave = True
+
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+        return allocate.robustify(claims, total, self.gamma, self.lo, self.hi, view.heads * view.window)
+
+    def demand(
+        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None
+    ) -> float:
+        return demand(queries, keys, self.rho, scale, softcap)
+
+
+@LAYERS.enter("pyramid")
+@dataclass(frozen=True)
+class Pyramid(LayerAllocator):
+    """PyramidKV's (arXiv 2406.02069): falling linearly with depth, the last layer 1 / beta of the mean."""
+
+    beta: float = setting(20.0, 1, 1e6)
+
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+        return allocate.pyramid(len(claims), total, self.beta, view.heads * view.window)

@@ -1,0 +1,55 @@
+"""What a cut shows to those who look on: the recorder of traces, or a function of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+Positions = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class CutView:
+    """One row of one layer at a cut. Arrays are read-only and lent for the time of the call: copy what is to stay.
+
+    layer: its number in the model; order: among the layers that have a budget. row: in the batch, as it is now.
+    tokens: that the row has been given. For each of the H heads:
+        positions: those of its slots before the cut, ascending, 0 = the row's first token;
+        scores: of the first len(scores) of them, the tokens before the window; higher stays;
+        budgets: [H] slots that it may keep;
+        kept: positions of the slots that stay;
+        lost: [H] attention mass of the newest query on what goes, 0 to 1.
+    """
+
+    layer: int
+    order: int
+    row: int
+    tokens: int
+    positions: tuple[Positions, ...]
+    scores: tuple[npt.NDArray[np.float32], ...]
+    budgets: npt.NDArray[np.int64]
+    kept: tuple[Positions, ...]
+    lost: npt.NDArray[np.float64]
+
+    @cached_property
+    def evicted(self) -> tuple[Positions, ...]:
+        """Positions of the slots that go."""
+        return tuple(np.setdiff1d(p, k, assume_unique=True) for p, k in zip(self.positions, self.kept, strict=True))
+
+
+class CutObserver(Protocol):
+    """Called once for each row of each layer that is cut. What it raises stops the forward pass."""
+
+    def __call__(self, cut: CutView, /) -> Any: ...
+
+
+@runtime_checkable
+class RowObserver(Protocol):
+    """An observer that keeps something of each row."""
+
+    def move_rows(self, source: npt.NDArray[np.int64]) -> None:
+        """Row i becomes row source[i]."""
