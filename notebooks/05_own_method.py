@@ -65,7 +65,7 @@ class ValueAware(ra.Method):
 
     def score(self, view: ra.HeadView):
         older = slice(None, -view.window)
-        logits = view.queries @ view.keys[older].T / view.keys.shape[1] ** 0.5  # [group, window, n - window]
+        logits = view.queries @ view.keys[older].T * view.scale  # [group, window, n - window]
         attention = logits.softmax(-1).mean((0, 1))
         return attention * view.values[older].norm(p=1, dim=-1) ** self.power
 

@@ -188,7 +188,7 @@ def value_norm(register):
         power: float = 1.0
 
         def score(self, view: ra.HeadView):
-            attention = (view.queries[:, -1] @ view.keys.T / view.keys.shape[1] ** 0.5).softmax(-1).mean(0)
+            attention = (view.queries[:, -1] @ view.keys.T * view.scale).softmax(-1).mean(0)
             return attention * view.values.norm(dim=-1) ** self.power
 
 

@@ -386,6 +386,13 @@ int64_t ra_layer_table_pages(const ra_layer *layer) { return layer->pages; }
 const int32_t *ra_layer_table(const ra_layer *layer) { return layer->table; }
 const int32_t *ra_layer_slots(const ra_layer *layer) { return layer->slots; }
 int64_t ra_layer_tokens(const ra_layer *layer, int64_t row) { return layer->tokens[row]; }
+float ra_layer_softcap(const ra_layer *layer) { return layer->softcap; }
+
+float ra_layer_scale(const ra_layer *layer)
+{
+    return layer->scale != 0 ? layer->scale : 1 / sqrtf((float)layer->pool->head_dim);
+}
+
 ra_times ra_layer_times(const ra_layer *layer) { return layer->times; }
 
 const int32_t *ra_layer_positions(const ra_layer *layer, int64_t row, int64_t head)

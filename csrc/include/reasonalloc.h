@@ -196,6 +196,9 @@ const int32_t *ra_layer_table(const ra_layer *layer);
 const int32_t *ra_layer_slots(const ra_layer *layer);
 /* Tokens that a row has been given, evicted ones included. */
 int64_t ra_layer_tokens(const ra_layer *layer, int64_t row);
+/* Scale and soft-capping of the logits in the newest step, which scores use too; scale 1 / sqrt(D) before the first. */
+float ra_layer_scale(const ra_layer *layer);
+float ra_layer_softcap(const ra_layer *layer);
 /* Positions (0 = the row's first token) of a head's slots, ascending; borrowed as the table. */
 const int32_t *ra_layer_positions(const ra_layer *layer, int64_t row, int64_t head);
 /* Copies a head's keys (values) as float32 [N, D], oldest first. */

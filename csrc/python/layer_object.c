@@ -465,6 +465,18 @@ static PyObject *layer_rows(PyObject *object, void *unused)
     return PyLong_FromLongLong(ra_layer_rows(((layer_object *)object)->layer));
 }
 
+static PyObject *layer_scale(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyFloat_FromDouble((double)ra_layer_scale(((layer_object *)object)->layer));
+}
+
+static PyObject *layer_softcap(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyFloat_FromDouble((double)ra_layer_softcap(((layer_object *)object)->layer));
+}
+
 /* ---- Restoring ---- */
 
 PyDoc_STRVAR(restore_doc, "restore(row, head, positions, keys, values)\n--\n\nFills a head of an empty row: int32 [N], float32 "
@@ -555,6 +567,8 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef getset[] = {
     {"rows", layer_rows, NULL, "Rows of the batch.", NULL},
+    {"scale", layer_scale, NULL, "Scale of the logits in the newest step.", NULL},
+    {"softcap", layer_softcap, NULL, "Soft-capping of the logits in the newest step, 0 for none.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -56,7 +56,7 @@ bool ra_window_of(const ra_layer *layer, int64_t pair, ra_scratch *scratch, ra_w
         memcpy(queries + i * each, ra_query(layer, row, layer->q_begin[row] + i) + head * each,
                (size_t)each * sizeof *queries);
     if (queries)
-        ra_kernels_get()->scale(queries, (size_t)(count * each), layer->scale != 0 ? layer->scale : 1 / sqrtf((float)d));
+        ra_kernels_get()->scale(queries, (size_t)(count * each), ra_layer_scale(layer));
     *out = (ra_window){.queries = queries, .count = count, .group = layer->group, .softcap = layer->softcap};
     return queries != NULL;
 }

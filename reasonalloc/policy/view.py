@@ -71,6 +71,7 @@ class HeadView:
 
     config, layer, row, head: where this is. window: newest tokens that stay whatever their score.
     prompt: tokens of the prompt; tokens: of the row so far. Tensors are float32 copies on the CPU, read when asked for.
+    scale, softcap: of the logits, as the model computes them (softcap 0: none).
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class HeadView:
         self._core, self._d, self._group = core, head_dim, group
         self.layer, self.row, self.head, self.config = place.layer, place.row, head, config
         self.window, self.prompt, self.tokens = place.window, place.prompt, place.tokens
+        self.scale, self.softcap = core.scale, core.softcap
 
     def _read(self, values: bool) -> torch.Tensor:
         out = np.empty((len(self.positions), self._d), np.float32)
