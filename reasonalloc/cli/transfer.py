@@ -8,12 +8,12 @@ from typing import Any
 
 from reasonalloc.cli import options
 from reasonalloc.lab import plots
-from reasonalloc.lab.evaluate.prompts import TASKS
 from reasonalloc.lab.evaluate.transfer import evaluate_transfer
 from reasonalloc.lab.evaluate.transfer_result import Measuring
+from reasonalloc.lab.tasks import REGISTRY
 from reasonalloc.provenance import provenance
 
-_DEFAULT = [name for name in TASKS if name != "aime24"]  # whose problems do not come with the package
+_DEFAULT = [name for name, task in REGISTRY.items() if task.shipped]
 
 
 def add(kinds: Any) -> None:
@@ -29,7 +29,7 @@ def add(kinds: Any) -> None:
     options.add_model(parser)
     parser.add_argument(
         "--tasks", type=options.comma(_task), default=_DEFAULT, metavar="A,B",
-        help=f"of {', '.join(TASKS)} (all but aime24)",
+        help=f"of {', '.join(REGISTRY)} (all but aime24)",
     )  # fmt: skip
     defaults = Measuring()
     parser.add_argument("--prompts", type=options.positive, default=defaults.prompts, metavar="N", help="a task (4)")
@@ -52,8 +52,8 @@ def add(kinds: Any) -> None:
 
 
 def _task(text: str) -> str:
-    if text not in TASKS:
-        raise argparse.ArgumentTypeError(f"must be among {', '.join(TASKS)}, got {text!r}")
+    if text not in REGISTRY:
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(REGISTRY)}, got {text!r}")
     return text
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from reasonalloc.config import Config
 from reasonalloc.lab.evaluate.accuracy import Cell, cell_name
-from reasonalloc.lab.evaluate.prompts import TASKS
 from reasonalloc.lab.evaluate.waves import Waves
+from reasonalloc.lab.tasks import REGISTRY
 from reasonalloc.policy.wave import WaveProfile
 
 
@@ -145,13 +145,13 @@ def _profile(around: Around) -> list[Cell]:
 @_enter("transfer", "Does a wave of another task do as well?")
 def _transfer(around: Around) -> list[Cell]:
     found = [around.cell()]
-    for task in TASKS:
+    for task, entry in REGISTRY.items():
         if task == around.waves.task:
             continue
         try:
             wave = around.waves.get(task=task)
         except ValueError as error:
-            if task != "aime24":  # the one that is not shipped
+            if entry.shipped:
                 raise
             warnings.warn(f"left out: {error}", stacklevel=2)
             continue

@@ -14,9 +14,9 @@ from reasonalloc.allocate import robustify
 from reasonalloc.hf.profile import measure
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.distances import Floats, earth_movers, matrix, rank_correlation, separation, share
-from reasonalloc.lab.evaluate.prompts import prompts
 from reasonalloc.lab.evaluate.transfer_result import Chain, Distances, Measuring, Transfer
 from reasonalloc.lab.problems import Problem
+from reasonalloc.lab.tasks import prompts
 from reasonalloc.policy.wave import WaveProfile, fingerprint
 
 SHUFFLES = 200
@@ -33,7 +33,7 @@ def evaluate_transfer(
 ) -> Transfer:
     """Measures the wave of a model on each task's prompts and compares them.
 
-    tasks: names of `prompts.TASKS`. Chains are generated with the full cache and kept on disk (`texts.generate`), so
+    tasks: names of `tasks.REGISTRY`. Chains are generated with the full cache and kept on disk (`texts.generate`), so
     that an interrupted run goes on where it stopped. progress: called after each chain. Raises ValueError for no or
     unknown tasks and for more prompts than a task has, ModuleNotFoundError without scipy.
     """
