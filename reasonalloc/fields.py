@@ -53,7 +53,7 @@ def _as(kind: Any, value: Any, name: str) -> Any:
 
 
 def _dataclass(kind: Any, value: Any, name: str) -> Any:
-    given: Mapping[str, Any] = _is(dict, value, name, f"an object with the fields of a {kind.__name__}")
+    given: Mapping[str, Any] = _is(dict, value, name, "an object")
     hints = _hints(kind)
     own = {x.name: x for x in fields(kind) if x.init}
     unknown = sorted(set(given) - set(own))
@@ -62,7 +62,7 @@ def _dataclass(kind: Any, value: Any, name: str) -> Any:
     ]
     if unknown or missing:
         parts = [f"{word} {', '.join(map(repr, names))}" for word, names in _named(missing, unknown) if names]
-        raise ValueError(f"{name}: fields of a {kind.__name__} that are {'; '.join(parts)}")
+        raise ValueError(f"{name} has fields that are {'; '.join(parts)}")
     return kind(**{key: _as(hints[key], x, f"{name}: {key}") for key, x in given.items()})
 
 
@@ -95,11 +95,13 @@ def _tuple(kinds: Sequence[Any], values: Sequence[Any], name: str) -> tuple[Any,
     return tuple(_as(kind, x, f"{name}[{i}]") for i, (kind, x) in enumerate(zip(kinds, values, strict=True)))
 
 
-def _is(kind: type, value: Any, name: str, words: str) -> Any:
+def _is(kind: Any, value: Any, name: str, words: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise _wrong(value, name, words)
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise _wrong(value, name, "a whole number of 64 bits")
     return value
 
 
 def _wrong(value: Any, name: str, words: str) -> ValueError:
-    return ValueError(f"{name} must be {words}, got {reprlib.repr(value)}")
+    return ValueError(f"{name} must be {words}, got {reprlib.repr(value)} ({type(value).__name__})")

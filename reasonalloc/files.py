@@ -21,20 +21,24 @@ _ABANDONED_S = 3600.0  # no write takes an hour: a part that is older was left b
 _LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON may hold half of a character
 
 
-def replace_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text, whole or not at all; see `replace_bytes`. Raises ValueError for a text that UTF-8 has no bytes
-    for, with the file as it was."""
-    replace_bytes(path, encoded(text, str(path)))
+def replace_text(path: str | Path, text: str, *, folders: bool = True) -> None:
+    """Writes UTF-8 text as `replace_bytes` does. folders: make those that are missing.
+
+    Raises ValueError for a text that UTF-8 has no bytes for, with the file as it was.
+    """
+    data = encoded(text, str(path))
+    if folders:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    replace_bytes(path, data)
 
 
 def replace_bytes(path: str | Path, data: bytes) -> None:
-    """Writes a file, whole or not at all, on disk when it returns; missing folders are made.
+    """Writes a file, whole or not at all, on disk when it returns.
 
     It goes by way of a fresh file beside it, so a reader sees the old contents or the new ones. What is no ordinary
     file (a pipe, /dev/stdout) is written as it is.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
@@ -77,6 +81,14 @@ def encoded(text: str, name: str) -> bytes:
             f"{name}: character {error.start} is U+{ord(text[error.start]):04X}, half of a surrogate pair, which no"
             " UTF-8 text can hold"
         ) from None
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text; ValueError that names the file where it is none, OSError where it cannot be read."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
 # ---- JSON ----

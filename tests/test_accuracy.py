@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast
 import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.hf.decode import Sampling
-from reasonalloc.lab.evaluate import grading, known
+from reasonalloc.lab.evaluate import known, verifier_client
 from reasonalloc.lab.evaluate.accuracy import Cell, cells, plan, run_batch
 from reasonalloc.lab.evaluate.grading import boxes, grade
-from reasonalloc.lab.evaluate.records import Record, read
+from reasonalloc.lab.evaluate.records import Record, Records, pack, read
 from reasonalloc.lab.evaluate.statistics import bootstrap, mcnemar, paired, picks, proportion_interval
 from reasonalloc.lab.evaluate.study import Study
 from reasonalloc.lab.evaluate.summary import Summary, summarise
@@ -153,6 +153,51 @@ def record(cell, item, score, sample=0, tokens=10, finish="stop"):
     )
 
 
+def test_records_of_other_types_are_refused(tmp_path):
+    path, good = tmp_path / "a.jsonl", asdict(record("full", "0", 1))
+    for name, value in [
+        ("right", []), ("right", [1]), ("right", None), ("answers", "x"), ("answers", [1]), ("sample", -1),
+        ("sample", 1.5), ("tokens", True), ("finish", "ended"), ("budget", "24"), ("seconds", -1.0),
+        ("mean_bytes", float("nan")), ("peak_bytes", 10**400), ("slots", float("inf")), ("item", None),
+    ]:  # fmt: skip
+        path.write_text(json.dumps({**good, name: value}) + "\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"a\.jsonl:1 is not a generation \(.*{name}"):
+            list(read(path))
+    path.write_text(json.dumps(good) + "\n" + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: nested too deep"):
+        list(read(path))
+
+
+def test_texts_with_any_line_end_are_read_as_they_were_written(tmp_path):
+    records = Records(tmp_path)
+    records.open({"a": 1})
+    odd = replace(record("full", "0", 1), text="a\u2028b\x85c\x0bd\re", answers=["\u2029"])
+    records.add(odd)
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        records.add(replace(record("full", "1", 1), text="\ud800"))
+    records.close()
+    assert list(read(tmp_path / "generations.jsonl")) == [odd]
+    pack([odd], tmp_path / "p.jsonl.gz")
+    assert list(read(tmp_path / "p.jsonl.gz")) == [odd]
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "{", "[" * 100_000, '{"a": "\\ud800"}'])
+def test_a_folder_whose_settings_are_damaged_is_refused(text, tmp_path):
+    records = Records(tmp_path)
+    records.open({"a": 1})
+    records.add(record("full", "0", 1))
+    records.close()
+    before = (tmp_path / "generations.jsonl").read_bytes()
+    (tmp_path / "settings.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"settings\.json is not a file of settings"):
+        Records(tmp_path).open({"a": 1})
+    if text != "[]":
+        (tmp_path / "runs.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"runs\.json is not a list of runs"):
+            records.runs()
+    assert (tmp_path / "generations.jsonl").read_bytes() == before
+
+
 def test_plan():
     batches = plan(ITEMS, CELLS, 2, 4)
     jobs = [(x.cell.name, j.item.id, j.sample) for x in batches for j in x.jobs]
@@ -170,13 +215,13 @@ def test_groups_are_batched_together_in_any_order():
 
 
 def test_an_answer_that_never_ends_is_wrong(monkeypatch):
-    monkeypatch.setattr(grading, "SECONDS", 1.0)
+    monkeypatch.setattr(verifier_client, "SECONDS", 1.0)
     assert grade(r"\boxed{9^{9^{9^{9}}}}", ["8"]) == (["9^{9^{9^{9}}}"], [False])
     assert grade(r"\boxed{0.5}", [r"\frac{1}{2}"])[1] == [True]  # by the next process
 
 
 def test_a_verifier_that_dies_is_asked_again():
-    verifier, pipes = grading._Verifier(), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    verifier, pipes = verifier_client.Verifier(), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     verifier._process = subprocess.Popen([sys.executable, "-c", "input()"], **pipes)  # dies when asked
     assert verifier.ask("0.5", r"\frac{1}{2}") and not verifier.ask("0.5", "2")
     verifier.stop()
@@ -186,7 +231,7 @@ def test_a_math_verify_that_cannot_compare_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "math_verify.py").write_text("parse = lambda x, **_: x\nverify = lambda *_, **__: True\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="another version"):
-        grading._Verifier().ask("0.5", "x")
+        verifier_client.Verifier().ask("0.5", "x")
 
 
 def test_a_cell_knows_its_settings():

@@ -13,6 +13,7 @@ from rich.console import Console
 from reasonalloc import uninstall
 from reasonalloc.cli import options
 from reasonalloc.cli.stream import PrintWatch, Watch
+from reasonalloc.files import encoded, read_text
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.provenance import provenance
@@ -103,7 +104,8 @@ def _prompt(args: argparse.Namespace) -> str:
     elif args.prompt_file == "-":
         text = sys.stdin.read()
     else:
-        text = Path(args.prompt_file).read_text(encoding="utf-8")
+        text = read_text(args.prompt_file)
+    encoded(text, "the prompt")  # an argument that is no UTF-8 comes as lone surrogates
     if not text.strip():
         raise ValueError("the prompt is empty")
     return text

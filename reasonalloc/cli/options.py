@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reasonalloc.config import Config
+from reasonalloc.files import replace_text
 from reasonalloc.lab.models import DTYPES, EMBEDDED_LABEL, REASONER, load
 from reasonalloc.methods import methods
 from reasonalloc.policy.wave import WaveProfile
@@ -116,7 +116,7 @@ def write_json(target: str | None, data: Any) -> None:
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).write_text(text, encoding="utf-8")
+        replace_text(target, text, folders=False)
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonalloc.cli import options
+from reasonalloc.files import replace_text
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate.transfer import evaluate_transfer
 from reasonalloc.lab.evaluate.transfer_result import Measuring
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if folder is not None:
         result.save_profiles(folder)
         options.write_json(str(folder / "transfer.json"), result.as_json())
-        (folder / "transfer.md").write_text(result.markdown(), encoding="utf-8")
+        replace_text(folder / "transfer.md", result.markdown())
         plots.transfer(result, folder / "transfer.png")
         out.print(f"waves, tables and picture are in {folder}", highlight=False)
     options.write_json(args.json, result.as_json())

@@ -12,7 +12,8 @@ import torch
 from rich.table import Table
 
 from reasonalloc.config import Config
-from reasonalloc.files import read_saved
+from reasonalloc.fields import build
+from reasonalloc.files import read_saved, replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
@@ -64,18 +65,17 @@ class Fidelity:
     schema: int = SCHEMA
 
     def save(self, path: str | Path) -> None:
-        """Writes the result as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Writes the result as JSON, whole or not at all."""
+        replace_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Fidelity:
         """Reads a saved result; ValueError if the file is none."""
         data = read_saved(path, "fidelity result", SCHEMA)
         try:
-            points = [Point(**{**x, **{m: Measure(**x[m]) for m in METRICS}}) for x in data["points"]]
-            return cls(points, Measure(**data["full_nll"]), data["provenance"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a fidelity result of schema {SCHEMA}: {error!r}") from error
+            return build(cls, data, "it")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a fidelity result of schema {SCHEMA}: {error}") from error
 
     def table(self) -> Table:
         """The result as a rich table."""

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reasonalloc.files import replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
@@ -168,8 +169,8 @@ def write(summary: Summary, stem: Path, question: str = "") -> None:
     """stem.json, stem.md and stem.png. question: of an ablation, whose rows are not budgets of methods."""
     from reasonalloc.lab import plots
 
-    stem.with_suffix(".json").write_text(json.dumps(summary.as_json(), indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(summary.markdown(), encoding="utf-8")
+    replace_text(stem.with_suffix(".json"), json.dumps(summary.as_json(), indent=1) + "\n")
+    replace_text(stem.with_suffix(".md"), summary.markdown())
     if question:
         plots.cells(summary, stem.with_suffix(".png"), question)
     else:

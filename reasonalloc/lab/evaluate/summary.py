@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from reasonalloc.fields import build
 from reasonalloc.files import read_saved
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.lab.evaluate.statistics import Measure, Paired, bootstrap, paired, picks, proportion_interval
@@ -63,9 +64,9 @@ class Summary:
         """Reads what `study.write` left as JSON; ValueError if the file is none."""
         data = read_saved(path, "summary of accuracies", SCHEMA)
         try:
-            return cls([_loaded(x) for x in data["rows"]], data["warnings"], data["provenance"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a summary of accuracies of schema {SCHEMA}: {error!r}") from error
+            return build(cls, data, "it")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a summary of accuracies of schema {SCHEMA}: {error}") from error
 
     def table(self) -> Table:
         """For the terminal."""
@@ -85,11 +86,6 @@ class Summary:
         lines += ["| " + " | ".join(heads) + " |", "|" + "|".join([" --- ", *([" ---: "] * (len(heads) - 1))]) + "|"]
         lines += ["| " + " | ".join(_texts(row, heads)) + " |" for row in self.rows]
         return "\n".join(lines) + "\n"
-
-
-def _loaded(row: dict[str, Any]) -> Row:
-    against = [Paired(**{**x, "difference": Measure(**x["difference"])}) for x in row["against"]]
-    return Row(**{**row, "accuracy": Measure(**row["accuracy"]), "against": against})
 
 
 def _column(row: Row, pair: Paired) -> str:
