@@ -26,7 +26,14 @@ from reasonalloc.lab.evaluate import known, verifier_client
 from reasonalloc.lab.evaluate.accuracy import Cell, cells, plan, run_batch
 from reasonalloc.lab.evaluate.grading import boxes, grade
 from reasonalloc.lab.evaluate.records import Record, Records, pack, read
-from reasonalloc.lab.evaluate.statistics import bootstrap, mcnemar, paired, picks, proportion_interval
+from reasonalloc.lab.evaluate.statistics import (
+    bootstrap,
+    paired,
+    picks,
+    proportion_interval,
+    proportion_mean,
+    sign_test,
+)
 from reasonalloc.lab.evaluate.study import Study
 from reasonalloc.lab.evaluate.summary import Summary, summarise
 from reasonalloc.lab.evaluate.workers import Source, run_on_ray
@@ -119,10 +126,47 @@ def test_boxes_belong_to_whom_they_name(text, given):
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
 
-def test_mcnemar():
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(6, 0) == pytest.approx(2 / 64)
-    assert mcnemar(3, 5) == mcnemar(5, 3) == pytest.approx(186 / 256)  # 2 * (1 + 8 + 28 + 56) / 2^8
+def test_where_all_problems_agree_the_interval_still_has_a_width():
+    """Wilson's, by its formula; elsewhere the bootstrap's, as it was."""
+    z = 1.959963984540054
+
+    def wilson(share, n):
+        middle, half = share + z * z / (2 * n), z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+        return [(middle + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
+
+    for scores, share in (([0.5, 0.5], 0.5), ([1.0] * 4, 1.0), ([0.0] * 8, 0.0), ([1.0], 1.0)):
+        found = proportion_mean(scores, picks(len(scores), 0))
+        assert found.mean == share and [found.low, found.high] == pytest.approx(wilson(share, len(scores)), abs=1e-12)
+    third = proportion_mean([1 / 3] * 4, picks(4, 0))  # of 4 problems 1.33 are right: from 1 to 2 of them
+    assert [third.low, third.high] == pytest.approx([wilson(1 / 4, 4)[0], wilson(2 / 4, 4)[1]])
+    mixed = [0.0, 1.0, 1.0, 0.5]
+    assert proportion_mean(mixed, picks(4, 0)) == bootstrap(mixed, picks(4, 0))
+
+
+def test_a_full_cache_that_is_cut_off_is_warned_of():
+    def rows(finishes):
+        return [record("full", str(i), 2, tokens=30 + i, finish=x) for i, x in enumerate(finishes)]
+
+    known = {"": (1.0, 1.0)}
+    (told,) = summarise(rows(["length", "length", "stop"]), ["full"], known=known).warnings
+    assert told.startswith("67% of the full cache's own chains were cut off at 31 tokens")
+    assert not summarise(rows(["stop"] * 3), ["full"], known=known).warnings
+    assert len(summarise(rows(["length"] * 3), ["full"]).warnings) == 2  # and nothing is known of the model
+    others = [replace(x, cell="rkv 24") for x in rows(["length"] * 3)]
+    assert not summarise([*rows(["stop"] * 3), *others], ["full", "rkv 24"], known=known).warnings
+
+
+def test_the_share_cut_off_stands_beside_the_accuracy():
+    summary = summarise([record("full", str(i), 1, finish="length" if i else "stop") for i in range(4)], ["full"])
+    lines = [x for x in summary.markdown().splitlines() if x.startswith("|")]
+    heads, row = ([x.strip() for x in line.strip("|").split("|")] for line in (lines[0], lines[-1]))
+    assert heads[2:4] == ["accuracy", "cut off"] and row[2:4] == ["50.0% [15.0%, 85.0%]", "75%"]
+
+
+def test_the_sign_test():
+    assert sign_test(0, 0) == 1.0
+    assert sign_test(6, 0) == pytest.approx(2 / 64)
+    assert sign_test(3, 5) == sign_test(5, 3) == pytest.approx(186 / 256)  # 2 * (1 + 8 + 28 + 56) / 2^8
 
 
 def test_paired():

@@ -463,7 +463,7 @@ def test_parts_that_were_not_run(folder):
 
 def test_a_damaged_file(folder):
     (folder / "memory.json").write_text("{")
-    with pytest.raises(ValueError, match=r"memory\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"memory\.json is not a benchmark's result: .*not JSON"):
         report.write_report(folder)
     with pytest.raises(ValueError, match="not a folder"):
         report.write_report(folder / "none")

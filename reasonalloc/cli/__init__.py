@@ -11,6 +11,7 @@ from torch import OutOfMemoryError
 
 from reasonalloc import __version__
 from reasonalloc.cli import ablate, bench, demo, doctor, evaluate, generate, profile, report
+from reasonalloc.files import visible
 
 # What a user can put right; anything else is a defect and keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, ModuleNotFoundError, OutOfMemoryError)
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _USER_ERRORS as error:
         if "--traceback" in arguments:
             raise
-        print(f"reasonalloc: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"reasonalloc: {visible(' '.join(str(error).split())) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("reasonalloc: interrupted", file=sys.stderr)

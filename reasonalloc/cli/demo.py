@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from reasonalloc import WaveProfile, uninstall
 from reasonalloc.cli import options
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     with _status(out, "loading the model"):
         model, tokenizer, label = options.load_model(args)
     out.print(
-        f"[bold]{label}[/], {args.dtype}, {torch.get_num_threads()} threads; MATH-500 {problem.id}", highlight=False
+        Text.assemble((label, "bold"), f", {args.dtype}, {torch.get_num_threads()} threads; MATH-500 {problem.id}")
     )
     out.print(problem.problem, style="italic", markup=False, highlight=False)
 

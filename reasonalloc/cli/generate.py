@@ -13,7 +13,7 @@ from rich.console import Console
 from reasonalloc import uninstall
 from reasonalloc.cli import options
 from reasonalloc.cli.stream import PrintWatch, Watch
-from reasonalloc.files import encoded, read_text
+from reasonalloc.files import encoded, read_text, visible
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.provenance import provenance
@@ -84,7 +84,7 @@ def _check_trace(path: str | None) -> None:
 
 
 def _write(out: Console, text: str) -> None:
-    out.file.write(text)
+    out.file.write(visible(text) if out.is_terminal else text)
     out.file.flush()
 
 

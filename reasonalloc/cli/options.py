@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from reasonalloc.cli.console import bar, wide_console
 from reasonalloc.config import Config
 from reasonalloc.files import replace_text
 from reasonalloc.lab.models import DTYPES, EMBEDDED_LABEL, REASONER, load
@@ -20,7 +20,7 @@ from reasonalloc.policy.wave import WaveProfile
 
 T = TypeVar("T")
 
-_FILE_WIDTH = 150  # columns where no terminal says how wide it is
+__all__ = ["bar", "wide_console"]  # and all of its own
 
 
 def positive(text: str) -> int:
@@ -102,12 +102,6 @@ def console(args: argparse.Namespace) -> Console:
     return wide_console(stderr=args.json == "-")
 
 
-def wide_console(stderr: bool = False) -> Console:
-    """A terminal as it is, a file wide enough for tables."""
-    out = Console(stderr=stderr)
-    return out if out.is_terminal else Console(stderr=out.stderr, width=_FILE_WIDTH)
-
-
 def write_json(target: str | None, data: Any) -> None:
     """data: JSON-ready. target: a file, "-" for standard output, None for nowhere."""
     if target is None:
@@ -163,9 +157,3 @@ def config_of(args: argparse.Namespace) -> Config:
         interval=args.interval,
         profile=profile_of(args),
     )
-
-
-def bar(out: Console) -> Progress:
-    """A progress bar; none where the output is not a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=out, disable=not out.is_terminal, transient=True)

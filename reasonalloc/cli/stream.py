@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
+from reasonalloc.files import visible
+
 _REFRESH = 0.2  # seconds; drawing costs time that the model wants
 _LINES = 8
 
@@ -90,13 +92,13 @@ class LiveWatch(Watch):
 
     def _picture(self) -> Group:
         width = max(self._console.width - 4, 10)
-        newest = self._tokenizer.decode(self.tokens[-_LINES * width :], skip_special_tokens=True)
+        newest = visible(self._tokenizer.decode(self.tokens[-_LINES * width :], skip_special_tokens=True))
         lines = Text(newest).wrap(self._console, width)[-_LINES:]
         done = len(self.tokens)
         line = Text(f"{done:,} of {self._total:,} tokens, {self.speed:.1f} a second", style="dim")
         below = Table.grid(padding=(0, 1))
         below.add_row(ProgressBar(total=self._total, completed=done, width=max(width - 40, 5)), line)
-        return Group(Panel(Text("\n").join(lines), title=self._title, title_align="left"), below)
+        return Group(Panel(Text("\n").join(lines), title=Text(visible(self._title)), title_align="left"), below)
 
 
 class PrintWatch(Watch):

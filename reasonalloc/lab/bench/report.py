@@ -53,7 +53,7 @@ def load(directory: Path) -> tuple[dict[str, Any], list[str]]:
         if not path.is_file():
             missing.append(f"{part}: not measured")
             continue
-        data = read_json(path, "result of a benchmark in JSON")
+        data = read_json(path, "benchmark's result")
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMAS[part]:
             missing.append(

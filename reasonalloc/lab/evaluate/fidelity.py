@@ -19,6 +19,7 @@ from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.lab.evaluate.statistics import Measure, bootstrap, picks
 from reasonalloc.lab.evaluate.texts import Text
+from reasonalloc.lab.table import Section
 
 SCHEMA = 1
 
@@ -79,18 +80,17 @@ class Fidelity:
 
     def table(self) -> Table:
         """The result as a rich table."""
-        table = Table(title="Fidelity under teacher forcing (mean over problems, 95 % bootstrap interval)")
-        table.caption = f"full cache: {self.full_nll.text('.3f')} nats a token"
         heads = ("method", "budget", "NLL", "excess NLL", "KL", "top-1 agreement", "mean bytes", "peak bytes", "slots")
-        for i, name in enumerate(heads):
-            table.add_column(name, justify="left" if not i else "right")
-        for p in self.points:
-            table.add_row(
+        rows = [
+            [
                 p.method, p.setting, f"{p.nll.mean:.3f}", p.excess_nll.text(".3f"), p.kl.text(".3f"),
                 p.agreement.text(".1%"), f"{p.mean_bytes.mean / 2**20:.2f} MiB", f"{p.peak_bytes.mean / 2**20:.2f} MiB",
                 f"{p.slots_ratio.mean:.1%}",
-            )  # fmt: skip
-        return table
+            ]
+            for p in self.points
+        ]  # fmt: skip
+        title = "Fidelity under teacher forcing (mean over problems, 95 % bootstrap interval)"
+        return Section(title, heads, rows, f"full cache: {self.full_nll.text('.3f')} nats a token").rich()
 
 
 def evaluate_fidelity(

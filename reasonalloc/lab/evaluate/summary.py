@@ -14,10 +14,13 @@ from rich.table import Table
 from reasonalloc.fields import build
 from reasonalloc.files import read_saved
 from reasonalloc.lab.evaluate.records import Record
-from reasonalloc.lab.evaluate.statistics import Measure, Paired, bootstrap, paired, picks, proportion_interval
+from reasonalloc.lab.evaluate.statistics import Measure, Paired, paired, picks, proportion_interval, proportion_mean
+from reasonalloc.lab.table import Section
 
 SCHEMA = 1
 FULL = "full"
+MOST_CUT_OFF = 0.05  # share of the full cache's chains that may meet the length limit without a warning
+TITLE = "Accuracy (pass@1, 95 % interval over problems; differences with the p of the sign test on problem means)"
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,15 @@ class Summary:
 
     def table(self) -> Table:
         """For the terminal."""
-        heads = _columns(self.rows)
-        table = Table(title="Accuracy (pass@1, 95 % bootstrap interval over problems)")
-        for i, name in enumerate(heads):
-            table.add_column(name, justify="left" if not i else "right")
-        for row in self.rows:
-            table.add_row(*_texts(row, heads))
-        if self.warnings:
-            table.caption = "\n".join(f"warning: {x}" for x in self.warnings)
-        return table
+        return self._section().rich()
 
     def markdown(self) -> str:
+        return "\n".join([*(f"> **Warning:** {x}\n" for x in self.warnings), self._section().markdown_rows()])
+
+    def _section(self) -> Section:
         heads = _columns(self.rows)
-        lines = [f"> **Warning:** {x}\n" for x in self.warnings]
-        lines += ["| " + " | ".join(heads) + " |", "|" + "|".join([" --- ", *([" ---: "] * (len(heads) - 1))]) + "|"]
-        lines += ["| " + " | ".join(_texts(row, heads)) + " |" for row in self.rows]
-        return "\n".join(lines) + "\n"
+        note = "\n".join(f"warning: {x}" for x in self.warnings)
+        return Section(TITLE, heads, [_texts(row, heads) for row in self.rows], note)
 
 
 def _column(row: Row, pair: Paired) -> str:
@@ -96,8 +92,7 @@ def _column(row: Row, pair: Paired) -> str:
 
 def _columns(rows: Sequence[Row]) -> list[str]:
     names = dict.fromkeys(_column(row, x) for row in rows for x in row.against)
-    return ["method", "budget", "accuracy", *names, "chain", "cut off", "mean MB", "peak MB",
-            "tokens/s"]  # fmt: skip
+    return ["method", "budget", "accuracy", "cut off", *names, "chain", "mean MB", "peak MB", "tokens/s"]
 
 
 def _texts(row: Row, heads: Sequence[str]) -> list[str]:
@@ -172,7 +167,7 @@ def _row(
     seconds = sum(x.seconds for x in records)
     return Row(
         cell, method, first.budget, first.ratio, len(own), len(records) // max(len(own), 1),
-        bootstrap(list(own.values()), picks(len(own), seed)),
+        proportion_mean(list(own.values()), picks(len(own), seed)),
         statistics.fmean(x.tokens for x in records),
         statistics.fmean(x.finish == "length" for x in records),
         statistics.fmean(x.mean_bytes for x in records),
@@ -185,20 +180,37 @@ def _row(
 def _warnings(
     rows: Sequence[Row], by_cell: Mapping[str, list[Record]], known: Mapping[str, tuple[float, float]] | None
 ) -> list[str]:
-    """The gate: figures of a set-up whose full cache does not score as it is known to are not to be trusted."""
-    if not any(row.cell == FULL for row in rows):
+    """What a reader must know before a row is believed."""
+    full = next((row for row in rows if row.cell == FULL), None)
+    if full is None:
         return ["the full cache was not measured, so nothing says that the set-up is right (add the method full)"]
+    return [*_cut_off(full, by_cell[FULL]), *_gate(by_cell[FULL], known)]
+
+
+def _cut_off(full: Row, records: Sequence[Record]) -> list[str]:
+    """Chains that meet the length limit have no answer: figures then say much about the limit."""
+    if full.truncated < MOST_CUT_OFF:
+        return []
+    longest = max(x.tokens for x in records if x.finish == "length")
+    return [
+        f"{full.truncated:.0%} of the full cache's own chains were cut off at {longest:,} tokens, so accuracies measure"
+        " the length limit too: raise --max-new-tokens"
+    ]
+
+
+def _gate(records: Sequence[Record], known: Mapping[str, tuple[float, float]] | None) -> list[str]:
+    """Figures of a set-up whose full cache does not score as it is known to are not to be trusted."""
     if known is None:
         return ["no published or measured score of this model on this task is known to compare the full cache with"]
     found = []
-    unknown = {x.group for x in by_cell[FULL]} - set(known) if "" not in known else set()
+    unknown = {x.group for x in records} - set(known) if "" not in known else set()
     if unknown:
         found.append(f"no known score to compare the full cache with on {', '.join(sorted(unknown))}")
     for group, (least, most) in known.items():
-        records = [x for x in by_cell[FULL] if not group or x.group == group]
-        if not records:
+        chosen = [x for x in records if not group or x.group == group]
+        if not chosen:
             continue
-        own = list(_scores(records).values())
+        own = list(_scores(chosen).values())
         low, high = proportion_interval(sum(own), len(own))
         if high < least or most < low:
             where = f" on {group}" if group else ""
