@@ -385,6 +385,40 @@ def test_two_traces_against_each_other(show, two):
             assert np.sign(blue - red) == np.sign(gap[cut].reshape(-1)[head])
 
 
+def diverging(two, shared):
+    """Another trace whose text is that of the first for so many tokens."""
+    ids = two[1].ids.copy()
+    ids[shared:] = (ids[shared:] + 1) % 97
+    return replace(two[1], ids=ids)
+
+
+def test_tokens_beyond_the_text_that_both_share_are_not_compared(show, two):
+    """They were struck through as "let go by all heads of both", the newest token too, which all heads hold."""
+    tab = show(two[0], diverging(two, 70))
+    either = (two[0].held() | two[1].held()).any((0, 1))
+    for i, (_, classes, _) in enumerate(spans(tab)):  # A - B: most of the text is shared
+        kinds = classes.split()
+        assert ("apart" in kinds) == (i >= 70) and ("gone" in kinds) == (i < 70 and not either[i])
+    assert "not compared" in tab.locator("#key").inner_text()
+    tab.locator("#views [data-value=a]").click()
+    assert "not compared" not in tab.locator("#key").inner_text()
+    assert_text(tab, two[0], TOKENS)
+
+
+def test_texts_that_soon_part_open_on_the_first(show, two):
+    tab = show(two[0], diverging(two, 45))
+    assert tab.locator("#views [data-value=a]").get_attribute("aria-checked") == "true"
+    assert tab.locator("#views [data-value=diff]").count() == 1
+    assert_text(tab, two[0], TOKENS)
+
+
+def test_a_narrow_window_has_a_slider(show, two):
+    tab = show(*two)
+    tab.set_viewport_size({"width": 390, "height": 800})
+    assert tab.locator("#time").bounding_box()["width"] > 300
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_traces_of_other_texts(show, two):
     tab = show(two[0], record(seed=5))
     assert "cannot be compared" in tab.locator("#shares").inner_text()

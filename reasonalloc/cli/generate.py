@@ -15,6 +15,7 @@ from reasonalloc.cli import options
 from reasonalloc.cli.stream import PrintWatch, Watch
 from reasonalloc.files import encoded, read_text, visible
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.provenance import provenance
 
@@ -112,7 +113,14 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def answer(
-    model: Any, tokenizer: Any, ids: torch.Tensor, cache: ReasonAllocCache, watch: Watch, *, seed: int = 0, **how: Any
+    model: Model,
+    tokenizer: Tokenizer,
+    ids: torch.Tensor,
+    cache: ReasonAllocCache,
+    watch: Watch,
+    *,
+    seed: int = 0,
+    **how: Any,
 ) -> None:
     """Runs `model.generate` on ids [1, P] with the cache, watched. how: generate's own arguments."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -14,6 +14,7 @@ from rich.console import Console
 from reasonalloc.cli.console import bar, wide_console
 from reasonalloc.config import Config
 from reasonalloc.files import replace_text
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab.models import DTYPES, EMBEDDED_LABEL, REASONER, load
 from reasonalloc.methods import methods
 from reasonalloc.policy.wave import WaveProfile
@@ -24,14 +25,14 @@ __all__ = ["bar", "wide_console"]  # and all of its own
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    if not text.isdecimal() or len(text) > 12 or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive whole number of at most 12 digits, got {text!r}")
     return int(text)
 
 
 def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    if not text.isdecimal() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 of at most 18 digits, got {text!r}")
     return int(text)
 
 
@@ -86,7 +87,7 @@ def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: st
     group.add_argument("--threads", type=positive, metavar="N", help="of torch (default: torch's own choice)")
 
 
-def load_model(args: argparse.Namespace) -> tuple[Any, Any, str]:
+def load_model(args: argparse.Namespace) -> tuple[Model, Tokenizer, str]:
     """(model, tokenizer, label) as the options of `add_model` say."""
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from rich.console import Console, Group
@@ -16,6 +15,7 @@ from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
 from reasonalloc.files import visible
+from reasonalloc.hf.protocols import Tokenizer
 
 _REFRESH = 0.2  # seconds; drawing costs time that the model wants
 _LINES = 8
@@ -69,7 +69,7 @@ class LiveWatch(Watch):
     """
 
     def __init__(
-        self, out: Console, tokenizer: Any, title: str, total: int, on_token: Callable[[], None] | None = None
+        self, out: Console, tokenizer: Tokenizer, title: str, total: int, on_token: Callable[[], None] | None = None
     ) -> None:
         super().__init__(on_token)
         self._tokenizer, self._title, self._total = tokenizer, title, total
@@ -104,7 +104,7 @@ class LiveWatch(Watch):
 class PrintWatch(Watch):
     """Prints the text as it comes, plainly, by `write`."""
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Tokenizer, write: Callable[[str], None]) -> None:
         super().__init__()
         self._tokenizer, self._write, self._printed, self._start = tokenizer, write, "", 0
 

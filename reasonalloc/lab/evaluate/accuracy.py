@@ -8,6 +8,7 @@ from typing import Any
 
 from reasonalloc.config import Config
 from reasonalloc.hf.decode import Chain, Sampling, generate
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.fidelity import points_of
 from reasonalloc.lab.evaluate.grading import grade
@@ -98,7 +99,7 @@ def plan(
 
 
 def run_batch(
-    model: Any, tokenizer: Any, batch: Batch, sampling: Sampling, progress: Callable[[int], None] | None = None
+    model: Model, tokenizer: Tokenizer, batch: Batch, sampling: Sampling, progress: Callable[[int], None] | None = None
 ) -> Iterator[Record]:
     """The records of a batch, each as its chain ends."""
     jobs = {job.key: job for job in batch.jobs}
@@ -108,7 +109,7 @@ def run_batch(
         yield _record(batch.cell, jobs[chain.key], chain, tokenizer, sampling)
 
 
-def _record(cell: Cell, job: Job, chain: Chain, tokenizer: Any, sampling: Sampling) -> Record:
+def _record(cell: Cell, job: Job, chain: Chain, tokenizer: Tokenizer, sampling: Sampling) -> Record:
     text = tokenizer.decode(chain.ids, skip_special_tokens=True)
     answers, right = grade(text, job.item.answers, job.item.asked)
     return Record(

@@ -16,6 +16,7 @@ from reasonalloc.fields import build
 from reasonalloc.files import read_saved, replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.protocols import Model
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.lab.evaluate.statistics import Measure, bootstrap, picks
 from reasonalloc.lab.evaluate.texts import Text
@@ -94,7 +95,7 @@ class Fidelity:
 
 
 def evaluate_fidelity(
-    model: Any,
+    model: Model,
     texts: Iterable[Text],
     configs: Sequence[Config],
     *,
@@ -135,7 +136,7 @@ def _chosen(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _measure(
-    model: Any,
+    model: Model,
     config: Config,
     text: Text,
     reference: torch.Tensor,

@@ -15,6 +15,7 @@ from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.hf.profile import profile
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate import known, statistics
 from reasonalloc.lab.evaluate.accuracy import Batch, Cell, plan, run_batch
@@ -64,7 +65,7 @@ class Study:
         return own | {"samples": self.samples} | asdict(self.sampling)
 
     @cached_property
-    def model(self) -> tuple[Any, Any]:
+    def model(self) -> tuple[Model, Tokenizer]:
         """(model, tokenizer), loaded when first asked for."""
         model, tokenizer, _ = self.source.load()
         warn_of(not_applied(model, self.sampling))

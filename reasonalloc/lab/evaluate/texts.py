@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 
 from reasonalloc.fields import build
 from reasonalloc.files import cache_folder, json_lines, read_json, replace_text
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab.problems import Problem
 from reasonalloc.policy.wave import fingerprint
@@ -35,7 +35,7 @@ class _Line:
     id: str | int | None = None
 
 
-def read(path: str | Path, tokenizer: Any, tokens: int, count: int | None = None) -> list[Text]:
+def read(path: str | Path, tokenizer: Tokenizer, tokens: int, count: int | None = None) -> list[Text]:
     """Texts of a JSON-lines file with the fields `problem` and `solution` (`id` if it has one), cut to `tokens`.
 
     Raises ValueError naming the line where one is not of that form, or if there is none; OSError if it cannot be read.
@@ -59,7 +59,12 @@ def read(path: str | Path, tokenizer: Any, tokens: int, count: int | None = None
 
 
 def generate(
-    model: Any, tokenizer: Any, problems: Sequence[Problem], tokens: int, temperature: float = 0.0, seed: int = 0
+    model: Model,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> Iterator[Text]:
     """The model's own solutions with the full cache, up to `tokens` tokens each or its end of text.
 
@@ -88,7 +93,9 @@ def _kept(path: Path) -> list[int] | None:
     return ids if whole else None
 
 
-def _solve(model: Any, tokenizer: Any, prompt: torch.Tensor, tokens: int, temperature: float, seed: int) -> list[int]:
+def _solve(
+    model: Model, tokenizer: Tokenizer, prompt: torch.Tensor, tokens: int, temperature: float, seed: int
+) -> list[int]:
     ids = prompt[None].to(model.device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
@@ -101,7 +108,7 @@ def _solve(model: Any, tokenizer: Any, prompt: torch.Tensor, tokens: int, temper
     return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
 
-def _digest_weights(model: Any) -> str:
+def _digest_weights(model: Model) -> str:
     """A hash of the shape and of some numbers spread over each parameter."""
     digest = hashlib.sha256(json.dumps(fingerprint(model), sort_keys=True).encode())
     parameters: Iterable[tuple[str, torch.Tensor]] = model.named_parameters()

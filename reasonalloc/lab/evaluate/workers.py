@@ -10,6 +10,7 @@ from typing import Any
 
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.hf.profile import profile
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.accuracy import Batch, run_batch
 from reasonalloc.lab.evaluate.records import Record
@@ -29,7 +30,7 @@ class Source:
     threads: int | None = None
     device_map: str | None = None
 
-    def load(self) -> tuple[Any, Any, str]:
+    def load(self) -> tuple[Model, Tokenizer, str]:
         if self.threads:
             import torch
 
