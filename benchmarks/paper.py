@@ -111,7 +111,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         methods = args.methods or (QUICK if args.quick else METHODS)
         wanted = own.with_wave(cells(methods, plan.budgets, [], Config(method="full", keep_prompt=plan.keep_prompt)))
         parts.append((plan, study.measured(out, own, wanted, folder / plan.task, regrade=args.regrade)))
-        pack(own.records.known.values(), folder / f"{plan.task}.jsonl.gz")
+        pack(own.records.by_key.values(), folder / f"{plan.task}.jsonl.gz")
         replace_text(folder / "README.md", report(parts, args.model))
 
 
@@ -145,8 +145,10 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
         where = [in_words(x) for x in made.get("runs") or [made]]
         lines.append(f"{made['created']}: {'; '.join(dict.fromkeys(where))};")
         count = summary.rows[0].problems
-        said = f" ({', '.join(plan.settings)})" if plan.settings else ""
-        lines.append(f"{count} problems{said}, {made['samples']} sample(s) each, temperature {made['temperature']:g},")
+        settings = f" ({', '.join(plan.settings)})" if plan.settings else ""
+        lines.append(
+            f"{count} problems{settings}, {made['samples']} sample(s) each, temperature {made['temperature']:g},"
+        )
         lines.append(f"at most {made['max_new_tokens']} tokens; the prompt {PROMPT[plan.keep_prompt]}.")
         lines.append(f"Generations: `{plan.task}.jsonl.gz`.\n")
         lines += [f"> **Warning:** {x}\n" for x in summary.warnings]
@@ -165,9 +167,9 @@ def _grid(plan: Plan, summary: Summary) -> str:
     rows = {(x.method, x.budget): x for x in summary.rows}
     for method in dict.fromkeys(x.method for x in summary.rows):
         own = [rows.get((method, b), rows.get((method, None))) for b in plan.budgets]
-        told = [f"{x.accuracy.text('.1%')}, {x.truncated:.0%} cut off" if x else "" for x in own]
-        told += [f"{value[method]:.1f}%" if method in value else "" for value in published.values()]
-        lines.append(f"| {method} | " + " | ".join(told) + " |")
+        row = [f"{x.accuracy.text('.1%')}, {x.truncated:.0%} cut off" if x else "" for x in own]
+        row += [f"{value[method]:.1f}%" if method in value else "" for value in published.values()]
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -180,9 +182,9 @@ def _routing(summary: Summary) -> str:
             found[row.setting] = f"{row.tokens_per_s:.1f} against {without.tokens_per_s:.1f}"
     if not found:
         return ""
-    told = "; ".join(f"b = {k}: {v}" for k, v in found.items())
+    speeds = "; ".join(f"b = {k}: {v}" for k, v in found.items())
     paper = f"{PUBLISHED_SPEED['with routing']} against {PUBLISHED_SPEED['without routing']}"
-    return f"Tokens/s with wave and routing against R-KV: {told} (paper, with and without routing: {paper}).\n"
+    return f"Tokens/s with wave and routing against R-KV: {speeds} (paper, with and without routing: {paper}).\n"
 
 
 if __name__ == "__main__":

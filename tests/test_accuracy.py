@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.hf.decode import Sampling
-from reasonalloc.lab.evaluate import known, verifier_client
+from reasonalloc.lab.evaluate import expected, verifier_client
 from reasonalloc.lab.evaluate.accuracy import Cell, cells, plan, run_batch
 from reasonalloc.lab.evaluate.grading import boxes, grade
 from reasonalloc.lab.evaluate.records import Record, Records, pack, read
@@ -148,12 +148,12 @@ def test_a_full_cache_that_is_cut_off_is_warned_of():
         return [record("full", str(i), 2, tokens=30 + i, finish=x) for i, x in enumerate(finishes)]
 
     known = {"": (1.0, 1.0)}
-    (told,) = summarise(rows(["length", "length", "stop"]), ["full"], known=known).warnings
+    (told,) = summarise(rows(["length", "length", "stop"]), ["full"], expected=known).warnings
     assert told.startswith("67% of the full cache's own chains were cut off at 31 tokens")
-    assert not summarise(rows(["stop"] * 3), ["full"], known=known).warnings
+    assert not summarise(rows(["stop"] * 3), ["full"], expected=known).warnings
     assert len(summarise(rows(["length"] * 3), ["full"]).warnings) == 2  # and nothing is known of the model
     others = [replace(x, cell="rkv 24") for x in rows(["length"] * 3)]
-    assert not summarise([*rows(["stop"] * 3), *others], ["full", "rkv 24"], known=known).warnings
+    assert not summarise([*rows(["stop"] * 3), *others], ["full", "rkv 24"], expected=known).warnings
 
 
 def test_the_share_cut_off_stands_beside_the_accuracy():
@@ -288,7 +288,7 @@ def test_summary():
     records = [record("full", str(i), 2) for i in range(5)]
     records += [record("rkv 24", str(i), i % 2) for i in range(5)]
     records += [record("reasonalloc 24", str(i), 1, tokens=20, finish="length") for i in range(5)]
-    full, rkv, ours = summarise(records, [x.name for x in CELLS], known={"": (1.0, 1.0)}).rows
+    full, rkv, ours = summarise(records, [x.name for x in CELLS], expected={"": (1.0, 1.0)}).rows
     assert (full.accuracy.mean, rkv.accuracy.mean, ours.accuracy.mean) == (1.0, 0.2, 0.5)
     assert [x.against for x in ours.against] == ["full", "rkv 24"] and ours.against[1].wins == 3
     assert not full.against and [x.against for x in rkv.against] == ["full"]
@@ -333,16 +333,16 @@ def test_samples_are_averaged():
 def test_the_gate():
     good = [record("full", str(i), 2) for i in range(5)]
     bad = [record("full", str(i), 0) for i in range(5)]
-    assert not summarise(good, ["full"], known={"": (0.95, 0.95)}).warnings
-    assert "known for 95.0%" in summarise(bad, ["full"], known={"": (0.95, 0.95)}).warnings[0]
-    assert "on b" in summarise(bad[3:], ["full"], known={"b": (0.95, 0.95)}).warnings[0]
+    assert not summarise(good, ["full"], expected={"": (0.95, 0.95)}).warnings
+    assert "known for 95.0%" in summarise(bad, ["full"], expected={"": (0.95, 0.95)}).warnings[0]
+    assert "on b" in summarise(bad[3:], ["full"], expected={"b": (0.95, 0.95)}).warnings[0]
     assert "no published" in summarise(good, ["full"]).warnings[0]
-    assert "not measured" in summarise([record("rkv 24", "0", 2)], ["rkv 24"], known={"": (1.0, 1.0)}).warnings[0]
-    assert not summarise(good[:4] + bad[4:], ["full"], known={"": (0.95, 0.95)}).warnings  # 80 % of five may be 95 %
-    assert not summarise(good[:4] + bad[4:], ["full"], known={"": (0.7, 1.0)}).warnings
-    assert "70.0% to 90.0%" in summarise(bad, ["full"], known={"": (0.7, 0.9)}).warnings[0]
-    assert "no known score" in summarise(good, ["full"], known={"a": (1.0, 1.0)}).warnings[0]
-    table = summarise(bad, ["full"], known={"": (0.95, 0.95)})
+    assert "not measured" in summarise([record("rkv 24", "0", 2)], ["rkv 24"], expected={"": (1.0, 1.0)}).warnings[0]
+    assert not summarise(good[:4] + bad[4:], ["full"], expected={"": (0.95, 0.95)}).warnings  # 80 % of five may be 95 %
+    assert not summarise(good[:4] + bad[4:], ["full"], expected={"": (0.7, 1.0)}).warnings
+    assert "70.0% to 90.0%" in summarise(bad, ["full"], expected={"": (0.7, 0.9)}).warnings[0]
+    assert "no known score" in summarise(good, ["full"], expected={"a": (1.0, 1.0)}).warnings[0]
+    table = summarise(bad, ["full"], expected={"": (0.95, 0.95)})
     assert "Warning" in table.markdown() and "known for" in str(table.table().caption)
 
 
@@ -357,10 +357,10 @@ def test_a_methods_new_default_is_another_cell(monkeypatch):
 
 
 def test_known_scores():
-    assert known.scores("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "math500", [""]) == {"": (0.891, 0.891)}
-    assert known.scores("someone/else", "math500", [""]) is None
-    assert known.scores(None, "ledger", ["plain"]) is None
-    measured = known.scores("ledger-135m", "ledger", ["plain"])
+    assert expected.scores("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "math500", [""]) == {"": (0.891, 0.891)}
+    assert expected.scores("someone/else", "math500", [""]) is None
+    assert expected.scores(None, "ledger", ["plain"]) is None
+    measured = expected.scores("ledger-135m", "ledger", ["plain"])
     assert measured is not None and 0.5 < measured["plain"][0] < 1.0 and measured["plain"][1] == 1.0
 
 

@@ -108,15 +108,15 @@ def fingerprint(name: str | None) -> str:
     folder = adapter or Path(name).expanduser()
     if not folder.is_dir():
         return ""
-    said = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")]):
         size = path.stat().st_size
-        said.update(f"{path.name} {size}\n".encode())
+        digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            said.update(file.read(_MIB))
+            digest.update(file.read(_MIB))
             file.seek(max(_MIB, size - _MIB))
-            said.update(file.read())
-    return said.hexdigest()[:16]
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
 def _embedded() -> tuple[str, str, dict[str, Any]]:

@@ -28,10 +28,10 @@ class Cell:
     def hash(self) -> str:
         """Of all that the config says and of the parts that its method stands for; the profile by its content."""
         config, method = self.config, self.config.resolve()
-        said: dict[str, Any] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
+        content: dict[str, Any] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
         if config.profile is not None and method.needs_wave:
-            said["profile"] = [float(x) for x in config.profile.demand]
-        return digest(said)
+            content["profile"] = [float(x) for x in config.profile.demand]
+        return digest(content)
 
 
 def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Cell]:
@@ -84,15 +84,15 @@ def plan(
 
     done: keys of records that exist.
     """
-    known = set(done)
+    planned = set(done)
     batches = []
     for cell in wanted:
         groups: dict[str, list[Job]] = {}
         for item in items:
             for sample in range(samples):
-                if (cell.name, item.id, sample) not in known:
+                if (cell.name, item.id, sample) not in planned:
                     groups.setdefault(item.group, []).append(Job(item, sample))
-                    known.add((cell.name, item.id, sample))
+                    planned.add((cell.name, item.id, sample))
         jobs = [x for group in groups.values() for x in group]
         batches += [Batch(cell, tuple(jobs[i : i + batch_size])) for i in range(0, len(jobs), batch_size)]
     return batches

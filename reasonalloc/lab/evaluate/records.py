@@ -79,7 +79,7 @@ class Records:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.path = self.folder / FILE
-        self.known: dict[tuple[str, str, int], Record] = {}
+        self.by_key: dict[tuple[str, str, int], Record] = {}
         self._release: weakref.finalize[..., Any] | None = None
 
     def open(self, settings: dict[str, Any]) -> None:
@@ -94,22 +94,22 @@ class Records:
         unpack = packed.is_file() and not self.path.is_file()
         self._mend()
         if path.is_file() and (unpack or (self.path.is_file() and self.path.stat().st_size)):
-            known = _object(path, "file of settings")
-            other = [k for k in {**known, **settings} if known.get(k) != settings.get(k)]
+            earlier = _object(path, "file of settings")
+            other = [k for k in {**earlier, **settings} if earlier.get(k) != settings.get(k)]
             if other:
-                told = "; ".join(f"{k} {known.get(k)!r}, now {settings.get(k)!r}" for k in sorted(other))
+                differences = "; ".join(f"{k} {earlier.get(k)!r}, now {settings.get(k)!r}" for k in sorted(other))
                 raise ValueError(
-                    f"{self.folder} has generations made with other settings ({told}): take another folder"
+                    f"{self.folder} has generations made with other settings ({differences}): take another folder"
                 )
         else:
             (self.folder / RUNS).unlink(missing_ok=True)
             replace_text(path, json.dumps(settings, indent=1) + "\n")
         if unpack:
             replace_bytes(self.path, b"".join(map(_line, read(packed))))
-        self.known = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
+        self.by_key = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
 
     def runs(self) -> list[dict[str, Any]]:
-        """Those that made the records, the oldest first, as `note_run` was given them."""
+        """Those that made the records, the oldest first, as `add_run` was given them."""
         path = self.folder / RUNS
         if not path.is_file():
             return []
@@ -118,7 +118,7 @@ class Records:
             raise ValueError(f"{path} is not a list of runs: it must be a list of objects")
         return runs
 
-    def note_run(self, made: dict[str, Any]) -> None:
+    def add_run(self, made: dict[str, Any]) -> None:
         """made: command, time, machine, versions; JSON-ready."""
         replace_text(self.folder / RUNS, json.dumps([*self.runs(), made], indent=1) + "\n")
 
@@ -126,13 +126,13 @@ class Records:
         """Until `close`, or until this object or its process ends; ValueError if another one writes here."""
         if self._release is not None:
             return
-        held = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(held)
+            os.close(lock)
             raise ValueError(f"another run writes to {self.folder}: wait for it, or take another folder") from error
-        self._release = weakref.finalize(self, os.close, held)
+        self._release = weakref.finalize(self, os.close, lock)
 
     def close(self) -> None:
         """Lets others write."""
@@ -152,24 +152,24 @@ class Records:
 
     def add(self, record: Record) -> None:
         """Appends a record unless there is one of its key."""
-        if record.key in self.known:
+        if record.key in self.by_key:
             return
         line = _line(record)  # before the file is opened: a text may have no bytes
         with self.path.open("ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.known[record.key] = record
+        self.by_key[record.key] = record
 
     def change(self, how: Callable[[Record], Record]) -> None:
         """Rewrites all records, whole or not at all. how: a record as it shall be."""
-        changed = {key: how(record) for key, record in self.known.items()}
+        changed = {key: how(record) for key, record in self.by_key.items()}
         replace_bytes(self.path, b"".join(map(_line, changed.values())))
-        self.known = changed
+        self.by_key = changed
 
     def check(self, configs: dict[str, str], asked: dict[str, str]) -> None:
         """configs: hash by cell. asked: hash by item. ValueError if records were made with others."""
-        for record in self.known.values():
+        for record in self.by_key.values():
             if asked.get(record.item, record.asked) != record.asked:
                 raise ValueError(
                     f"{self.folder}: {record.item} was another problem when it was answered (prompt and answers had"

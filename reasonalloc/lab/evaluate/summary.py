@@ -114,23 +114,23 @@ def summarise(
     records: Iterable[Record],
     order: Sequence[str],
     *,
-    known: Mapping[str, tuple[float, float]] | None = None,
+    expected: Mapping[str, tuple[float, float]] | None = None,
     baselines: Sequence[str] = (FULL, "rkv"),
     seed: int = 0,
     provenance: dict[str, Any] | None = None,
 ) -> Summary:
     """Rows in the order of the cells named; cells without records are left out.
 
-    known: (low, high) of the score that the full cache is known to have, by group ("" for the whole task). baselines:
-    methods that each row is compared with, at its own setting or, for one without a budget, alone. A row that varies
-    something is also compared with its method as it is by default.
+    expected: (low, high) of the score that the full cache is known to have, by group ("" for the whole task).
+    baselines: methods that each row is compared with, at its own setting or, for one without a budget, alone. A row
+    that varies something is also compared with its method as it is by default.
     """
     by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_cell[record.cell].append(record)
     scores = {cell: _scores(by_cell[cell]) for cell in order if by_cell[cell]}
     rows = [_row(cell, by_cell[cell], scores, baselines, seed) for cell in scores]
-    return Summary(rows, _warnings(rows, by_cell, known), provenance or {})
+    return Summary(rows, _warnings(rows, by_cell, expected), provenance or {})
 
 
 def _scores(records: Sequence[Record]) -> dict[str, float]:
@@ -178,13 +178,13 @@ def _row(
 
 
 def _warnings(
-    rows: Sequence[Row], by_cell: Mapping[str, list[Record]], known: Mapping[str, tuple[float, float]] | None
+    rows: Sequence[Row], by_cell: Mapping[str, list[Record]], expected: Mapping[str, tuple[float, float]] | None
 ) -> list[str]:
     """What a reader must know before a row is believed."""
     full = next((row for row in rows if row.cell == FULL), None)
     if full is None:
         return ["the full cache was not measured, so nothing says that the set-up is right (add the method full)"]
-    return [*_cut_off(full, by_cell[FULL]), *_gate(by_cell[FULL], known)]
+    return [*_cut_off(full, by_cell[FULL]), *_gate(by_cell[FULL], expected)]
 
 
 def _cut_off(full: Row, records: Sequence[Record]) -> list[str]:
@@ -198,15 +198,15 @@ def _cut_off(full: Row, records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _gate(records: Sequence[Record], known: Mapping[str, tuple[float, float]] | None) -> list[str]:
+def _gate(records: Sequence[Record], expected: Mapping[str, tuple[float, float]] | None) -> list[str]:
     """Figures of a set-up whose full cache does not score as it is known to are not to be trusted."""
-    if known is None:
+    if expected is None:
         return ["no published or measured score of this model on this task is known to compare the full cache with"]
     found = []
-    unknown = {x.group for x in records} - set(known) if "" not in known else set()
+    unknown = {x.group for x in records} - set(expected) if "" not in expected else set()
     if unknown:
         found.append(f"no known score to compare the full cache with on {', '.join(sorted(unknown))}")
-    for group, (least, most) in known.items():
+    for group, (least, most) in expected.items():
         chosen = [x for x in records if not group or x.group == group]
         if not chosen:
             continue
@@ -214,9 +214,9 @@ def _gate(records: Sequence[Record], known: Mapping[str, tuple[float, float]] | 
         low, high = proportion_interval(sum(own), len(own))
         if high < least or most < low:
             where = f" on {group}" if group else ""
-            expected = f"{least:.1%}" + (f" to {most:.1%}" if least < most else "")
+            interval = f"{least:.1%}" + (f" to {most:.1%}" if least < most else "")
             found.append(
                 f"the full cache scores {statistics.fmean(own):.1%} [{low:.1%}, {high:.1%}]{where}, but the model is"
-                f" known for {expected}: check prompt, sampling and length limit before you believe a row"
+                f" known for {interval}: check prompt, sampling and length limit before you believe a row"
             )
     return found
