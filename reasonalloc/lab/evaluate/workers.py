@@ -69,11 +69,11 @@ def run_on_ray(
     """The records of all batches in the order in which their chains end.
 
     address: of a running cluster, None for one on this machine that ends with the run. workers: actors, at most as
-    many as the cluster has room for (None). gpus: of each, whose CPUs are the source's threads. What is left of a batch
-    whose worker dies goes to a fresh one (ATTEMPTS times in all). started: called with the actors. on_place: called
-    with the `place` of each, once where they are the same. Raises ModuleNotFoundError where Ray is missing, ValueError where
-    there is no room for a worker and RuntimeError for a batch that killed all its workers; an error of the model is
-    raised as it is.
+    many as the cluster has room for (None). gpus: of each, whose CPUs are the source's threads. What is left of a
+    batch whose worker dies goes to a fresh one (ATTEMPTS times in all). started: called with the actors. on_place:
+    called with the `place` of each, once where they are the same. Raises ModuleNotFoundError where Ray is missing,
+    ValueError where there is no room for a worker and RuntimeError for a batch that killed all its workers; an
+    error of the model is raised as it is.
     """
     with _cluster(address) as ray:
         actor, room = _actor(ray, source, gpus)
