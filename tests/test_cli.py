@@ -165,6 +165,8 @@ def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
     ("command", "complaint"),
     [
         ([], "COMMAND"),
+        (["generate", "--prompt", "w1", "--budgets", "64"], "--budgets 64 (see reasonalloc generate --help)"),
+        (["evaluate", "fidelity", "--budget-s", "64"], "(see reasonalloc evaluate fidelity --help)"),
         (["dance"], "dance"),
         (["generate", "--prompt", "w1", "--budget", "many"], "many"),
         (["generate", "--prompt", "w1", "--budget", "0"], "positive"),
