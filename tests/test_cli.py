@@ -184,7 +184,6 @@ def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
         (["generate", "--prompt", "w1", "--max-bytes", "much"], "much"),
         (["generate", "--prompt", "x", "--budget", "9" * 30], "12 digits"),
         (["generate", "--prompt", "x", "--budget", "64", "--seed", "9" * 30], "18 digits"),
-        (["generate", "--prompt", "x", "--max-bytes", "9" * 400], "below 2^63"),
         (["generate", "--prompt", "x\udcff", "--budget", "64"], "the prompt: character 1 is U+DCFF"),
         (["profile", "--prompts", "9"], "1 to 8"),
         (["profile", "--prompts", "none.txt"], "none.txt"),

@@ -13,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig
 import reasonalloc as ra
 from reasonalloc.hf import decode
 from reasonalloc.hf.decode import Sampling, generate, not_applied
-from reasonalloc.hf.tokens import ends
+from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.records import Record, Records, pack, read
 
 FULL = ra.Config(method="full")
@@ -128,6 +128,11 @@ def test_bad_input():
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Sampling(**wrong)
     assert list(generate(tiny(), FULL, [], frozenset(), Sampling())) == []
+
+
+def test_half_a_character_is_no_prompt():
+    with pytest.raises(ValueError, match=r"the prompt: character 1 is U\+D83D, half of a surrogate pair"):
+        encode_prompt(None, "x\ud83d", "cpu")
 
 
 def test_end_tokens():

@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 
+from reasonalloc.files import encoded
 from reasonalloc.hf.protocols import Model, Tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, device: Any) -> torch.Tensor:
-    """Token ids [1, n] of a question, in the tokenizer's chat template where it has one."""
+    """Token ids [1, n] of a question, in the tokenizer's chat template where it has one.
+
+    Raises ValueError for a text with half of a surrogate pair, which tokenizers have no error of their own for.
+    """
+    encoded(prompt, "the prompt")
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True

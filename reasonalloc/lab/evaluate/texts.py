@@ -71,25 +71,25 @@ def generate(
     temperature 0 is greedy. A text is made once: it is kept in `cache_folder("texts")` under a hash of the weights,
     the prompt and the settings, so an interrupted run goes on where it stopped.
     """
-    weights = _digest_weights(model)
+    weights, vocabulary = _digest_weights(model), model.config.get_text_config(decoder=True).vocab_size
     for problem in problems:
         prompt = encode_prompt(tokenizer, problem.problem, "cpu")[0]
         key = [weights, prompt.tolist(), tokens, temperature, seed if temperature else None]
         path = cache_folder("texts") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
-        ids = _kept(path)
+        ids = _kept(path, vocabulary)
         if ids is None:
             ids = _solve(model, tokenizer, prompt, tokens, temperature, seed)
             replace_text(path, json.dumps(ids))
         yield Text(problem.id, prompt, torch.tensor(ids))
 
 
-def _kept(path: Path) -> list[int] | None:
+def _kept(path: Path, vocabulary: int) -> list[int] | None:
     """Token ids of a text that was made before; None where there is none or its file is damaged."""
     try:
         ids = read_json(path, "text")
     except (OSError, ValueError):
         return None
-    whole = isinstance(ids, list) and ids and all(type(x) is int and 0 <= x < 2**31 for x in ids)
+    whole = isinstance(ids, list) and ids and all(type(x) is int and 0 <= x < vocabulary for x in ids)
     return ids if whole else None
 
 
