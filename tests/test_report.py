@@ -419,6 +419,24 @@ def test_a_narrow_window_has_a_slider(show, two):
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def luminance(color):
+    red, green, blue = channels(color)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_dark_scheme_is_followed_and_tokens_stay_readable(show, two):
+    tab = show(two[0])
+    for scheme in ("light", "dark", "light"):
+        tab.emulate_media(color_scheme=scheme)
+        back, ink = tab.evaluate("(x => [x.backgroundColor, x.color])(getComputedStyle(document.body))")
+        assert (luminance(back) < 60 < 180 < luminance(ink)) == (scheme == "dark")
+        shaded = tab.evaluate(
+            """() => [...document.querySelectorAll('#text span')].filter(x => x.style.backgroundColor).map(
+                x => [getComputedStyle(x).backgroundColor, getComputedStyle(x).color])"""
+        )
+        assert shaded and all(luminance(back) - luminance(ink) > 90 for back, ink in shaded)
+
+
 def test_traces_of_other_texts(show, two):
     tab = show(two[0], record(seed=5))
     assert "cannot be compared" in tab.locator("#shares").inner_text()

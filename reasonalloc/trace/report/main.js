@@ -177,4 +177,5 @@ new ResizeObserver(() => {
   width = byId("charts").clientWidth;
   for (const part of [comparing, budgetMap, retention, scores]) part.draw();
 }).observe(byId("charts"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 choose();

@@ -140,7 +140,7 @@ class Reading {
 
   key() {
     const { state } = this, box = byId("key");
-    const later = element("span", { style: { color: "#aab3bd" } }, "not written yet");
+    const later = element("span", { class: "later" }, "not written yet");
     const gone = element("span", {}, element("s", { class: "gone" }, "let go"), state.view === "diff" ? "by all heads of both" : "by all heads");
     const apart = state.view === "diff" && state.shared < this.trace.n ? [element("span", { class: "apart" }, "not compared: the texts differ from here on")] : [];
     const ramp = state.view === "diff"
