@@ -1,7 +1,8 @@
 """Rebuilds ReasonAlloc's tables: methods by budgets, the published figures beside ours. `make paper`.
 
-By default on the embedded reasoner and its task (an hour on two cores; --quick: minutes); on a real checkpoint by
-    python benchmarks/paper.py --model deepseek-ai/DeepSeek-R1-Distill-Llama-8B --samples 8
+By default on the embedded reasoner and its task (an hour on two cores; --quick: minutes); on a real checkpoint, whose
+chains of up to 32,768 tokens want accelerators, by
+    python benchmarks/paper.py --model deepseek-ai/DeepSeek-R1-Distill-Llama-8B --samples 8 --device-map auto
 A folder holds the generations; a run that is killed goes on there. At the end they are packed beside the tables.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from reasonalloc.cli import options, study
 from reasonalloc.config import Config
+from reasonalloc.files import replace_text
 from reasonalloc.hf.decode import Sampling
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.records import pack
@@ -88,9 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=options.natural, default=0)
     parser.add_argument("--regrade", action="store_true", help="grade the chains that are there again")
     study.add_ray(parser)
-    parser.add_argument("--output", type=Path, help=f"folder ({RESULTS}; with --quick paper-quick)")
+    parser.add_argument(
+        "--output", type=Path, help=f"folder ({RESULTS}; other models: paper-NAME; --quick: paper-quick)"
+    )
     args = parser.parse_args(argv)
-    folder = args.output or (Path("paper-quick") if args.quick else RESULTS)
+    folder = args.output or Path("paper-quick" if args.quick else RESULTS if args.model == REASONER else _name(args))
     try:
         run(args, folder)
     except (ValueError, ModuleNotFoundError) as error:
@@ -107,8 +111,13 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         methods = args.methods or (QUICK if args.quick else METHODS)
         wanted = own.with_wave(cells(methods, plan.budgets, [], Config(method="full", keep_prompt=plan.keep_prompt)))
         parts.append((plan, study.measured(out, own, wanted, folder / plan.task, regrade=args.regrade)))
-        pack(own.records.known.values(), folder / f"{plan.task}.jsonl.gz")
-        (folder / "README.md").write_text(report(parts, args.model), encoding="utf-8")
+        pack(own.records.by_key.values(), folder / f"{plan.task}.jsonl.gz")
+        replace_text(folder / "README.md", report(parts, args.model))
+
+
+def _name(args: argparse.Namespace) -> str:
+    """Of the folder for another model: what is published here is not written over."""
+    return "paper-" + args.model.rstrip("/").rpartition("/")[2]
 
 
 def _task(text: str) -> str:
@@ -136,8 +145,10 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
         where = [in_words(x) for x in made.get("runs") or [made]]
         lines.append(f"{made['created']}: {'; '.join(dict.fromkeys(where))};")
         count = summary.rows[0].problems
-        said = f" ({', '.join(plan.settings)})" if plan.settings else ""
-        lines.append(f"{count} problems{said}, {made['samples']} sample(s) each, temperature {made['temperature']:g},")
+        settings = f" ({', '.join(plan.settings)})" if plan.settings else ""
+        lines.append(
+            f"{count} problems{settings}, {made['samples']} sample(s) each, temperature {made['temperature']:g},"
+        )
         lines.append(f"at most {made['max_new_tokens']} tokens; the prompt {PROMPT[plan.keep_prompt]}.")
         lines.append(f"Generations: `{plan.task}.jsonl.gz`.\n")
         lines += [f"> **Warning:** {x}\n" for x in summary.warnings]
@@ -148,17 +159,17 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
 
 
 def _grid(plan: Plan, summary: Summary) -> str:
-    """Accuracy, rows methods and columns budgets; then the published figures that exist for these budgets."""
-    published = {key: value for key, value in PUBLISHED.items() if plan.task in (key[1], "ledger")}
+    """Accuracy and share of chains cut off, rows methods and columns budgets; then what is published of the task."""
+    published = {key: value for key, value in PUBLISHED.items() if plan.task == key[1]}  # others say nothing of it
     heads = [f"b = {x}" for x in plan.budgets]
     heads += [f"paper: {model.removeprefix('DeepSeek-')}, {task}, b = {b}" for model, task, b in published]
     lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     rows = {(x.method, x.budget): x for x in summary.rows}
     for method in dict.fromkeys(x.method for x in summary.rows):
         own = [rows.get((method, b), rows.get((method, None))) for b in plan.budgets]
-        told = [x.accuracy.text(".1%") if x else "" for x in own]
-        told += [f"{value[method]:.1f}%" if method in value else "" for value in published.values()]
-        lines.append(f"| {method} | " + " | ".join(told) + " |")
+        row = [f"{x.accuracy.text('.1%')}, {x.truncated:.0%} cut off" if x else "" for x in own]
+        row += [f"{value[method]:.1f}%" if method in value else "" for value in published.values()]
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -171,9 +182,9 @@ def _routing(summary: Summary) -> str:
             found[row.setting] = f"{row.tokens_per_s:.1f} against {without.tokens_per_s:.1f}"
     if not found:
         return ""
-    told = "; ".join(f"b = {k}: {v}" for k, v in found.items())
+    speeds = "; ".join(f"b = {k}: {v}" for k, v in found.items())
     paper = f"{PUBLISHED_SPEED['with routing']} against {PUBLISHED_SPEED['without routing']}"
-    return f"Tokens/s with wave and routing against R-KV: {told} (paper, with and without routing: {paper}).\n"
+    return f"Tokens/s with wave and routing against R-KV: {speeds} (paper, with and without routing: {paper}).\n"
 
 
 if __name__ == "__main__":

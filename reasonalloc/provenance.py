@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from reasonalloc import _core
+from reasonalloc.hf.protocols import Model
 
 
 def _cpu(field: str, otherwise: str = "") -> str:
@@ -42,7 +43,7 @@ def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
     }
 
 
-def place(model: Any) -> dict[str, Any]:
+def place(model: Model) -> dict[str, Any]:
     """Where a model computes: versions, machine, and the devices that it lies on."""
     return _here() | {"devices": sorted({str(x.device) for x in model.parameters()})}
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,11 +22,18 @@ from transformers import PreTrainedTokenizerFast
 import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.hf.decode import Sampling
-from reasonalloc.lab.evaluate import grading, known
+from reasonalloc.lab.evaluate import expected, verifier_client
 from reasonalloc.lab.evaluate.accuracy import Cell, cells, plan, run_batch
 from reasonalloc.lab.evaluate.grading import boxes, grade
-from reasonalloc.lab.evaluate.records import Record, read
-from reasonalloc.lab.evaluate.statistics import bootstrap, mcnemar, paired, picks, proportion_interval
+from reasonalloc.lab.evaluate.records import Record, Records, pack, read
+from reasonalloc.lab.evaluate.statistics import (
+    bootstrap,
+    paired,
+    picks,
+    proportion_interval,
+    proportion_mean,
+    sign_test,
+)
 from reasonalloc.lab.evaluate.study import Study
 from reasonalloc.lab.evaluate.summary import Summary, summarise
 from reasonalloc.lab.evaluate.workers import Source, run_on_ray
@@ -119,10 +126,47 @@ def test_boxes_belong_to_whom_they_name(text, given):
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
 
-def test_mcnemar():
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(6, 0) == pytest.approx(2 / 64)
-    assert mcnemar(3, 5) == mcnemar(5, 3) == pytest.approx(186 / 256)  # 2 * (1 + 8 + 28 + 56) / 2^8
+def test_where_all_problems_agree_the_interval_still_has_a_width():
+    """Wilson's, by its formula; elsewhere the bootstrap's, as it was."""
+    z = 1.959963984540054
+
+    def wilson(share, n):
+        middle, half = share + z * z / (2 * n), z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+        return [(middle + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
+
+    for scores, share in (([0.5, 0.5], 0.5), ([1.0] * 4, 1.0), ([0.0] * 8, 0.0), ([1.0], 1.0)):
+        found = proportion_mean(scores, picks(len(scores), 0))
+        assert found.mean == share and [found.low, found.high] == pytest.approx(wilson(share, len(scores)), abs=1e-12)
+    third = proportion_mean([1 / 3] * 4, picks(4, 0))  # of 4 problems 1.33 are right: from 1 to 2 of them
+    assert [third.low, third.high] == pytest.approx([wilson(1 / 4, 4)[0], wilson(2 / 4, 4)[1]])
+    mixed = [0.0, 1.0, 1.0, 0.5]
+    assert proportion_mean(mixed, picks(4, 0)) == bootstrap(mixed, picks(4, 0))
+
+
+def test_a_full_cache_that_is_cut_off_is_warned_of():
+    def rows(finishes):
+        return [record("full", str(i), 2, tokens=30 + i, finish=x) for i, x in enumerate(finishes)]
+
+    known = {"": (1.0, 1.0)}
+    (told,) = summarise(rows(["length", "length", "stop"]), ["full"], expected=known).warnings
+    assert told.startswith("67% of the full cache's own chains were cut off at 31 tokens")
+    assert not summarise(rows(["stop"] * 3), ["full"], expected=known).warnings
+    assert len(summarise(rows(["length"] * 3), ["full"]).warnings) == 2  # and nothing is known of the model
+    others = [replace(x, cell="rkv 24") for x in rows(["length"] * 3)]
+    assert not summarise([*rows(["stop"] * 3), *others], ["full", "rkv 24"], expected=known).warnings
+
+
+def test_the_share_cut_off_stands_beside_the_accuracy():
+    summary = summarise([record("full", str(i), 1, finish="length" if i else "stop") for i in range(4)], ["full"])
+    lines = [x for x in summary.markdown().splitlines() if x.startswith("|")]
+    heads, row = ([x.strip() for x in line.strip("|").split("|")] for line in (lines[0], lines[-1]))
+    assert heads[2:4] == ["accuracy", "cut off"] and row[2:4] == ["50.0% [15.0%, 85.0%]", "75%"]
+
+
+def test_the_sign_test():
+    assert sign_test(0, 0) == 1.0
+    assert sign_test(6, 0) == pytest.approx(2 / 64)
+    assert sign_test(3, 5) == sign_test(5, 3) == pytest.approx(186 / 256)  # 2 * (1 + 8 + 28 + 56) / 2^8
 
 
 def test_paired():
@@ -153,6 +197,51 @@ def record(cell, item, score, sample=0, tokens=10, finish="stop"):
     )
 
 
+def test_records_of_other_types_are_refused(tmp_path):
+    path, good = tmp_path / "a.jsonl", asdict(record("full", "0", 1))
+    for name, value in [
+        ("right", []), ("right", [1]), ("right", None), ("answers", "x"), ("answers", [1]), ("sample", -1),
+        ("sample", 1.5), ("tokens", True), ("finish", "ended"), ("budget", "24"), ("seconds", -1.0),
+        ("mean_bytes", float("nan")), ("peak_bytes", 10**400), ("slots", float("inf")), ("item", None),
+    ]:  # fmt: skip
+        path.write_text(json.dumps({**good, name: value}) + "\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"a\.jsonl:1 is not a generation \(.*{name}"):
+            list(read(path))
+    path.write_text(json.dumps(good) + "\n" + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: nested too deep"):
+        list(read(path))
+
+
+def test_texts_with_any_line_end_are_read_as_they_were_written(tmp_path):
+    records = Records(tmp_path)
+    records.open({"a": 1})
+    odd = replace(record("full", "0", 1), text="a\u2028b\x85c\x0bd\re", answers=["\u2029"])
+    records.add(odd)
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        records.add(replace(record("full", "1", 1), text="\ud800"))
+    records.close()
+    assert list(read(tmp_path / "generations.jsonl")) == [odd]
+    pack([odd], tmp_path / "p.jsonl.gz")
+    assert list(read(tmp_path / "p.jsonl.gz")) == [odd]
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "{", "[" * 100_000, '{"a": "\\ud800"}'])
+def test_a_folder_whose_settings_are_damaged_is_refused(text, tmp_path):
+    records = Records(tmp_path)
+    records.open({"a": 1})
+    records.add(record("full", "0", 1))
+    records.close()
+    before = (tmp_path / "generations.jsonl").read_bytes()
+    (tmp_path / "settings.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"settings\.json is not a file of settings"):
+        Records(tmp_path).open({"a": 1})
+    if text != "[]":
+        (tmp_path / "runs.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"runs\.json is not a list of runs"):
+            records.runs()
+    assert (tmp_path / "generations.jsonl").read_bytes() == before
+
+
 def test_plan():
     batches = plan(ITEMS, CELLS, 2, 4)
     jobs = [(x.cell.name, j.item.id, j.sample) for x in batches for j in x.jobs]
@@ -170,13 +259,13 @@ def test_groups_are_batched_together_in_any_order():
 
 
 def test_an_answer_that_never_ends_is_wrong(monkeypatch):
-    monkeypatch.setattr(grading, "SECONDS", 1.0)
+    monkeypatch.setattr(verifier_client, "SECONDS", 1.0)
     assert grade(r"\boxed{9^{9^{9^{9}}}}", ["8"]) == (["9^{9^{9^{9}}}"], [False])
     assert grade(r"\boxed{0.5}", [r"\frac{1}{2}"])[1] == [True]  # by the next process
 
 
 def test_a_verifier_that_dies_is_asked_again():
-    verifier, pipes = grading._Verifier(), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    verifier, pipes = verifier_client.Verifier(), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     verifier._process = subprocess.Popen([sys.executable, "-c", "input()"], **pipes)  # dies when asked
     assert verifier.ask("0.5", r"\frac{1}{2}") and not verifier.ask("0.5", "2")
     verifier.stop()
@@ -186,7 +275,7 @@ def test_a_math_verify_that_cannot_compare_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "math_verify.py").write_text("parse = lambda x, **_: x\nverify = lambda *_, **__: True\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="another version"):
-        grading._Verifier().ask("0.5", "x")
+        verifier_client.Verifier().ask("0.5", "x")
 
 
 def test_a_cell_knows_its_settings():
@@ -199,7 +288,7 @@ def test_summary():
     records = [record("full", str(i), 2) for i in range(5)]
     records += [record("rkv 24", str(i), i % 2) for i in range(5)]
     records += [record("reasonalloc 24", str(i), 1, tokens=20, finish="length") for i in range(5)]
-    full, rkv, ours = summarise(records, [x.name for x in CELLS], known={"": (1.0, 1.0)}).rows
+    full, rkv, ours = summarise(records, [x.name for x in CELLS], expected={"": (1.0, 1.0)}).rows
     assert (full.accuracy.mean, rkv.accuracy.mean, ours.accuracy.mean) == (1.0, 0.2, 0.5)
     assert [x.against for x in ours.against] == ["full", "rkv 24"] and ours.against[1].wins == 3
     assert not full.against and [x.against for x in rkv.against] == ["full"]
@@ -244,16 +333,16 @@ def test_samples_are_averaged():
 def test_the_gate():
     good = [record("full", str(i), 2) for i in range(5)]
     bad = [record("full", str(i), 0) for i in range(5)]
-    assert not summarise(good, ["full"], known={"": (0.95, 0.95)}).warnings
-    assert "known for 95.0%" in summarise(bad, ["full"], known={"": (0.95, 0.95)}).warnings[0]
-    assert "on b" in summarise(bad[3:], ["full"], known={"b": (0.95, 0.95)}).warnings[0]
+    assert not summarise(good, ["full"], expected={"": (0.95, 0.95)}).warnings
+    assert "known for 95.0%" in summarise(bad, ["full"], expected={"": (0.95, 0.95)}).warnings[0]
+    assert "on b" in summarise(bad[3:], ["full"], expected={"b": (0.95, 0.95)}).warnings[0]
     assert "no published" in summarise(good, ["full"]).warnings[0]
-    assert "not measured" in summarise([record("rkv 24", "0", 2)], ["rkv 24"], known={"": (1.0, 1.0)}).warnings[0]
-    assert not summarise(good[:4] + bad[4:], ["full"], known={"": (0.95, 0.95)}).warnings  # 80 % of five may be 95 %
-    assert not summarise(good[:4] + bad[4:], ["full"], known={"": (0.7, 1.0)}).warnings
-    assert "70.0% to 90.0%" in summarise(bad, ["full"], known={"": (0.7, 0.9)}).warnings[0]
-    assert "no known score" in summarise(good, ["full"], known={"a": (1.0, 1.0)}).warnings[0]
-    table = summarise(bad, ["full"], known={"": (0.95, 0.95)})
+    assert "not measured" in summarise([record("rkv 24", "0", 2)], ["rkv 24"], expected={"": (1.0, 1.0)}).warnings[0]
+    assert not summarise(good[:4] + bad[4:], ["full"], expected={"": (0.95, 0.95)}).warnings  # 80 % of five may be 95 %
+    assert not summarise(good[:4] + bad[4:], ["full"], expected={"": (0.7, 1.0)}).warnings
+    assert "70.0% to 90.0%" in summarise(bad, ["full"], expected={"": (0.7, 0.9)}).warnings[0]
+    assert "no known score" in summarise(good, ["full"], expected={"a": (1.0, 1.0)}).warnings[0]
+    table = summarise(bad, ["full"], expected={"": (0.95, 0.95)})
     assert "Warning" in table.markdown() and "known for" in str(table.table().caption)
 
 
@@ -268,10 +357,10 @@ def test_a_methods_new_default_is_another_cell(monkeypatch):
 
 
 def test_known_scores():
-    assert known.scores("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "math500", [""]) == {"": (0.891, 0.891)}
-    assert known.scores("someone/else", "math500", [""]) is None
-    assert known.scores(None, "ledger", ["plain"]) is None
-    measured = known.scores("ledger-135m", "ledger", ["plain"])
+    assert expected.scores("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "math500", [""]) == {"": (0.891, 0.891)}
+    assert expected.scores("someone/else", "math500", [""]) is None
+    assert expected.scores(None, "ledger", ["plain"]) is None
+    measured = expected.scores("ledger-135m", "ledger", ["plain"])
     assert measured is not None and 0.5 < measured["plain"][0] < 1.0 and measured["plain"][1] == 1.0
 
 

@@ -67,7 +67,7 @@ def small_machine():
     for module in (attention, threads):
         patch.setattr(module, "last_level_cache", lambda: 1 << 16)
     patch.setattr(kernels, "SHAPE", SHAPE)
-    patch.setattr(kernels, "_chains", lambda tokens, say: ({k: chain(tokens) for k in ("real", "random")}, None))
+    patch.setattr(kernels, "_chains", lambda tokens, log: ({k: chain(tokens) for k in ("real", "random")}, None))
     for module in (kernels, scratch, memory, kvpress_peer):
         patch.setattr(module, "in_fresh_process", direct)
     before = torch.get_num_threads()
@@ -463,7 +463,7 @@ def test_parts_that_were_not_run(folder):
 
 def test_a_damaged_file(folder):
     (folder / "memory.json").write_text("{")
-    with pytest.raises(ValueError, match=r"memory\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"memory\.json is not a benchmark's result: .*not JSON"):
         report.write_report(folder)
     with pytest.raises(ValueError, match="not a folder"):
         report.write_report(folder / "none")
@@ -550,7 +550,7 @@ def canned(results, monkeypatch, tmp_path):
     asked = []
     monkeypatch.chdir(tmp_path)
     for part, data in results.items():
-        monkeypatch.setitem(run._RUN, part, lambda settings, say, keep, data=data: asked.append(settings) or data)
+        monkeypatch.setitem(run._RUN, part, lambda settings, log, save, data=data: asked.append(settings) or data)
     return asked
 
 
@@ -577,8 +577,8 @@ def test_the_default_folder(canned, capsys, options, saved):
 
 
 def test_a_killed_part_leaves_what_it_has(monkeypatch, tmp_path, capsys):
-    def killed(settings, say, keep):
-        keep({"results": [1]})
+    def killed(settings, log, save):
+        save({"results": [1]})
         raise KeyboardInterrupt
 
     monkeypatch.setitem(run._RUN, "memory", killed)

@@ -165,6 +165,8 @@ def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
     ("command", "complaint"),
     [
         ([], "COMMAND"),
+        (["generate", "--prompt", "w1", "--budgets", "64"], "--budgets 64 (see reasonalloc generate --help)"),
+        (["evaluate", "fidelity", "--budget-s", "64"], "(see reasonalloc evaluate fidelity --help)"),
         (["dance"], "dance"),
         (["generate", "--prompt", "w1", "--budget", "many"], "many"),
         (["generate", "--prompt", "w1", "--budget", "0"], "positive"),
@@ -180,6 +182,9 @@ def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
         (["generate", "--prompt", "w1", "--budget", "64", "--profile", "none.json"], "none.json"),
         (["generate", "--prompt", "w1", "--budget", "64", "--model", "./none"], "./none"),
         (["generate", "--prompt", "w1", "--max-bytes", "much"], "much"),
+        (["generate", "--prompt", "x", "--budget", "9" * 30], "12 digits"),
+        (["generate", "--prompt", "x", "--budget", "64", "--seed", "9" * 30], "18 digits"),
+        (["generate", "--prompt", "x\udcff", "--budget", "64"], "the prompt: character 1 is U+DCFF"),
         (["profile", "--prompts", "9"], "1 to 8"),
         (["profile", "--prompts", "none.txt"], "none.txt"),
         (["demo", "--problem", "500"], "'500'"),

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from models import prompt, tiny
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 import reasonalloc as ra
+from reasonalloc.hf import decode
 from reasonalloc.hf.decode import Sampling, generate, not_applied
-from reasonalloc.hf.tokens import ends
+from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.records import Record, Records, pack, read
 
 FULL = ra.Config(method="full")
@@ -37,6 +38,33 @@ def test_full_gives_the_tokens_of_transformers(name):
         out = tiny(name).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
         assert made[str(i)].ids == out[0, 9:].tolist()
         assert made[str(i)].finish == "length"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_the_loop_serves_stock_caches_too(name):
+    """Rows of different length that end at different times, against transformers' own loop, each row alone."""
+    model, given = tiny(name), prompts(9, 21, 4)
+    ra.uninstall(model)
+    cache = DynamicCache(config=model.config)
+    free = {x.key: x.ids for x in decode.chains(model, cache, given, frozenset(), Sampling(max_new_tokens=20))}
+    stop = frozenset({free["0"][7], free["2"][3]})
+    cache = DynamicCache(config=model.config)
+    made = {x.key: x for x in decode.chains(model, cache, given, stop, Sampling(max_new_tokens=20))}
+    for key, ids in given:
+        out = model.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long(), max_new_tokens=20, do_sample=False,
+            eos_token_id=sorted(stop), pad_token_id=0,
+        )  # fmt: skip
+        assert made[key].ids == out[0, len(ids) :].tolist()
+        assert (made[key].peak_bytes, made[key].slots) == (0, 0.0)  # a stock cache has no pages
+    assert len({len(x.ids) for x in made.values()}) > 1
+
+
+def test_generation_leaves_gradients_on_for_its_caller():
+    steps = generate(tiny(), SMALL, prompts(9, 12), frozenset(), Sampling(max_new_tokens=3))
+    next(steps)
+    assert torch.is_grad_enabled()
+    steps.close()
 
 
 def test_padded_rows_give_what_they_give_alone():
@@ -102,6 +130,11 @@ def test_bad_input():
     assert list(generate(tiny(), FULL, [], frozenset(), Sampling())) == []
 
 
+def test_half_a_character_is_no_prompt():
+    with pytest.raises(ValueError, match=r"the prompt: character 1 is U\+D83D, half of a surrogate pair"):
+        encode_prompt(None, "x\ud83d", "cpu")
+
+
 def test_end_tokens():
     model = tiny()
 
@@ -145,7 +178,7 @@ def test_records_come_back(tmp_path):
     records.close()
     again = Records(tmp_path)
     again.open({"model": "m"})
-    assert list(again.known.values()) == [record("a"), record("b")]
+    assert list(again.by_key.values()) == [record("a"), record("b")]
 
 
 def test_a_torn_line_is_forgotten(tmp_path):
@@ -158,7 +191,7 @@ def test_a_torn_line_is_forgotten(tmp_path):
         records.path.write_bytes(whole + whole[:cut])
         again = Records(tmp_path)
         again.open({})
-        assert records.path.read_bytes() == whole and list(again.known) == [record("a").key]
+        assert records.path.read_bytes() == whole and list(again.by_key) == [record("a").key]
         again.close()
 
 

@@ -183,7 +183,7 @@ def test_scoring_goes_through_the_cache(tokenizer, name, batch_size):
     full = scored(make(tokenizer, name, method="full", budget=None, batch_size=batch_size), PAIRS)
     assert abs(got[0][0] - full[0][0]) > 0.01  # eviction shows ...
     assert got[1][0] == pytest.approx(full[1][0], abs=1e-3)  # ... but not in a single token
-    assert model.seen.scored_tokens == 42 and 30 < model.seen.scored_after_eviction <= 39
+    assert model.figures.scored_tokens == 42 and 30 < model.figures.scored_after_eviction <= 39
 
 
 def test_evictions_are_counted_for_the_row_they_happen_in(tokenizer):
@@ -192,7 +192,7 @@ def test_evictions_are_counted_for_the_row_they_happen_in(tokenizer):
     for given in (pairs[:1], pairs[1:], pairs):
         model = make(tokenizer, budget=16, interval=4, batch_size=2)
         scored(model, given)
-        counts.append(model.seen.scored_after_eviction)
+        counts.append(model.figures.scored_after_eviction)
     assert counts[0] > 0 and counts[1] == 0 and counts[2] == counts[0]
 
 
@@ -203,7 +203,7 @@ def test_scoring_without_eviction_is_the_single_pass(tokenizer):
     held = make(tokenizer, budget=4096, batch_size=2)
     forced = scored(held, PAIRS)
     assert [x[0] for x in forced] == pytest.approx([x[0] for x in single], abs=1e-3)
-    assert held.seen.scored_after_eviction == 0
+    assert held.figures.scored_after_eviction == 0
 
 
 def test_greedy_continuations_are_noticed(tokenizer):
@@ -295,7 +295,7 @@ def test_arguments_come_as_lm_eval_gives_them(folder, tmp_path):
     model = get_model("reasonalloc").create_from_arg_string(text, {"batch_size": "2", "device": None})
     assert type(model) is ReasonAllocLM and model.batch_size == 2 and model.max_length == 512
     assert model.cache_config.ratio == 0.5 and model.cache_config.profile.demand == (1.0, 5.0, 2.0)
-    assert model.seen.generated == 0
+    assert model.figures.generated == 0
 
 
 def test_releases_with_plugins_find_it():

@@ -385,6 +385,58 @@ def test_two_traces_against_each_other(show, two):
             assert np.sign(blue - red) == np.sign(gap[cut].reshape(-1)[head])
 
 
+def diverging(two, shared):
+    """Another trace whose text is that of the first for so many tokens."""
+    ids = two[1].ids.copy()
+    ids[shared:] = (ids[shared:] + 1) % 97
+    return replace(two[1], ids=ids)
+
+
+def test_tokens_beyond_the_text_that_both_share_are_not_compared(show, two):
+    """They were struck through as "let go by all heads of both", the newest token too, which all heads hold."""
+    tab = show(two[0], diverging(two, 70))
+    either = (two[0].held() | two[1].held()).any((0, 1))
+    for i, (_, classes, _) in enumerate(spans(tab)):  # A - B: most of the text is shared
+        kinds = classes.split()
+        assert ("apart" in kinds) == (i >= 70) and ("gone" in kinds) == (i < 70 and not either[i])
+    assert "not compared" in tab.locator("#key").inner_text()
+    tab.locator("#views [data-value=a]").click()
+    assert "not compared" not in tab.locator("#key").inner_text()
+    assert_text(tab, two[0], TOKENS)
+
+
+def test_texts_that_soon_part_open_on_the_first(show, two):
+    tab = show(two[0], diverging(two, 45))
+    assert tab.locator("#views [data-value=a]").get_attribute("aria-checked") == "true"
+    assert tab.locator("#views [data-value=diff]").count() == 1
+    assert_text(tab, two[0], TOKENS)
+
+
+def test_a_narrow_window_has_a_slider(show, two):
+    tab = show(*two)
+    tab.set_viewport_size({"width": 390, "height": 800})
+    assert tab.locator("#time").bounding_box()["width"] > 300
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def luminance(color):
+    red, green, blue = channels(color)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_dark_scheme_is_followed_and_tokens_stay_readable(show, two):
+    tab = show(two[0])
+    for scheme in ("light", "dark", "light"):
+        tab.emulate_media(color_scheme=scheme)
+        back, ink = tab.evaluate("(x => [x.backgroundColor, x.color])(getComputedStyle(document.body))")
+        assert (luminance(back) < 60 < 180 < luminance(ink)) == (scheme == "dark")
+        shaded = tab.evaluate(
+            """() => [...document.querySelectorAll('#text span')].filter(x => x.style.backgroundColor).map(
+                x => [getComputedStyle(x).backgroundColor, getComputedStyle(x).color])"""
+        )
+        assert shaded and all(luminance(back) - luminance(ink) > 90 for back, ink in shaded)
+
+
 def test_traces_of_other_texts(show, two):
     tab = show(two[0], record(seed=5))
     assert "cannot be compared" in tab.locator("#shares").inner_text()

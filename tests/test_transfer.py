@@ -209,6 +209,17 @@ def test_lengths_can_be_made_to_agree(result, tokenizer):
     assert found.chains[0].demand != result.chains[0].demand
 
 
+def test_a_kept_text_that_is_damaged_is_made_again(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (whole,) = texts.generate(tiny(), tokenizer, prompts("ledger", 1), 12)
+    (path,) = (tmp_path / "reasonalloc" / "texts").iterdir()
+    kept = path.read_bytes()
+    for damaged in ("", "{", "[" * 100_000, "[-1]", "[1.5]", "[true]", "[10000]", "[]", "null", '["1"]', "[1e400]"):
+        path.write_text(damaged)
+        (again,) = texts.generate(tiny(), tokenizer, prompts("ledger", 1), 12)
+        assert again.solution.tolist() == whole.solution.tolist() and path.read_bytes() == kept
+
+
 def test_layers_with_sliding_windows_have_no_wave(tokenizer):
     found = evaluate_transfer(tiny("gemma3"), tokenizer, ["functions"], replace(SMALL, prompts=1))
     assert found.layers == found.profiles["functions"].layers == (2, 5)
@@ -251,7 +262,7 @@ def test_no_task_is_refused(tokenizer):
 
 
 def test_tables_say_the_same(result):
-    first, second = (list(table.columns[1].cells) for table in result.rich_tables())
+    first, second = ([x.plain for x in table.columns[1].cells] for table in result.rich_tables())
     assert first[0] == "" and first[1].startswith(f"{result.wave.tasks[1][0]:.2f} / ")
     assert second[0].startswith(f"{result.wave.prompts.means[0][0]:.2f} / ")
     text = result.markdown()

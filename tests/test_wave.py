@@ -219,7 +219,7 @@ def test_saved_and_loaded(tmp_path):
         (lambda text: json.dumps({**json.loads(text), "demand": [1.0]}), "one demand a layer, got 1 for 3"),
         (lambda text: json.dumps({**json.loads(text), "demand": []}), "one demand a layer"),
         (lambda text: json.dumps({**json.loads(text), "demand": [1, 2, -3]}), "positive"),
-        (lambda text: json.dumps({**json.loads(text), "demand": [1, 2, "3"]}), "positive"),
+        (lambda text: json.dumps({**json.loads(text), "demand": [1, 2, "3"]}), "demand.2. must be a number, got .3."),
         (lambda text: json.dumps({**json.loads(text), "demand": [1, 2, float("nan")]}), "positive"),
         (lambda text: json.dumps({**json.loads(text), "demand": [1, 2, float("inf")]}), "positive"),
         (lambda text: json.dumps({**json.loads(text), "demand": None}), ""),

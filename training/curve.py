@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from reasonalloc.files import json_lines
+
 
 def draw(path: Path, folders: Sequence[Path]) -> None:
     """Loss and share of likeliest tokens over the tokens seen, dots and a running median, length of the sequences."""
     rows, starts = [], [0]
     for folder in folders:
-        own = [json.loads(x) for x in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        own = [row for _, row in json_lines(folder / "log.jsonl")]
         rows += [x | {"seen": starts[-1] + x["seen"]} for x in own]
         starts.append(rows[-1]["seen"])
     seen = np.array([x["seen"] for x in rows]) / 1e6

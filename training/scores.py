@@ -9,13 +9,13 @@ import json
 import sys
 from pathlib import Path
 
-from reasonalloc.files import replace_text
+from reasonalloc.files import read_json, replace_text
 from reasonalloc.lab.models import adapter_folder
 
 
 def scores(folder: Path) -> dict[str, object]:
     """Accuracy by setting, and how it was measured. Raises ValueError for an evaluation of something else."""
-    found = json.loads((folder / "accuracy.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "accuracy.json", "summary of accuracies")
     row = next((x for x in found["rows"] if x["cell"] == "full"), None)
     made = found["provenance"]
     if row is None or made["task"] != "ledger":

@@ -20,7 +20,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from reasonalloc.files import replace_text
+from reasonalloc.fields import build
+from reasonalloc.files import parse_json, read_json, replace_text
 from reasonalloc.lab import models
 from reasonalloc.provenance import provenance
 
@@ -201,10 +202,10 @@ def check(folder: Path, said: dict[str, Any]) -> None:
     path = folder / "settings.json"
     if not (folder / "checkpoint.safetensors").is_file() or not path.is_file():
         return
-    known = json.loads(path.read_text(encoding="utf-8"))
-    other = [k for k in said if k not in ("tokens", "compiled") and known.get(k) != said[k]]
+    given = read_json(path, "file of settings")
+    other = [k for k in said if k not in ("tokens", "compiled") and given.get(k) != said[k]]
     if other:
-        told = "; ".join(f"{k} {known.get(k)!r}, now {said[k]!r}" for k in other)
+        told = "; ".join(f"{k} {given.get(k)!r}, now {said[k]!r}" for k in other)
         raise ValueError(f"{folder} holds a run with other settings ({told}): take another folder")
 
 
@@ -215,13 +216,13 @@ def restore(folder: Path, weights: dict[str, torch.Tensor], optimizer: torch.opt
         (folder / "log.jsonl").unlink(missing_ok=True)
         return State()
     with safe_open(path, "pt") as file:
-        state = State(**json.loads(file.metadata()["state"]))
+        state = build(State, parse_json(file.metadata()["state"], str(path)), str(path))
         for name, x in weights.items():
             x.data.copy_(file.get_tensor(f"weight/{name}"))
             optimizer.state[x] = {key: file.get_tensor(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq")}
             optimizer.state[x]["step"] = torch.tensor(float(state.step))
     log = folder / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines()[: state.step]  # a line is a step; a kill may tear the last
+    lines = log.read_text(encoding="utf-8").split("\n")[: state.step]  # a line is a step; a kill may tear the last
     replace_text(log, "".join(x + "\n" for x in lines))
     return state
 

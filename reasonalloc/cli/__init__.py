@@ -5,18 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import OutOfMemoryError
 
 from reasonalloc import __version__
 from reasonalloc.cli import ablate, bench, demo, doctor, evaluate, generate, profile, report
+from reasonalloc.files import visible
 
 # What a user can put right; anything else is a defect and keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, ModuleNotFoundError, OutOfMemoryError)
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses what it does not know itself, so that the error points at the help of the command."""
+        found, others = super().parse_known_args(args, namespace)
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return found, others
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
@@ -40,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _USER_ERRORS as error:
         if "--traceback" in arguments:
             raise
-        print(f"reasonalloc: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"reasonalloc: {visible(' '.join(str(error).split())) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("reasonalloc: interrupted", file=sys.stderr)

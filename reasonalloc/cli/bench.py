@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from reasonalloc.cli import options
 from reasonalloc.config import parse_bytes
 from reasonalloc.lab.bench import kvpress_peer, rkv_repo
@@ -111,6 +109,6 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def run(args: argparse.Namespace) -> int:
     """0, or RuntimeError if a result is not that of its reference."""
-    results = run_parts(_settings(args), options.console(args), Console(stderr=True))
+    results = run_parts(_settings(args), options.console(args), options.wide_console(stderr=True))
     options.write_json(args.json, results)
     return 0

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from reasonalloc import WaveProfile, uninstall
 from reasonalloc.cli import options
@@ -21,6 +22,7 @@ from reasonalloc.cli.stream import LiveWatch, shorten
 from reasonalloc.config import Config
 from reasonalloc.hf import profile as wave
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     with _status(out, "loading the model"):
         model, tokenizer, label = options.load_model(args)
     out.print(
-        f"[bold]{label}[/], {args.dtype}, {torch.get_num_threads()} threads; MATH-500 {problem.id}", highlight=False
+        Text.assemble((label, "bold"), f", {args.dtype}, {torch.get_num_threads()} threads; MATH-500 {problem.id}")
     )
     out.print(problem.problem, style="italic", markup=False, highlight=False)
 
@@ -139,7 +141,7 @@ def _status(out: Console, text: str) -> Any:
     return out.status(text)
 
 
-def _wave(model: Any, tokenizer: Any, but: str, out: Console) -> WaveProfile:
+def _wave(model: Model, tokenizer: Tokenizer, but: str, out: Console) -> WaveProfile:
     """The wave on two other problems: enough for a picture, a profile for use takes up to 8 and longer chains."""
     prompts = [x.problem for x in math500(3) if x.id != but][:2]
     if not out.is_terminal:
@@ -148,7 +150,7 @@ def _wave(model: Any, tokenizer: Any, but: str, out: Console) -> WaveProfile:
 
 
 def _generate(
-    model: Any, tokenizer: Any, ids: torch.Tensor, config: Config, how: dict[str, Any], title: str, out: Console
+    model: Model, tokenizer: Tokenizer, ids: torch.Tensor, config: Config, how: dict[str, Any], title: str, out: Console
 ) -> Run:
     cache = ReasonAllocCache(model, config)
     trace: list[tuple[int, list[list[int]]]] = []
@@ -173,7 +175,9 @@ def _generate(
     )
 
 
-def _agreement(model: Any, tokenizer: Any, ids: torch.Tensor, config: Config, tokens: list[int], out: Console) -> float:
+def _agreement(
+    model: Model, tokenizer: Tokenizer, ids: torch.Tensor, config: Config, tokens: list[int], out: Console
+) -> float:
     """Share of tokens where both caches, reading the full cache's text, rank the same token first.
 
     tokens: the full cache's. The end of text is ruled out here as in the generation.
@@ -192,7 +196,7 @@ def _agreement(model: Any, tokenizer: Any, ids: torch.Tensor, config: Config, to
     return same / len(tokens)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def _end_tokens(model: Model, tokenizer: Tokenizer) -> list[int]:
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     return [] if ends is None else ends if isinstance(ends, list) else [ends]

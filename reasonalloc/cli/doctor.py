@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 from rich.table import Table
+from rich.text import Text
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reasonalloc import __version__, _core, uninstall
@@ -57,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None:
         checks += _model(args)
     out = options.console(args)
-    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
+    styles = {"ok": "green", "note": "yellow", "broken": "red"}
     table = Table(show_header=False, box=None)
     for check in checks:
-        table.add_row(marks[check.state], check.what, check.found)
+        table.add_row(Text(check.state, styles[check.state]), check.what, check.found)
     out.print(table, highlight=False)
     broken = sum(x.state == "broken" for x in checks)
     out.print(f"{broken} broken" if broken else "nothing required is broken", highlight=False)

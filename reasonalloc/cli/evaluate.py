@@ -11,6 +11,7 @@ from rich.console import Console
 
 from reasonalloc.cli import accuracy, options, transfer
 from reasonalloc.config import Config
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.fidelity import evaluate_fidelity, points_of
@@ -97,7 +98,7 @@ def _provenance(args: argparse.Namespace, label: str) -> dict[str, Any]:
     return provenance(label, args.seed) | own | ({} if args.texts else {"temperature": args.temperature})
 
 
-def _texts(args: argparse.Namespace, model: Any, tokenizer: Any, out: Console) -> list[texts.Text]:
+def _texts(args: argparse.Namespace, model: Model, tokenizer: Tokenizer, out: Console) -> list[texts.Text]:
     if args.texts:
         return texts.read(args.texts, tokenizer, args.tokens, args.problems)
     problems = math500(args.problems, args.seed)

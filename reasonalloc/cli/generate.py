@@ -13,7 +13,9 @@ from rich.console import Console
 from reasonalloc import uninstall
 from reasonalloc.cli import options
 from reasonalloc.cli.stream import PrintWatch, Watch
+from reasonalloc.files import encoded, read_text, visible
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.provenance import provenance
 
@@ -83,7 +85,7 @@ def _check_trace(path: str | None) -> None:
 
 
 def _write(out: Console, text: str) -> None:
-    out.file.write(text)
+    out.file.write(visible(text) if out.is_terminal else text)
     out.file.flush()
 
 
@@ -103,14 +105,22 @@ def _prompt(args: argparse.Namespace) -> str:
     elif args.prompt_file == "-":
         text = sys.stdin.read()
     else:
-        text = Path(args.prompt_file).read_text(encoding="utf-8")
+        text = read_text(args.prompt_file)
+    encoded(text, "the prompt")  # an argument that is no UTF-8 comes as lone surrogates
     if not text.strip():
         raise ValueError("the prompt is empty")
     return text
 
 
 def answer(
-    model: Any, tokenizer: Any, ids: torch.Tensor, cache: ReasonAllocCache, watch: Watch, *, seed: int = 0, **how: Any
+    model: Model,
+    tokenizer: Tokenizer,
+    ids: torch.Tensor,
+    cache: ReasonAllocCache,
+    watch: Watch,
+    *,
+    seed: int = 0,
+    **how: Any,
 ) -> None:
     """Runs `model.generate` on ids [1, P] with the cache, watched. how: generate's own arguments."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

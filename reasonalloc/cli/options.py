@@ -6,32 +6,33 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from reasonalloc.cli.console import bar, wide_console
 from reasonalloc.config import Config
+from reasonalloc.files import replace_text
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab.models import DTYPES, EMBEDDED_LABEL, REASONER, load
 from reasonalloc.methods import methods
 from reasonalloc.policy.wave import WaveProfile
 
 T = TypeVar("T")
 
-_FILE_WIDTH = 150  # columns where no terminal says how wide it is
+__all__ = ["bar", "wide_console"]  # and all of its own
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    if not text.isdecimal() or len(text) > 12 or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive whole number of at most 12 digits, got {text!r}")
     return int(text)
 
 
 def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    if not text.isdecimal() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 of at most 18 digits, got {text!r}")
     return int(text)
 
 
@@ -74,9 +75,9 @@ def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
 def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str = "float32") -> None:
     """reasoner: the default is the embedded reasoner."""
     base = f"smollm2, {EMBEDDED_LABEL}"
-    told, name = (f"{REASONER}, a reasoner; also {base}", REASONER) if reasoner else (base, None)
+    default, name = (f"{REASONER}, a reasoner; also {base}", REASONER) if reasoner else (base, None)
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=name, metavar="NAME", help=f"hub name or folder (default: {told})")
+    group.add_argument("--model", default=name, metavar="NAME", help=f"hub name or folder (default: {default})")
     group.add_argument("--dtype", choices=list(DTYPES), default=dtype, help=f"of weights and cache ({dtype})")
     group.add_argument(
         "--device-map",
@@ -86,7 +87,7 @@ def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: st
     group.add_argument("--threads", type=positive, metavar="N", help="of torch (default: torch's own choice)")
 
 
-def load_model(args: argparse.Namespace) -> tuple[Any, Any, str]:
+def load_model(args: argparse.Namespace) -> tuple[Model, Tokenizer, str]:
     """(model, tokenizer, label) as the options of `add_model` say."""
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -102,12 +103,6 @@ def console(args: argparse.Namespace) -> Console:
     return wide_console(stderr=args.json == "-")
 
 
-def wide_console(stderr: bool = False) -> Console:
-    """A terminal as it is, a file wide enough for tables."""
-    out = Console(stderr=stderr)
-    return out if out.is_terminal else Console(stderr=out.stderr, width=_FILE_WIDTH)
-
-
 def write_json(target: str | None, data: Any) -> None:
     """data: JSON-ready. target: a file, "-" for standard output, None for nowhere."""
     if target is None:
@@ -116,7 +111,7 @@ def write_json(target: str | None, data: Any) -> None:
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).write_text(text, encoding="utf-8")
+        replace_text(target, text, folders=False)
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
@@ -163,9 +158,3 @@ def config_of(args: argparse.Namespace) -> Config:
         interval=args.interval,
         profile=profile_of(args),
     )
-
-
-def bar(out: Console) -> Progress:
-    """A progress bar; none where the output is not a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=out, disable=not out.is_terminal, transient=True)

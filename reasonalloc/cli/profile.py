@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from reasonalloc import WaveProfile
 from reasonalloc.cli import options
+from reasonalloc.files import read_text
 from reasonalloc.hf import profile as wave
 from reasonalloc.lab import plots
 from reasonalloc.lab.problems import math500
@@ -59,7 +59,7 @@ def _prompts(text: str) -> list[str]:
         if not 1 <= int(text) <= wave.MOST_PROMPTS:
             raise ValueError(f"--prompts must be a file or 1 to {wave.MOST_PROMPTS} problems, got {text}")
         return [x.problem for x in math500(int(text))]
-    prompts = [x for x in Path(text).read_text(encoding="utf-8").splitlines() if x.strip()]
+    prompts = [x for x in read_text(text).split("\n") if x.strip()]
     if not 1 <= len(prompts) <= wave.MOST_PROMPTS:
         raise ValueError(f"{text} must hold 1 to {wave.MOST_PROMPTS} prompts, one a line, got {len(prompts)}")
     return prompts

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonalloc.cli import options
+from reasonalloc.files import replace_text
 from reasonalloc.trace import Trace
 from reasonalloc.trace.report import page, summary
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     traces = [Trace.load(path) for path in args.traces]
     names = _names(args.traces)
     html = page(traces, names)
-    Path(args.output).write_text(html, encoding="utf-8")
+    replace_text(args.output, html, folders=False)
     out = options.console(args)
     figures = [summary(trace, name) for trace, name in zip(traces, names, strict=True)]
     for x in figures:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from rich.console import Console, Group
@@ -14,6 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
+
+from reasonalloc.files import visible
+from reasonalloc.hf.protocols import Tokenizer
 
 _REFRESH = 0.2  # seconds; drawing costs time that the model wants
 _LINES = 8
@@ -67,7 +69,7 @@ class LiveWatch(Watch):
     """
 
     def __init__(
-        self, out: Console, tokenizer: Any, title: str, total: int, on_token: Callable[[], None] | None = None
+        self, out: Console, tokenizer: Tokenizer, title: str, total: int, on_token: Callable[[], None] | None = None
     ) -> None:
         super().__init__(on_token)
         self._tokenizer, self._title, self._total = tokenizer, title, total
@@ -90,19 +92,19 @@ class LiveWatch(Watch):
 
     def _picture(self) -> Group:
         width = max(self._console.width - 4, 10)
-        newest = self._tokenizer.decode(self.tokens[-_LINES * width :], skip_special_tokens=True)
+        newest = visible(self._tokenizer.decode(self.tokens[-_LINES * width :], skip_special_tokens=True))
         lines = Text(newest).wrap(self._console, width)[-_LINES:]
         done = len(self.tokens)
         line = Text(f"{done:,} of {self._total:,} tokens, {self.speed:.1f} a second", style="dim")
         below = Table.grid(padding=(0, 1))
         below.add_row(ProgressBar(total=self._total, completed=done, width=max(width - 40, 5)), line)
-        return Group(Panel(Text("\n").join(lines), title=self._title, title_align="left"), below)
+        return Group(Panel(Text("\n").join(lines), title=Text(visible(self._title)), title_align="left"), below)
 
 
 class PrintWatch(Watch):
     """Prints the text as it comes, plainly, by `write`."""
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Tokenizer, write: Callable[[str], None]) -> None:
         super().__init__()
         self._tokenizer, self._write, self._printed, self._start = tokenizer, write, "", 0
 

@@ -116,5 +116,5 @@ def run_and_report(
     """`measured` as the options of `add` say, written as `name` into the study's folder. question: of an ablation."""
     summary = measured(options.console(args), study, cells, study.folder / name, question, args.regrade)
     if args.pack:
-        pack(study.records.known.values(), study.folder / PACKED)
+        pack(study.records.by_key.values(), study.folder / PACKED)
     options.write_json(args.json, summary.as_json())

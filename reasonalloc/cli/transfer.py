@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from reasonalloc.cli import options
+from reasonalloc.files import replace_text
 from reasonalloc.lab import plots
-from reasonalloc.lab.evaluate.prompts import TASKS
 from reasonalloc.lab.evaluate.transfer import evaluate_transfer
 from reasonalloc.lab.evaluate.transfer_result import Measuring
+from reasonalloc.lab.tasks import REGISTRY
 from reasonalloc.provenance import provenance
 
-_DEFAULT = [name for name in TASKS if name != "aime24"]  # whose problems do not come with the package
+_DEFAULT = [name for name, task in REGISTRY.items() if task.shipped]
 
 
 def add(kinds: Any) -> None:
@@ -29,7 +30,7 @@ def add(kinds: Any) -> None:
     options.add_model(parser)
     parser.add_argument(
         "--tasks", type=options.comma(_task), default=_DEFAULT, metavar="A,B",
-        help=f"of {', '.join(TASKS)} (all but aime24)",
+        help=f"of {', '.join(REGISTRY)} (all but aime24)",
     )  # fmt: skip
     defaults = Measuring()
     parser.add_argument("--prompts", type=options.positive, default=defaults.prompts, metavar="N", help="a task (4)")
@@ -52,8 +53,8 @@ def add(kinds: Any) -> None:
 
 
 def _task(text: str) -> str:
-    if text not in TASKS:
-        raise argparse.ArgumentTypeError(f"must be among {', '.join(TASKS)}, got {text!r}")
+    if text not in REGISTRY:
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(REGISTRY)}, got {text!r}")
     return text
 
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if folder is not None:
         result.save_profiles(folder)
         options.write_json(str(folder / "transfer.json"), result.as_json())
-        (folder / "transfer.md").write_text(result.markdown(), encoding="utf-8")
+        replace_text(folder / "transfer.md", result.markdown())
         plots.transfer(result, folder / "transfer.png")
         out.print(f"waves, tables and picture are in {folder}", highlight=False)
     options.write_json(args.json, result.as_json())

@@ -17,6 +17,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.protocols import Model
 from reasonalloc.hf.tokens import left_padded
 
 
@@ -55,6 +56,14 @@ class Chain:
     seconds: float = 0.0
     steps: int = 0
 
+    def add(self, token: int, size: int, seconds: float) -> None:
+        """One step. size: bytes of its pages after it."""
+        self.ids.append(token)
+        self.steps += 1
+        self.seconds += seconds
+        self.mean_bytes += (size - self.mean_bytes) / self.steps
+        self.peak_bytes = max(self.peak_bytes, size)
+
 
 class _Picker:
     """The next token of each row. A row's choice depends on its logits and (seed, key, step) alone."""
@@ -92,7 +101,7 @@ _CHOOSING = {
 }  # fmt: skip
 
 
-def not_applied(model: Any, sampling: Sampling) -> dict[str, Any]:
+def not_applied(model: Model, sampling: Sampling) -> dict[str, Any]:
     """What a model's generation config says about the choice of tokens that `generate` here does not follow."""
     config = getattr(model, "generation_config", None)
     neutral = _CHOOSING | (_SAMPLING if sampling.temperature else {})
@@ -107,8 +116,44 @@ def warn_of(ignored: dict[str, Any]) -> None:
         warnings.warn(f"not applied of the model's generation config: {told}", stacklevel=3)
 
 
+class DecodeBatch:
+    """Rows that go through a model with a cache together: their prompts, padded on the left, then what follows.
+
+    cache: a transformers Cache, empty. prompts: token ids of each row, none empty.
+    """
+
+    def __init__(self, model: Model, cache: Any, prompts: Sequence[Sequence[int] | torch.Tensor], pad: int = 0) -> None:
+        self.model, self.cache = model, cache
+        self.tokens, self.mask = (x.to(model.device) for x in left_padded(prompts, pad))
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+    def forward(self) -> torch.Tensor:
+        """Feeds what is new of each row: logits [rows, V] of the token that follows it."""
+        # A list, not the number 1: the slice that a number becomes does not lie in one piece, and torch then copies
+        # the output matrix for every row of the batch. Nor a tensor: accelerate moves those to the first GPU.
+        with torch.no_grad():
+            return self.model(
+                input_ids=self.tokens, attention_mask=self.mask, position_ids=self.positions,
+                past_key_values=self.cache, use_cache=True, logits_to_keep=[self.tokens.shape[1] - 1],
+            ).logits[:, -1]  # fmt: skip
+
+    def append(self, tokens: torch.Tensor) -> None:
+        """The token [rows] that each row is given next."""
+        self.tokens = tokens.to(self.mask.device)[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        self.positions = self.positions[:, -1:] + 1
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these rows go on, in this order."""
+        index = torch.tensor(rows, dtype=torch.long)
+        if rows:
+            self.cache.batch_select_indices(index)
+        index = index.to(self.mask.device)
+        self.tokens, self.mask, self.positions = self.tokens[index], self.mask[index], self.positions[index]
+
+
 def generate(
-    model: Any,
+    model: Model,
     config: Config,
     prompts: Sequence[tuple[str, Sequence[int]]],
     stop: frozenset[int],
@@ -124,49 +169,45 @@ def generate(
     empty = [key for key, ids in prompts if not len(ids)]
     if empty:
         raise ValueError(f"prompt {empty[0]!r} has no token")
-    if not prompts:
-        return
-    picker = _Picker(sampling)
-    tokens, mask = (x.to(model.device) for x in left_padded([ids for _, ids in prompts], pad))
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    if prompts:
+        with using(model):
+            yield from chains(model, ReasonAllocCache(model, config), prompts, stop, sampling, pad, progress)
+
+
+def chains(
+    model: Model,
+    cache: Any,
+    prompts: Sequence[tuple[str, Sequence[int]]],
+    stop: frozenset[int],
+    sampling: Sampling,
+    pad: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Chain]:
+    """As `generate`, with any empty cache of transformers; bytes and slots are those of a ReasonAllocCache, else 0."""
+    picker, ours = _Picker(sampling), cache if isinstance(cache, ReasonAllocCache) else None
+    batch = DecodeBatch(model, cache, [ids for _, ids in prompts], pad)
     rows = [Chain(key, len(ids)) for key, ids in prompts]
     numbers = [picker.numbers(row.key) for row in rows]
-    with using(model), torch.no_grad():
-        cache = ReasonAllocCache(model, config)
-        while rows:
-            start = time.perf_counter()
-            # A list, not the number 1: the slice that a number becomes does not lie in one piece, and torch then copies
-            # the output matrix for every row of the batch. Nor a tensor: accelerate moves those to the first GPU.
-            logits = model(
-                input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
-                logits_to_keep=[tokens.shape[1] - 1],
-            ).logits[:, -1]  # fmt: skip
-            picked = picker.pick(logits, numbers)
-            held = cache.page_bytes_by_row()
-            spent = (time.perf_counter() - start) / len(rows)
-            for row, token, own in zip(rows, picked, held, strict=True):
-                row.ids.append(token)
-                row.seconds += spent
-                row.steps += 1
-                row.mean_bytes += (float(own) - row.mean_bytes) / row.steps
-                row.peak_bytes = max(row.peak_bytes, int(own))
-                if token in stop:
-                    row.finish = "stop"
-                elif len(row.ids) >= sampling.max_new_tokens:
-                    row.finish = "length"
-            if progress:
-                progress(len(rows))
-            on = [i for i, row in enumerate(rows) if not row.finish]
-            if len(on) < len(rows):
-                slots = cache.slots()
-                for i, row in enumerate(rows):
-                    if row.finish:
-                        row.slots = float(np.mean(slots[i]))
-                        yield row
-                rows, numbers, picked = [rows[i] for i in on], [numbers[i] for i in on], [picked[i] for i in on]
-                if rows:
-                    cache.batch_select_indices(torch.tensor(on))
-                mask, places = mask[on], places[on]
-            tokens = torch.tensor(picked, device=mask.device)[:, None]
-            mask = torch.cat([mask, mask.new_ones((len(rows), 1))], 1)
-            places = places[:, -1:] + 1
+    while rows:
+        start = time.perf_counter()
+        picked = picker.pick(batch.forward(), numbers)
+        sizes = ours.page_bytes_by_row() if ours is not None else np.zeros(len(rows), np.int64)
+        seconds = (time.perf_counter() - start) / len(rows)
+        for row, token, size in zip(rows, picked, sizes, strict=True):
+            row.add(token, int(size), seconds)
+            if token in stop:
+                row.finish = "stop"
+            elif len(row.ids) >= sampling.max_new_tokens:
+                row.finish = "length"
+        if progress:
+            progress(len(rows))
+        on = [i for i, row in enumerate(rows) if not row.finish]
+        if len(on) < len(rows):
+            slots = ours.slots().mean((1, 2)) if ours is not None else np.zeros(len(rows))
+            for row, mean in zip(rows, slots, strict=True):
+                if row.finish:
+                    row.slots = float(mean)
+                    yield row
+            rows, numbers, picked = [rows[i] for i in on], [numbers[i] for i in on], [picked[i] for i in on]
+            batch.keep(on)
+        batch.append(torch.tensor(picked, dtype=torch.long))

@@ -7,14 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from reasonalloc.hf.attention import sdpa, using
 from reasonalloc.hf.compat import is_full_attention, stock_layers
-from reasonalloc.hf.tokens import encode_prompt, ends, left_padded
+from reasonalloc.hf.decode import Sampling, chains
+from reasonalloc.hf.protocols import Model, Tokenizer
+from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile, demand, digest, fingerprint
 
 MOST_PROMPTS = 8
@@ -47,7 +48,7 @@ class _ProbeLayer(DynamicLayer):
         return sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
 
 
-def measure(model: Any, ids: torch.Tensor, rho: float = 0.93, queries: int = PROBE_QUERIES) -> dict[int, float]:
+def measure(model: Model, ids: torch.Tensor, rho: float = 0.93, queries: int = PROBE_QUERIES) -> dict[int, float]:
     """Demand of every full-attention layer for one sequence of token ids [1, n], by layer index."""
     layers = [_ProbeLayer(rho, queries) if is_full_attention(x) else x for x in stock_layers(model)]
     with using(model), torch.no_grad():
@@ -56,8 +57,8 @@ def measure(model: Any, ids: torch.Tensor, rho: float = 0.93, queries: int = PRO
 
 
 def profile(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     max_new_tokens: int = 256,
@@ -100,27 +101,17 @@ def profile(
     return WaveProfile(tuple(sums.values()), tuple(sums), fingerprint(model), rho, source)
 
 
-def _chains(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, progress: bool) -> Iterator[torch.Tensor]:
+def _chains(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[str], most: int, progress: bool
+) -> Iterator[torch.Tensor]:
     """Token ids [1, n] of each prompt with its greedy chain, end token included; all are generated in one batch."""
-    every = [encode_prompt(tokenizer, prompt, model.device)[0] for prompt in prompts]
-    tokens, mask = (x.to(model.device) for x in left_padded(every))
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
-    stop = torch.tensor(sorted(ends(model, tokenizer)), dtype=tokens.dtype, device=tokens.device)
-    made: list[torch.Tensor] = []
-    ended = torch.zeros(len(every), dtype=torch.bool, device=tokens.device)
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad(), tqdm(desc="measuring the wave", unit="token", total=most, disable=not progress) as bar:
-        while len(made) < most and not ended.all():
-            logits = model(
-                input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
-            tokens = logits.argmax(-1, keepdim=True)
-            made.append(tokens)
-            ended |= torch.isin(tokens[:, 0], stop)
-            mask = F.pad(mask, (0, 1), value=1)
-            places = places[:, -1:] + 1
-            bar.update()
-    chains = torch.cat(made, 1)
-    for own, chain, end in zip(every, chains, torch.isin(chains, stop), strict=True):
-        yield torch.cat([own, chain[: int(end.int().argmax()) + 1 if end.any() else len(chain)]])[None]
+    every = [encode_prompt(tokenizer, prompt, "cpu")[0].tolist() for prompt in prompts]
+    keyed = [(str(i), ids) for i, ids in enumerate(every)]
+    cache, sampling = DynamicCache(config=model.config), Sampling(max_new_tokens=most)
+    with tqdm(desc="measuring the wave", unit="token", total=most, disable=not progress) as bar:
+        made = {
+            chain.key: chain.ids
+            for chain in chains(model, cache, keyed, ends(model, tokenizer), sampling, progress=lambda _: bar.update())
+        }
+    for key, ids in keyed:
+        yield torch.tensor([[*ids, *made[key]]], device=model.device)

@@ -7,9 +7,16 @@ from typing import Any
 
 import torch
 
+from reasonalloc.files import encoded
+from reasonalloc.hf.protocols import Model, Tokenizer
 
-def encode_prompt(tokenizer: Any, prompt: str, device: Any) -> torch.Tensor:
-    """Token ids [1, n] of a question, in the tokenizer's chat template where it has one."""
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, device: Any) -> torch.Tensor:
+    """Token ids [1, n] of a question, in the tokenizer's chat template where it has one.
+
+    Raises ValueError for a text with half of a surrogate pair, which tokenizers have no error of their own for.
+    """
+    encoded(prompt, "the prompt")
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -31,7 +38,7 @@ def left_padded(rows: Sequence[Sequence[int] | torch.Tensor], pad: int = 0) -> t
     return ids, mask
 
 
-def ends(model: Any, tokenizer: Any) -> frozenset[int]:
+def ends(model: Model, tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens that end a chain, as `generate` takes them: the generation config's, else the tokenizer's."""
     given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if given is None:

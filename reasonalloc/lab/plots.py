@@ -118,11 +118,7 @@ def fidelity(result: Fidelity, path: str | Path) -> None:
                 _line(axis, metric, method, points, by_budget, shift=i - (len(lines) - 1) / 2)
             axis.set(xlabel="budget (slots a KV head)" if by_budget else "share of the full cache", ylabel=label)
             axis.axhline(1.0 if metric == "agreement" else 0.0, color="#888888", linewidth=0.8, linestyle="--")
-            if by_budget:
-                axis.set_xscale("log", base=2)
-            marks = sorted({_place(p, by_budget) for x in lines.values() for p in x})
-            axis.set_xticks(marks, [f"{x:g}" for x in marks], minor=False)
-            axis.minorticks_off()
+            _budget_axis(axis, {_place(p, by_budget) for x in lines.values() for p in x}, by_budget)
         if lines:
             handles, labels = axes[0][0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 6))
@@ -142,6 +138,19 @@ def _bars(measures: Sequence[Measure]) -> npt.NDArray[np.float64] | None:
 def _place(point: Point | Row, by_budget: bool) -> float:
     value = point.budget if by_budget else point.ratio
     return float(value) if value is not None else 0.0
+
+
+def _budget_axis(axis: Any, values: set[float], by_budget: bool) -> None:
+    """A mark at each budget or share, with room beside the outermost: a single one stands in the middle."""
+    marks = sorted(values)
+    if by_budget:
+        axis.set_xscale("log", base=2)
+    if marks and by_budget:
+        axis.set_xlim(marks[0] / 1.25, marks[-1] * 1.25)
+    elif marks:
+        axis.set_xlim(marks[0] - 0.03, marks[-1] + 0.03)
+    axis.set_xticks(marks, [f"{x:g}" for x in marks], minor=False)
+    axis.minorticks_off()
 
 
 def _line(axis: Any, metric: str, method: str, points: list[Point], by_budget: bool, shift: float) -> None:
@@ -173,11 +182,7 @@ def accuracy(result: Summary, path: str | Path) -> None:
             x = x * 1.02**shift if by_budget else x + 0.003 * shift
             axis.errorbar(x, [r.accuracy.mean for r in rows], yerr=_bars([r.accuracy for r in rows]), marker="o",
                           markersize=4, linewidth=1.4, capsize=2, label=method)  # fmt: skip
-        if by_budget:
-            axis.set_xscale("log", base=2)
-        marks = sorted({_place(row, by_budget) for rows in lines.values() for row in rows})
-        axis.set_xticks(marks, [f"{x:g}" for x in marks], minor=False)
-        axis.minorticks_off()
+        _budget_axis(axis, {_place(row, by_budget) for rows in lines.values() for row in rows}, by_budget)
         axis.set(
             xlabel="budget (slots a KV head)" if by_budget else "share of the full cache",
             ylabel="accuracy (pass@1)",

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from reasonalloc.files import cache_folder, replace_text
+from reasonalloc.fields import build
+from reasonalloc.files import cache_folder, json_lines, replace_text
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,28 @@ AIME24_HUB = "HuggingFaceH4/aime_2024"
 
 @cache
 def _all() -> tuple[Problem, ...]:
-    return _parse((files("reasonalloc") / "data" / "math500.jsonl").read_text(encoding="utf-8"))
+    return _read(files("reasonalloc") / "data" / "math500.jsonl")
 
 
-def _parse(text: str) -> tuple[Problem, ...]:
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    return tuple(
-        Problem(x["unique_id"], x["problem"], str(x["answer"]), x.get("subject", ""), int(x.get("level", 0)))
-        for x in rows
-    )
+@dataclass(frozen=True)
+class _Line:
+    """A line of a file of problems. answer: a text or number. level: a number or its digits."""
+
+    unique_id: str
+    problem: str
+    answer: str | int | float
+    subject: str = ""
+    level: int | str = 0
+
+
+def _read(path: Path | Traversable) -> tuple[Problem, ...]:
+    found = []
+    for where, row in json_lines(path):
+        x = build(_Line, row, where, others=True)
+        if not str(x.level).isdecimal():
+            raise ValueError(f"{where}: level must be a whole number, got {x.level!r}")
+        found.append(Problem(x.unique_id, x.problem, str(x.answer), x.subject, int(x.level)))
+    return tuple(found)
 
 
 def math500(count: int | None = None, seed: int | None = None) -> list[Problem]:
@@ -82,9 +97,9 @@ def _aime24_file() -> Path:
 @cache
 def _aime24(path: Path) -> tuple[Problem, ...]:
     try:
-        return _parse(path.read_text(encoding="utf-8"))
-    except (KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} must have unique_id, problem and answer in each line ({error!r})") from error
+        return _read(path)
+    except ValueError as error:
+        raise ValueError(f"{path} must have unique_id, problem and answer in each line ({error})") from error
 
 
 def _fetch_aime24(path: Path) -> None:

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from reasonalloc.fields import build
 from reasonalloc.files import read_saved, replace_text
 
 SCHEMA = 1
@@ -77,6 +79,10 @@ class WaveProfile:
             raise ValueError(f"a wave has one demand a layer, got {len(self.demand)} for {len(self.layers)} layers")
         if not all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in self.demand):
             raise ValueError(f"demands must be positive numbers, got {self.demand}")
+        if not (self.layers[0] >= 0 and all(a < b for a, b in pairwise(self.layers))):
+            raise ValueError(f"layers of a wave are numbers from 0 in ascending order, got {self.layers}")
+        if not 0 < self.rho < 1:
+            raise ValueError(f"rho must lie between 0 and 1, got {self.rho}")
 
     def check(self, model: Any, layers: Sequence[int]) -> None:
         """Raises ValueError if this profile was made for a model of another shape."""
@@ -95,11 +101,10 @@ class WaveProfile:
     def load(cls, path: str | Path) -> WaveProfile:
         """Reads a saved profile; ValueError if the file is none."""
         data = read_saved(path, "wave profile", SCHEMA)
-        known = {"demand", "layers", "model", "rho", "source", "schema"}
-        if set(data) != known:
-            raise ValueError(f"{path}: a wave profile has the fields {sorted(known)}, got {sorted(data)}")
-        if not (
-            isinstance(data["demand"], list) and isinstance(data["layers"], list) and isinstance(data["model"], dict)
-        ):
-            raise ValueError(f"{path}: demand and layers of a wave profile are lists, model is an object")
-        return cls(**{**data, "demand": tuple(data["demand"]), "layers": tuple(data["layers"])})
+        names = {"demand", "layers", "model", "rho", "source", "schema"}
+        if set(data) != names:
+            raise ValueError(f"{path}: a wave profile has the fields {sorted(names)}, got {sorted(data)}")
+        try:
+            return build(cls, data, "it")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a wave profile: {error}") from error

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float32")
+_MOST_RATIO = 1032  # of deflate: a longer array cannot come of so few bytes
+_PART = 1 << 20
 
 
 def narrowest(values: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
@@ -31,18 +33,57 @@ def pack(array: npt.NDArray) -> npt.NDArray[np.uint8]:
     return np.frombuffer(zlib.compress(planes.tobytes(), 9), np.uint8)
 
 
-def unpack(packed: npt.NDArray[np.uint8], dtype: str, shape: Sequence[int]) -> npt.NDArray:
-    """What `pack` was given. Raises ValueError for bytes that are no such array; never makes more than it should."""
+def unpacked_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of an array that is to be unpacked; ValueError for a type or shape that `pack` does not make."""
     if dtype not in DTYPES or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
         raise ValueError(f"packed are arrays of {', '.join(DTYPES)}, not of {dtype!r} with shape {list(shape)}")
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    stream = zlib.decompressobj()
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def unpack(packed: npt.NDArray[np.uint8], dtype: str, shape: Sequence[int]) -> npt.NDArray:
+    """What `pack` was given. Raises ValueError for bytes that are no such array.
+
+    Needs no memory beside the array itself, and none at all where the bytes are too few for one of that shape.
+    """
+    size, wrong = unpacked_bytes(dtype, shape), f"packed bytes do not hold an array {list(shape)} of {dtype}"
+    if size > packed.size * _MOST_RATIO:
+        raise ValueError(wrong)
+    width = np.dtype(dtype).itemsize
+    planes = np.empty((size // width, width), np.uint8)
+    done = 0
     try:
-        raw = stream.decompress(packed.tobytes(), size + 1)  # a bomb stops here; 0 would mean no limit
+        for part in _inflated(packed, size + 1):
+            if done + len(part) > size:
+                raise ValueError(wrong)
+            _into_planes(planes, done, part)
+            done += len(part)
     except zlib.error as error:
         raise ValueError(f"packed bytes are damaged: {error}") from error
-    if len(raw) != size or not stream.eof:
-        raise ValueError(f"packed bytes do not hold an array {list(shape)} of {dtype}")
-    planes = np.frombuffer(raw, np.uint8).reshape(np.dtype(dtype).itemsize, -1)
-    little = np.ascontiguousarray(planes.T).reshape(-1).view(np.dtype(dtype).newbyteorder("<"))
-    return little.astype(dtype).reshape(tuple(shape))
+    except EOFError:
+        raise ValueError(wrong) from None
+    if done != size:
+        raise ValueError(wrong)
+    array: npt.NDArray = planes.reshape(-1).view(np.dtype(dtype).newbyteorder("<"))
+    return array.astype(dtype, copy=False).reshape(tuple(shape))
+
+
+def _inflated(packed: npt.NDArray[np.uint8], most: int) -> Iterator[bytes]:
+    """The stream in parts, of at most `most` bytes in all; EOFError where it ends too early."""
+    stream, rest = zlib.decompressobj(), packed.tobytes()
+    while most and not stream.eof:
+        part = stream.decompress(rest, min(_PART, most))
+        rest = stream.unconsumed_tail
+        if not part and not rest and not stream.eof:
+            raise EOFError
+        most -= len(part)
+        yield part
+
+
+def _into_planes(planes: npt.NDArray[np.uint8], begin: int, part: bytes) -> None:
+    """part: bytes of the planes from place `begin` on, plane after plane; planes: [numbers, bytes of a number]."""
+    data, (count, _) = np.frombuffer(part, np.uint8), planes.shape
+    while data.size:
+        plane, row = divmod(begin, count)
+        own = min(count - row, data.size)
+        planes[row : row + own, plane] = data[:own]
+        data, begin = data[own:], begin + own

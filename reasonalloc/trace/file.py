@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from reasonalloc.config import Config
+from reasonalloc.fields import build
+from reasonalloc.files import encoded, parse_json, replace_bytes
 from reasonalloc.policy.wave import WaveProfile, fingerprint
-from reasonalloc.trace.compact import narrowest, pack, unpack
+from reasonalloc.trace.compact import narrowest, pack, unpack, unpacked_bytes
 
 SCHEMA = 1
 FORMAT = "reasonalloc-trace"
@@ -29,18 +31,7 @@ Floats = npt.NDArray[np.float32]
 
 _ARRAYS = ("ids", "cuts", "gone", "budgets", "lost", "quantiles", "ends")
 _FLOATS = ("lost", "quantiles")
-_HEADER: dict[str, type | tuple[type, ...]] = {
-    "prompt": int,
-    "window": int,
-    "interval": int,
-    "layers": list,
-    "settings": dict,
-    "model": dict,
-    "source": dict,
-    "text": (str, type(None)),
-    "provenance": dict,
-    "arrays": dict,
-}
+MOST_BYTES = 2 << 30  # of a trace's arrays in memory, unless a caller allows more
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,24 +83,37 @@ class Trace:
             "quantiles": (count, depth, heads, len(QUANTILES)),
             "ends": (0,) if self.text is None else (n,),
         }
+        if self.gone.ndim != 3 or min(self.window, self.interval) < 1:
+            raise ValueError(
+                f"a trace has a window and an interval of at least 1 and gone [L, H, n], got {self.window},"
+                f" {self.interval} and {self.gone.shape}"
+            )
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} of a trace must have shape {shape}, got {getattr(self, name).shape}")
             if (getattr(self, name).dtype.kind == "f") != (name in _FLOATS):
                 raise ValueError(f"{name} of a trace holds {getattr(self, name).dtype}")
-        if not all(isinstance(i, int) for i in self.layers):
-            raise ValueError(f"layers of a trace are numbers, got {self.layers}")
+        if not all(a < b for a, b in pairwise((-1, *self.layers))):
+            raise ValueError(f"layers of a trace are numbers from 0 in ascending order, got {self.layers}")
+        if n and self.ids.min() < 0:
+            raise ValueError(f"ids of a trace are token numbers from 0, got {int(self.ids.min())}")
         if not (depth and heads and 0 <= self.prompt <= n):
             raise ValueError(f"a trace has layers, heads and a prompt within its {n} tokens, got {self.prompt}")
         if count and not (self.cuts[0] > 0 and (np.diff(self.cuts.astype(np.int64)) > 0).all() and self.cuts[-1] <= n):
             raise ValueError(f"cuts of a trace must ascend within its {n} tokens, got {self.cuts.tolist()}")
         if self.gone.size and not (self.gone.min() >= 0 and self.gone.max() <= count):
             raise ValueError(f"gone of a trace must lie between 0 and its {count} cuts")
-        left = self.gone > 0
-        if (np.asarray(self.cuts, np.int64)[self.gone[left].astype(np.int64) - 1] <= np.nonzero(left)[2]).any():
-            raise ValueError("a token of a trace goes before it comes")
-        if self.text is not None and n and not self._ends_fit(self.text):
-            raise ValueError("the pieces of a trace's text must follow each other and cover it")
+        cuts = self.cuts.astype(np.int64)
+        for head in self.gone.reshape(depth * heads, n):  # one by one: a trace may be large
+            left = np.flatnonzero(head)
+            if (cuts[head[left].astype(np.int64) - 1] <= left).any():
+                raise ValueError("a token of a trace goes before it comes")
+        if count and self.budgets.min() < -1:
+            raise ValueError(f"budgets of a trace are slots, or -1, got {int(self.budgets.min())}")
+        if self.text is not None:
+            encoded(self.text, "the text of a trace")
+            if n and not self._ends_fit(self.text):
+                raise ValueError("the pieces of a trace's text must follow each other and cover it")
 
     def _ends_fit(self, text: str) -> bool:
         ends = self.ends.astype(np.int64)
@@ -180,24 +184,22 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Writes the trace, whole or not at all."""
         arrays = {name: self._stored(name) for name in _ARRAYS}
-        header = {name: getattr(self, name) for name in _HEADER if name not in ("arrays", "layers")}
-        header["layers"] = list(self.layers)
+        header = {x.name: getattr(self, x.name) for x in fields(_Header) if x.name != "arrays"}
         header["arrays"] = {name: [x.dtype.name, list(x.shape)] for name, x in arrays.items()}
         metadata = {"format": FORMAT, "schema": str(SCHEMA), "header": json.dumps(header)}
-        part = Path(f"{path}.{os.getpid()}")
-        try:
-            part.write_bytes(save({name: pack(x) for name, x in arrays.items()}, metadata))
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_bytes(path, save({name: pack(x) for name, x in arrays.items()}, metadata))
 
     def _stored(self, name: str) -> npt.NDArray:
         array: npt.NDArray = getattr(self, name)
         return array.astype(np.float32) if name in _FLOATS else narrowest(array)
 
     @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Reads a saved trace; ValueError if the file is none, or of another schema."""
+    def load(cls, path: str | Path, most_bytes: int = MOST_BYTES) -> Trace:
+        """Reads a saved trace; ValueError if the file is none, or of another schema.
+
+        most_bytes: what its arrays may take in memory. Arrays are deflated, so a small file may say large ones: what
+        the header declares is checked before any of it is made.
+        """
         with open(path, "rb"):  # OSError says more than what safetensors makes of it
             pass
         try:
@@ -206,30 +208,41 @@ class Trace:
                 packed = {name: file.get_tensor(name) for name in _ARRAYS if name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is not a trace (schema {SCHEMA}): no safetensors file, {error}") from error
-        arrays = header.pop("arrays")
-        if set(packed) != set(_ARRAYS) or set(arrays) != set(_ARRAYS):
+        if set(packed) != set(_ARRAYS) or set(header.arrays) != set(_ARRAYS):
             raise ValueError(f"{path}: a trace has the arrays {', '.join(_ARRAYS)}, got {', '.join(sorted(packed))}")
-        header["layers"] = tuple(header["layers"])
         try:
-            fields = {**header, **{name: unpack(packed[name], *arrays[name]) for name in _ARRAYS}}
-            return cls(**fields)
-        except (ValueError, TypeError) as error:
+            size = sum(unpacked_bytes(*kind) for kind in header.arrays.values())
+            if size > most_bytes:
+                raise ValueError(f"its arrays would take {size:,} bytes, allowed are {most_bytes:,} (most_bytes)")
+            own: dict[str, Any] = {x.name: getattr(header, x.name) for x in fields(header) if x.name != "arrays"}
+            own |= {name: unpack(packed[name], *header.arrays[name]) for name in _ARRAYS}
+            return cls(**own)
+        except ValueError as error:
             raise ValueError(f"{path} is not a trace of schema {SCHEMA}: {error}") from error
 
 
-def _header(path: str | Path, metadata: dict[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Header:
+    """The fields of a `Trace` that are no arrays, as the file has them. arrays: [dtype, shape] of each that is one."""
+
+    prompt: int
+    window: int
+    interval: int
+    layers: tuple[int, ...]
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    source: dict[str, Any]
+    text: str | None
+    provenance: dict[str, Any]
+    arrays: dict[str, tuple[str, list[int]]]
+
+
+def _header(path: str | Path, metadata: dict[str, str]) -> _Header:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a trace: its format is {metadata.get('format')!r}, a trace's is {FORMAT!r}")
     if metadata.get("schema") != str(SCHEMA):
         raise ValueError(f"{path} is a trace of schema {metadata.get('schema')!r}, this version reads schema {SCHEMA}")
     try:
-        header = json.loads(metadata.get("header", ""))
+        return build(_Header, parse_json(metadata.get("header", ""), "its text"), "it")
     except ValueError as error:
-        raise ValueError(f"{path}: the header of the trace is damaged: {error}") from error
-    if not isinstance(header, dict) or set(header) != set(_HEADER):
-        got = sorted(header) if isinstance(header, dict) else type(header).__name__
-        raise ValueError(f"{path}: the header of a trace has the fields {sorted(_HEADER)}, got {got}")
-    for name, kind in _HEADER.items():
-        if not isinstance(header[name], kind) or isinstance(header[name], bool):
-            raise ValueError(f"{path}: {name} in the header of the trace is {header[name]!r}")
-    return header
+        raise ValueError(f"{path} is not a trace of schema {SCHEMA}: its header is damaged: {error}") from error

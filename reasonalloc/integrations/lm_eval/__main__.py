@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
+from reasonalloc.files import visible
 from reasonalloc.integrations.lm_eval.arguments import INSTALL, ArgumentError
 
 
@@ -20,7 +21,7 @@ def main() -> int:
     try:
         cli_evaluate()
     except ArgumentError as error:
-        print(f"reasonalloc: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"reasonalloc: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     return 0
 

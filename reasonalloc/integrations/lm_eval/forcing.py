@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.tokens import left_padded
+from reasonalloc.hf.decode import DecodeBatch
+from reasonalloc.hf.protocols import Model
 
 Row = tuple[Sequence[int], Sequence[int]]
 
@@ -23,14 +23,14 @@ class Score:
     after_eviction: int
 
 
-def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Score]:
+def score(model: Model, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Score]:
     """rows: (context, continuation), token ids, neither empty. `cache` must be empty.
 
     The contexts, padded on the left, are the prefill; then each continuation goes in token by token, so the cache is
     cut exactly as in decoding. Rows that are done go on with a token of no interest, as in `generate`.
     """
     device = model.device
-    ids, mask = (x.to(device) for x in left_padded([context for context, _ in rows]))
+    batch = DecodeBatch(model, cache, [context for context, _ in rows])
     most = max(len(continuation) for _, continuation in rows)
     targets = torch.zeros(len(rows), most, dtype=torch.long, device=device)
     wanted = torch.zeros(len(rows), most, dtype=torch.bool, device=device)
@@ -40,21 +40,14 @@ def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Scor
     log_probs = torch.zeros(len(rows), most, dtype=torch.float64, device=device)
     greedy, evicted = torch.ones_like(wanted), torch.zeros_like(wanted)
 
-    step, positions = ids, (mask.cumsum(-1) - 1).clamp(min=0)
     for i in range(most):
-        with torch.no_grad():
-            logits = model(
-                input_ids=step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1].float()  # fmt: skip
-        step = targets[:, i : i + 1]
-        log_probs[:, i] = torch.log_softmax(logits, -1).gather(-1, step)[:, 0]
-        greedy[:, i] = logits.argmax(-1) == step[:, 0]
+        logits, target = batch.forward().float(), targets[:, i]
+        log_probs[:, i] = torch.log_softmax(logits, -1).gather(-1, target[:, None])[:, 0]
+        greedy[:, i] = logits.argmax(-1) == target
         if i + 1 < most:  # the cut of this pass is seen by the next token, not by the one just read
             least = torch.tensor(cache.slots(), device=device).flatten(1).amin(1)
-            evicted[:, i + 1] = least < mask.sum(1)
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        positions = positions[:, -1:] + 1
+            evicted[:, i + 1] = least < batch.mask.sum(1)
+        batch.append(target)
     return [
         Score(float(log_probs[i][own].sum()), bool(greedy[i][own].all()), int(evicted[i][own].sum()))
         for i, own in enumerate(wanted)

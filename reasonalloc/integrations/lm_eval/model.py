@@ -32,7 +32,7 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 @dataclass
-class Seen:
+class CacheFigures:
     """What the caches of a run did. generated: caches that text was generated with; slots are evicted ones."""
 
     generated: int = 0
@@ -42,7 +42,7 @@ class Seen:
     scored_tokens: int = 0
     scored_after_eviction: int = 0
 
-    def note(self, cache: ReasonAllocCache) -> bool:
+    def add(self, cache: ReasonAllocCache) -> bool:
         """Whether the cache evicted anything."""
         stats = cache.stats()
         self.evicted_slots += stats["evicted"]
@@ -102,15 +102,15 @@ class ReasonAllocLM(HFLM):
                 batch_size=arguments.rows,
                 **arguments.passed_on,
             )
-        self.cache_config, self.label, self.seen = arguments.config, label, Seen()
+        self.cache_config, self.label, self.figures = arguments.config, label, CacheFigures()
         self._single_pass = arguments.scored == "full" or arguments.config.resolve().unlimited
         ReasonAllocCache(self.model, self.cache_config)  # a config that does not fit fails here
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         cache = ReasonAllocCache(self.model, self.cache_config)
         output: torch.Tensor = super()._model_generate(context, max_length, stop, past_key_values=cache, **options)
-        self.seen.generated += 1
-        self.seen.generated_with_eviction += self.seen.note(cache)
+        self.figures.generated += 1
+        self.figures.generated_with_eviction += self.figures.add(cache)
         return output
 
     def _loglikelihood_tokens(
@@ -127,11 +127,11 @@ class ReasonAllocLM(HFLM):
             batch = order[start : start + rows]
             cache = ReasonAllocCache(self.model, self.cache_config)
             scores = score(self.model, cache, [self._fit(requests[i]) for i in batch])
-            self.seen.note(cache)
+            self.figures.add(cache)
             for i, own in zip(batch, scores, strict=True):
                 answers[i] = (own.log_prob, own.greedy)
-                self.seen.scored_tokens += len(requests[i][2])
-                self.seen.scored_after_eviction += own.after_eviction
+                self.figures.scored_tokens += len(requests[i][2])
+                self.figures.scored_after_eviction += own.after_eviction
                 if requests[i][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
             bar.update(len(batch))
@@ -147,13 +147,13 @@ class ReasonAllocLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """lm_eval writes this beside the results, at the end of a run."""
-        seen = self.seen
+        figures = self.figures
         if not self.cache_config.resolve().unlimited:
-            if seen.generated and not seen.generated_with_eviction:
+            if figures.generated and not figures.generated_with_eviction:
                 _LOG.warning(
                     "no generation evicted anything, texts are those of a full cache: is the budget too large?"
                 )
-            if seen.scored_tokens and not seen.scored_after_eviction:
+            if figures.scored_tokens and not figures.scored_after_eviction:
                 _LOG.warning(
                     "no scored token came after an eviction, log-likelihoods are those of a full cache: continuations"
                     " of one token, or a budget that holds everything?"
@@ -165,7 +165,7 @@ class ReasonAllocLM(HFLM):
             "model": self.label,
             "config": asdict(self.cache_config),
             "loglikelihood": scored,
-            "caches": asdict(seen),
+            "caches": asdict(figures),
         }
         return info
 

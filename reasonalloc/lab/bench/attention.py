@@ -61,8 +61,8 @@ class Case:
         shape = self.shape
         pool = PagePool(DTYPES[self.dtype], shape.head_dim)
         layer = _core.Layer(pool.core, self.batch, shape.heads, shape.heads * shape.group, shape.window)
-        seen = self.query.expand(-1, -1, self.n - 1, -1)
-        pool.step(layer, seen, keys[:, :, :-1], values[:, :, :-1], None, 1.0)
+        queries = self.query.expand(-1, -1, self.n - 1, -1)
+        pool.step(layer, queries, keys[:, :, :-1], values[:, :, :-1], None, 1.0)
         pool.grow(self.batch * shape.heads)  # for the token that each step appends
         return layer
 

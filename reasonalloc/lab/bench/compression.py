@@ -84,8 +84,8 @@ class Ours:
         count, raw = self.layer.queries(0)
         queries = torch.frombuffer(bytearray(raw), dtype=torch.float32).view(self.heads, -1, count, self.d)
         result = []
-        for h, held in enumerate(self.positions()):
-            keys = np.empty((len(held), self.d), np.float32)
+        for h, positions in enumerate(self.positions()):
+            keys = np.empty((len(positions), self.d), np.float32)
             self.layer.read(0, h, False, keys)
             result.append(rkv_published_form(queries[h], torch.from_numpy(keys)[None])[0])
         return result
@@ -109,8 +109,8 @@ class Ours:
         if self.budgets.sum() != self.total:
             raise RuntimeError(f"budgets {self.budgets.tolist()} do not sum to {self.total}; not timed")
         worst = 0.0
-        for held, after, score in zip(before, self.positions(), expected, strict=True):
-            stays = np.isin(held, after)
+        for positions, after, score in zip(before, self.positions(), expected, strict=True):
+            stays = np.isin(positions, after)
             older, values = stays[:-WINDOW], score.numpy()
             if not stays[-WINDOW:].all():
                 raise RuntimeError(f"n={self.n}: a token of the window was evicted; not timed")

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import activate, attention_forward
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.lab.bench.states import States, text_ids
 from reasonalloc.lab.bench.states import read as read_states
@@ -37,7 +38,7 @@ class Subject:
         return sum(2 * x.keys.shape[0] * x.keys.shape[2] * x.keys.element_size() for x in self.states)
 
 
-def subject(model: Any, tokenizer: Any, label: str, tokens: int, ids: torch.Tensor | None = None) -> Subject:
+def subject(model: Model, tokenizer: Tokenizer, label: str, tokens: int, ids: torch.Tensor | None = None) -> Subject:
     """model: as loaded. tokens: how long a text it reads; longer caches are filled with it again and again."""
     if model.config._attn_implementation != "sdpa":
         model.set_attn_implementation("sdpa")

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from reasonalloc.lab.bench.decoding import Decoder, Subject
-from reasonalloc.lab.bench.progress import Say
+from reasonalloc.lab.bench.progress import Log
 from reasonalloc.lab.bench.resident import give_back
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.store.pages import PAGE_TOKENS
@@ -119,7 +119,7 @@ def equal_memory(
     most_rows: int,
     runs: int,
     whole_chains: bool,
-    say: Say,
+    log: Log,
 ) -> Iterator[dict[str, Any]]:
     """For each cache and chain length: tokens a second at every batch that fits into `limit` bytes of cache.
 
@@ -150,12 +150,12 @@ def equal_memory(
                 if size > limit:
                     continue
                 tried.append(entry | {"step_s": mean, "tokens_per_s": rows / mean, "cache_bytes": size})
-                say(f"chain {chain}, {name}, {rows} rows: {rows / mean:.1f} tokens/s, {size / 1e6:.0f} MB of cache")
+                log(f"chain {chain}, {name}, {rows} rows: {rows / mean:.1f} tokens/s, {size / 1e6:.0f} MB of cache")
             best = max(tried, key=lambda x: x["tokens_per_s"], default=None)
             yield {"chain": chain, "cache": name, "fits_rows": fits, "tried": tried, "best": best}
 
 
-def break_even(subject: Subject, names: Sequence[str], longest: int, runs: int, say: Say) -> Iterator[dict[str, Any]]:
+def break_even(subject: Subject, names: Sequence[str], longest: int, runs: int, log: Log) -> Iterator[dict[str, Any]]:
     """At batch 1: the least length of a chain over which a budget is faster on average than each stock cache; None
     where it is at no length up to `longest`."""
     peers = {"dynamic": _full_curve(subject, "dynamic", 1, longest, runs)[0], "static": Curve()}
@@ -176,7 +176,7 @@ def break_even(subject: Subject, names: Sequence[str], longest: int, runs: int, 
             )
             for peer, curve in peers.items()
         }
-        say(f"{name}, batch 1: faster from {lengths}")
+        log(f"{name}, batch 1: faster from {lengths}")
         yield {
             "cache": name,
             "longest": longest,

@@ -9,7 +9,7 @@ import torch
 
 from reasonalloc.lab.bench import attention, compression, rkv_repo, scratch, states, threads
 from reasonalloc.lab.bench.machine import surroundings
-from reasonalloc.lab.bench.progress import Keep, Say, forget
+from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.resident import in_fresh_process
 from reasonalloc.lab.bench.settings import INTERVAL, Settings
 from reasonalloc.lab.bench.timing import cores, one_core
@@ -20,14 +20,14 @@ SHAPE = attention.Shape()
 _MODEL_LAYERS = 8  # that real keys are taken from, spread evenly over the model
 
 
-def _chains(tokens: int, say: Say) -> tuple[dict[str, states.States], str | None]:
+def _chains(tokens: int, log: Log) -> tuple[dict[str, states.States], str | None]:
     """Keys of both kinds, and why there are no real ones where that is so."""
     made = {"random": states.uncorrelated(SHAPE.heads, SHAPE.group, tokens, SHAPE.head_dim)}
     try:
         model, tokenizer, _ = load()
     except ModuleNotFoundError as error:
         return made, str(error)
-    say(f"{EMBEDDED_LABEL} reads {tokens} tokens of MATH-500")
+    log(f"{EMBEDDED_LABEL} reads {tokens} tokens of MATH-500")
     count = model.config.num_hidden_layers
     picked = [round(i * (count - 1) / (_MODEL_LAYERS - 1)) for i in range(_MODEL_LAYERS)]
     layers = states.read(model, states.text_ids(tokenizer, tokens), picked)
@@ -39,7 +39,7 @@ def _compression_lines(row: Mapping[str, Any]) -> str:
     return f"compression {row['keys']} keys {row['dtype']} n={row['n']} ({row['cut']} cut): {ratios}"
 
 
-def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
+def run(settings: Settings, log: Log, save: Save = discard) -> dict[str, Any]:
     """Everything, JSON-ready. RuntimeError if a result is not that of its reference."""
     quick, allowed = settings.quick, sorted(cores())
     runs = settings.rounds(full=15, quick=3)
@@ -47,7 +47,7 @@ def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
     peers: dict[str, Any] = {}
     if settings.rkv_repo:
         peers["R-KV repository"] = compression.repository_form(rkv_repo.load(settings.rkv_repo))
-    chains, no_real_keys = _chains(min(max(sizes) + (runs + 5) * INTERVAL, 8192), say)
+    chains, no_real_keys = _chains(min(max(sizes) + (runs + 5) * INTERVAL, 8192), log)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "part": "kernels",
@@ -66,23 +66,23 @@ def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
         dtypes = [torch.float32, torch.bfloat16]
         cut_dtypes = dtypes[:1] if quick else dtypes
         for row in compression.rows(chains, sizes, cut_dtypes, peers, runs, first_at=1152):
-            say(_compression_lines(row))
+            log(_compression_lines(row))
             result["compression"].append(row)
-            keep(result)
+            save(result)
         scratch_sizes = [1152] if quick else sizes
         for row in scratch.rows(scratch_sizes, cut_dtypes, settings.rkv_repo, *_heads()):
-            say(f"scratch {row['dtype']} n={row['n']}: " + ", ".join(_mib(k, v) for k, v in row["bytes"].items()))
+            log(f"scratch {row['dtype']} n={row['n']}: " + ", ".join(_mib(k, v) for k, v in row["bytes"].items()))
             result["scratch"].append(row)
-            keep(result)
+            save(result)
         lengths = [256, 2048] if quick else [256, 1024, 2048, 4096, 8192]
         attention_dtypes = dtypes if quick else [*dtypes, torch.float16]
         for row in attention.rows(SHAPE, attention_dtypes, [1, 8], lengths, runs):
-            say(
+            log(
                 f"attention {row['dtype']} batch={row['batch']} n={row['n']} from {row['from']}:"
                 f" {row['ratio']['SDPA grouped']:.1f}x SDPA, {row['roofline_share']['ours']:.0%} of the read bandwidth"
             )
             result["attention"].append(row)
-            keep(result)
+            save(result)
     if len(allowed) > 1:
         names = ["bfloat16"] if quick else ["float32", "bfloat16"]
         result["threads"] = in_fresh_process(

@@ -15,7 +15,7 @@ from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.lab.bench import kvpress_script
 from reasonalloc.lab.bench.decoding import config_of
 from reasonalloc.lab.bench.machine import surroundings
-from reasonalloc.lab.bench.progress import Keep, Say, forget
+from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.resident import in_fresh_process
 from reasonalloc.lab.bench.settings import INTERVAL, Settings
 from reasonalloc.lab.bench.states import text_ids
@@ -90,7 +90,7 @@ def rows(python: str, ids: torch.Tensor, batches: Sequence[int], steps: int) -> 
             yield {"who": "reasonalloc" if name != "dynamic" else "transformers", "cache": name, **mine}
 
 
-def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
+def run(settings: Settings, log: Log, save: Save = discard) -> dict[str, Any]:
     """Everything, JSON-ready; no rows where kvpress is not present."""
     quick = settings.quick
     python = interpreter(settings.kvpress_python)
@@ -103,12 +103,12 @@ def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
         "rows": [],
     }
     if python is None:
-        say(f"kvpress: not present ({INSTALL})")
+        log(f"kvpress: not present ({INSTALL})")
         return result
     context, count = (512, INTERVAL + 2) if quick else (1024, 2 * INTERVAL - 1)
     ids = text_ids(load()[1], 8 * context).view(8, context)
     for row in rows(python, ids, [2] if quick else [1, 8], count):
-        say(f"{row['who']} {row['cache']}, {row['rows']} rows: {row['tokens_per_s']:.1f} tokens/s")
+        log(f"{row['who']} {row['cache']}, {row['rows']} rows: {row['tokens_per_s']:.1f} tokens/s")
         result["rows"].append(row)
-        keep(result)
+        save(result)
     return result

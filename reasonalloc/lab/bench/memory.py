@@ -11,7 +11,7 @@ import torch
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.lab.bench.decoding import Decoder, Subject, config_of
 from reasonalloc.lab.bench.machine import surroundings
-from reasonalloc.lab.bench.progress import Keep, Say, forget
+from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.resident import (
     give_back,
     in_fresh_process,
@@ -45,7 +45,7 @@ def decode(
     samples: list[dict[str, int]] = []
     decoder, seconds = _chain(subject, name, prompts, tokens, samples)
     peak = peak_resident()
-    held = [x["resident"] for x in samples]
+    sizes = [x["resident"] for x in samples]
     result = {
         "cache": name,
         "rows": rows,
@@ -54,9 +54,9 @@ def decode(
         "baseline": baseline,
         "baseline_tensors": baseline_tensors,
         "peak": peak,
-        "mean": statistics.fmean(held),
+        "mean": statistics.fmean(sizes),
         "rise_peak": peak - baseline,
-        "rise_mean": statistics.fmean(held) - baseline,
+        "rise_mean": statistics.fmean(sizes) - baseline,
         "seconds": seconds,
         "samples": samples,
         "cache_bytes": decoder.bytes(),
@@ -100,7 +100,7 @@ def _chain(
     return decoder, time.perf_counter() - start
 
 
-def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
+def run(settings: Settings, log: Log, save: Save = discard) -> dict[str, Any]:
     """Every method in a process of its own, JSON-ready."""
     quick = settings.quick
     tokens = settings.memory_tokens or (512 if quick else 4096)
@@ -115,12 +115,12 @@ def run(settings: Settings, say: Say, keep: Keep = forget) -> dict[str, Any]:
         "results": [],
     }
     for name in names:
-        say(f"{name}: {rows} rows, {tokens} tokens, every step real")
+        log(f"{name}: {rows} rows, {tokens} tokens, every step real")
         row = in_fresh_process(decode, name=name, rows=rows, prompt=PROMPT, tokens=tokens)
-        say(
+        log(
             f"{name}: {row['seconds']:.0f} s, resident {row['baseline'] / 1e6:.0f} MB before,"
             f" {row['peak'] / 1e6:.0f} MB at most, cache {row['cache_bytes'] / 1e6:.0f} MB"
         )
         result["results"].append(row)
-        keep(result)
+        save(result)
     return result

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-Say = Callable[[str], None]
-Keep = Callable[[dict[str, Any]], None]
+Log = Callable[[str], None]
+Save = Callable[[dict[str, Any]], None]
 
 
 def silent(line: str) -> None:
     """For callers that do not listen."""
 
 
-def forget(result: dict[str, Any]) -> None:
+def discard(result: dict[str, Any]) -> None:
     """For callers that want the result at the end only."""

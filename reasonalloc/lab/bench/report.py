@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reasonalloc.files import read_json, replace_text
 from reasonalloc.lab.bench import (
     kernels,
     kvpress_peer,
@@ -53,10 +53,7 @@ def load(directory: Path) -> tuple[dict[str, Any], list[str]]:
         if not path.is_file():
             missing.append(f"{part}: not measured")
             continue
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        data = read_json(path, "benchmark's result")
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMAS[part]:
             missing.append(
@@ -97,5 +94,5 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of results")
     path = folder / "README.md"
-    path.write_text(markdown(*load(folder)), encoding="utf-8")
+    replace_text(path, markdown(*load(folder)))
     return path

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from reasonalloc.files import replace_text
 from reasonalloc.lab.bench import kernels, kvpress_peer, memory, report, throughput
-from reasonalloc.lab.bench.progress import Keep, forget
+from reasonalloc.lab.bench.progress import Save, discard
 from reasonalloc.lab.bench.settings import Settings
 
 _RUN = {"kernels": kernels.run, "throughput": throughput.run, "memory": memory.run, "kvpress": kvpress_peer.run}
@@ -26,13 +26,13 @@ def run(settings: Settings, out: Console, progress: Console) -> dict[str, Any]:
         settings.output.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         progress.print(f"{time.monotonic() - start:5.0f} s  {line}", markup=False, highlight=False, soft_wrap=True)
 
     results: dict[str, Any] = {}
     for part in settings.parts:
         with progress.status(part):
-            results[part] = _RUN[part](settings, say, _keeper(settings.output, part))
+            results[part] = _RUN[part](settings, log, _saver(settings.output, part))
         for section in report.sections(part, results[part]):
             if section.rows:
                 out.print(section.rich())
@@ -44,10 +44,10 @@ def run(settings: Settings, out: Console, progress: Console) -> dict[str, Any]:
     return results
 
 
-def _keeper(folder: Path | None, part: str) -> Keep:
+def _saver(folder: Path | None, part: str) -> Save:
     """Writes what a part has so far to PART.partial.json: parts take long, and a killed run loses nothing."""
     if folder is None:
-        return forget
+        return discard
     path = folder / f"{part}.partial.json"
     return lambda result: _write(path, result)
 

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab.problems import math500
 
 _NAME = "reasonalloc-bench-states"
@@ -49,7 +50,7 @@ AttentionMaskInterface.register(_NAME, sdpa_mask)
 
 
 @contextmanager
-def _remembering(model: Any, layers: Sequence[int]) -> Iterator[None]:
+def _remembering(model: Model, layers: Sequence[int]) -> Iterator[None]:
     before = model.config._attn_implementation
     _taken.update({i: [] for i in layers})
     model.set_attn_implementation(_NAME)
@@ -60,7 +61,7 @@ def _remembering(model: Any, layers: Sequence[int]) -> Iterator[None]:
         _taken.clear()
 
 
-def text_ids(tokenizer: Any, tokens: int) -> torch.Tensor:
+def text_ids(tokenizer: Tokenizer, tokens: int) -> torch.Tensor:
     """[1, tokens] ids of MATH-500's problems, one after the other."""
     ids: list[int] = []
     for problem in math500():
@@ -70,7 +71,7 @@ def text_ids(tokenizer: Any, tokens: int) -> torch.Tensor:
     raise ValueError(f"MATH-500 has {len(ids)} tokens for this tokenizer, asked for {tokens}")
 
 
-def read(model: Any, ids: torch.Tensor, layers: Sequence[int] | None = None) -> list[States]:
+def read(model: Model, ids: torch.Tensor, layers: Sequence[int] | None = None) -> list[States]:
     """States of these layers (None: all) after the model has read ids [1, n]."""
     wanted = list(layers) if layers is not None else list(range(model.config.num_hidden_layers))
     cache: Any = DynamicCache(config=model.config)

@@ -8,7 +8,7 @@ from reasonalloc.lab.bench import steps
 from reasonalloc.lab.bench.decoding import Subject, subject
 from reasonalloc.lab.bench.equal_memory import break_even, equal_memory
 from reasonalloc.lab.bench.machine import surroundings
-from reasonalloc.lab.bench.progress import Keep, Say, forget
+from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.settings import Settings
 from reasonalloc.lab.models import load
 
@@ -20,8 +20,8 @@ _TEXT = 4096  # tokens that the model reads to fill caches with
 
 def run(
     settings: Settings,
-    say: Say,
-    keep: Keep = forget,
+    log: Log,
+    save: Save = discard,
     given: Subject | None = None,
     share_budgets: tuple[int, ...] = (),
 ) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def run(
     budgets = settings.budgets or ((128,) if quick else (128, 256, 512))
     chains = settings.chains or ((512,) if quick else (1024, 4096, 8192))
     limit = settings.memory_limit or (QUICK_MEMORY_LIMIT if quick else MEMORY_LIMIT)
-    say("the model reads the text that caches are filled with")
+    log("the model reads the text that caches are filled with")
     if given is None:
         model, tokenizer, label = load()
         given = subject(model, tokenizer, label, 512 if quick else _TEXT)
@@ -50,28 +50,28 @@ def run(
     result["steps"] = []
     for row in steps.step_times(given, batches, lengths, contenders_now, rounds):
         each = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in row["step_s"].items())
-        say(f"ms a step, batch {row['batch']}, {row['length']} tokens: {each}")
+        log(f"ms a step, batch {row['batch']}, {row['length']} tokens: {each}")
         result["steps"].append(row)
-        keep(result)
+        save(result)
     result["cuts"] = []
     shares = share_budgets or ((128,) if quick else (128, 256, 512, 1024))
     for row in steps.cut_shares(given, [1] if quick else [1, 8], [f"reasonalloc-{x}" for x in shares]):
-        say(f"cuts of {row['cache']}, batch {row['batch']}: {row['share']:.2%} of the decode time")
+        log(f"cuts of {row['cache']}, batch {row['batch']}: {row['share']:.2%} of the decode time")
         result["cuts"].append(row)
-        keep(result)
+        save(result)
     result["overhead"] = []
     watched = ("dynamic", "static", "full", "reasonalloc-256")
     for row in steps.overhead(given, [1, 8], watched, 16, 10 if quick else 50):
-        say(f"overhead of {row['cache']}, batch {row['batch']}: {row['overhead_us']:.0f} us a layer")
+        log(f"overhead of {row['cache']}, batch {row['batch']}: {row['overhead_us']:.0f} us a layer")
         result["overhead"].append(row)
-        keep(result)
+        save(result)
     contenders = ["static", "dynamic", "full", *names]
     runs = settings.rounds(full=5, quick=2)
     result["whole_chains"] = settings.whole_chains
     result["equal_memory"] = []
-    for row in equal_memory(given, contenders, chains, limit, most_rows, runs, settings.whole_chains, say):
+    for row in equal_memory(given, contenders, chains, limit, most_rows, runs, settings.whole_chains, log):
         result["equal_memory"].append(row)
-        keep(result)
-    result["break_even"] = list(break_even(given, names, max(chains), runs, say))
-    keep(result)
+        save(result)
+    result["break_even"] = list(break_even(given, names, max(chains), runs, log))
+    save(result)
     return result

@@ -10,8 +10,8 @@ from typing import Any
 
 from reasonalloc.config import Config
 from reasonalloc.lab.evaluate.accuracy import Cell, cell_name
-from reasonalloc.lab.evaluate.prompts import TASKS
 from reasonalloc.lab.evaluate.waves import Waves
+from reasonalloc.lab.tasks import REGISTRY
 from reasonalloc.policy.wave import WaveProfile
 
 
@@ -27,9 +27,9 @@ class Around:
     alpha: float | None = None
 
     def cell(
-        self, method: str = "reasonalloc", wave: WaveProfile | None = None, said: str = "", **changes: Any
+        self, method: str = "reasonalloc", wave: WaveProfile | None = None, variant: str = "", **changes: Any
     ) -> Cell:
-        """said: what distinguishes it from the plain cell of its method and budget ("" for that one)."""
+        """variant: what distinguishes it from the plain cell of its method and budget ("" for that one)."""
         base: dict[str, Any] = {"budget": self.budget, "interval": self.interval, "keep_prompt": self.keep_prompt}
         if method == "full":
             base["budget"] = None
@@ -38,14 +38,14 @@ class Around:
         config = Config(**{"method": method, **base, **changes})
         if config.resolve().needs_wave:
             config = replace(config, profile=wave or self.waves.get())
-        return Cell(f"{cell_name(config)} {said}".strip(), config)
+        return Cell(f"{cell_name(config)} {variant}".strip(), config)
 
     def varied(self, field: str, values: list[Any]) -> list[Cell]:
         """ReasonAlloc with each value of a field; the default among them is the plain cell."""
         plain = self.cell()
-        known = getattr(plain.config, field)
-        default = plain.config.resolve().interval if field == "interval" and known is None else known
-        return [plain if x == default else self.cell(said=f"{field}={x:g}", **{field: x}) for x in values]
+        value = getattr(plain.config, field)
+        default = plain.config.resolve().interval if field == "interval" and value is None else value
+        return [plain if x == default else self.cell(variant=f"{field}={x:g}", **{field: x}) for x in values]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ _enter_field("smoothing", "Do scores that remember earlier cuts choose better?",
 @_enter("rho", "Does the attention mass that defines a layer's demand matter?")
 def _rho(around: Around) -> list[Cell]:
     return [
-        around.cell(wave=around.waves.get(rho=rho), said="" if rho == 0.93 else f"rho={rho:g}")
+        around.cell(wave=around.waves.get(rho=rho), variant="" if rho == 0.93 else f"rho={rho:g}")
         for rho in (0.8, 0.93, 0.99)
     ]
 
@@ -93,8 +93,8 @@ def _wave(around: Around) -> list[Cell]:
     # Without routing: nothing moves slots but the layers' budgets. R-KV has a flat wave, pyramid-rkv PyramidKV's.
     wave = around.waves.get()
 
-    def other(demand: list[float], said: str) -> Cell:
-        return around.cell("reasonalloc-wave", replace(wave, demand=tuple(demand)), f"wave={said}")
+    def other(demand: list[float], variant: str) -> Cell:
+        return around.cell("reasonalloc-wave", replace(wave, demand=tuple(demand)), f"wave={variant}")
 
     made = [around.cell(x) for x in ("rkv", "reasonalloc-wave", "pyramid-rkv")]
     made.append(other(list(wave.demand[::-1]), "reversed"))
@@ -114,7 +114,7 @@ def _parts(around: Around) -> list[Cell]:
 def _centred(around: Around) -> list[Cell]:
     found = []
     for method in ("reasonalloc-route", "reasonalloc"):
-        found += [around.cell(method), around.cell(method, said="score=as-published", scorer="rkv")]
+        found += [around.cell(method), around.cell(method, variant="score=as-published", scorer="rkv")]
     return found
 
 
@@ -123,8 +123,8 @@ def _prompt(around: Around) -> list[Cell]:
     found = []
     for method in ("reasonalloc", "rkv", "snapkv", "streaming", "random"):
         default = around.cell(method).config.resolve().keep_prompt
-        said = "prompt=as-any-text" if default else "prompt=kept"
-        found += [around.cell(method), around.cell(method, said=said, keep_prompt=not default)]
+        variant = "prompt=as-any-text" if default else "prompt=kept"
+        found += [around.cell(method), around.cell(method, variant=variant, keep_prompt=not default)]
     return found
 
 
@@ -137,7 +137,7 @@ def _length(around: Around) -> list[Cell]:
 @_enter("profile", "How many prompts does the wave need?")
 def _profile(around: Around) -> list[Cell]:
     return [
-        around.cell(wave=around.waves.get(count), said="" if count == 4 else f"prompts={count}")
+        around.cell(wave=around.waves.get(count), variant="" if count == 4 else f"prompts={count}")
         for count in (1, 2, 4, 8)
     ]
 
@@ -145,17 +145,17 @@ def _profile(around: Around) -> list[Cell]:
 @_enter("transfer", "Does a wave of another task do as well?")
 def _transfer(around: Around) -> list[Cell]:
     found = [around.cell()]
-    for task in TASKS:
+    for task, entry in REGISTRY.items():
         if task == around.waves.task:
             continue
         try:
             wave = around.waves.get(task=task)
         except ValueError as error:
-            if task != "aime24":  # the one that is not shipped
+            if entry.shipped:
                 raise
             warnings.warn(f"left out: {error}", stacklevel=2)
             continue
-        found.append(around.cell(wave=wave, said=f"wave={task}"))
+        found.append(around.cell(wave=wave, variant=f"wave={task}"))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from reasonalloc.config import Config
 from reasonalloc.hf.decode import Chain, Sampling, generate
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.fidelity import points_of
 from reasonalloc.lab.evaluate.grading import grade
@@ -27,10 +28,10 @@ class Cell:
     def hash(self) -> str:
         """Of all that the config says and of the parts that its method stands for; the profile by its content."""
         config, method = self.config, self.config.resolve()
-        said: dict[str, Any] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
+        content: dict[str, Any] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
         if config.profile is not None and method.needs_wave:
-            said["profile"] = [float(x) for x in config.profile.demand]
-        return digest(said)
+            content["profile"] = [float(x) for x in config.profile.demand]
+        return digest(content)
 
 
 def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Cell]:
@@ -83,22 +84,22 @@ def plan(
 
     done: keys of records that exist.
     """
-    known = set(done)
+    planned = set(done)
     batches = []
     for cell in wanted:
         groups: dict[str, list[Job]] = {}
         for item in items:
             for sample in range(samples):
-                if (cell.name, item.id, sample) not in known:
+                if (cell.name, item.id, sample) not in planned:
                     groups.setdefault(item.group, []).append(Job(item, sample))
-                    known.add((cell.name, item.id, sample))
+                    planned.add((cell.name, item.id, sample))
         jobs = [x for group in groups.values() for x in group]
         batches += [Batch(cell, tuple(jobs[i : i + batch_size])) for i in range(0, len(jobs), batch_size)]
     return batches
 
 
 def run_batch(
-    model: Any, tokenizer: Any, batch: Batch, sampling: Sampling, progress: Callable[[int], None] | None = None
+    model: Model, tokenizer: Tokenizer, batch: Batch, sampling: Sampling, progress: Callable[[int], None] | None = None
 ) -> Iterator[Record]:
     """The records of a batch, each as its chain ends."""
     jobs = {job.key: job for job in batch.jobs}
@@ -108,7 +109,7 @@ def run_batch(
         yield _record(batch.cell, jobs[chain.key], chain, tokenizer, sampling)
 
 
-def _record(cell: Cell, job: Job, chain: Chain, tokenizer: Any, sampling: Sampling) -> Record:
+def _record(cell: Cell, job: Job, chain: Chain, tokenizer: Tokenizer, sampling: Sampling) -> Record:
     text = tokenizer.decode(chain.ids, skip_special_tokens=True)
     answers, right = grade(text, job.item.answers, job.item.asked)
     return Record(

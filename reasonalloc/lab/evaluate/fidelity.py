@@ -12,12 +12,15 @@ import torch
 from rich.table import Table
 
 from reasonalloc.config import Config
-from reasonalloc.files import read_saved
+from reasonalloc.fields import build
+from reasonalloc.files import read_saved, replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.protocols import Model
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.lab.evaluate.statistics import Measure, bootstrap, picks
 from reasonalloc.lab.evaluate.texts import Text
+from reasonalloc.lab.table import Section
 
 SCHEMA = 1
 
@@ -64,37 +67,35 @@ class Fidelity:
     schema: int = SCHEMA
 
     def save(self, path: str | Path) -> None:
-        """Writes the result as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Writes the result as JSON, whole or not at all."""
+        replace_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Fidelity:
         """Reads a saved result; ValueError if the file is none."""
         data = read_saved(path, "fidelity result", SCHEMA)
         try:
-            points = [Point(**{**x, **{m: Measure(**x[m]) for m in METRICS}}) for x in data["points"]]
-            return cls(points, Measure(**data["full_nll"]), data["provenance"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a fidelity result of schema {SCHEMA}: {error!r}") from error
+            return build(cls, data, "it")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a fidelity result of schema {SCHEMA}: {error}") from error
 
     def table(self) -> Table:
         """The result as a rich table."""
-        table = Table(title="Fidelity under teacher forcing (mean over problems, 95 % bootstrap interval)")
-        table.caption = f"full cache: {self.full_nll.text('.3f')} nats a token"
         heads = ("method", "budget", "NLL", "excess NLL", "KL", "top-1 agreement", "mean bytes", "peak bytes", "slots")
-        for i, name in enumerate(heads):
-            table.add_column(name, justify="left" if not i else "right")
-        for p in self.points:
-            table.add_row(
+        rows = [
+            [
                 p.method, p.setting, f"{p.nll.mean:.3f}", p.excess_nll.text(".3f"), p.kl.text(".3f"),
                 p.agreement.text(".1%"), f"{p.mean_bytes.mean / 2**20:.2f} MiB", f"{p.peak_bytes.mean / 2**20:.2f} MiB",
                 f"{p.slots_ratio.mean:.1%}",
-            )  # fmt: skip
-        return table
+            ]
+            for p in self.points
+        ]  # fmt: skip
+        title = "Fidelity under teacher forcing (mean over problems, 95 % bootstrap interval)"
+        return Section(title, heads, rows, f"full cache: {self.full_nll.text('.3f')} nats a token").rich()
 
 
 def evaluate_fidelity(
-    model: Any,
+    model: Model,
     texts: Iterable[Text],
     configs: Sequence[Config],
     *,
@@ -135,7 +136,7 @@ def _chosen(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _measure(
-    model: Any,
+    model: Model,
     config: Config,
     text: Text,
     reference: torch.Tensor,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.decode import DecodeBatch
+from reasonalloc.hf.protocols import Model
 
 
-def full_log_probs(model: Any, prompt: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def full_log_probs(model: Model, prompt: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """Log-probabilities before each token of `text` with everything before it in sight: [T, V] float32.
 
     prompt: [P] token ids, at least one; text: [T] token ids. One ordinary forward pass without a cache.
@@ -22,7 +23,7 @@ def full_log_probs(model: Any, prompt: torch.Tensor, text: torch.Tensor) -> torc
 
 
 def forced_log_probs(
-    model: Any, cache: ReasonAllocCache, prompt: torch.Tensor, text: torch.Tensor
+    model: Model, cache: ReasonAllocCache, prompt: torch.Tensor, text: torch.Tensor
 ) -> Iterator[torch.Tensor]:
     """The same with a cache, one [V] float32 for each token of `text`.
 
@@ -31,9 +32,7 @@ def forced_log_probs(
     """
     if cache.get_seq_length():
         raise ValueError(f"the cache must be empty, it was given {cache.get_seq_length()} tokens")
-    step = prompt[None].to(model.device)
-    for token in text.to(model.device):
-        with torch.no_grad():
-            logits = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-        yield torch.log_softmax(logits.float(), dim=-1)
-        step = token.view(1, 1)
+    batch = DecodeBatch(model, cache, [prompt])
+    for token in text:
+        yield torch.log_softmax(batch.forward()[0].float(), dim=-1)
+        batch.append(token.view(1))

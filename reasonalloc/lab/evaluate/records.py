@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import io
 import json
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reasonalloc.files import replace_text
+from reasonalloc.fields import build
+from reasonalloc.files import encoded, json_lines, read_json, replace_bytes, replace_text
 
 FILE = "generations.jsonl"
 PACKED = FILE + ".gz"
 SETTINGS = "settings.json"
 RUNS = "runs.json"
+FINISHES = ("stop", "length")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ class Record:
     peak_bytes: int
     seconds: float
 
+    def __post_init__(self) -> None:
+        if not self.right:
+            raise ValueError(f"{self.item}: a chain is graded on at least one answer, right is []")
+        if self.finish not in FINISHES:
+            raise ValueError(f"{self.item}: finish must be one of {', '.join(FINISHES)}, got {self.finish!r}")
+        for name in ("sample", "prompt_tokens", "tokens", "peak_bytes", "mean_bytes", "slots", "seconds"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{self.item}: {name} must be a number from 0, got {getattr(self, name)}")
+
     @property
     def key(self) -> tuple[str, str, int]:
         return self.cell, self.item, self.sample
@@ -67,7 +79,7 @@ class Records:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.path = self.folder / FILE
-        self.known: dict[tuple[str, str, int], Record] = {}
+        self.by_key: dict[tuple[str, str, int], Record] = {}
         self._release: weakref.finalize[..., Any] | None = None
 
     def open(self, settings: dict[str, Any]) -> None:
@@ -82,26 +94,31 @@ class Records:
         unpack = packed.is_file() and not self.path.is_file()
         self._mend()
         if path.is_file() and (unpack or (self.path.is_file() and self.path.stat().st_size)):
-            known = json.loads(path.read_text(encoding="utf-8"))
-            other = [k for k in {**known, **settings} if known.get(k) != settings.get(k)]
+            earlier = _object(path, "file of settings")
+            other = [k for k in {**earlier, **settings} if earlier.get(k) != settings.get(k)]
             if other:
-                told = "; ".join(f"{k} {known.get(k)!r}, now {settings.get(k)!r}" for k in sorted(other))
+                differences = "; ".join(f"{k} {earlier.get(k)!r}, now {settings.get(k)!r}" for k in sorted(other))
                 raise ValueError(
-                    f"{self.folder} has generations made with other settings ({told}): take another folder"
+                    f"{self.folder} has generations made with other settings ({differences}): take another folder"
                 )
         else:
             (self.folder / RUNS).unlink(missing_ok=True)
             replace_text(path, json.dumps(settings, indent=1) + "\n")
         if unpack:
-            replace_text(self.path, "".join(map(_line, read(packed))))
-        self.known = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
+            replace_bytes(self.path, b"".join(map(_line, read(packed))))
+        self.by_key = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
 
     def runs(self) -> list[dict[str, Any]]:
-        """Those that made the records, the oldest first, as `note_run` was given them."""
+        """Those that made the records, the oldest first, as `add_run` was given them."""
         path = self.folder / RUNS
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        if not path.is_file():
+            return []
+        runs = read_json(path, "list of runs")
+        if not isinstance(runs, list) or not all(isinstance(x, dict) for x in runs):
+            raise ValueError(f"{path} is not a list of runs: it must be a list of objects")
+        return runs
 
-    def note_run(self, made: dict[str, Any]) -> None:
+    def add_run(self, made: dict[str, Any]) -> None:
         """made: command, time, machine, versions; JSON-ready."""
         replace_text(self.folder / RUNS, json.dumps([*self.runs(), made], indent=1) + "\n")
 
@@ -109,13 +126,13 @@ class Records:
         """Until `close`, or until this object or its process ends; ValueError if another one writes here."""
         if self._release is not None:
             return
-        held = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(held)
+            os.close(lock)
             raise ValueError(f"another run writes to {self.folder}: wait for it, or take another folder") from error
-        self._release = weakref.finalize(self, os.close, held)
+        self._release = weakref.finalize(self, os.close, lock)
 
     def close(self) -> None:
         """Lets others write."""
@@ -135,23 +152,24 @@ class Records:
 
     def add(self, record: Record) -> None:
         """Appends a record unless there is one of its key."""
-        if record.key in self.known:
+        if record.key in self.by_key:
             return
+        line = _line(record)  # before the file is opened: a text may have no bytes
         with self.path.open("ab") as file:
-            file.write(_line(record).encode())
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.known[record.key] = record
+        self.by_key[record.key] = record
 
     def change(self, how: Callable[[Record], Record]) -> None:
         """Rewrites all records, whole or not at all. how: a record as it shall be."""
-        changed = {key: how(record) for key, record in self.known.items()}
-        replace_text(self.path, "".join(map(_line, changed.values())))
-        self.known = changed
+        changed = {key: how(record) for key, record in self.by_key.items()}
+        replace_bytes(self.path, b"".join(map(_line, changed.values())))
+        self.by_key = changed
 
     def check(self, configs: dict[str, str], asked: dict[str, str]) -> None:
         """configs: hash by cell. asked: hash by item. ValueError if records were made with others."""
-        for record in self.known.values():
+        for record in self.by_key.values():
             if asked.get(record.item, record.asked) != record.asked:
                 raise ValueError(
                     f"{self.folder}: {record.item} was another problem when it was answered (prompt and answers had"
@@ -164,27 +182,31 @@ class Records:
                 )
 
 
-def _line(record: Record) -> str:
-    return json.dumps(asdict(record), ensure_ascii=False) + "\n"
+def _object(path: Path, kind: str) -> dict[str, Any]:
+    found = read_json(path, kind)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a {kind}: it must be an object, got {type(found).__name__}")
+    return found
+
+
+def _line(record: Record) -> bytes:
+    return encoded(json.dumps(asdict(record), ensure_ascii=False) + "\n", record.item)
 
 
 def read(path: str | Path) -> Iterator[Record]:
-    """The records of a file, .gz or not. Raises ValueError naming the line that is none."""
-    path = Path(path)
-    names = {f.name for f in fields(Record)}
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                if set(row) != names:
-                    raise ValueError(f"fields {sorted(set(row) ^ names)}")
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}:{number} is not a generation ({error})") from error
-            yield Record(**row)
+    """The records of a file, .gz or not. Raises ValueError naming the line that is none or damaged."""
+    for where, row in json_lines(path):
+        try:
+            record = build(Record, row, "it")
+        except ValueError as error:
+            raise ValueError(f"{where} is not a generation ({error})") from error
+        yield record
 
 
 def pack(records: Iterable[Record], path: str | Path) -> None:
-    """Writes records as .jsonl.gz, the same bytes for the same records."""
-    with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+    """Writes records as .jsonl.gz, whole or not at all, the same bytes for the same records."""
+    packed = io.BytesIO()
+    with gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as file:
         for record in records:
-            file.write(_line(record).encode())
+            file.write(_line(record))
+    replace_bytes(path, packed.getvalue())

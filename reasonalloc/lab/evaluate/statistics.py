@@ -17,7 +17,7 @@ INSTALL = "pip install 'reasonalloc[evaluate]'"
 
 @dataclass(frozen=True)
 class Measure:
-    """Mean over problems with its 95 % bootstrap interval (None with fewer than two problems)."""
+    """Mean over problems with its 95 % interval, a bootstrap's unless said (None where there is none)."""
 
     mean: float
     low: float | None = None
@@ -48,7 +48,7 @@ class Paired:
     """One method against another on the same problems.
 
     difference: mean of score less the other's. wins, losses: problems where the mean score over samples is higher,
-    lower. p: McNemar's exact two-sided test on these (the sign test where scores are averages over samples).
+    lower. p: the exact two-sided sign test on these problem means.
     """
 
     against: str
@@ -63,8 +63,8 @@ def available() -> None:
     _binomtest()
 
 
-def mcnemar(wins: int, losses: int) -> float:
-    """Two-sided p of McNemar's exact test; 1 where no problem differs."""
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p of the exact sign test; 1 where no problem differs."""
     if not wins + losses:
         return 1.0
     return float(_binomtest()(min(wins, losses), wins + losses, 0.5).pvalue)
@@ -82,6 +82,20 @@ def proportion_interval(right: float, count: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def proportion_mean(scores: Sequence[float], chosen: npt.NDArray[np.int64]) -> Measure:
+    """Mean of scores from 0 to 1, one a problem.
+
+    Its interval is the bootstrap's, but where all problems have the same score, whose bootstrap would have no width at
+    all, Wilson's for a share of so many problems (as in `proportion_interval` for one that is no whole number of them).
+    """
+    if len(set(scores)) > 1:
+        return bootstrap(scores, chosen)
+    right, count, test = float(sum(scores)), len(scores), _binomtest()
+    low = test(math.floor(right + 1e-9), count).proportion_ci(CONFIDENCE, method="wilson").low
+    high = test(math.ceil(right - 1e-9), count).proportion_ci(CONFIDENCE, method="wilson").high
+    return Measure(right / count, float(low), float(high))
+
+
 def _binomtest() -> Any:
     try:
         from scipy.stats import binomtest
@@ -94,4 +108,4 @@ def paired(against: str, ours: Sequence[float], theirs: Sequence[float], chosen:
     """ours, theirs: scores of the same problems in the same order."""
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     wins, losses = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
-    return Paired(against, bootstrap(difference.tolist(), chosen), wins, losses, mcnemar(wins, losses))
+    return Paired(against, bootstrap(difference.tolist(), chosen), wins, losses, sign_test(wins, losses))

@@ -10,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reasonalloc.files import replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.hf.profile import profile
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab import models
-from reasonalloc.lab.evaluate import known, statistics
+from reasonalloc.lab.evaluate import expected, statistics
 from reasonalloc.lab.evaluate.accuracy import Batch, Cell, plan, run_batch
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.records import Record, Records
@@ -63,7 +65,7 @@ class Study:
         return own | {"samples": self.samples} | asdict(self.sampling)
 
     @cached_property
-    def model(self) -> tuple[Any, Any]:
+    def model(self) -> tuple[Model, Tokenizer]:
         """(model, tokenizer), loaded when first asked for."""
         model, tokenizer, _ = self.source.load()
         warn_of(not_applied(model, self.sampling))
@@ -98,15 +100,15 @@ class Study:
         ready()
         self.records.open(self.settings)
         self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
-        batches = plan(self.items, cells, self.samples, self.batch_size, self.records.known)
+        batches = plan(self.items, cells, self.samples, self.batch_size, self.records.by_key)
         total = sum(len(x.jobs) for x in batches)
         places: list[dict[str, Any]] = []
         try:
             for i, record in enumerate(self._generate(batches, places.append), 1):
                 self.records.add(record)
-                while places:  # known before the first chain ends
+                while places:  # set before the first chain ends
                     here = provenance()
-                    self.records.note_run({"command": here["command"], "created": here["created"]} | places.pop(0))
+                    self.records.add_run({"command": here["command"], "created": here["created"]} | places.pop(0))
                 if progress:
                     progress(i, total)
         finally:
@@ -126,18 +128,18 @@ class Study:
         self.records.open(self.settings)
         self.records.change(again)
 
-    def _generate(self, batches: Sequence[Batch], note: Callable[[dict[str, Any]], None]) -> Iterator[Record]:
-        """note: called with the `place` of each model before any record is made."""
+    def _generate(self, batches: Sequence[Batch], on_place: Callable[[dict[str, Any]], None]) -> Iterator[Record]:
+        """on_place: called with the `place` of each model before any record is made."""
         if not batches:
             return
         if self.ray is not None:
             yield from run_on_ray(
                 self.source, batches, self.sampling, address=self.ray.address, workers=self.ray.workers,
-                gpus=self.ray.gpus, note=note,
+                gpus=self.ray.gpus, on_place=on_place,
             )  # fmt: skip
             return
         model, _ = self.model
-        note(place(model))
+        on_place(place(model))
         with using(model):
             for cell in {x.cell.name: x.cell for x in batches}.values():
                 ReasonAllocCache(model, cell.config)  # what does not fit the model is said before hours of work
@@ -148,12 +150,12 @@ class Study:
         """Of the cells named, over this study's problems. A table may be made from chains of other machines: they are
         under "runs" in its provenance, the last run's machine and versions also in place of this process's."""
         names = {x.id for x in self.items}
-        chosen = [x for x in self.records.known.values() if x.item in names]
-        scores = known.scores(self.source.model, self.task, {x.group for x in self.items})
+        chosen = [x for x in self.records.by_key.values() if x.item in names]
+        scores = expected.scores(self.source.model, self.task, {x.group for x in self.items})
         runs = self.records.runs()
         origin = provenance(self.settings["model"], self.sampling.seed) | self.settings
         origin |= {"runs": runs} | {key: runs[-1][key] for key in ("machine", "versions")} if runs else {}
-        return summarise(chosen, [x.name for x in cells], known=scores, seed=self.sampling.seed, provenance=origin)
+        return summarise(chosen, [x.name for x in cells], expected=scores, seed=self.sampling.seed, provenance=origin)
 
 
 def ready() -> None:
@@ -168,8 +170,8 @@ def write(summary: Summary, stem: Path, question: str = "") -> None:
     """stem.json, stem.md and stem.png. question: of an ablation, whose rows are not budgets of methods."""
     from reasonalloc.lab import plots
 
-    stem.with_suffix(".json").write_text(json.dumps(summary.as_json(), indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(summary.markdown(), encoding="utf-8")
+    replace_text(stem.with_suffix(".json"), json.dumps(summary.as_json(), indent=1) + "\n")
+    replace_text(stem.with_suffix(".md"), summary.markdown())
     if question:
         plots.cells(summary, stem.with_suffix(".png"), question)
     else:

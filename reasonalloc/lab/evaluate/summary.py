@@ -11,12 +11,16 @@ from typing import Any
 
 from rich.table import Table
 
+from reasonalloc.fields import build
 from reasonalloc.files import read_saved
 from reasonalloc.lab.evaluate.records import Record
-from reasonalloc.lab.evaluate.statistics import Measure, Paired, bootstrap, paired, picks, proportion_interval
+from reasonalloc.lab.evaluate.statistics import Measure, Paired, paired, picks, proportion_interval, proportion_mean
+from reasonalloc.lab.table import Section
 
 SCHEMA = 1
 FULL = "full"
+MOST_CUT_OFF = 0.05  # share of the full cache's chains that may meet the length limit without a warning
+TITLE = "Accuracy (pass@1, 95 % interval over problems; differences with the p of the sign test on problem means)"
 
 
 @dataclass(frozen=True)
@@ -63,33 +67,21 @@ class Summary:
         """Reads what `study.write` left as JSON; ValueError if the file is none."""
         data = read_saved(path, "summary of accuracies", SCHEMA)
         try:
-            return cls([_loaded(x) for x in data["rows"]], data["warnings"], data["provenance"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a summary of accuracies of schema {SCHEMA}: {error!r}") from error
+            return build(cls, data, "it")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a summary of accuracies of schema {SCHEMA}: {error}") from error
 
     def table(self) -> Table:
         """For the terminal."""
-        heads = _columns(self.rows)
-        table = Table(title="Accuracy (pass@1, 95 % bootstrap interval over problems)")
-        for i, name in enumerate(heads):
-            table.add_column(name, justify="left" if not i else "right")
-        for row in self.rows:
-            table.add_row(*_texts(row, heads))
-        if self.warnings:
-            table.caption = "\n".join(f"warning: {x}" for x in self.warnings)
-        return table
+        return self._section().rich()
 
     def markdown(self) -> str:
+        return "\n".join([*(f"> **Warning:** {x}\n" for x in self.warnings), self._section().markdown_rows()])
+
+    def _section(self) -> Section:
         heads = _columns(self.rows)
-        lines = [f"> **Warning:** {x}\n" for x in self.warnings]
-        lines += ["| " + " | ".join(heads) + " |", "|" + "|".join([" --- ", *([" ---: "] * (len(heads) - 1))]) + "|"]
-        lines += ["| " + " | ".join(_texts(row, heads)) + " |" for row in self.rows]
-        return "\n".join(lines) + "\n"
-
-
-def _loaded(row: dict[str, Any]) -> Row:
-    against = [Paired(**{**x, "difference": Measure(**x["difference"])}) for x in row["against"]]
-    return Row(**{**row, "accuracy": Measure(**row["accuracy"]), "against": against})
+        note = "\n".join(f"warning: {x}" for x in self.warnings)
+        return Section(TITLE, heads, [_texts(row, heads) for row in self.rows], note)
 
 
 def _column(row: Row, pair: Paired) -> str:
@@ -100,8 +92,7 @@ def _column(row: Row, pair: Paired) -> str:
 
 def _columns(rows: Sequence[Row]) -> list[str]:
     names = dict.fromkeys(_column(row, x) for row in rows for x in row.against)
-    return ["method", "budget", "accuracy", *names, "chain", "cut off", "mean MB", "peak MB",
-            "tokens/s"]  # fmt: skip
+    return ["method", "budget", "accuracy", "cut off", *names, "chain", "mean MB", "peak MB", "tokens/s"]
 
 
 def _texts(row: Row, heads: Sequence[str]) -> list[str]:
@@ -123,23 +114,23 @@ def summarise(
     records: Iterable[Record],
     order: Sequence[str],
     *,
-    known: Mapping[str, tuple[float, float]] | None = None,
+    expected: Mapping[str, tuple[float, float]] | None = None,
     baselines: Sequence[str] = (FULL, "rkv"),
     seed: int = 0,
     provenance: dict[str, Any] | None = None,
 ) -> Summary:
     """Rows in the order of the cells named; cells without records are left out.
 
-    known: (low, high) of the score that the full cache is known to have, by group ("" for the whole task). baselines:
-    methods that each row is compared with, at its own setting or, for one without a budget, alone. A row that varies
-    something is also compared with its method as it is by default.
+    expected: (low, high) of the score that the full cache is known to have, by group ("" for the whole task).
+    baselines: methods that each row is compared with, at its own setting or, for one without a budget, alone. A row
+    that varies something is also compared with its method as it is by default.
     """
     by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_cell[record.cell].append(record)
     scores = {cell: _scores(by_cell[cell]) for cell in order if by_cell[cell]}
     rows = [_row(cell, by_cell[cell], scores, baselines, seed) for cell in scores]
-    return Summary(rows, _warnings(rows, by_cell, known), provenance or {})
+    return Summary(rows, _warnings(rows, by_cell, expected), provenance or {})
 
 
 def _scores(records: Sequence[Record]) -> dict[str, float]:
@@ -176,7 +167,7 @@ def _row(
     seconds = sum(x.seconds for x in records)
     return Row(
         cell, method, first.budget, first.ratio, len(own), len(records) // max(len(own), 1),
-        bootstrap(list(own.values()), picks(len(own), seed)),
+        proportion_mean(list(own.values()), picks(len(own), seed)),
         statistics.fmean(x.tokens for x in records),
         statistics.fmean(x.finish == "length" for x in records),
         statistics.fmean(x.mean_bytes for x in records),
@@ -187,28 +178,45 @@ def _row(
 
 
 def _warnings(
-    rows: Sequence[Row], by_cell: Mapping[str, list[Record]], known: Mapping[str, tuple[float, float]] | None
+    rows: Sequence[Row], by_cell: Mapping[str, list[Record]], expected: Mapping[str, tuple[float, float]] | None
 ) -> list[str]:
-    """The gate: figures of a set-up whose full cache does not score as it is known to are not to be trusted."""
-    if not any(row.cell == FULL for row in rows):
+    """What a reader must know before a row is believed."""
+    full = next((row for row in rows if row.cell == FULL), None)
+    if full is None:
         return ["the full cache was not measured, so nothing says that the set-up is right (add the method full)"]
-    if known is None:
+    return [*_cut_off(full, by_cell[FULL]), *_gate(by_cell[FULL], expected)]
+
+
+def _cut_off(full: Row, records: Sequence[Record]) -> list[str]:
+    """Chains that meet the length limit have no answer: figures then say much about the limit."""
+    if full.truncated < MOST_CUT_OFF:
+        return []
+    longest = max(x.tokens for x in records if x.finish == "length")
+    return [
+        f"{full.truncated:.0%} of the full cache's own chains were cut off at {longest:,} tokens, so accuracies measure"
+        " the length limit too: raise --max-new-tokens"
+    ]
+
+
+def _gate(records: Sequence[Record], expected: Mapping[str, tuple[float, float]] | None) -> list[str]:
+    """Figures of a set-up whose full cache does not score as it is known to are not to be trusted."""
+    if expected is None:
         return ["no published or measured score of this model on this task is known to compare the full cache with"]
     found = []
-    unknown = {x.group for x in by_cell[FULL]} - set(known) if "" not in known else set()
+    unknown = {x.group for x in records} - set(expected) if "" not in expected else set()
     if unknown:
         found.append(f"no known score to compare the full cache with on {', '.join(sorted(unknown))}")
-    for group, (least, most) in known.items():
-        records = [x for x in by_cell[FULL] if not group or x.group == group]
-        if not records:
+    for group, (least, most) in expected.items():
+        chosen = [x for x in records if not group or x.group == group]
+        if not chosen:
             continue
-        own = list(_scores(records).values())
+        own = list(_scores(chosen).values())
         low, high = proportion_interval(sum(own), len(own))
         if high < least or most < low:
             where = f" on {group}" if group else ""
-            expected = f"{least:.1%}" + (f" to {most:.1%}" if least < most else "")
+            interval = f"{least:.1%}" + (f" to {most:.1%}" if least < most else "")
             found.append(
                 f"the full cache scores {statistics.fmean(own):.1%} [{low:.1%}, {high:.1%}]{where}, but the model is"
-                f" known for {expected}: check prompt, sampling and length limit before you believe a row"
+                f" known for {interval}: check prompt, sampling and length limit before you believe a row"
             )
     return found

@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 
-from reasonalloc.files import cache_folder, replace_text
+from reasonalloc.fields import build
+from reasonalloc.files import cache_folder, json_lines, read_json, replace_text
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab.problems import Problem
 from reasonalloc.policy.wave import fingerprint
@@ -27,55 +28,74 @@ class Text:
     solution: torch.Tensor
 
 
-def read(path: str | Path, tokenizer: Any, tokens: int, count: int | None = None) -> list[Text]:
+@dataclass(frozen=True)
+class _Line:
+    problem: str
+    solution: str
+    id: str | int | None = None
+
+
+def read(path: str | Path, tokenizer: Tokenizer, tokens: int, count: int | None = None) -> list[Text]:
     """Texts of a JSON-lines file with the fields `problem` and `solution` (`id` if it has one), cut to `tokens`.
 
     Raises ValueError naming the line where one is not of that form, or if there is none; OSError if it cannot be read.
     """
     texts: list[Text] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip() or len(texts) == count:
-            continue
+    for where, row in json_lines(path):
+        if len(texts) == count:
+            break
         try:
-            row = json.loads(line)
-            problem, solution = row["problem"], row["solution"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}:{number}: expected an object with 'problem' and 'solution' ({error!r})"
-            ) from error
-        if not (isinstance(problem, str) and isinstance(solution, str)):
-            raise ValueError(f"{path}:{number}: 'problem' and 'solution' must be texts")
-        ids = tokenizer(solution, return_tensors="pt", add_special_tokens=False).input_ids[0, :tokens]
+            line = build(_Line, row, where, others=True)
+        except ValueError as error:
+            raise ValueError(f"{where}: expected an object with 'problem' and 'solution' ({error})") from error
+        ids = tokenizer(line.solution, return_tensors="pt", add_special_tokens=False).input_ids[0, :tokens]
         if not len(ids):
-            raise ValueError(f"{path}:{number}: the solution is empty")
-        texts.append(Text(str(row.get("id", number)), encode_prompt(tokenizer, problem, "cpu")[0], ids.long()))
+            raise ValueError(f"{where}: the solution is empty")
+        name = where.rpartition(":")[2] if line.id is None else str(line.id)
+        texts.append(Text(name, encode_prompt(tokenizer, line.problem, "cpu")[0], ids.long()))
     if not texts:
         raise ValueError(f"{path} holds no text")
     return texts
 
 
 def generate(
-    model: Any, tokenizer: Any, problems: Sequence[Problem], tokens: int, temperature: float = 0.0, seed: int = 0
+    model: Model,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> Iterator[Text]:
     """The model's own solutions with the full cache, up to `tokens` tokens each or its end of text.
 
     temperature 0 is greedy. A text is made once: it is kept in `cache_folder("texts")` under a hash of the weights,
     the prompt and the settings, so an interrupted run goes on where it stopped.
     """
-    weights = _digest_weights(model)
+    weights, vocabulary = _digest_weights(model), model.config.get_text_config(decoder=True).vocab_size
     for problem in problems:
         prompt = encode_prompt(tokenizer, problem.problem, "cpu")[0]
         key = [weights, prompt.tolist(), tokens, temperature, seed if temperature else None]
         path = cache_folder("texts") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
-        try:
-            ids = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        ids = _kept(path, vocabulary)
+        if ids is None:
             ids = _solve(model, tokenizer, prompt, tokens, temperature, seed)
             replace_text(path, json.dumps(ids))
         yield Text(problem.id, prompt, torch.tensor(ids))
 
 
-def _solve(model: Any, tokenizer: Any, prompt: torch.Tensor, tokens: int, temperature: float, seed: int) -> list[int]:
+def _kept(path: Path, vocabulary: int) -> list[int] | None:
+    """Token ids of a text that was made before; None where there is none or its file is damaged."""
+    try:
+        ids = read_json(path, "text")
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(ids, list) and ids and all(type(x) is int and 0 <= x < vocabulary for x in ids)
+    return ids if whole else None
+
+
+def _solve(
+    model: Model, tokenizer: Tokenizer, prompt: torch.Tensor, tokens: int, temperature: float, seed: int
+) -> list[int]:
     ids = prompt[None].to(model.device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
@@ -88,7 +108,7 @@ def _solve(model: Any, tokenizer: Any, prompt: torch.Tensor, tokens: int, temper
     return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
 
-def _digest_weights(model: Any) -> str:
+def _digest_weights(model: Model) -> str:
     """A hash of the shape and of some numbers spread over each parameter."""
     digest = hashlib.sha256(json.dumps(fingerprint(model), sort_keys=True).encode())
     parameters: Iterable[tuple[str, torch.Tensor]] = model.named_parameters()

@@ -12,19 +12,20 @@ import transformers
 
 from reasonalloc.allocate import robustify
 from reasonalloc.hf.profile import measure
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.distances import Floats, earth_movers, matrix, rank_correlation, separation, share
-from reasonalloc.lab.evaluate.prompts import prompts
 from reasonalloc.lab.evaluate.transfer_result import Chain, Distances, Measuring, Transfer
 from reasonalloc.lab.problems import Problem
+from reasonalloc.lab.tasks import prompts
 from reasonalloc.policy.wave import WaveProfile, fingerprint
 
 SHUFFLES = 200
 
 
 def evaluate_transfer(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     tasks: Sequence[str],
     settings: Measuring | None = None,
     *,
@@ -33,7 +34,7 @@ def evaluate_transfer(
 ) -> Transfer:
     """Measures the wave of a model on each task's prompts and compares them.
 
-    tasks: names of `prompts.TASKS`. Chains are generated with the full cache and kept on disk (`texts.generate`), so
+    tasks: names of `tasks.REGISTRY`. Chains are generated with the full cache and kept on disk (`texts.generate`), so
     that an interrupted run goes on where it stopped. progress: called after each chain. Raises ValueError for no or
     unknown tasks and for more prompts than a task has, ModuleNotFoundError without scipy.
     """
@@ -67,7 +68,7 @@ def evaluate_transfer(
 
 
 def _chains(
-    model: Any, tokenizer: Any, task: str, items: Sequence[Problem], settings: Measuring
+    model: Model, tokenizer: Tokenizer, task: str, items: Sequence[Problem], settings: Measuring
 ) -> Iterator[tuple[Chain, tuple[int, ...]]]:
     for seed in range(settings.seed, settings.seed + settings.samples):
         generated = texts.generate(model, tokenizer, items, settings.max_new_tokens, settings.temperature, seed)
@@ -88,7 +89,7 @@ def _by_prompt(chains: Sequence[Chain]) -> dict[tuple[str, str], Floats]:
 
 
 def _profile(
-    model: Any, task: str, demands: Sequence[Floats], layers: tuple[int, ...], items: Sequence[Problem],
+    model: Model, task: str, demands: Sequence[Floats], layers: tuple[int, ...], items: Sequence[Problem],
     settings: Measuring, provenance: dict[str, Any] | None,
 ) -> WaveProfile:  # fmt: skip
     """As `ra.profile` would give it for these prompts."""

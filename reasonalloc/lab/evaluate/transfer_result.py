@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from reasonalloc.lab.evaluate.distances import Matrix, Separation
+from reasonalloc.lab.table import Section
 from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile
 
 SCHEMA = 1
@@ -109,24 +110,13 @@ class Transfer:
 
     def rich_tables(self) -> list[Table]:
         """For the terminal."""
-        made = []
-        for title, rows in self._tables():
-            table = Table(title=title)
-            for i, name in enumerate(rows[0]):
-                table.add_column(name, justify="right" if i else "left")
-            for row in rows[1:]:
-                table.add_row(*row)
-            made.append(table)
-        return made
+        return [Section(title, rows[0], rows[1:]).rich() for title, rows in self._tables()]
 
     def markdown(self) -> str:
-        parts = []
-        for title, rows in self._tables():
-            lines = [
-                "| " + " | ".join(rows[0]) + " |",
-                "|" + "|".join([" --- ", *[" ---: "] * (len(rows[0]) - 1)]) + "|",
-            ]
-            parts.append("\n".join([f"{title}:", "", *lines, *("| " + " | ".join(row) + " |" for row in rows[1:])]))
+        parts = [
+            f"{title}:\n\n{Section(title, rows[0], rows[1:]).markdown_rows().rstrip()}"
+            for title, rows in self._tables()
+        ]
         return "\n\n".join([*parts, *(f"- {x}" for x in self.statements())]) + "\n"
 
     def statements(self) -> list[str]:

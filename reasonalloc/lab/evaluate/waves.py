@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reasonalloc.lab.evaluate.prompts import TASKS, prompts
-from reasonalloc.lab.tasks import items
+from reasonalloc.lab.tasks import REGISTRY, items, prompts
 from reasonalloc.policy.wave import WaveProfile, digest
 
 SEED = 20_000  # of the problems measured on; `reasonalloc evaluate` draws its own by --seed
@@ -38,7 +37,7 @@ class Waves:
                     if (was := found.source.get(name)) != own:
                         raise ValueError(f"{path} was measured with {name} {was!r}, now {own!r}: take another folder")
             else:
-                chosen = [x.problem for x in prompts(task, count, SEED)] if task in TASKS else _of_file(task, count)
+                chosen = [x.problem for x in prompts(task, count, SEED)] if task in REGISTRY else _of_file(task, count)
                 found = self.profile(chosen, max_new_tokens=self.tokens, rho=rho)
                 found = replace(found, source=found.source | self.about)
                 found.save(path)
@@ -48,7 +47,7 @@ class Waves:
 
 def _name(task: str) -> str:
     """Of a task in a file's name; two files of the same name are two tasks."""
-    return task if task in TASKS else f"{Path(task).stem}-{digest(str(Path(task).resolve()))[:6]}"
+    return task if task in REGISTRY else f"{Path(task).stem}-{digest(str(Path(task).resolve()))[:6]}"
 
 
 def _of_file(task: str, count: int) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.hf.profile import profile
+from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.accuracy import Batch, run_batch
 from reasonalloc.lab.evaluate.records import Record
@@ -29,7 +30,7 @@ class Source:
     threads: int | None = None
     device_map: str | None = None
 
-    def load(self) -> tuple[Any, Any, str]:
+    def load(self) -> tuple[Model, Tokenizer, str]:
         if self.threads:
             import torch
 
@@ -63,16 +64,16 @@ def run_on_ray(
     workers: int | None = None,
     gpus: float = 0,
     started: Callable[[list[Any]], None] | None = None,
-    note: Callable[[dict[str, Any]], None] | None = None,
+    on_place: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[Record]:
     """The records of all batches in the order in which their chains end.
 
     address: of a running cluster, None for one on this machine that ends with the run. workers: actors, at most as
-    many as the cluster has room for (None). gpus: of each, whose CPUs are the source's threads. What is left of a batch
-    whose worker dies goes to a fresh one (ATTEMPTS times in all). started: called with the actors. note: called with
-    the `place` of each, once where they are the same. Raises ModuleNotFoundError where Ray is missing, ValueError where
-    there is no room for a worker and RuntimeError for a batch that killed all its workers; an error of the model is
-    raised as it is.
+    many as the cluster has room for (None). gpus: of each, whose CPUs are the source's threads. What is left of a
+    batch whose worker dies goes to a fresh one (ATTEMPTS times in all). started: called with the actors. on_place:
+    called with the `place` of each, once where they are the same. Raises ModuleNotFoundError where Ray is missing,
+    ValueError where there is no room for a worker and RuntimeError for a batch that killed all its workers; an
+    error of the model is raised as it is.
     """
     with _cluster(address) as ray:
         actor, room = _actor(ray, source, gpus)
@@ -80,8 +81,8 @@ def run_on_ray(
         ready = _answers(ray, [x.ready.remote(sampling) for x in pool])
         warn_of(ready[0][0])
         for i, (_, where) in enumerate(ready):
-            if note and where not in [x for _, x in ready[:i]]:
-                note(where)
+            if on_place and where not in [x for _, x in ready[:i]]:
+                on_place(where)
         if started:
             started(pool)
         yield from _serve(ray, actor, source, pool, batches, sampling)
@@ -118,8 +119,8 @@ def _actor(ray: Any, source: Source, gpus: float) -> tuple[Any, int]:
     free, asked = ray.cluster_resources(), {"CPU": source.threads or 1, "GPU": gpus}
     room = min(int(free.get(kind, 0) / share) for kind, share in asked.items() if share)
     if room < 1:
-        told = {kind: free.get(kind, 0) for kind, share in asked.items() if share}
-        raise ValueError(f"the cluster has {told}, and a worker needs {asked}: fewer --threads or --gpus fit")
+        has = {kind: free.get(kind, 0) for kind, share in asked.items() if share}
+        raise ValueError(f"the cluster has {has}, and a worker needs {asked}: fewer --threads or --gpus fit")
     return ray.remote(Worker).options(num_cpus=asked["CPU"], num_gpus=gpus), room
 
 

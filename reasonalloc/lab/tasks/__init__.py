@@ -1,7 +1,10 @@
-"""What a model is asked: the generated task "ledger", MATH-500, AIME 2024, or problems of one's own."""
+"""What a model is asked: the generated task "ledger", MATH-500, AIME 2024, or problems of one's own.
 
-from reasonalloc.lab.tasks.base import Item
+Adding a task: one file here with a `TASK`, one entry in `table.REGISTRY`.
+"""
+
+from reasonalloc.lab.tasks.base import Item, Task
 from reasonalloc.lab.tasks.ledger import GRID, Dials, Ledger
-from reasonalloc.lab.tasks.table import TASKS, items
+from reasonalloc.lab.tasks.table import REGISTRY, TASKS, items, prompts
 
-__all__ = ["GRID", "TASKS", "Dials", "Item", "Ledger", "items"]
+__all__ = ["GRID", "REGISTRY", "TASKS", "Dials", "Item", "Ledger", "Task", "items", "prompts"]

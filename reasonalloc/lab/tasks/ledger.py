@@ -168,7 +168,7 @@ class Fact:
     kind: str = ""
     by: int = 0
 
-    def said(self, thing: str = "") -> str:
+    def sentence(self, thing: str = "") -> str:
         things = f" {thing}" if thing else ""
         if self.base is None:
             return f"{self.name} has {self.value}{things}"
@@ -182,7 +182,7 @@ class Fact:
     def step(self, base: int, restate: bool) -> str:
         """How a chain comes to this value from what `base` has, with or without the facts."""
         sum_ = f"{self.sum(base)} = {self.value}."
-        return f"{self.base} has {base}. {self.said()}, so {sum_}" if restate else f"{self.name} has {sum_}"
+        return f"{self.base} has {base}. {self.sentence()}, so {sum_}" if restate else f"{self.name} has {sum_}"
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,9 @@ def problem(seed: int | str, index: int, dials: Dials) -> Ledger:
             _relative(rng, names.pop(), rng.choice(list(facts)), facts)
     thing = rng.choice(THINGS)
     order = rng.sample(list(facts), len(facts))
-    said = " ".join(facts[name].said(thing if i == 0 else "") + "." for i, name in enumerate(order))
+    text = " ".join(facts[name].sentence(thing if i == 0 else "") + "." for i, name in enumerate(order))
     listed = ", ".join(asked)
-    prompt = f"{said}\nHow many {thing} has each of: {listed}?\nStyle: {dials.style}."
+    prompt = f"{text}\nHow many {thing} has each of: {listed}?\nStyle: {dials.style}."
     chain = _Chain(facts, dials, rng, sorted(needed)).text(asked)
     return Ledger(key, prompt, tuple(asked), tuple(facts[name].value for name in asked), chain, dials)
 
@@ -253,7 +253,7 @@ class _Chain:
 
     def __init__(self, facts: dict[str, Fact], dials: Dials, rng: random.Random, others: list[str]) -> None:
         self.facts, self.dials, self.rng, self.others = facts, dials, rng, others
-        self.known: dict[str, int] = {}
+        self.values: dict[str, int] = {}
         self.talk = 0
         self.out: list[str] = []
 
@@ -283,27 +283,27 @@ class _Chain:
             self._derive(way, restate=True)
             self._say(" Yes, the same.", filler=2, end="\n")
         if self.dials.restate == 2:
-            so_far = ", ".join(f"{k} {v}" for k, v in self.known.items())
+            so_far = ", ".join(f"{k} {v}" for k, v in self.values.items())
             self._say(f"So far: {so_far}.", end="\n")
-        self._say(f"Answer {number}: {name} has \\boxed{{{self.known[name]}}}.")
+        self._say(f"Answer {number}: {name} has \\boxed{{{self.values[name]}}}.")
 
     def _walk(self, name: str) -> list[Fact]:
         """Back from a person to one whose value is known; the facts in the order of working forward."""
         way: list[Fact] = []
         self.out.append("Back:")
-        while name not in self.known and self.facts[name].base is not None:
+        while name not in self.values and self.facts[name].base is not None:
             fact = self.facts[name]
             if self.dials.doubt == 2 and not way:
                 wrong = self.rng.choice([x for x in self.others if x not in (name, fact.base)] or [name])
                 self.out.append(f" Do I need {wrong}? No, wait.")
-            self._say(f" {fact.said()}, so I need {fact.base}.", filler=2)
+            self._say(f" {fact.sentence()}, so I need {fact.base}.", filler=2)
             way.append(fact)
             name = fact.base or ""
-        if name in self.known:
-            self._say(f" {name} has {self.known[name]}, I found that.", filler=2, end="\n")
+        if name in self.values:
+            self._say(f" {name} has {self.values[name]}, I found that.", filler=2, end="\n")
         else:
-            self.known[name] = self.facts[name].value
-            self._say(f" {self.facts[name].said()}, that is given.", filler=2, end="\n")
+            self.values[name] = self.facts[name].value
+            self._say(f" {self.facts[name].sentence()}, that is given.", filler=2, end="\n")
         return way[::-1]
 
     def _forward(self, way: list[Fact]) -> None:
@@ -311,7 +311,7 @@ class _Chain:
         self._derive(way, restate=self.dials.restate >= 1)
         self.out.append("\n")
         for fact in way:
-            self.known[fact.name] = fact.value
+            self.values[fact.name] = fact.value
 
     def _derive(self, way: list[Fact], restate: bool) -> None:
         for fact in way:

@@ -1,20 +1,20 @@
-"""Tasks by name."""
+"""The registry of tasks: a task is a file of this folder with a `TASK`, and an entry here."""
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 
-from reasonalloc.lab.problems import Problem, aime24, math500
-from reasonalloc.lab.tasks import ledger
-from reasonalloc.lab.tasks.base import Item
+from reasonalloc.lab.problems import Problem
+from reasonalloc.lab.tasks import aime24, contests, document, file, functions, grid, math500
+from reasonalloc.lab.tasks.base import Choice, Item, Task
+from reasonalloc.lab.tasks.grid import HELD_OUT, dials
 
-TASKS = ("ledger", "math500", "aime24")
-INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."  # as DeepSeek-R1's card asks
-HELD_OUT = "test"  # first word of the seeds that ledger-135m was not trained on
+REGISTRY: dict[str, Task] = {
+    x.TASK.name: x.TASK for x in (grid, math500, aime24, functions, contests, document)
+}  # fmt: skip
+TASKS = tuple(name for name, task in REGISTRY.items() if task.items is not None)  # whose chains can be graded
+
+__all__ = ["HELD_OUT", "REGISTRY", "TASKS", "dials", "items", "prompts"]
 
 
 def items(
@@ -28,78 +28,24 @@ def items(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie above 0 and at most at 1, got {fraction}")
-    if task == "ledger":
-        if fraction != 1.0:
-            raise ValueError("ledger makes as many problems as asked for: give a count instead of a fraction")
-        return [x for name in dict.fromkeys(settings or ledger.GRID) for x in _ledger(name, count or 8, seed)]
-    if settings:
+    choice = Choice(count, fraction, seed, tuple(settings) if settings else None)
+    entry = REGISTRY.get(task)
+    if entry is not None and entry.made and fraction != 1.0:
+        raise ValueError(f"{task} makes as many problems as asked for: give a count instead of a fraction")
+    if settings and not (entry is not None and entry.made):
         raise ValueError(f"settings are of the task ledger, not of {task!r}")
-    if task == "math500":
-        return _problems(math500(None, seed), count, fraction)
-    if task == "aime24":
-        return _problems(aime24(None, seed), count, fraction)
+    if entry is not None and entry.items is not None:
+        return entry.items(choice)
     if task.endswith(".jsonl"):
-        every = _file(Path(task))
-        random.Random(seed).shuffle(every)
-        return _cut(every, count, fraction, task)
+        return file.items(task, choice)
     raise ValueError(f"task {task!r} is unknown; there are {', '.join(TASKS)} and FILE.jsonl")
 
 
-def dials(setting: str) -> ledger.Dials:
-    """A name of ledger's grid, or "name=value,..." of its dials (the rest as in ledger.Dials)."""
-    if setting in ledger.GRID:
-        return ledger.GRID[setting]
-    known = [f.name for f in fields(ledger.Dials)]
-    values: dict[str, int] = {}
-    for part in setting.split(","):
-        name, sign, value = part.strip().partition("=")
-        if not sign or name not in known or not value.isdecimal():
-            raise ValueError(
-                f"setting {setting!r} is none of {', '.join(ledger.GRID)} and not like 'questions=4,depth=3' (of"
-                f" {', '.join(known)})"
-            )
-        values[name] = int(value)
-    return ledger.Dials(**values)
+def prompts(task: str, count: int, seed: int = 0) -> list[Problem]:
+    """`count` prompts of a task of `REGISTRY`, drawn by the seed; a larger count begins with the same ones.
 
-
-def _ledger(setting: str, count: int, seed: int) -> list[Item]:
-    made = ledger.problems(count, f"{HELD_OUT}/{seed}", dials(setting))
-    return [
-        Item(f"ledger/{setting}/{seed}/{i}", x.prompt, tuple(map(str, x.answers)), setting, x.asked)
-        for i, x in enumerate(made)
-    ]
-
-
-def _problems(problems: Sequence[Problem], count: int | None, fraction: float) -> list[Item]:
-    every = [
-        Item(x.id, f"{x.problem}\n\n{INSTRUCTION}", (x.answer,), f"level {x.level}" if x.level else "")
-        for x in problems
-    ]
-    return _cut(every, count, fraction, "the task")
-
-
-def _cut(every: list[Item], count: int | None, fraction: float, name: str) -> list[Item]:
-    if count is not None and count > len(every):
-        raise ValueError(f"{name} has {len(every)} problems, asked for {count}")
-    return every[: count if count is not None else max(1, round(fraction * len(every)))]
-
-
-def _file(path: Path) -> list[Item]:
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            problem, answer = row["problem"], row["answer"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: expected an object with 'problem' and 'answer' ({error!r})") from error
-        if not isinstance(problem, str) or not isinstance(answer, (str, int, float)):
-            raise ValueError(f"{path}:{number}: 'problem' must be a text and 'answer' a text or number")
-        name = str(row.get("id", row.get("unique_id", number)))
-        found.append(Item(name, f"{problem}\n\n{INSTRUCTION}", (str(answer),)))
-    if not found:
-        raise ValueError(f"{path} has no problem")
-    if len({x.id for x in found}) < len(found):
-        raise ValueError(f"{path}: two problems have the same id")
-    return found
+    Raises ValueError for a task that does not exist or a count that it does not have.
+    """
+    if task not in REGISTRY:
+        raise ValueError(f"task must be one of {', '.join(REGISTRY)}, got {task!r}")
+    return REGISTRY[task].prompts(count, seed)

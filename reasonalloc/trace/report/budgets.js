@@ -49,7 +49,7 @@ class BudgetMap {
     const ramp = state.map === "diff" ? DIFFERENCE : state.map === "b" ? [[255, 247, 238], [250, 214, 176], [236, 150, 74], [196, 87, 15], [110, 44, 4]] : AMOUNT;
     const ends = [...new Set([0, ...a.shownAt, ...(state.map === "a" || !state.b ? [] : state.b.shownAt)])].sort((x, y) => x - y);
     const height = plot.innerHeight / rows;
-    plot.ink.fillStyle = "#eef0f2";
+    plot.ink.fillStyle = styled("empty");
     plot.ink.fillRect(plot.margin.left, plot.margin.top, plot.innerWidth, plot.innerHeight);
     ends.forEach((from, i) => {
       const left = Math.floor(plot.x(from)), right = Math.ceil(plot.x(ends[i + 1] ?? state.last));
@@ -68,7 +68,7 @@ class BudgetMap {
       state.map === "diff"
         ? rampKey(ramp, `B ${number(high)} slots more`, `A ${number(high)} more`)
         : rampKey(ramp, `${number(low)} slots`, number(high)),
-      swatchKey("#e0e4e8", "nothing cut yet"),
+      swatchKey(styled("line"), "nothing cut yet"),
       "click a row to see that head",
     );
   }
@@ -79,7 +79,7 @@ class BudgetMap {
     for (let layer = 1; layer < a.layers; layer++) {
       ink.fillRect(plot.margin.left, Math.round(plot.margin.top + layer * a.heads * height) - 0.5, plot.innerWidth, 1);
     }
-    ink.fillStyle = "#5c6875";
+    ink.fillStyle = styled("soft");
     ink.font = "11px system-ui, 'DejaVu Sans', sans-serif";
     ink.textAlign = "right";
     ink.textBaseline = "middle";

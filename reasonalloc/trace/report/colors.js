@@ -18,6 +18,9 @@ function css([r, g, b], alpha = 1) { return alpha === 1 ? `rgb(${r}, ${g}, ${b})
 
 function gradient(ramp) { return `linear-gradient(to right, ${ramp.map((x) => css(x)).join(", ")})`; }
 
+// A colour of the page's style, which follows the reader's light or dark scheme.
+function styled(name) { return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim(); }
+
 // ---- Small helpers for the page ----
 
 const byId = (id) => document.getElementById(id);

@@ -3,6 +3,8 @@
 const input = JSON.parse(byId("data").textContent);
 const traces = input.traces.map((raw) => new Trace(raw));
 
+const MOSTLY_SHARED = 0.5; // of the shorter text
+
 const state = {
   a: traces[0], b: traces[1] || null, t: 0, layer: null, head: null, view: "a", map: "a", unit: "slots", shared: 0, last: 1,
   // The heads that are looked at, as numbers.
@@ -88,7 +90,8 @@ function choose() {
   state.shared = b ? sharedText(a, b) : 0;
   state.last = Math.max(a.n, b ? b.n : 0, 1);
   state.layer = state.head = null;
-  state.view = alike && state.shared ? "diff" : "a";
+  // Texts that soon part have little to compare: then A is what one wants to see first.
+  state.view = alike && state.shared >= MOSTLY_SHARED * Math.min(a.n, b.n) ? "diff" : "a";
   state.map = "a";
   const views = [["a", "A"], ...(alike ? [["b", "B"]] : []), ...(alike && state.shared ? [["diff", "A − B"]] : [])];
   choice("views", views, state.view, (value) => {
@@ -174,4 +177,5 @@ new ResizeObserver(() => {
   width = byId("charts").clientWidth;
   for (const part of [comparing, budgetMap, retention, scores]) part.draw();
 }).observe(byId("charts"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 choose();

@@ -47,8 +47,8 @@ class Plot {
   axes(yFormat, yTitle) {
     const ink = this.ink;
     ink.font = "11.5px system-ui, 'DejaVu Sans', sans-serif";
-    ink.fillStyle = "#5c6875";
-    ink.strokeStyle = "#e6e9ed";
+    ink.fillStyle = styled("soft");
+    ink.strokeStyle = styled("line");
     ink.lineWidth = 1;
     if (yFormat) {
       ink.textAlign = "right";

@@ -39,7 +39,7 @@ class Reading {
     this.box.scrollTop = 0;
   }
 
-  // Each token's level: "later", "gone", or a shade from 0 to LEVELS; a difference from -LEVELS (B) to LEVELS (A).
+  // Each token's level: "later", "gone", "apart" (beyond the text that both share), or a shade from 0 to LEVELS; a difference from -LEVELS (B) to LEVELS (A).
   paint() {
     const { state, trace } = this, t = Math.min(state.t, trace.n), heads = state.selected();
     const own = trace.holders(heads, t);
@@ -49,7 +49,7 @@ class Reading {
     for (let i = 0; i < trace.n; i++) {
       let level;
       if (i >= t) level = "later";
-      else if (other && i >= shared) level = "gone";
+      else if (other && i >= shared) level = "apart";
       else if (other && own[i] + other[i] === 0) level = "gone";
       else if (other) level = Math.round(Math.max(-1, Math.min(1, (own[i] - other[i]) / heads.length / FULL_DIFFERENCE)) * LEVELS);
       else level = own[i] ? Math.round((own[i] / heads.length) * LEVELS) : "gone";
@@ -140,12 +140,13 @@ class Reading {
 
   key() {
     const { state } = this, box = byId("key");
-    const later = element("span", { style: { color: "#aab3bd" } }, "not written yet");
+    const later = element("span", { class: "later" }, "not written yet");
     const gone = element("span", {}, element("s", { class: "gone" }, "let go"), state.view === "diff" ? "by all heads of both" : "by all heads");
+    const apart = state.view === "diff" && state.shared < this.trace.n ? [element("span", { class: "apart" }, "not compared: the texts differ from here on")] : [];
     const ramp = state.view === "diff"
       ? rampKey([...[...ORANGE].reverse(), [236, 238, 241], ...TOKEN], "half of the heads more: B", "A")
       : rampKey(state.view === "b" ? ORANGE : TOKEN, "held by few", "all heads");
     const prompt = element("span", {}, element("u", {}, "prompt"));
-    box.replaceChildren(ramp, gone, later, prompt);
+    box.replaceChildren(ramp, gone, ...apart, later, prompt);
   }
 }

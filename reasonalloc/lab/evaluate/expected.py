@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
+from dataclasses import dataclass
 
+from reasonalloc.fields import build
+from reasonalloc.files import read_json
 from reasonalloc.lab.evaluate.statistics import proportion_interval
 from reasonalloc.lab.models import REASONER, adapter_folder
 
@@ -19,6 +21,14 @@ _PUBLISHED = {
 }
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What training/scores.py wrote: problems in all, accuracy by group of the task."""
+
+    problems: int
+    accuracy: dict[str, float]
+
+
 def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, tuple[float, float]] | None:
     """Known accuracy by group of the task ("" for all of it), as (low, high): what was measured here on few problems is
     an interval, a published score is a point. None where nothing is known."""
@@ -26,9 +36,9 @@ def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, t
         path = adapter_folder() / "scores.json"
         if not path.is_file():
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        count = found["problems"] // len(found["accuracy"])
-        return {k: proportion_interval(v * count, count) for k, v in found["accuracy"].items() if k in groups} or None
+        found = build(_Measured, read_json(path, "list of measured scores"), str(path), others=True)
+        count = found.problems // len(found.accuracy)
+        return {k: proportion_interval(v * count, count) for k, v in found.accuracy.items() if k in groups} or None
     name = (model or "").rstrip("/").rpartition("/")[2]
     published = _PUBLISHED.get(name, {})
     return {"": (published[task], published[task])} if task in published else None

@@ -1,0 +1,44 @@
+"""What is published is read as it was written, by the readers of today."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from reasonalloc import WaveProfile
+from reasonalloc.lab.bench import report
+from reasonalloc.lab.evaluate import Fidelity
+from reasonalloc.lab.evaluate.records import read
+from reasonalloc.lab.evaluate.summary import Summary
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+KINDS = {Summary: {"rows", "warnings"}, Fidelity: {"points", "full_nll"}, WaveProfile: {"demand", "rho"}}
+
+
+def kind_of(data):
+    return next((kind for kind, names in KINDS.items() if isinstance(data, dict) and names <= set(data)), None)
+
+
+FILES = {path: kind for path in sorted(RESULTS.rglob("*.json")) if (kind := kind_of(json.loads(path.read_bytes())))}
+
+
+def test_all_kinds_are_there():
+    assert set(FILES.values()) == set(KINDS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda x: str(x.relative_to(RESULTS)))
+def test_results(path):
+    found = FILES[path].load(path)
+    assert json.loads(json.dumps(asdict(found))) == json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.jsonl.gz")), ids=lambda x: str(x.relative_to(RESULTS)))
+def test_generations(path):
+    assert len(list(read(path))) > 300
+
+
+def test_benchmarks():
+    assert report.load(RESULTS)[1] == []
