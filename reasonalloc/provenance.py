@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from reasonalloc import _core
-from reasonalloc.hf.protocols import Model
+from reasonalloc.protocols import Model
 
 
 def _cpu(field: str, otherwise: str = "") -> str:

@@ -22,12 +22,12 @@ from reasonalloc.cli.stream import LiveWatch, shorten
 from reasonalloc.config import Config
 from reasonalloc.hf import profile as wave
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.lab.problems import find, math500
 from reasonalloc.methods import methods
+from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
 SCHEMA = 1

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from reasonalloc.cli import accuracy, options, transfer
 from reasonalloc.config import Config
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.fidelity import evaluate_fidelity, points_of
 from reasonalloc.lab.problems import math500
 from reasonalloc.methods import methods
+from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
 

@@ -15,8 +15,8 @@ from reasonalloc.cli import options
 from reasonalloc.cli.stream import PrintWatch, Watch
 from reasonalloc.files import encoded, read_text, visible
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
 

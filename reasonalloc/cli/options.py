@@ -14,10 +14,10 @@ from rich.console import Console
 from reasonalloc.cli.console import bar, wide_console
 from reasonalloc.config import Config
 from reasonalloc.files import replace_text
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab.models import DTYPES, EMBEDDED_LABEL, REASONER, load
 from reasonalloc.methods import methods
 from reasonalloc.policy.wave import WaveProfile
+from reasonalloc.protocols import Model, Tokenizer
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
 from reasonalloc.files import visible
-from reasonalloc.hf.protocols import Tokenizer
+from reasonalloc.protocols import Tokenizer
 
 _REFRESH = 0.2  # seconds; drawing costs time that the model wants
 _LINES = 8

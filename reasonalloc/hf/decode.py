@@ -17,8 +17,8 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.protocols import Model
 from reasonalloc.hf.tokens import left_padded
+from reasonalloc.protocols import Model
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from reasonalloc.hf.attention import sdpa, using
 from reasonalloc.hf.compat import is_full_attention, stock_layers
 from reasonalloc.hf.decode import Sampling, chains
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile, demand, digest, fingerprint
+from reasonalloc.protocols import Model, Tokenizer
 
 MOST_PROMPTS = 8
 

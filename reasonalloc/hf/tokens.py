@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from reasonalloc.files import encoded
-from reasonalloc.hf.protocols import Model, Tokenizer
+from reasonalloc.protocols import Model, Tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, device: Any) -> torch.Tensor:

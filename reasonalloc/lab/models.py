@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from reasonalloc.hf.protocols import Model, Tokenizer
+from reasonalloc.protocols import Model, Tokenizer
 
 EMBEDDED = "smollm2"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"

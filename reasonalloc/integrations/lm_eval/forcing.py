@@ -9,7 +9,7 @@ import torch
 
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.decode import DecodeBatch
-from reasonalloc.hf.protocols import Model
+from reasonalloc.protocols import Model
 
 Row = tuple[Sequence[int], Sequence[int]]
 

@@ -13,11 +13,11 @@ from transformers.cache_utils import DynamicCache, StaticCache
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import activate, attention_forward
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.lab.bench.states import States, text_ids
 from reasonalloc.lab.bench.states import read as read_states
 from reasonalloc.lab.bench.timing import timed
+from reasonalloc.protocols import Model, Tokenizer
 
 STOCK = {"dynamic": "DynamicCache", "static": "StaticCache"}
 _FIRST = 16  # tokens that start a cache of ours by the ordinary way

@@ -13,8 +13,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab.problems import math500
+from reasonalloc.protocols import Model, Tokenizer
 
 _NAME = "reasonalloc-bench-states"
 _CHUNK = 512  # tokens a forward pass: the logits of attention grow with chunk x length

@@ -8,13 +8,13 @@ from typing import Any
 
 from reasonalloc.config import Config
 from reasonalloc.hf.decode import Chain, Sampling, generate
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.fidelity import points_of
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.lab.tasks import Item
 from reasonalloc.policy.wave import digest
+from reasonalloc.protocols import Model, Tokenizer
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from reasonalloc.fields import build
 from reasonalloc.files import read_saved, replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.protocols import Model
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.lab.evaluate.statistics import Measure, bootstrap, picks
 from reasonalloc.lab.evaluate.texts import Text
 from reasonalloc.lab.table import Section
+from reasonalloc.protocols import Model
 
 SCHEMA = 1
 

@@ -8,7 +8,7 @@ import torch
 
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.decode import DecodeBatch
-from reasonalloc.hf.protocols import Model
+from reasonalloc.protocols import Model
 
 
 def full_log_probs(model: Model, prompt: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,6 @@ from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.hf.profile import profile
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate import expected, statistics
 from reasonalloc.lab.evaluate.accuracy import Batch, Cell, plan, run_batch
@@ -26,6 +25,7 @@ from reasonalloc.lab.evaluate.waves import Waves
 from reasonalloc.lab.evaluate.workers import Source, profile_on_ray, run_on_ray
 from reasonalloc.lab.tasks import Item
 from reasonalloc.policy.wave import WaveProfile
+from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import place, provenance
 
 

@@ -13,10 +13,10 @@ from transformers.cache_utils import DynamicCache
 
 from reasonalloc.fields import build
 from reasonalloc.files import cache_folder, json_lines, read_json, replace_text
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab.problems import Problem
 from reasonalloc.policy.wave import fingerprint
+from reasonalloc.protocols import Model, Tokenizer
 
 
 @dataclass(frozen=True)

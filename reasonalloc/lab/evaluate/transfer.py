@@ -12,13 +12,13 @@ import transformers
 
 from reasonalloc.allocate import robustify
 from reasonalloc.hf.profile import measure
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.distances import Floats, earth_movers, matrix, rank_correlation, separation, share
 from reasonalloc.lab.evaluate.transfer_result import Chain, Distances, Measuring, Transfer
 from reasonalloc.lab.problems import Problem
 from reasonalloc.lab.tasks import prompts
 from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.protocols import Model, Tokenizer
 
 SHUFFLES = 200
 

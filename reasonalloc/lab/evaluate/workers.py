@@ -10,11 +10,11 @@ from typing import Any
 
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.hf.profile import profile
-from reasonalloc.hf.protocols import Model, Tokenizer
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.accuracy import Batch, run_batch
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.policy.wave import WaveProfile
+from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import place
 
 INSTALL = "pip install 'reasonalloc[ray]'"
