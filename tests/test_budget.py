@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import reasonalloc as ra
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.store.pages import PAGE_TOKENS
 
 METHODS = [m for m in ra.methods() if m != "full"]
@@ -302,7 +303,7 @@ def test_beams_share_and_free_pages():
         attention_mask=torch.ones(2, 40, dtype=torch.long),
         num_beams=4,
         max_new_tokens=40,
-        past_key_values=cache,
+        **cache_argument(cache),
         do_sample=False,
     )
     figures = cache.stats()
@@ -325,7 +326,7 @@ def test_the_process_does_not_grow():
             models.prompt(300, rows=2),
             attention_mask=torch.ones(2, 300, dtype=torch.long),
             max_new_tokens=20,
-            past_key_values=cache,
+            **cache_argument(cache),
             do_sample=False,
         )
         cache.reset()

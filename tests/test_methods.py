@@ -12,6 +12,7 @@ import torch
 
 import reasonalloc as ra
 from reasonalloc.allocate import HEADS, LAYERS
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.methods import table
 from reasonalloc.score import SCORERS
 
@@ -70,7 +71,7 @@ def test_each_generates_inside_its_budget_and_the_same_again(method):
             attention_mask=torch.ones(2, 50, dtype=torch.long),
             max_new_tokens=30,
             do_sample=False,
-            past_key_values=cache,
+            **cache_argument(cache),
         )
         kept = [[p.tolist() for p in cache.positions(i, r)] for i in range(3) for r in (0, 1)]
         outputs.append((tokens.tolist(), kept, cache.stats()["lost_mass"]))

@@ -12,6 +12,7 @@ from test_wave import Words
 
 import reasonalloc as ra
 from reasonalloc.cli import main
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.models import missing_for_embedded
 from reasonalloc.methods import table
 
@@ -45,7 +46,7 @@ def test_a_profile_of_ones_own(monkeypatch):
     names = {"ra": ra, "model": models.tiny(), "tokenizer": Words(), "prompts": ["one two three"]}
     exec(blocks("README.md")[1].replace("prompts)", "prompts, max_new_tokens=8, progress=False)"), names)
     cache = ra.ReasonAllocCache(names["model"], names["config"])
-    names["model"].generate(models.prompt(300), max_new_tokens=4, do_sample=False, past_key_values=cache)
+    names["model"].generate(models.prompt(300), max_new_tokens=4, do_sample=False, **cache_argument(cache))
     assert cache.stats()["routings"] == 1
     assert cache.stats()["wave"] == "profile"
 
@@ -55,7 +56,7 @@ def test_a_method_out_of_parts():
     exec(blocks("docs/methods.md")[0], names)
     model = models.tiny()
     cache = ra.ReasonAllocCache(model, names["config"])
-    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, past_key_values=cache)
+    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, **cache_argument(cache))
     assert cache.stats()["evicted"] > 0
 
 
@@ -66,7 +67,7 @@ def test_a_method_of_ones_own_runs(monkeypatch):
     names: dict = {"__name__": "readme"}
     exec(code, names)
     cache = ra.ReasonAllocCache(model, names["config"])
-    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, past_key_values=cache)
+    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, **cache_argument(cache))
     assert cache.stats()["evicted"] > 0
 
 

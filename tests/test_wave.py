@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import reasonalloc as ra
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.profile import measure
 from reasonalloc.policy.wave import demand, fingerprint
 
@@ -202,7 +203,7 @@ def test_saved_and_loaded(tmp_path):
                 models.prompt(60),
                 max_new_tokens=20,
                 do_sample=False,
-                past_key_values=ra.ReasonAllocCache(model, config),
+                **cache_argument(ra.ReasonAllocCache(model, config)),
             )
         )
     assert torch.equal(*outputs)

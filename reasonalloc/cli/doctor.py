@@ -21,7 +21,7 @@ from reasonalloc.cli import options
 from reasonalloc.config import Config
 from reasonalloc.hf import attention
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.compat import NEWEST_TESTED, is_full_attention, stock_layers
+from reasonalloc.hf.compat import NEWEST_TESTED, cache_argument, is_full_attention, stock_layers
 from reasonalloc.lab.models import EMBEDDED_INSTALL, EMBEDDED_LABEL, embedded_folder, missing_for_embedded
 from reasonalloc.policy.wave import fingerprint
 
@@ -143,7 +143,7 @@ def _model(args: argparse.Namespace) -> Iterator[Check]:
         with torch.no_grad():
             for tokens in (48, 1):
                 ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
-                model(input_ids=ids, past_key_values=cache, use_cache=True)
+                model(input_ids=ids, **cache_argument(cache), use_cache=True)
         kept = cache.stats()["ratio"]
         yield Check("its cache", "ok", f"supported: a prompt of 48 tokens was cut to {kept:.0%} and decoding went on")
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:

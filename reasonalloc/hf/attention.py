@@ -11,6 +11,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from reasonalloc.hf.compat import unwrapped
+
 NAME = "reasonalloc"
 _PREVIOUS = "_reasonalloc_previous_attention"
 
@@ -63,11 +65,12 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def is_active(model: Any) -> bool:
-    return bool(model.config.get_text_config(decoder=True)._attn_implementation == NAME)
+    return bool(unwrapped(model).config.get_text_config(decoder=True)._attn_implementation == NAME)
 
 
 def activate(model: Any) -> None:
     """Switches the model to our attention, remembering what it had."""
+    model = unwrapped(model)
     if is_active(model):
         return
     previous: dict[str, Any] = {"": model.config._attn_implementation}
@@ -83,6 +86,7 @@ def activate(model: Any) -> None:
 
 def deactivate(model: Any) -> None:
     """Gives the model back the attention that it had before `activate`; nothing if it was not switched."""
+    model = unwrapped(model)
     previous = getattr(model, _PREVIOUS, None)
     if previous is None:
         return

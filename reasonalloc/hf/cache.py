@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import activate, is_active
-from reasonalloc.hf.compat import is_full_attention, stock_layers
+from reasonalloc.hf.compat import is_full_attention, stock_layers, unwrapped
 from reasonalloc.hf.layer import RaggedLayer, real_tokens
 from reasonalloc.policy.budgets import Budgets
 from reasonalloc.policy.cut import Cutter
@@ -24,8 +24,12 @@ from reasonalloc.store.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.trace import Trace, recorder
 
 
+class _Unchanged(ValueError):
+    """A request was refused, and no layer has changed."""
+
+
 class ReasonAllocCache(Cache):
-    """A cache for `model.generate(past_key_values=...)`, or any forward pass of the model.
+    """A cache for `model.generate(past_key_values=...)` (`cache=...` from transformers 5.24 on), or any forward pass.
 
     Layers with full attention keep ragged heads inside the budget of `config`; layers with a sliding window keep
     transformers' own cache. Making one switches the model to the library's attention (`ra.uninstall(model)` undoes it).
@@ -44,7 +48,7 @@ class ReasonAllocCache(Cache):
     """
 
     def __init__(self, model: Any, config: Config, *, record: bool = False) -> None:
-        method = config.resolve()
+        method, model = config.resolve(), unwrapped(model)
         stock = stock_layers(model)
         managed = [i for i, layer in enumerate(stock) if is_full_attention(layer)]
         if not managed:
@@ -265,6 +269,8 @@ class ReasonAllocCache(Cache):
         self._check_turn(self._turn == 0)
         try:
             yield
+        except _Unchanged:
+            raise
         except BaseException as error:
             self._closed = f"{type(error).__name__}: {error}"
             raise
@@ -319,18 +325,36 @@ class ReasonAllocCache(Cache):
             if remove > shortest:
                 raise ValueError(f"cannot crop {remove} tokens: a row has only {shortest} that are not padding")
         with self._all_or_closed():
-            for layer in self.layers:
-                if not isinstance(layer, RaggedLayer):
-                    if remove or hasattr(
-                        layer, "record_past"
-                    ):  # crop(0) ends recording; before 5.10 it empties the layer
-                        layer.crop(-remove)
-                elif remove:
-                    layer.held.crop(remove)
-                    layer.length -= remove
+            self._crop_others(remove)
+            for layer in self.ragged if remove else ():
+                layer.held.crop(remove)
+                layer.length -= remove
             if remove:
                 self._since, self._uncut = max(0, self._since - remove), self._uncut - remove
                 self.cutter.forget_prompt_beyond(shortest - remove)
+
+    def _crop_others(self, remove: int) -> None:
+        """Crops the layers that are not ours, or raises ValueError with none of them changed."""
+        others = [(i, x) for i, x in enumerate(self.layers) if not isinstance(x, RaggedLayer)]
+        before = [{k: dict(v) if isinstance(v, dict) else v for k, v in vars(layer).items()} for _, layer in others]
+        for number, layer in others:
+            # crop(0) ends the recording of the past; before 5.10, where there is none, it empties the layer
+            if not remove and not hasattr(layer, "record_past"):
+                continue
+            try:
+                layer.crop(-remove)
+            except Exception as error:
+                for (_, changed), state in zip(others, before, strict=True):
+                    vars(changed).update(state)
+                raise _Unchanged(f"layer {number} ({type(layer).__name__}) cannot be cropped: {error}") from error
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether `crop` can take back the newest token; what it cannot is said there."""
+        others = all(
+            getattr(layer, "is_croppable", False) for layer in self.layers if not isinstance(layer, RaggedLayer)
+        )
+        return others and (self._uncut > 0 or not self.ragged[0].length)
 
     # ---- figures ----
 

@@ -17,6 +17,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import left_padded
 
 
@@ -138,7 +139,7 @@ def generate(
             # A list, not the number 1: the slice that a number becomes does not lie in one piece, and torch then copies
             # the output matrix for every row of the batch. Nor a tensor: accelerate moves those to the first GPU.
             logits = model(
-                input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
+                input_ids=tokens, attention_mask=mask, position_ids=places, **cache_argument(cache), use_cache=True,
                 logits_to_keep=[tokens.shape[1] - 1],
             ).logits[:, -1]  # fmt: skip
             picked = picker.pick(logits, numbers)

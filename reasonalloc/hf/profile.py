@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from reasonalloc.hf.attention import sdpa, using
-from reasonalloc.hf.compat import is_full_attention, stock_layers
+from reasonalloc.hf.compat import cache_argument, is_full_attention, stock_layers
 from reasonalloc.hf.tokens import encode_prompt, ends, left_padded
 from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile, demand, digest, fingerprint
 
@@ -51,7 +51,7 @@ def measure(model: Any, ids: torch.Tensor, rho: float = 0.93, queries: int = PRO
     """Demand of every full-attention layer for one sequence of token ids [1, n], by layer index."""
     layers = [_ProbeLayer(rho, queries) if is_full_attention(x) else x for x in stock_layers(model)]
     with using(model), torch.no_grad():
-        model(input_ids=ids, past_key_values=Cache(layers=layers), use_cache=True, logits_to_keep=1)
+        model(input_ids=ids, **cache_argument(Cache(layers=layers)), use_cache=True, logits_to_keep=1)
     return {i: layer.demand for i, layer in enumerate(layers) if isinstance(layer, _ProbeLayer)}
 
 
@@ -112,7 +112,7 @@ def _chains(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, progr
     with torch.no_grad(), tqdm(desc="measuring the wave", unit="token", total=most, disable=not progress) as bar:
         while len(made) < most and not ended.all():
             logits = model(
-                input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
+                input_ids=tokens, attention_mask=mask, position_ids=places, **cache_argument(cache), use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]  # fmt: skip
             tokens = logits.argmax(-1, keepdim=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import left_padded
 
 Row = tuple[Sequence[int], Sequence[int]]
@@ -44,7 +45,7 @@ def score(model: Any, cache: ReasonAllocCache, rows: Sequence[Row]) -> list[Scor
     for i in range(most):
         with torch.no_grad():
             logits = model(
-                input_ids=step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                input_ids=step, attention_mask=mask, position_ids=positions, **cache_argument(cache), use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1].float()  # fmt: skip
         step = targets[:, i : i + 1]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument
 
 
 def full_log_probs(model: Any, prompt: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -34,6 +35,6 @@ def forced_log_probs(
     step = prompt[None].to(model.device)
     for token in text.to(model.device):
         with torch.no_grad():
-            logits = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+            logits = model(input_ids=step, **cache_argument(cache), use_cache=True, logits_to_keep=1).logits[0, -1]
         yield torch.log_softmax(logits.float(), dim=-1)
         step = token.view(1, 1)
