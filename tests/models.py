@@ -100,6 +100,20 @@ def step(model, cache, ids: torch.Tensor, mask: torch.Tensor | None = None) -> t
     return out.logits
 
 
+class Words:
+    """A tokenizer with no chat template: a token for each character."""
+
+    pad_token_id = 0
+    eos_token_id = 0
+
+    def __call__(self, text, return_tensors="pt", **_):
+        ids = torch.tensor([[ord(c) % (VOCAB - 1) + 1 for c in text]])
+        return type("Encoding", (), {"input_ids": ids})()
+
+    def get_vocab(self):
+        return {chr(i): i for i in range(VOCAB)}
+
+
 SMOL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

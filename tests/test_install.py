@@ -14,15 +14,6 @@ from reasonalloc.hf.compat import CACHE_NAME, cache_argument
 CONFIG = ra.Config(method="rkv", budget=24, interval=8, window=4)
 
 
-class Words:
-    """A tokenizer with no chat template: a token for each character."""
-
-    eos_token_id = 0
-
-    def __call__(self, text, **_):
-        return type("Encoding", (), {"input_ids": torch.tensor([[ord(c) % 90 + 1 for c in text]])})()
-
-
 def generate(model, **options):
     return model.generate(models.prompt(40), max_new_tokens=20, do_sample=False, **options)
 
@@ -170,7 +161,7 @@ def test_no_warning_of_transformers_is_caused(model, recwarn):
     with ra.install(model, CONFIG):
         generate(model)
         generate(model, **{CACHE_NAME: None})
-    ra.profile(model, Words(), ["ab"], max_new_tokens=3, progress=False)
+    ra.profile(model, models.Words(), ["ab"], max_new_tokens=3, progress=False)
     assert not [str(w.message) for w in recwarn if "deprecated" in str(w.message)]
 
 

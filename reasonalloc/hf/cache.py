@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from reasonalloc import _core
 from reasonalloc.config import Config
-from reasonalloc.hf.attention import activate, is_active
-from reasonalloc.hf.compat import is_full_attention, stock_layers, unwrapped
-from reasonalloc.hf.layer import RaggedLayer, real_tokens
+from reasonalloc.hf.attention import AttentionSpec, activate, expect, is_active
+from reasonalloc.hf.compat import check_not_prefix_tuned, is_full_attention, kv_sources, stock_layers, unwrapped
+from reasonalloc.hf.dense import prompt_attention
+from reasonalloc.hf.layer import RaggedLayer, one_dtype, one_size
+from reasonalloc.hf.rope import check_rope, drops_caches, rope_switch
+from reasonalloc.hf.step import Step
 from reasonalloc.policy.budgets import Budgets
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.wave import PROBE_QUERIES, demand
@@ -26,6 +30,17 @@ from reasonalloc.trace import Trace, recorder
 
 class _Unchanged(ValueError):
     """A request was refused, and no layer has changed."""
+
+
+def _why_nothing(stock: Sequence[Any], read_by_others: Set[int]) -> str:
+    """Why no layer of a model can have a budget."""
+    kinds = ", ".join(sorted({type(layer).__name__ for layer in stock}))
+    if read_by_others:
+        return "other layers read the keys of each layer with full attention, so there is nothing to give a budget to"
+    hint = ""
+    if any(getattr(layer, "is_sliding", False) for layer in stock):
+        hint = " (where chains stay shorter than the window, set model.config.sliding_window = None)"
+    return f"no layer has full attention alone, so there is nothing to give a budget to: its caches are {kinds}{hint}"
 
 
 class ReasonAllocCache(Cache):
@@ -48,110 +63,166 @@ class ReasonAllocCache(Cache):
     """
 
     def __init__(self, model: Any, config: Config, *, record: bool = False) -> None:
+        check_not_prefix_tuned(model)
         method, model = config.resolve(), unwrapped(model)
-        stock = stock_layers(model)
-        managed = [i for i, layer in enumerate(stock) if is_full_attention(layer)]
+        stock, read_by_others = stock_layers(model), kv_sources(model)
+        managed = [i for i, layer in enumerate(stock) if is_full_attention(layer) and i not in read_by_others]
         if not managed:
-            raise ValueError(
-                f"{type(model).__name__}: no layer has full attention, so there is nothing to give a budget to"
-                " (sliding windows keep their own cache; where chains stay shorter than the window, set"
-                " model.config.sliding_window = None)"
-            )
+            raise ValueError(f"{type(model).__name__}: {_why_nothing(stock, read_by_others)}")
         if config.profile is not None:
             config.profile.check(model, managed)
         if model.dtype not in DTYPES:
             raise TypeError(f"the cache holds float32, bfloat16 and float16, the model is {model.dtype}")
-        layers = [RaggedLayer(self, i, managed.index(i)) if i in managed else x for i, x in enumerate(stock)]
+        # One mask serves all layers with full attention, also those that keep every token for others.
+        whole_masks = len(managed) < sum(map(is_full_attention, stock))
+        # The scorer whose statistics the core keeps.
+        scorer = None if method.unlimited or method.scores_in_python else method.scorer
+        ahead = 0 if method.unlimited else method.interval
+        layers = list(stock)
+        for order, i in enumerate(managed):
+            layers[i] = RaggedLayer(i, order, config.window, scorer, ahead, whole_masks)
         super().__init__(layers=layers)
         self.model, self.config, self.method, self.record = model, config, method, record
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
-        # The scorer whose statistics the C core keeps, and whether attention gathers some of them for the next score.
-        self.core_scorer = None if method.unlimited or method.scores_in_python else method.scorer
-        self._notes = self.core_scorer in ATTENTION_SCORERS
-        self.ahead = 0 if method.unlimited else method.interval
-        # Layers that store keys, in the order in which a forward pass comes to them.
-        self._turns = [i for i, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)]
+        self._whole_masks = whole_masks
+        self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
+        self._own_modules: set[int] = set()  # ids of the model's modules that have asked for attention
         activate(model)
         self._clear()
 
+    def __bool__(self) -> bool:
+        """False where a model's generate() would drop a true cache in mid-text, and with it the budget."""
+        return not self._drops_caches
+
     def _clear(self) -> None:
+        method = self.method
+        announces = not method.unlimited and not method.scores_in_python and method.scorer in ATTENTION_SCORERS
+        turns = [i for i, layer in enumerate(self.layers) if isinstance(layer, CacheLayerMixin)]
+        self.step = Step(turns, None if method.unlimited else method.interval, announces, self._whole_masks)
         self._pool: PagePool | None = None
         self._rows = 0
-        self._turn = 0  # whose turn it is among self._turns
-        self._closed: str | None = None
-        self._steps = self._since = self._routings = self._byte_sum = 0
-        self._uncut = 0  # tokens that crop could take back: those since anything was evicted
-        self._due = self._prefilling = False
-        self._mask: tuple[Any, torch.Tensor | None] = (None, None)  # of this step, and its real tokens
-        self._new: tuple[Any, Any, Any] = (None, None, None)  # real tokens of this step, and where they stand
-        self._good_keys: Any = None  # shapes and dtypes that have been checked
-        self.cut_in: Any = None  # [rows] steps that follow before the next cut, for statistics
+        self._routings = self._byte_sum = 0
+        self._good_states: Any = None  # shapes and dtypes that have been checked
         self._cutter: Cutter | None = None
         self._cut_seconds = 0.0
 
-    # ---- a forward pass: update each layer in turn, which for ours ends with `leave` ----
+    # ---- a forward pass: `update`, then `attend` for each layer in turn; for ours the latter ends with `leave` ----
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
-        """transformers gives a layer its new keys and values. Checks everything before anything changes."""
-        self._check_turn(layer_idx == self._turns[self._turn])
-        if self._turn == 0:
+        """transformers gives a layer its new keys and values."""
+        if layer_idx >= len(self.layers):
+            raise ValueError(
+                f"the cache was made for a {type(self.model).__name__} of {len(self.layers)} layers and is used by"
+                f" another model, which has a layer {layer_idx}"
+            )
+        self.step.check_turn(layer_idx, self._why_out_of_turn)
+        if self.step.is_first_turn:
             self._begin_step(key_states)
         layer = self.layers[layer_idx]
         if isinstance(layer, RaggedLayer):
-            self._check_keys(layer, key_states, value_states)
+            expect(self, layer_idx, key_states)
             return layer.update(key_states, value_states)
         result = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        self._turn = (self._turn + 1) % len(self._turns)
+        self.step.leave()
         return result
+
+    @property
+    def _why_out_of_turn(self) -> str:
+        if not self.model.config.is_encoder_decoder:
+            return ""
+        return ", or its cross-attention uses this cache too: give it EncoderDecoderCache(this one, DynamicCache())"
 
     def _begin_step(self, key: torch.Tensor) -> None:
         if not is_active(self.model):
             raise RuntimeError(
                 "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
             )
-        self._mask, self._new = (None, None), (None, None, None)  # a step that failed may have left some
         rows, _, tokens, _ = key.shape
-        first = not self.ragged[0].length
-        if not first and rows != self._rows:
+        length = self.ragged[0].length
+        if length and rows != self._rows:
             raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
-        if first:
+        if self._rope_switch is not None:
+            check_rope(self._rope_switch, length, tokens)
+        if not length:
             self._rows = rows
-            self._cutter = self._good_keys = None
+            self._cutter = self._good_states = None
             for layer in self.ragged:
                 layer.core = None  # left over where a first step failed
-        # The first step is the prefill even if it is of one token: in a batch that row would be beside longer ones.
-        self._prefilling = first or (tokens > 1 and self._prefilling)
-        self._due = not self.method.unlimited and (first or self._since + tokens >= self.method.interval)
-        left = self.method.interval - self._since - tokens
-        self.cut_in = np.full(rows, 0 if self._due else left if self._notes else -1)
+        self.step.begin(rows, tokens, first=not length)
 
-    def _check_keys(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
-        kind = (key.shape, value.shape, key.dtype, value.dtype, key.is_meta)
-        if kind == self._good_keys:
-            return
+    @torch.compiler.disable
+    def attend(
+        self,
+        layer: int,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Stores a layer's new tokens and returns their attention, [B, T, Hq, Dv]; cuts what is due."""
+        ragged, step = self.layers[layer], self.step
+        first, before = step.is_first_turn, ragged.seen() if step.is_first_turn else 0
+        try:
+            spec = AttentionSpec.of(module, query, scaling, options)
+            query, key, value = one_dtype(query, key, value)
+            self._check_states(ragged, module, query, key, value)
+            dense = ragged.length == 0 and step.tokens > 1
+            new = step.new_tokens(attention_mask, dense)
+            store = partial(ragged.step, self.pool_for(key, value), one_size(query, key, value), spec, new)
+            if dense:
+                out = prompt_attention(module, query, key, value, attention_mask, spec, options)
+                store(attend=False)
+                self.measure(ragged, query, key, new.real, spec)
+            else:
+                out = store(attend=True, cut_in=step.cut_in)[..., : value.shape[3]].to(value.dtype)
+            self.leave(ragged, padded=new.real is not None and not dense)
+        except BaseException as error:
+            if not first or ragged.seen() != before:  # something has changed
+                step.close(error)
+            raise
+        return out
+
+    def _check_states(
+        self, layer: RaggedLayer, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Everything that is known of a layer's tensors beforehand, before anything changes."""
+        kind = (query.shape, key.shape, value.shape, key.dtype)
+        if kind != self._good_states:
+            self._check_shapes(layer, key, value)
+        if id(module) not in self._own_modules:
+            if not any(each is module for each in self.model.modules()):
+                raise ValueError(
+                    f"the cache was made for a {type(self.model).__name__} and is used by another model, of the same"
+                    f" shape: its {type(module).__name__} is not part of the first"
+                )
+            self._own_modules.add(id(module))
+        if self._cutter is None:
+            budgets = Budgets(self.config, self.method, len(self.ragged), key.shape[1], self._page_bytes(key, value))
+            budgets.start(self._rows)  # raises if the budget does not fit this batch
+            self._cutter = self._make_cutter(budgets)
+        if self.ragged[0].core is not None:
+            self._good_states = kind
+
+    def _check_shapes(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
         _, heads, _, head_dim = key.shape
-        if key.is_meta:
-            raise ValueError("keys are on the device meta, which holds no data: load the model's weights first")
-        if key.dtype not in DTYPES:
-            raise TypeError(f"the cache holds float32, bfloat16 and float16, got {key.dtype}")
+        if value.shape[:3] != key.shape[:3]:
+            raise ValueError(
+                f"keys {list(key.shape)} and values {list(value.shape)} must have one shape, but for the head size"
+            )
+        head_dim = max(head_dim, value.shape[3])
         if head_dim > _core.MAX_HEAD_DIM:
             raise ValueError(f"head sizes up to {_core.MAX_HEAD_DIM} are supported, got {head_dim}")
-        if value.shape != key.shape:
-            raise ValueError(f"keys {list(key.shape)} and values {list(value.shape)} must have one shape")
         known = self.ragged[0]
         if known.core is not None and (heads, head_dim) != (known.heads, known.head_dim):
             raise ValueError(
                 f"layer {layer.index} is given keys {list(key.shape)}, but the cache holds {known.heads} heads of size"
                 f" {known.head_dim}"
             )
-        if self._cutter is None:
-            budgets = Budgets(self.config, self.method, len(self.ragged), heads, self._page_bytes(key))
-            budgets.start(self._rows)  # raises if the budget does not fit this batch
-            self._cutter = self._make_cutter(budgets)
-        if known.core is not None:
-            self._good_keys = kind
 
     def _make_cutter(self, budgets: Budgets) -> Cutter:
         return Cutter(self.ragged, self.config, self.method, budgets, self._make_recorder())
@@ -160,42 +231,12 @@ class ReasonAllocCache(Cache):
         return recorder.Recorder(self._rows) if self.record else None
 
     @staticmethod
-    def _page_bytes(key: torch.Tensor) -> int:
-        return 2 * PAGE_TOKENS * key.shape[3] * key.element_size()
+    def _page_bytes(key: torch.Tensor, value: torch.Tensor) -> int:
+        return 2 * PAGE_TOKENS * max(key.shape[3], value.shape[3]) * key.element_size()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
-
-    def _check_turn(self, in_turn: bool) -> None:
-        self._check_open()
-        if not in_turn:
-            self._closed = "a forward pass was interrupted between layers"
-            self._check_open()
-
-    def close_if_changed(self, layer: RaggedLayer, before: int, error: BaseException) -> None:
-        """A layer failed in its turn: closes the cache if something has changed. before: what `layer.seen` gave."""
-        if layer.index or layer.seen() != before:
-            self._closed = f"{type(error).__name__}: {error}"
-
-    def real_tokens(self, mask: torch.Tensor, tokens: int, prefill: bool) -> torch.Tensor | None:
-        """As layer.real_tokens; all layers of a step are given one mask, which is looked at once."""
-        if self._mask[0] is not mask:
-            self._mask = (mask, real_tokens(mask, tokens, prefill))
-        return self._mask[1]
-
-    def new_tokens(self, real: torch.Tensor | None, rows: int) -> tuple[Any, Any]:
-        """(begin [rows + 1], index): where each row's tokens that are not padding stand; (None, None) if all are."""
-        if real is None:
-            return None, None
-        if self._new[0] is not real:
-            flags = real.numpy()
-            begin = np.zeros(rows + 1, np.int64)
-            np.cumsum(flags.sum(1), out=begin[1:])
-            self._new = (real, begin, np.ascontiguousarray(np.nonzero(flags)[1], np.int64))
-        return self._new[1], self._new[2]
-
-    def measure(self, layer: RaggedLayer, query: torch.Tensor, key: torch.Tensor, real: torch.Tensor | None) -> None:
+    def measure(
+        self, layer: RaggedLayer, query: torch.Tensor, key: torch.Tensor, real: torch.Tensor | None, spec: AttentionSpec
+    ) -> None:
         """Takes a layer's part of the wave from the first prefill, where a method needs it and no profile was given."""
         budgets = self.cutter.budgets
         if not budgets.measures:
@@ -204,40 +245,44 @@ class ReasonAllocCache(Cache):
             q, k = query[row].detach(), key[row].detach()
             if real is not None:
                 q, k = q[:, real[row]], k[:, real[row]]
-            budgets.demand[row, layer.order] = demand(q[:, -PROBE_QUERIES:], k, self.config.rho) if k.shape[1] else 1.0
+            q = q[:, -PROBE_QUERIES:]
+            own = demand(q, k, self.config.rho, spec.scale, spec.softcap) if k.shape[1] else 1.0
+            budgets.demand[row, layer.order] = own
 
-    def leave(self, layer: RaggedLayer, tokens: int, padded: bool) -> None:
+    def leave(self, layer: RaggedLayer, padded: bool) -> None:
         """A layer has stored and attended; cuts what is due, closes the step after the last layer."""
-        last = layer.order == len(self.ragged) - 1
-        if self._prefilling and layer.order == 0:
+        step, last = self.step, layer.order == len(self.ragged) - 1
+        if step.prefill and layer.order == 0:
             self.cutter.prompt = np.array([layer.held.tokens(row) for row in range(self._rows)])
-        if self._due:
+        if step.due:
             start = time.perf_counter()
             if not self.cutter.budgets.waits:  # at once, so that a long prompt is whole in one layer at a time
                 self.cutter.cut([layer], self.pool)
             elif last:  # the wave is measured in the last layer only
                 self.cutter.cut(self.ragged, self.pool)
             self._cut_seconds += time.perf_counter() - start
-        self._turn = (self._turn + 1) % len(self._turns)
+        step.leave()
         if last:
-            self._end_step(tokens, padded)
+            self._end_step(padded)
 
-    def _end_step(self, tokens: int, padded: bool) -> None:
-        self._since = 0 if self._due else self._since + tokens
-        cut = self.cutter.take_flag()
-        self._uncut = 0 if cut or padded else self._uncut + tokens  # padding amid tokens: rows differ in what is newest
-        self._routings += cut
-        if self._due:
-            heads = self._rows * sum(layer.heads for layer in self.ragged)
-            self.pool.trim(keep_free=heads * (self.method.interval // PAGE_TOKENS + 1))
+    def _end_step(self, padded: bool) -> None:
+        evicted = self.cutter.take_flag()
+        self.step.end(evicted, padded)
+        self._routings += evicted
+        if self.step.due:
+            self._trim()
         self.cutter.budgets.waits = False
-        self._steps += 1
-        self._mask, self._new = (None, None), (None, None, None)
         self._byte_sum += self.pool.bytes
 
-    def pool_for(self, key: torch.Tensor) -> PagePool:
+    def _trim(self) -> None:
+        """Gives back the memory that was freed, but for what the heads need until their next cut."""
+        heads = self._rows * sum(layer.heads for layer in self.ragged)
+        ahead = 1 if self.method.unlimited else self.method.interval // PAGE_TOKENS + 1
+        self.pool.trim(keep_free=heads * ahead)
+
+    def pool_for(self, key: torch.Tensor, value: torch.Tensor) -> PagePool:
         if self._pool is None:
-            self._pool = PagePool(key.dtype, key.shape[3])
+            self._pool = PagePool(key.dtype, max(key.shape[3], value.shape[3]))
         return self._pool
 
     @property
@@ -266,18 +311,18 @@ class ReasonAllocCache(Cache):
     @contextmanager
     def _all_or_closed(self) -> Iterator[None]:
         """Layers are changed one by one: the cache is closed if one of them fails."""
-        self._check_turn(self._turn == 0)
+        self.step.check_between()
         try:
             yield
         except _Unchanged:
             raise
         except BaseException as error:
-            self._closed = f"{type(error).__name__}: {error}"
+            self.step.close(error)
             raise
 
     def _move_rows(self, source: torch.Tensor, method: str, argument: Any) -> None:
         """Row i becomes row source[i]; the layers that are not ours do it by their own method."""
-        self._check_turn(self._turn == 0)
+        self.step.check_between()
         if not self.ragged[0].length:
             return
         rows = np.ascontiguousarray(source.detach().cpu().numpy().reshape(-1), dtype=np.int64)
@@ -291,6 +336,7 @@ class ReasonAllocCache(Cache):
                     getattr(layer, method)(argument)
             self.cutter.move_rows(rows)
             self._rows = len(rows)
+            self._trim()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes row beam_idx[i]; pages are shared and copied on write."""
@@ -311,13 +357,13 @@ class ReasonAllocCache(Cache):
         Possible as far back as the last cut that evicted something: what went then does not come back. Raises
         ValueError, with nothing changed, where it is not.
         """
-        self._check_turn(self._turn == 0)
+        self.step.check_between()
         length = self.ragged[0].length
         remove = -tokens if tokens <= 0 else max(0, length - tokens)
-        if remove > self._uncut:
+        if remove > self.step.uncut:
             raise ValueError(
-                f"cannot crop {remove} of {length} tokens: only the newest {self._uncut} came after the last eviction,"
-                " and what was evicted does not come back"
+                f"cannot crop {remove} of {length} tokens: only the newest {self.step.uncut} came after the last"
+                " eviction, and what was evicted does not come back"
             )
         shortest = 0
         if remove:
@@ -330,7 +376,7 @@ class ReasonAllocCache(Cache):
                 layer.held.crop(remove)
                 layer.length -= remove
             if remove:
-                self._since, self._uncut = max(0, self._since - remove), self._uncut - remove
+                self.step.crop(remove)
                 self.cutter.forget_prompt_beyond(shortest - remove)
 
     def _crop_others(self, remove: int) -> None:
@@ -354,7 +400,7 @@ class ReasonAllocCache(Cache):
         others = all(
             getattr(layer, "is_croppable", False) for layer in self.layers if not isinstance(layer, RaggedLayer)
         )
-        return others and (self._uncut > 0 or not self.ragged[0].length)
+        return others and (self.step.uncut > 0 or not self.ragged[0].length)
 
     # ---- figures ----
 
@@ -392,7 +438,7 @@ class ReasonAllocCache(Cache):
         by default transformers' name of it. Raises ValueError for ids of another length and RuntimeError for a cache
         that does not record, is empty or is closed.
         """
-        self._check_turn(self._turn == 0)
+        self.step.check_between()
         if self.cutter.recorder is None:
             raise RuntimeError("the cache does not record: make it with ReasonAllocCache(model, config, record=True)")
         if not 0 <= row < self._rows:
@@ -427,18 +473,18 @@ class ReasonAllocCache(Cache):
             "layers": [x.index for x in self.ragged],
             "bytes": pool.bytes if pool else 0,
             "peak_bytes": pool.peak_bytes if pool else 0,
-            "mean_bytes": self._byte_sum / self._steps if self._steps else 0.0,
+            "mean_bytes": self._byte_sum / self.step.count if self.step.count else 0.0,
             "reserved_bytes": pool.reserved_bytes if pool else 0,
             "other_bytes": other,
             "slots": slots.tolist(),
             "budgets": cutter.budget_lists() if cutter else [],
             "ratio": float(slots.sum() / full) if full else 1.0,
             "evicted": cutter.evicted if cutter else 0,
-            "steps": self._steps,
+            "steps": self.step.count,
             "routings": self._routings,
             "seconds": dict(zip(("score", "route", "evict", "attend"), seconds.tolist(), strict=True))
             | {"cut": self._cut_seconds},
             "lost_mass": cutter.lost_mass if cutter else 0.0,
             "wave": cutter.budgets.wave_source if cutter else "none",
-            "closed": self._closed,
+            "closed": self.step.closed,
         }

@@ -67,6 +67,16 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
+def check_not_prefix_tuned(model: Any) -> None:
+    """Raises ValueError for a model in PEFT's wrapper whose adapter is prefix tuning."""
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.peft_type == "PREFIX_TUNING":
+        raise ValueError(
+            "prefix tuning fills the cache with keys that no token has, which ReasonAllocCache does not take; prompt"
+            " tuning, LoRA and other adapters are supported"
+        )
+
+
 def query_length(argument: int | torch.Tensor) -> int:
     """`get_mask_sizes` is given the number of queries since 5.4, the tensor of their positions before."""
     return argument if isinstance(argument, int) else int(argument.shape[0])
@@ -83,3 +93,14 @@ def stock_layers(model: Any) -> list[CacheLayerMixin]:
 def is_full_attention(layer: CacheLayerMixin) -> bool:
     """Whether a stock layer holds every token of plain attention: the ones whose budget can be managed."""
     return type(layer) is DynamicLayer
+
+
+def kv_sources(model: Any) -> set[int]:
+    """Layers whose keys and values other layers read too, as in Gemma 3n and 4."""
+    config = model.config.get_text_config(decoder=True)
+    modes = getattr(config, "kv_sharing_modes", None)  # since 5.24
+    if modes is not None:
+        return {i for i, mode in enumerate(modes) if mode == "store"}
+    shared = getattr(config, "num_kv_shared_layers", None) or 0
+    own = list(config.layer_types[: config.num_hidden_layers - shared]) if shared else []
+    return {len(own) - 1 - own[::-1].index(kind) for kind in own}

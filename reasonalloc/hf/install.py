@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import MethodType, TracebackType
 from typing import Any
 
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import activate, deactivate, is_active
 from reasonalloc.hf.cache import ReasonAllocCache
@@ -26,7 +28,7 @@ class _Generate:
         # generate caches with embeddings whatever its settings say
         unused = generation_setting(model, args, kwargs, "use_cache") is False and kwargs.get("inputs_embeds") is None
         if not chosen and not unused:
-            kwargs = without_cache(kwargs) | cache_argument(self.session.make_cache())
+            kwargs = without_cache(kwargs) | cache_argument(self.session.make_argument())
         return self.plain(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
@@ -64,9 +66,11 @@ class Session:
         self._generate = self.model.generate = _Generate(self)
         self._closed = False
 
-    def make_cache(self) -> ReasonAllocCache:
-        """A fresh cache, which becomes `last_cache`."""
+    def make_argument(self) -> Cache:
+        """A fresh cache, which becomes `last_cache`, as generate takes it: cross-attention needs one of its own."""
         self.last_cache = ReasonAllocCache(self.model, self.config, record=self.record)
+        if self.model.config.is_encoder_decoder:
+            return EncoderDecoderCache(self.last_cache, DynamicCache(config=self.model.config))
         return self.last_cache
 
     def close(self) -> None:

@@ -17,15 +17,25 @@ SCHEMA = 1
 PROBE_QUERIES = 64
 
 
-def demand(queries: torch.Tensor, keys: torch.Tensor, rho: float = 0.93) -> float:
+def demand(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    rho: float = 0.93,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> float:
     """Number of tokens whose attention mass reaches rho: a layer's demand (ReasonAlloc, arXiv 2606.11164).
 
     queries: [Hq, w, d] of the newest w tokens; keys: [H, n, d]. The causal attention rows are averaged over queries and
-    heads, sorted in descending order and summed up.
+    heads, sorted in descending order and summed up. scale: of the logits, 1 / sqrt(d) by default; softcap: they become
+    softcap * tanh(logit / softcap).
     """
     heads, n, d = keys.shape
     group, w = queries.shape[0] // heads, queries.shape[1]
-    logits = torch.einsum("hgwd,hnd->hgwn", queries.float().view(heads, group, w, d), keys.float()) / d**0.5
+    logits = torch.einsum("hgwd,hnd->hgwn", queries.float().view(heads, group, w, d), keys.float())
+    logits = logits * (d**-0.5 if scale is None else scale)
+    if softcap:
+        logits = torch.tanh(logits / softcap) * softcap
     future = torch.arange(n, device=keys.device)[None, :] > torch.arange(n - w, n, device=keys.device)[:, None]
     row = logits.masked_fill(future, float("-inf")).softmax(-1).mean((0, 1, 2))
     mass = row.sort(descending=True).values.double().cumsum(0)
@@ -35,15 +45,25 @@ def demand(queries: torch.Tensor, keys: torch.Tensor, rho: float = 0.93) -> floa
 def fingerprint(model: Any) -> dict[str, Any]:
     """What two models must share for a profile of one to be used for the other: the shape, not the weights."""
     config = model.config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
+    heads = _over_layers(config, "num_attention_heads")
     return {
         "model_type": config.model_type,
         "layers": config.num_hidden_layers,
         "query_heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "kv_heads": _over_layers(config, "num_key_value_heads") or heads,
+        "head_dim": _over_layers(config, "head_dim")
+        or config.hidden_size // (heads if isinstance(heads, int) else heads[0]),
         "hidden_size": config.hidden_size,
     }
+
+
+def _over_layers(config: Any, name: str) -> Any:
+    """A setting of a model's config; where layers differ in it, the list of theirs."""
+    each = getattr(config, "per_layer_config", None)  # since transformers 5.24, where the plain attribute may raise
+    if not each:
+        return getattr(config, name, None)
+    values = [getattr(layer, name, None) for layer in each]
+    return values[0] if values.count(values[0]) == len(values) else values
 
 
 def digest(value: Any) -> str:

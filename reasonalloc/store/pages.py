@@ -15,12 +15,12 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 
 
 class PagePool:
-    """Pages of one head size and dtype. `core` is what `_core.Layer` takes."""
+    """Pages of one head size and `dtype`. `core` is what `_core.Layer` takes."""
 
     def __init__(self, dtype: torch.dtype, head_dim: int) -> None:
         if dtype not in DTYPES:
             raise TypeError(f"the cache holds float32, bfloat16 and float16, got {dtype}")
-        self.core = _core.Pool(DTYPES[dtype], head_dim)
+        self.dtype, self.core = dtype, _core.Pool(DTYPES[dtype], head_dim)
 
     def grow(self, pages: int) -> None:
         """Adds at least `pages` pages; MemoryError if the system has no more."""

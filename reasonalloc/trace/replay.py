@@ -107,8 +107,7 @@ class ReplayCache(ReasonAllocCache):
                 " feed the prompt in the chunks that it had"
             )
         super()._begin_step(key)
-        self._due = ahead == 0
-        self.cut_in = np.full(rows, ahead if self._notes or self._due else -1)
+        self.step.schedule(ahead)
 
     def _make_cutter(self, budgets: Budgets) -> Cutter:
         return _ReplayCutter(self, budgets)
