@@ -214,11 +214,14 @@ def test_queries_and_keys_wider_than_values():
 
 def test_mixed_precision_of_accelerate():
     accelerate = pytest.importorskip("accelerate")
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    model = models.build("llama")
-    prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
-    with ra.install(prepared, SMALL) as session:
-        generate(prepared)
+    model, state = models.build("llama"), accelerate.state.AcceleratorState
+    state._reset_state(reset_partial_state=True)
+    try:
+        prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+        with ra.install(prepared, SMALL) as session:
+            generate(prepared)
+    finally:
+        state._reset_state(reset_partial_state=True)
     assert session.last_cache.stats()["evicted"]
     assert session.last_cache.pool.dtype == torch.bfloat16
 
