@@ -74,6 +74,10 @@ class _Expected(threading.local):
 
 _expected = _Expected()
 
+# Models whose own attention is an eager function: their masks are never left out, for not all say that they are causal.
+_eager_models: weakref.WeakSet[Any] = weakref.WeakSet()
+_SERVED = "_reasonalloc_served"
+
 
 @torch.compiler.disable  # the tensors are real ones then: a compiled model breaks its graph here
 def expect(cache: Attends, layer: int, key: torch.Tensor) -> None:
@@ -154,13 +158,22 @@ def attention_forward(
     """
     expected = _take_expected(module, key)
     if expected is None:
+        if hasattr(key, _SERVED):  # they are the new ones alone
+            raise ValueError(
+                f"{type(module).__name__} reads the keys of layer {getattr(key, _SERVED)} a second time, which"
+                " ReasonAllocCache does not serve"
+            )
         return own_attention(module, query, key, value, attention_mask, scaling, **options)
     cache, layer = expected
-    return cache.attend(layer, module, query, key, value, attention_mask, scaling, **options), None
+    out = cache.attend(layer, module, query, key, value, attention_mask, scaling, **options)
+    setattr(key, _SERVED, layer)
+    return out, None
 
 
-def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
     _forget_expected()  # a new forward pass: what was expected went with one that failed
+    if any(model.config is config or model.config.get_text_config(decoder=True) is config for model in _eager_models):
+        kwargs["allow_is_causal_skip"] = False
     mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
     return mask
 
@@ -190,6 +203,8 @@ def activate(model: Any) -> None:
         raise ValueError(f"{type(model).__name__} does not take its attention from transformers' AttentionInterface")
     for module, name in own:
         setattr(module, _PREVIOUS, name)
+    if "eager" in previous.values():
+        _eager_models.add(model)
     setattr(model, _PREVIOUS, previous)
 
 
@@ -199,6 +214,7 @@ def deactivate(model: Any) -> None:
     previous = getattr(model, _PREVIOUS, None)
     if previous is None:
         return
+    _eager_models.discard(model)
     model.set_attn_implementation(previous if len(previous) > 1 else previous[""])
     for module in model.modules():
         vars(module).pop(_PREVIOUS, None)

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from reasonalloc import _core
 from reasonalloc.config import Config
+from reasonalloc.hf.architectures import refusal
 from reasonalloc.hf.attention import AttentionSpec, activate, expect, is_active
 from reasonalloc.hf.compat import check_not_prefix_tuned, is_full_attention, kv_sources, stock_layers, unwrapped
 from reasonalloc.hf.dense import prompt_attention
@@ -65,6 +66,8 @@ class ReasonAllocCache(Cache):
     def __init__(self, model: Any, config: Config, *, record: bool = False) -> None:
         check_not_prefix_tuned(model)
         method, model = config.resolve(), unwrapped(model)
+        if reason := refusal(model):
+            raise ValueError(f"{type(model).__name__} is not supported: {reason}")
         stock, read_by_others = stock_layers(model), kv_sources(model)
         managed = [i for i, layer in enumerate(stock) if is_full_attention(layer) and i not in read_by_others]
         if not managed:

@@ -24,6 +24,8 @@ def prompt_attention(
     """Attention of a prompt's tokens among themselves, [B, T, Hq, Dv]: torch's own where that computes all of it."""
     if spec.softcap is not None or spec.sinks is not None:
         return attend_dense(query, key, value, mask, spec)
+    if mask is None:  # not every module says that it is causal
+        options = options | {"is_causal": True}
     out: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=spec.scale, **options)[0]
     return out
 

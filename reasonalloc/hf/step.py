@@ -111,6 +111,8 @@ class Step:
                     f"the attention mask covers {mask.shape[-1]} tokens, but {self.tokens} are new: masks over cached"
                     " tokens are not supported, since their heads hold different ones"
                 )
+            if mask.shape[1] != 1:
+                raise ValueError(f"the attention mask {list(mask.shape)} is another one for each head")
             real = _real_tokens(mask, self.tokens, dense)
             self._mask = (mask, _ALL if real is None else NewTokens.of(real))
         return self._mask[1]
