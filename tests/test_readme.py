@@ -8,7 +8,6 @@ from pathlib import Path
 import models
 import pytest
 import torch
-from test_wave import Words
 
 import reasonalloc as ra
 from reasonalloc.cli import main
@@ -43,7 +42,7 @@ def test_the_first_example_runs_as_it_is_pasted(capsys):
 
 
 def test_a_profile_of_ones_own(monkeypatch):
-    names = {"ra": ra, "model": models.tiny(), "tokenizer": Words(), "prompts": ["one two three"]}
+    names = {"ra": ra, "model": models.tiny(), "tokenizer": models.Words(), "prompts": ["one two three"]}
     exec(blocks("README.md")[1].replace("prompts)", "prompts, max_new_tokens=8, progress=False)"), names)
     cache = ra.ReasonAllocCache(names["model"], names["config"])
     names["model"].generate(models.prompt(300), max_new_tokens=4, do_sample=False, **cache_argument(cache))

@@ -21,8 +21,8 @@ _SETTINGS = {
 _MLA = {"num_key_value_heads": 4}
 _MIXED = {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 8, "head_dim": 16}
 _LINEAR = {
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 16, "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
 }  # fmt: skip
 _SHARING = {
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": models.VOCAB, "sliding_window": 8,

@@ -76,7 +76,8 @@ _expected = _Expected()
 
 # Models whose own attention is an eager function: their masks are never left out, for not all say that they are causal.
 _eager_models: weakref.WeakSet[Any] = weakref.WeakSet()
-_SERVED = "_reasonalloc_served"
+# Of a layer's new keys whose attention a cache has computed: nobody may take them for all of its keys.
+SERVED = "_reasonalloc_served"
 
 
 @torch.compiler.disable  # the tensors are real ones then: a compiled model breaks its graph here
@@ -158,16 +159,14 @@ def attention_forward(
     """
     expected = _take_expected(module, key)
     if expected is None:
-        if hasattr(key, _SERVED):  # they are the new ones alone
+        if (served := getattr(key, SERVED, None)) is not None:
             raise ValueError(
-                f"{type(module).__name__} reads the keys of layer {getattr(key, _SERVED)} a second time, which"
-                " ReasonAllocCache does not serve"
+                f"{type(module).__name__} reads the keys of layer {served} a second time, which ReasonAllocCache does"
+                " not serve"
             )
         return own_attention(module, query, key, value, attention_mask, scaling, **options)
     cache, layer = expected
-    out = cache.attend(layer, module, query, key, value, attention_mask, scaling, **options)
-    setattr(key, _SERVED, layer)
-    return out, None
+    return cache.attend(layer, module, query, key, value, attention_mask, scaling, **options), None
 
 
 def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.hf.architectures import refusal
-from reasonalloc.hf.attention import AttentionSpec, activate, expect, is_active
+from reasonalloc.hf.attention import SERVED, AttentionSpec, activate, expect, is_active
 from reasonalloc.hf.compat import check_not_prefix_tuned, is_full_attention, kv_sources, stock_layers, unwrapped
 from reasonalloc.hf.dense import prompt_attention
 from reasonalloc.hf.layer import RaggedLayer, one_dtype, one_size
@@ -120,6 +120,8 @@ class ReasonAllocCache(Cache):
                 f"the cache was made for a {type(self.model).__name__} of {len(self.layers)} layers and is used by"
                 f" another model, which has a layer {layer_idx}"
             )
+        if key_states.is_meta:
+            raise ValueError("keys are on the device meta, which holds no data: load the model's weights first")
         self.step.check_turn(layer_idx, self._why_out_of_turn)
         if self.step.is_first_turn:
             self._begin_step(key_states)
@@ -172,7 +174,7 @@ class ReasonAllocCache(Cache):
         first, before = step.is_first_turn, ragged.seen() if step.is_first_turn else 0
         try:
             spec = AttentionSpec.of(module, query, scaling, options)
-            query, key, value = one_dtype(query, key, value)
+            given, (query, key, value) = key, one_dtype(query, key, value)
             self._check_states(ragged, module, query, key, value)
             dense = ragged.length == 0 and step.tokens > 1
             new = step.new_tokens(attention_mask, dense)
@@ -184,6 +186,7 @@ class ReasonAllocCache(Cache):
             else:
                 out = store(attend=True, cut_in=step.cut_in)[..., : value.shape[3]].to(value.dtype)
             self.leave(ragged, padded=new.real is not None and not dense)
+            setattr(given, SERVED, layer)
         except BaseException as error:
             if not first or ragged.seen() != before:  # something has changed
                 step.close(error)

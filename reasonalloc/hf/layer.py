@@ -149,13 +149,11 @@ def one_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _T
     """The three as attention computes with them: in autocast's dtype, else the values'. Rotary embeddings kept in
     float32 leave queries and keys wider than the values.
 
-    Raises TypeError for a dtype that the cache does not hold, ValueError for tensors without data.
+    Raises TypeError for a dtype that the cache does not hold.
     """
     dtype = value.dtype
     if torch.is_autocast_enabled(value.device.type):
         dtype = torch.get_autocast_dtype(value.device.type)
-    if any(x.is_meta for x in (query, key, value)):
-        raise ValueError("keys are on the device meta, which holds no data: load the model's weights first")
     wrong = next((x.dtype for x in (query, key, value) if x.dtype not in DTYPES), None)
     if wrong is not None:
         raise TypeError(f"the cache holds float32, bfloat16 and float16, got {wrong}")
