@@ -32,8 +32,8 @@ _SUPPORTED = """
 
 _NOTED = {
     "layers with a sliding window or chunks keep transformers' own cache": """
-        afmoe cohere2 cohere2_moe cwm exaone4 exaone_moe gemma3_text kolibri1 llama4_text mimo_v2_flash ministral
-        mistral modernbert-decoder olmo3 smollm3
+        afmoe cohere2 cohere2_moe cwm exaone4 exaone_moe flint gemma2 gemma3_text gpt_oss granite_swa granitemoe_swa
+        kolibri1 llama4_text mimo_v2_flash ministral mistral modernbert-decoder olmo3 smollm3 vaultgemma
     """,
     "layers with a recurrent state or a convolution keep transformers' own cache": """
         bamba beam granitemoehybrid jamba lara_mini lfm2 lfm2_moe lfm3 nemotron_h olmo_hybrid qwen3_5_moe_text
@@ -51,8 +51,6 @@ _NOTED = {
 }
 
 _REFUSED = {
-    "its attention has sinks as parameters": "flint gpt_oss granite_swa granitemoe_swa",
-    "its logits are soft-capped": "gemma2 vaultgemma",
     "it does not take its attention from transformers' AttentionInterface": """
         big_bird bloom cpmant falcon gpt_neo gpt_neox_japanese megatron-bert mpt mvp openai-gpt rembert roformer rwkv
         trocr xglm xlm

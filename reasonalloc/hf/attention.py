@@ -20,8 +20,6 @@ from reasonalloc.hf.compat import unwrapped
 NAME = "reasonalloc"
 _PREVIOUS = "_reasonalloc_previous_attention"
 
-_NOT_IN_C = ("softcap", "s_aux")  # until the core's step takes them
-
 
 @dataclass(frozen=True)
 class AttentionSpec:
@@ -40,9 +38,6 @@ class AttentionSpec:
         """What an attention module asks for; ValueError for what the cache does not compute."""
         if options.get("position_bias") is not None:
             raise ValueError(f"{type(module).__name__} adds a position bias to its logits, which the cache does not")
-        for name in _NOT_IN_C:
-            if options.get(name) is not None:
-                raise ValueError(f"{type(module).__name__} uses {name}, which the ragged attention does not support")
         scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
         return cls(scale, options.get("softcap"), options.get("s_aux"))
 

@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from reasonalloc.config import Config
-from reasonalloc.hf.attention import using
+from reasonalloc.hf.attention import activate, deactivate, is_active
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import left_padded
@@ -48,7 +48,7 @@ class Comparison:
 
 
 def compare(model: Any, seed: int = 0) -> Comparison:
-    """Runs a model for a prompt and a chain of random tokens on both kinds of cache. It has its attention back then.
+    """Runs a model for a prompt and a chain of random tokens on both kinds of cache; its attention is as before then.
 
     Raises what the model or ReasonAllocCache raises, ValueError where the model is refused.
     """
@@ -56,15 +56,20 @@ def compare(model: Any, seed: int = 0) -> Comparison:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     ids = torch.randint(1, vocabulary, (2, _PROMPT + _CHAIN), generator=generator)
     prompts, chain = [ids[0, :_PROMPT], ids[1, _PROMPT - _SHORT : _PROMPT]], ids[:, _PROMPT:]
-    with using(model), torch.no_grad():
-        full = ReasonAllocCache(model, Config(method="full"))
-        stock = _logits(model, _stock(model), prompts[:1], chain[:1])
-        ours = _logits(model, full, prompts[:1], chain[:1])
-        cache, alone = (ReasonAllocCache(model, _TIGHT) for _ in range(2))
-        batch = _logits(model, cache, prompts, chain)[1]
-        single = _logits(model, alone, prompts[1:], chain[1:])[0]
-        stock_batch = _logits(model, _stock(model), prompts, chain)[1]
-        stock_single = _logits(model, _stock(model), prompts[1:], chain[1:])[0]
+    own = is_active(model)
+    deactivate(model)  # transformers' cache with the model's own attention
+    try:
+        with torch.no_grad():
+            stock = _logits(model, _stock(model), prompts[:1], chain[:1])
+            stock_batch = _logits(model, _stock(model), prompts, chain)[1]
+            stock_single = _logits(model, _stock(model), prompts[1:], chain[1:])[0]
+            full = ReasonAllocCache(model, Config(method="full"))
+            ours = _logits(model, full, prompts[:1], chain[:1])
+            cache, alone = (ReasonAllocCache(model, _TIGHT) for _ in range(2))
+            batch = _logits(model, cache, prompts, chain)[1]
+            single = _logits(model, alone, prompts[1:], chain[1:])[0]
+    finally:
+        activate(model) if own else deactivate(model)
     kept = [[each.positions(layer.index, row) for layer in cache.ragged] for each, row in ((cache, 1), (alone, 0))]
     same = all(np.array_equal(a, b) for x, y in zip(*kept, strict=True) for a, b in zip(x, y, strict=True))
     return Comparison(
