@@ -42,8 +42,8 @@ class Step:
 
     tokens: new ones of this pass, padding included. prefill: it belongs to the prompt. due: a cut comes after it.
     cut_in: [B] passes of one token that follow before a row's next cut, negative where layers need not know. count:
-    passes that are complete. uncut: newest tokens that came after the last eviction. closed: why there can be no pass, or
-    None.
+    passes that are complete. uncut: newest tokens that came after the last eviction. closed: why there can be no pass,
+    or None.
     """
 
     def __init__(self, turns: Sequence[int], interval: int | None, announces: bool, whole_masks: bool = False) -> None:
