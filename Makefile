@@ -33,7 +33,7 @@ NEON_CC := aarch64-linux-gnu-gcc
 NEON_RUN := qemu-aarch64
 NEON_TESTS := $(C_TESTS:tests/c/%.c=build/neon/%) build/neon/engine
 
-.PHONY: help install demo test c-tests oldest harness bench notebooks paper train lint compilers format format-check \
+.PHONY: help install demo test c-tests oldest newest harness bench notebooks paper train lint compilers format format-check \
 	sanitize fuzz neon neon-tools clean
 
 help: ## list the targets
@@ -95,19 +95,23 @@ c-tests: $(C_TESTS:tests/c/%.c=$(C_BUILD)/%)
 test: install c-tests ## run the C tests and pytest
 	$(BIN)/$(PYTEST) tests
 
-# The oldest transformers with what it pins, laid over the packages of .venv.
-OLD := .venv-oldest
-$(OLD)/.packages: $(VENV)/.packages
-	[ -x $(OLD)/bin/python ] || $(PYTHON) -m venv $(OLD)
-	$(OLD)/bin/python -c 'import site, sys; print("import site; site.addsitedir(%r)" % sys.argv[1])' \
+# Another transformers with what it needs, laid over the packages of .venv.
+.venv-%/.over: $(VENV)/.packages
+	[ -x .venv-$*/bin/python ] || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -c 'import site, sys; print("import site; site.addsitedir(%r)" % sys.argv[1])' \
 		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" \
-		> "$$($(OLD)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
-	$(OLD)/bin/python -m pip --quiet --disable-pip-version-check install transformers==5.2.0
+		> "$$(.venv-$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
 	touch $@
 
-oldest: install $(OLD)/.packages ## pytest's tests of the transformers side on the oldest transformers supported
-	$(OLD)/bin/python -c 'import transformers; assert transformers.__version__ == "5.2.0", transformers.__version__'
-	$(OLD)/bin/python -m $(PYTEST) -m "not core and not slow" tests
+oldest: install .venv-oldest/.over ## pytest's tests of the transformers side on the oldest transformers supported
+	.venv-oldest/bin/python -m pip --quiet --disable-pip-version-check install transformers==5.2.0
+	.venv-oldest/bin/python -c 'import transformers; assert transformers.__version__ == "5.2.0", transformers.__version__'
+	.venv-oldest/bin/python -m $(PYTEST) -m "not core and not slow" tests
+
+newest: install .venv-newest/.over ## the same on the newest transformers that there is
+	.venv-newest/bin/python -m pip --quiet --disable-pip-version-check install --upgrade transformers
+	.venv-newest/bin/python -c 'import transformers; print("transformers", transformers.__version__)'
+	.venv-newest/bin/python -m $(PYTEST) -m "not core and not slow" tests
 
 harness: install ## install lm-evaluation-harness (45 packages, 500 MB) and run the tests that need it
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[lm-eval]"

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 import reasonalloc as ra
 from reasonalloc.cli import options
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab import models
 from reasonalloc.provenance import in_words, place
 
@@ -36,7 +37,7 @@ def tokens_per_second(model: Any, cache: Any, rows: int, tokens: int, steps: int
     """Of all rows together, over `steps` steps after a random prompt of `tokens` tokens."""
 
     def step(ids: torch.Tensor) -> torch.Tensor:
-        logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(ids, **cache_argument(cache), use_cache=True, logits_to_keep=1).logits
         return logits[:, -1:].argmax(-1)  # type: ignore[no-any-return]
 
     ids = step(torch.randint(3, model.config.vocab_size, (rows, tokens), device=model.device))

@@ -7,6 +7,8 @@ import importlib.util
 import torch
 import transformers
 
+from reasonalloc.hf.compat import cache_argument
+
 VOCAB = 97
 
 # Large weights, so that attention is not uniform and two tokens rarely have nearly the same logit.
@@ -94,8 +96,22 @@ def step(model, cache, ids: torch.Tensor, mask: torch.Tensor | None = None) -> t
     if mask is not None:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     with torch.no_grad():
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, **cache_argument(cache), use_cache=True)
     return out.logits
+
+
+class Words:
+    """A tokenizer with no chat template: a token for each character."""
+
+    pad_token_id = 0
+    eos_token_id = 0
+
+    def __call__(self, text, return_tensors="pt", **_):
+        ids = torch.tensor([[ord(c) % (VOCAB - 1) + 1 for c in text]])
+        return type("Encoding", (), {"input_ids": ids})()
+
+    def get_vocab(self):
+        return {chr(i): i for i in range(VOCAB)}
 
 
 SMOL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -12,6 +12,7 @@ from test_accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
 from reasonalloc.policy.smoothing import Smoother
 from reasonalloc.policy.wave import WaveProfile, fingerprint
@@ -125,7 +126,7 @@ def generated(**settings):
     model, config = tiny(), ra.Config(budget=24, interval=8, method="rkv", **settings)
     cache = ra.ReasonAllocCache(model, config)
     ids = prompt(30, rows=2)
-    model.generate(ids, past_key_values=cache, max_new_tokens=60, do_sample=False, attention_mask=ids * 0 + 1)
+    model.generate(ids, **cache_argument(cache), max_new_tokens=60, do_sample=False, attention_mask=ids * 0 + 1)
     return [[x.tolist() for x in cache.positions(layer, row)] for layer in range(3) for row in range(2)]
 
 

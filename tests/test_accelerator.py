@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 import reasonalloc as ra
 from reasonalloc.hf import layer
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.decode import Sampling
 from reasonalloc.hf.decode import generate as chains
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
@@ -43,9 +44,9 @@ def test_the_parts_of_one_copy():
 def test_nothing_evicted_gives_the_stock_tokens(name, device):
     model, ids = build(device, name), models.prompt(14).to(device)
     how = {"max_new_tokens": 40, "do_sample": False}
-    expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **how)
+    expected = model.generate(ids, **cache_argument(DynamicCache(config=model.config)), **how)
     cache = ra.ReasonAllocCache(model, ra.Config(budget=400))
-    got = model.generate(ids, past_key_values=cache, **how)
+    got = model.generate(ids, **cache_argument(cache), **how)
     assert got.device == ids.device
     assert torch.equal(expected, got)
 
@@ -56,10 +57,10 @@ def test_a_row_in_a_batch_is_the_row_alone(device):
     ids, mask = models.left_padded(prompts)
     batch = ra.ReasonAllocCache(model, config)
     how = {"max_new_tokens": 40, "do_sample": False}
-    together = model.generate(ids.to(device), attention_mask=mask.to(device), past_key_values=batch, **how)
+    together = model.generate(ids.to(device), attention_mask=mask.to(device), **cache_argument(batch), **how)
     for row, own in enumerate(prompts):
         alone = ra.ReasonAllocCache(model, config)
-        expected = model.generate(own[None].to(device), past_key_values=alone, **how)
+        expected = model.generate(own[None].to(device), **cache_argument(alone), **how)
         assert torch.equal(together[row, -40:], expected[0, -40:])
         for i in range(3):
             for a, b in zip(batch.positions(i, row), alone.positions(i), strict=True):
@@ -90,7 +91,7 @@ def test_beams_and_rows_named_on_the_device(device):
     for where in ("cpu", device):
         model = build(where)
         cache = ra.ReasonAllocCache(model, ra.Config(**TIGHT))
-        texts.append(model.generate(models.prompt(20, rows=2).to(where), past_key_values=cache, **how).cpu())
+        texts.append(model.generate(models.prompt(20, rows=2).to(where), **cache_argument(cache), **how).cpu())
         kept = cache.slots()[[4, 0]]
         cache.batch_select_indices(torch.tensor([4, 0], device=where))
         assert np.array_equal(cache.slots(), kept)

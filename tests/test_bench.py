@@ -13,6 +13,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from reasonalloc.cli import main
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.bench import (
     attention,
     bandwidth,
@@ -187,7 +188,7 @@ def test_states_are_what_the_model_saw():
     model, ids = models.tiny(), models.prompt(40)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache)
+        model(input_ids=ids, **cache_argument(cache))
     found = states.read(model, ids, [0, 2])
     assert torch.equal(found[1].keys, cache.layers[2].keys[0])
     assert torch.equal(found[1].values, cache.layers[2].values[0])
@@ -314,8 +315,8 @@ def test_filled_caches_go_on_as_a_model_that_read_the_text(subject, name):
     decoder.step()
     cache = DynamicCache(config=subject.stock.config)
     with torch.no_grad():
-        subject.stock(input_ids=models.prompt(300)[:, :60], past_key_values=cache)
-        want = subject.stock(input_ids=torch.ones(1, 1, dtype=torch.long), past_key_values=cache).logits[:, -1]
+        subject.stock(input_ids=models.prompt(300)[:, :60], **cache_argument(cache))
+        want = subject.stock(input_ids=torch.ones(1, 1, dtype=torch.long), **cache_argument(cache)).logits[:, -1]
     assert decoder.tokens.tolist() == [[int(want.argmax())]] * 2
     assert int(decoder.cache.get_seq_length()) == decoder.length == 61
 

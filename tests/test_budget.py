@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import reasonalloc as ra
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.store.pages import PAGE_TOKENS
 
 METHODS = [m for m in ra.methods() if m != "full"]
@@ -19,7 +20,7 @@ def cache_of(model, **options):
 
 
 def interval_of(cache):
-    return cache.method.interval
+    return cache.policy.schedule.interval
 
 
 def check_pages(cache):
@@ -351,7 +352,7 @@ def test_beams_share_and_free_pages():
         attention_mask=torch.ones(2, 40, dtype=torch.long),
         num_beams=4,
         max_new_tokens=40,
-        past_key_values=cache,
+        **cache_argument(cache),
         do_sample=False,
     )
     figures = cache.stats()
@@ -374,7 +375,7 @@ def test_the_process_does_not_grow():
             models.prompt(300, rows=2),
             attention_mask=torch.ones(2, 300, dtype=torch.long),
             max_new_tokens=20,
-            past_key_values=cache,
+            **cache_argument(cache),
             do_sample=False,
         )
         cache.reset()

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from transformers.cache_utils import DynamicCache
 
 import reasonalloc as ra
+from reasonalloc.hf.compat import cache_argument
 
 # A budget that nothing here reaches, so that cuts are due and evict nothing.
 PLENTY = {"method": "rkv", "budget": 4000, "interval": 8}
@@ -20,7 +21,7 @@ def generate(model, cache, ids, mask=None, new=30, **options):
     return model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids) if mask is None else mask,
-        past_key_values=cache,
+        **cache_argument(cache),
         **{
             "max_new_tokens": new,
             "do_sample": False,
@@ -202,7 +203,7 @@ def test_right_padding():
 def test_gradients_do_not_flow_through_the_cache():
     model = models.build("llama")
     cache = cache_of(model)
-    out = model(models.prompt(10), past_key_values=cache, use_cache=True)
+    out = model(models.prompt(10), **cache_argument(cache), use_cache=True)
     assert out.logits.requires_grad
     assert cache.stats()["slots"][0][0] == [10, 10]
 
@@ -307,7 +308,7 @@ def test_a_model_placed_by_device_map(tmp_path):
     placed = AutoModelForCausalLM.from_pretrained(tmp_path, device_map={"": "cpu"}).eval()
     expected = plain.generate(models.prompt(14), max_new_tokens=30, do_sample=False)
     cache = ra.ReasonAllocCache(placed, ra.Config(budget=400))
-    got = placed.generate(models.prompt(14), max_new_tokens=30, do_sample=False, past_key_values=cache)
+    got = placed.generate(models.prompt(14), max_new_tokens=30, do_sample=False, **cache_argument(cache))
     assert torch.equal(expected, got)
 
 
@@ -318,11 +319,51 @@ def test_assisted_decoding_works_until_a_cut():
     expected = model.generate(models.prompt(20), **options)
     options["assistant_model"] = models.build("llama", seed=1)  # whose guesses are rejected nearly always
     roomy = ra.ReasonAllocCache(model, ra.Config(budget=400))
-    assert torch.equal(model.generate(models.prompt(20), past_key_values=roomy, **options), expected)
+    assert torch.equal(model.generate(models.prompt(20), **cache_argument(roomy), **options), expected)
     tight = ra.ReasonAllocCache(model, ra.Config(budget=24, interval=16, window=4))
     with pytest.raises(ValueError, match="what was evicted does not come back"):
-        model.generate(models.prompt(20), past_key_values=tight, **options)
+        model.generate(models.prompt(20), **cache_argument(tight), **options)
     assert tight.stats()["closed"] is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_prompt_lookup(name):
+    """Candidates come from the prompt, which repeats itself here; transformers asks first whether it can crop."""
+    model = models.build(name, **({"sliding_window": 99} if name == "gemma3" else {}))  # 5.2 does not crop beyond it
+    ids = torch.cat([models.prompt(11)] * 3, 1)
+    options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": 0}
+    expected = model.generate(ids, **options)
+    cache = ra.ReasonAllocCache(model, ra.Config(budget=400))
+    given = model.generate(ids, **cache_argument(cache), prompt_lookup_num_tokens=3, **options)
+    assert torch.equal(given, expected)
+    assert cache.stats()["steps"] < 29  # several tokens in a step
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mixed"])
+def test_a_crop_that_another_layer_refuses_changes_nothing(name):
+    """Beyond its window a sliding layer cannot give tokens back."""
+    changes = {"layer_types": ["full_attention", "sliding_attention"] * 3} if name == "mixed" else {}
+    model = models.build("gemma3", **changes)
+    cache, other = cache_of(model), cache_of(model)
+    for each in (cache, other):
+        models.step(model, each, models.prompt(30))
+    with pytest.raises(ValueError, match=r"layer \d \(\w+\) cannot be cropped"):
+        cache.crop(-3)
+    assert cache.stats()["closed"] is None
+    assert cache.get_seq_length() == 30
+    given, expected = (models.step(model, c, models.prompt(1)) for c in (cache, other))
+    assert torch.equal(given, expected)
+
+
+def test_a_cache_says_whether_it_can_be_cropped():
+    model = models.tiny()
+    cache = cache_of(model, budget=24, interval=8, window=4)
+    models.step(model, cache, models.prompt(20))
+    assert cache.is_croppable
+    models.step(model, cache, models.prompt(20))
+    assert cache.stats()["evicted"] and not cache.is_croppable
+    models.step(model, cache, models.prompt(1))
+    assert cache.is_croppable
 
 
 # ---- The real model --------------------------------------------------------------------------------------------------
@@ -346,8 +387,8 @@ def test_smollm_greedy(smol):
     inputs = tokenizer(chats, return_tensors="pt", padding=True)
     assert inputs.attention_mask.sum(1).unique().numel() == 3
     options = {"max_new_tokens": 256, "min_new_tokens": 256, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    stock = model.generate(**inputs, past_key_values=DynamicCache(config=model.config), **options)
+    stock = model.generate(**inputs, **cache_argument(DynamicCache(config=model.config)), **options)
     cache = ra.ReasonAllocCache(model, ra.Config(method="reasonalloc", budget=2000))
-    ours = model.generate(**inputs, past_key_values=cache, **options)
+    ours = model.generate(**inputs, **cache_argument(cache), **options)
     assert torch.equal(stock, ours)
     assert cache.stats()["evicted"] == 0

@@ -13,6 +13,8 @@ import transformers
 from transformers import GenerationConfig, dynamic_module_utils
 
 import reasonalloc as ra
+from reasonalloc.hf import compat
+from reasonalloc.hf.compat import cache_argument
 
 FOLDER = Path(ra.__file__).parent / "integrations" / "hub"
 
@@ -89,7 +91,7 @@ def test_a_profile_by_its_file(model, tmp_path):
         model, models.prompt(40), budget=16, interval=8, profile=str(tmp_path / "wave.json"),
         return_dict_in_generate=True,
     )  # fmt: skip
-    stats = output.past_key_values.stats()
+    stats = compat.cache_of(output).stats()
     assert stats["wave"] == "profile" and stats["evicted"] > 0
 
 
@@ -130,7 +132,7 @@ def test_what_does_not_fit_is_refused(model, options, said):
 def test_a_cache_of_ones_own_is_refused(model):
     cache = ra.ReasonAllocCache(model, ra.Config(budget=16))
     with pytest.raises(ValueError, match="past_key_values"):
-        hub(model, models.prompt(20), budget=16, past_key_values=cache)
+        hub(model, models.prompt(20), budget=16, **cache_argument(cache))
 
 
 def test_no_setting_has_the_name_of_an_option_of_generate():

@@ -1,6 +1,7 @@
 """ra.install and ra.uninstall: what they switch on, and that they leave nothing behind."""
 
 import copy
+import pickle
 
 import models
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 import reasonalloc as ra
+from reasonalloc.hf.compat import CACHE_NAME, cache_argument
 
 CONFIG = ra.Config(method="rkv", budget=24, interval=8, window=4)
 
@@ -125,13 +127,115 @@ def test_one_after_another(model):
 def test_caches_of_ones_own_go_first(model):
     expected = generate(model)
     with ra.install(model, CONFIG) as session:
-        assert torch.equal(generate(model, past_key_values=DynamicCache(config=model.config)), expected)
+        assert torch.equal(generate(model, **cache_argument(DynamicCache(config=model.config))), expected)
         assert session.last_cache is None
         mine = ra.ReasonAllocCache(model, ra.Config(method="full"))
-        assert torch.equal(generate(model, past_key_values=mine), expected)
+        assert torch.equal(generate(model, **cache_argument(mine)), expected)
         assert session.last_cache is None
         assert torch.equal(generate(model, use_cache=False), expected)
     assert_untouched(model)
+
+
+def test_a_call_that_says_no_cache_or_names_one(model):
+    """In arguments or a generation config; a text is then not stored anew at each step."""
+    expected = generate(model)
+    own = copy.deepcopy(model.generation_config)
+    own.use_cache = False
+    with ra.install(model, CONFIG) as session:
+        for options in ({"use_cache": False}, {"cache_implementation": "static"}):
+            assert torch.equal(generate(model, **options), expected)
+        assert torch.equal(generate(model, generation_config=own), expected)
+        assert torch.equal(model.generate(models.prompt(40), own, max_new_tokens=20, do_sample=False), expected)
+        assert session.last_cache is None
+        model.generation_config.use_cache = False
+        assert torch.equal(generate(model), expected)
+        assert session.last_cache is None
+        generate(model, use_cache=True)
+        assert session.last_cache.get_seq_length() == 59
+        generate(model, inputs_embeds=model.get_input_embeddings()(models.prompt(40)))
+        assert session.last_cache.get_seq_length() == 59
+    assert_untouched(model)
+
+
+def test_no_warning_of_transformers_is_caused(model, recwarn):
+    with ra.install(model, CONFIG):
+        generate(model)
+        generate(model, **{CACHE_NAME: None})
+    ra.profile(model, models.Words(), ["ab"], max_new_tokens=3, progress=False)
+    assert not [str(w.message) for w in recwarn if "deprecated" in str(w.message)]
+
+
+def test_a_compiled_model(model):
+    expected, compiled = generate(model), torch.compile(model)
+    with ra.install(compiled, CONFIG) as session:
+        generate(compiled)
+        assert session.last_cache.stats()["evicted"]
+    assert_untouched(model)
+    assert torch.equal(generate(model), expected)
+    ra.install(compiled, CONFIG)
+    ra.uninstall(compiled)
+    assert_untouched(model)
+    ra.ReasonAllocCache(compiled, CONFIG)
+    ra.uninstall(compiled)
+    assert_untouched(model)
+
+
+@pytest.mark.parametrize("wrapper", ["DataParallel", "peft", "accelerate"])
+def test_wrapped_models(model, wrapper):
+    expected = generate(model)
+    if wrapper == "peft":
+        peft = pytest.importorskip("peft")
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    elif wrapper == "accelerate":
+        wrapped = pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(model)
+    else:
+        wrapped = getattr(torch.nn, wrapper)(model)
+    with ra.install(wrapped, CONFIG) as session:
+        generate(wrapped if hasattr(wrapped, "generate") else wrapped.module)
+        assert session.last_cache.stats()["evicted"]
+        assert session.model is model
+    assert_untouched(model)
+    assert torch.equal(generate(model), expected)
+    ra.install(wrapped, CONFIG)
+    ra.uninstall(wrapped)
+    assert_untouched(model)
+
+
+def test_a_copy_of_a_model_in_a_session(model):
+    """It runs its own weights, in no session; so does one that was pickled."""
+    expected = generate(model)
+    with ra.install(model, CONFIG):
+        twin, other = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        with torch.no_grad():
+            for weights in twin.parameters():
+                weights.zero_()
+        assert generate(twin)[0, 40:].tolist() == [0] * 20
+        assert torch.equal(generate(other), expected)
+    assert_untouched(model)
+    for copied in (twin, other):
+        with ra.install(copied, CONFIG) as session:
+            generate(copied)
+            assert session.last_cache.model is copied
+        ra.uninstall(copied)
+        assert copied.config._attn_implementation == model.was
+    assert torch.equal(generate(model), expected)
+
+
+def test_a_session_leaves_the_next_one_alone(model):
+    with ra.install(model, CONFIG):
+        ra.uninstall(model)
+        later = ra.install(model, CONFIG)
+    generate(model)
+    assert later.last_cache is not None
+    later.close()
+    assert_untouched(model)
+
+
+def test_a_generate_of_others_is_left_alone(model):
+    model.generate = lambda *_, **__: "mine"
+    ra.ReasonAllocCache(model, CONFIG)
+    ra.uninstall(model)
+    assert model.generate() == "mine"
 
 
 def test_a_cache_switches_the_model_and_uninstall_back(model):
@@ -142,7 +246,7 @@ def test_a_cache_switches_the_model_and_uninstall_back(model):
     with ra.install(model, CONFIG):  # a session inside leaves it on
         generate(model)
     assert model.config._attn_implementation == "reasonalloc"
-    generate(model, past_key_values=cache)
+    generate(model, **cache_argument(cache))
     ra.ReasonAllocCache(model, CONFIG)
     ra.uninstall(model)
     assert_untouched(model)

@@ -213,8 +213,11 @@ def test_attention_that_the_kernels_do_not_compute():
     attention = model.model.layers[0].self_attn
     query, key = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
     key, value = cache.update(key, key.clone(), 0)
-    with pytest.raises(ValueError, match="softcap, which the ragged attention does not support"):
-        ra.hf.attention.attention_forward(attention, query, key, value, None, 1.0, softcap=50.0)
+    with pytest.raises(ValueError, match="adds a position bias to its logits"):
+        ra.hf.attention.attention_forward(
+            attention, query, key, value, None, 1.0, position_bias=torch.zeros(1, 4, 5, 5)
+        )
+    assert cache.stats()["closed"] is None
 
 
 def test_offloading_is_refused():

@@ -28,9 +28,7 @@ FLOORS = (
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 
 # importer -> imported, with the reason in a comment; to stay empty.
-ALLOWED: set[tuple[str, str]] = {
-    ("hf.layer", "hf.cache"),  # a layer knows its cache, for the type checker only: to go with RaggedLayer.owner
-}
+ALLOWED: set[tuple[str, str]] = set()
 
 
 def modules() -> dict[str, Path]:

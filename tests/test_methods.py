@@ -12,6 +12,7 @@ import torch
 
 import reasonalloc as ra
 from reasonalloc.allocate import HEADS, LAYERS
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.methods import METHODS
 from reasonalloc.score import SCORERS
 
@@ -70,12 +71,12 @@ def test_each_generates_inside_its_budget_and_the_same_again(method):
             attention_mask=torch.ones(2, 50, dtype=torch.long),
             max_new_tokens=30,
             do_sample=False,
-            past_key_values=cache,
+            **cache_argument(cache),
         )
         kept = [[p.tolist() for p in cache.positions(i, r)] for i in range(3) for r in (0, 1)]
         outputs.append((tokens.tolist(), kept, cache.stats()["lost_mass"]))
         if method != "full":
-            assert np.array(cache.stats()["slots"]).mean() <= 24 + cache.method.interval
+            assert np.array(cache.stats()["slots"]).mean() <= 24 + cache.policy.schedule.interval
             assert cache.stats()["evicted"]
     assert outputs[0] == outputs[1]
     assert torch.tensor(outputs[0][0]).shape == (2, 80)

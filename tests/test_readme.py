@@ -8,10 +8,10 @@ from pathlib import Path
 import models
 import pytest
 import torch
-from test_wave import Words
 
 import reasonalloc as ra
 from reasonalloc.cli import main
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.models import missing_for_embedded
 
 ROOT = Path(__file__).parents[1]
@@ -41,10 +41,10 @@ def test_the_first_example_runs_as_it_is_pasted(capsys):
 
 
 def test_a_profile_of_ones_own(monkeypatch):
-    names = {"ra": ra, "model": models.tiny(), "tokenizer": Words(), "prompts": ["one two three"]}
+    names = {"ra": ra, "model": models.tiny(), "tokenizer": models.Words(), "prompts": ["one two three"]}
     exec(blocks("README.md")[1].replace("prompts)", "prompts, max_new_tokens=8, progress=False)"), names)
     cache = ra.ReasonAllocCache(names["model"], names["config"])
-    names["model"].generate(models.prompt(300), max_new_tokens=4, do_sample=False, past_key_values=cache)
+    names["model"].generate(models.prompt(300), max_new_tokens=4, do_sample=False, **cache_argument(cache))
     assert cache.stats()["routings"] == 1
     assert cache.stats()["wave"] == "profile"
 
@@ -54,7 +54,7 @@ def test_a_method_out_of_parts():
     exec(blocks("docs/methods.md")[0], names)
     model = models.tiny()
     cache = ra.ReasonAllocCache(model, names["config"])
-    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, past_key_values=cache)
+    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, **cache_argument(cache))
     assert cache.stats()["evicted"] > 0
 
 
@@ -65,7 +65,7 @@ def test_a_method_of_ones_own_runs(register):
     exec(code, names)
     for name in ("config", "borrowed"):
         cache = ra.ReasonAllocCache(model, names[name])
-        model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, past_key_values=cache)
+        model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, **cache_argument(cache))
         assert cache.stats()["evicted"] > 0
 
 

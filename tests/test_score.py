@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import reasonalloc as ra
 from reasonalloc import _core
+from reasonalloc.hf.compat import cache_argument
 
 pytestmark = pytest.mark.core
 
@@ -215,7 +216,7 @@ def test_real_keys(smol):
     try:
         ids = tokenizer(models.MATH_TEXT, return_tensors="pt").input_ids
         with torch.no_grad():
-            model(ids, past_key_values=DynamicCache(config=model.config))
+            model(ids, **cache_argument(DynamicCache(config=model.config)))
     finally:
         model.set_attn_implementation(before)
     assert len(seen) == 30

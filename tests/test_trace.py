@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import reasonalloc as ra
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.evaluate import forced_log_probs
 from reasonalloc.lab.evaluate.separate import separate
 from reasonalloc.trace import QUANTILES, Trace
@@ -217,7 +218,7 @@ def test_generate():
     """ids as generate returns them: the last token was never given to the cache."""
     model = models.tiny()
     cache = ra.ReasonAllocCache(model, ra.Config(method="rkv", budget=20, **SETTINGS), record=True)
-    out = model.generate(models.prompt(30), max_new_tokens=20, do_sample=False, past_key_values=cache)
+    out = model.generate(models.prompt(30), max_new_tokens=20, do_sample=False, **cache_argument(cache))
     for ids in (out, out[0], out[0].tolist(), out[0].numpy(), out[0, :-1]):
         trace = cache.trace(ids, model_id="tiny")
         assert trace.ids.tolist() == out[0, :49].tolist() and trace.prompt == 30

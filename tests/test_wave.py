@@ -14,25 +14,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import reasonalloc as ra
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.profile import measure
 from reasonalloc.policy.wave import demand, fingerprint
 
 
-class Words:
-    """A tokenizer with no chat template: a token for each character."""
-
-    pad_token_id = 0
-    eos_token_id = 0
-
-    def __call__(self, text, return_tensors="pt", **_):
-        ids = torch.tensor([[ord(c) % (models.VOCAB - 1) + 1 for c in text]])
-        return type("Encoding", (), {"input_ids": ids})()
-
-    def get_vocab(self):
-        return {chr(i): i for i in range(models.VOCAB)}
-
-
-class Chat(Words):
+class Chat(models.Words):
     chat_template = "yes"
 
     def apply_chat_template(self, messages, tokenize=False, add_generation_prompt=True):
@@ -45,7 +32,9 @@ PROMPTS = ["What is 12 + 7 * 3? Think step by step.", "Name three primes and say
 
 
 def profile(model, prompts=PROMPTS, tokenizer=None, **options):
-    return ra.profile(model, tokenizer or Words(), prompts, **{"max_new_tokens": 20, "progress": False, **options})
+    return ra.profile(
+        model, tokenizer or models.Words(), prompts, **{"max_new_tokens": 20, "progress": False, **options}
+    )
 
 
 # ---- Demand ----------------------------------------------------------------------------------------------------------
@@ -94,14 +83,14 @@ def test_demand_of_a_model(monkeypatch):
 # ---- Profiles --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokenizer", [Words(), Chat()])
+@pytest.mark.parametrize("tokenizer", [models.Words(), Chat()])
 def test_a_profile_is_the_mean_over_prompts_and_their_chains(tokenizer):
     model = models.tiny()
     wave = profile(model, tokenizer=tokenizer)
     alone = [profile(model, [p], tokenizer=tokenizer) for p in PROMPTS]
     assert wave.demand == pytest.approx(np.mean([a.demand for a in alone], 0).tolist())
     assert wave.layers == (0, 1, 2)
-    text = PROMPTS[0] if tokenizer.__class__ is Words else f"<user>{PROMPTS[0]}<assistant>"
+    text = PROMPTS[0] if tokenizer.__class__ is models.Words else f"<user>{PROMPTS[0]}<assistant>"
     ids = tokenizer(text).input_ids
     chain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
     assert list(measure(model, chain).values()) == list(alone[0].demand)
@@ -202,7 +191,7 @@ def test_saved_and_loaded(tmp_path):
                 models.prompt(60),
                 max_new_tokens=20,
                 do_sample=False,
-                past_key_values=ra.ReasonAllocCache(model, config),
+                **cache_argument(ra.ReasonAllocCache(model, config)),
             )
         )
     assert torch.equal(*outputs)

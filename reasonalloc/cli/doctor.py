@@ -8,33 +8,23 @@ import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from packaging.requirements import Requirement
 from rich.table import Table
 from rich.text import Text
+from transformers import CONFIG_MAPPING
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reasonalloc import __version__, _core, uninstall
 from reasonalloc.cli import options
-from reasonalloc.config import Config
 from reasonalloc.hf import attention
-from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.architectures import ARCHITECTURES, architecture
+from reasonalloc.hf.check import compare
 from reasonalloc.hf.compat import NEWEST_TESTED, is_full_attention, stock_layers
 from reasonalloc.lab.models import EMBEDDED_INSTALL, EMBEDDED_LABEL, embedded_folder, missing_for_embedded
 from reasonalloc.policy.wave import fingerprint
-
-# Families that the tests run, by their package in transformers.
-FAMILIES = {
-    "Llama": "llama",
-    "Qwen2": "qwen2",
-    "Qwen3": "qwen3",
-    "Mistral": "mistral",
-    "Phi-3": "phi3",
-    "Gemma 3": "gemma3",
-}
 
 
 @dataclass(frozen=True)
@@ -119,35 +109,36 @@ def _models() -> Iterator[Check]:
     missing = missing_for_embedded()
     found = str(embedded_folder()) if not missing else f"needs {', '.join(missing)}: {EMBEDDED_INSTALL}"
     yield Check(f"model {EMBEDDED_LABEL}", "note" if missing else "ok", found)
-    for name, package in FAMILIES.items():
-        here = find_spec(f"transformers.models.{package}") is not None
-        yield Check(
-            f"family {name}", "ok" if here else "note", "supported, tested" if here else "not in this transformers"
-        )
-    yield Check(
-        "other families", "ok", "supported where attention goes through transformers' AttentionInterface: try --model"
-    )
+    groups: dict[tuple[str, str], list[str]] = {}
+    for kind, known in ARCHITECTURES.items():
+        if kind in CONFIG_MAPPING:
+            groups.setdefault((known.state, known.note), []).append(kind)
+    for (state, note), kinds in groups.items():
+        what = {"supported": "models", "noted": "models, with a note", "refused": "models refused"}[state]
+        yield Check(what, "ok", f"{note}: {', '.join(kinds)}" if note else f"supported, tested: {', '.join(kinds)}")
+    yield Check("other models", "ok", "try --model: its logits are compared with those of transformers' cache")
 
 
 def _model(args: argparse.Namespace) -> Iterator[Check]:
     model, _, label = options.load_model(args)
-    shape = fingerprint(model)
-    kinds = [is_full_attention(x) for x in stock_layers(model)]
-    yield Check(
-        f"model {label}",
-        "ok",
-        f"{shape['model_type']}, {model.dtype}; {sum(kinds)} layers with full attention, {len(kinds) - sum(kinds)}"
-        f" others; {shape['query_heads']} query and {shape['kv_heads']} KV heads of size {shape['head_dim']}",
-    )
     try:
-        cache = ReasonAllocCache(model, Config(method="rkv", budget=32, window=8, interval=8))
-        with torch.no_grad():
-            for tokens in (48, 1):
-                ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
-                model(input_ids=ids, past_key_values=cache, use_cache=True)
-        kept = cache.stats()["ratio"]
-        yield Check("its cache", "ok", f"supported: a prompt of 48 tokens was cut to {kept:.0%} and decoding went on")
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        yield Check("its cache", "broken", " ".join(str(error).split()))
+        yield Check(f"model {label}", "ok", _shape(model))
+        known = architecture(model)
+        if known is not None and known.note:
+            yield Check("its family", "note" if known.state == "noted" else "broken", known.note)
+        found = compare(model)
+        supported = f"supported: logits within {found.logits:.1g} of their spread of those with transformers' cache"
+        yield Check("its cache", "broken" if found.problem else "ok", found.problem or supported)
+    except Exception as error:  # whatever the model's own code raises: a report, not a traceback
+        yield Check("its cache", "broken", " ".join(str(error).split()) or type(error).__name__)
     finally:
         uninstall(model)
+
+
+def _shape(model: Any) -> str:
+    shape = fingerprint(model)
+    kinds = [is_full_attention(x) for x in stock_layers(model)]
+    return (
+        f"{shape['model_type']}, {model.dtype}; {sum(kinds)} layers with full attention, {len(kinds) - sum(kinds)}"
+        f" others; {shape['query_heads']} query and {shape['kv_heads']} KV heads of size {shape['head_dim']}"
+    )

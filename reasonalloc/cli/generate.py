@@ -15,6 +15,7 @@ from reasonalloc.cli import options
 from reasonalloc.cli.stream import PrintWatch, Watch
 from reasonalloc.files import encoded, read_text, visible
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
@@ -127,6 +128,6 @@ def answer(
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, streamer=watch,
+            input_ids=ids, attention_mask=torch.ones_like(ids), **cache_argument(cache), streamer=watch,
             pad_token_id=pad, **how,
         )  # fmt: skip

@@ -2,38 +2,143 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from reasonalloc.hf.compat import unwrapped
+
 NAME = "reasonalloc"
 _PREVIOUS = "_reasonalloc_previous_attention"
 
-# What the ragged attention does not compute; models that ask for it must not be answered wrongly.
-_UNSUPPORTED = ("softcap", "position_bias", "s_aux")
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What a model asks of its attention beside queries, keys and values.
+
+    scale: of the logits. softcap: logits become softcap * tanh(logit / softcap). sinks: [Hq] logits of a token that
+    has no value, which takes its share of every softmax.
+    """
+
+    scale: float
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, module: Any, query: torch.Tensor, scaling: float | None, options: dict[str, Any]) -> AttentionSpec:
+        """What an attention module asks for; ValueError for what the cache does not compute."""
+        if options.get("position_bias") is not None:
+            raise ValueError(f"{type(module).__name__} adds a position bias to its logits, which the cache does not")
+        scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
+        return cls(scale, options.get("softcap"), options.get("s_aux"))
 
 
-def sdpa(
+class Attends(Protocol):
+    """A cache that computes the attention of its layers."""
+
+    def attend(
+        self,
+        layer: int,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """[B, T, Hq, Dv] for the keys that a layer was given last."""
+
+
+class _Expected(threading.local):
+    """The cache, by a weak reference, and its layer whose keys the next attention of this thread is about."""
+
+    cache: weakref.ref[Any] | None = None
+    layer = 0
+    key: torch.Tensor | None = None
+
+
+_expected = _Expected()
+
+# Models whose own attention is an eager function: their masks are never left out, for not all say that they are causal.
+_eager_models: weakref.WeakSet[Any] = weakref.WeakSet()
+# Of a layer's new keys whose attention a cache has computed: nobody may take them for all of its keys.
+SERVED = "_reasonalloc_served"
+
+
+@torch.compiler.disable  # the tensors are real ones then: a compiled model breaks its graph here
+def expect(cache: Attends, layer: int, key: torch.Tensor) -> None:
+    """Announces that the next attention belongs to a layer of a cache, which just returned `key` to the model."""
+    _expected.cache, _expected.layer, _expected.key = weakref.ref(cache), layer, key
+
+
+@torch.compiler.disable
+def _forget_expected() -> None:
+    _expected.cache = _expected.key = None
+
+
+def _take_expected(module: Any, key: torch.Tensor) -> tuple[Attends, int] | None:
+    """The cache and layer that `key` belongs to. Some models rebuild keys after the cache returned them."""
+    cache = _expected.cache() if _expected.cache is not None else None
+    own = _expected.key
+    if cache is None or own is None:
+        return None
+    rebuilt = key.shape[0] == own.shape[0] and key.shape[2] == own.shape[2]
+    if key is not own and not (rebuilt and getattr(module, "layer_idx", _expected.layer) == _expected.layer):
+        return None
+    _forget_expected()
+    return cache, _expected.layer
+
+
+def own_attention(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    scaling: float | None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """Stock scaled dot-product attention: [B, T, Hq, D]."""
-    output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[
-        0
-    ]
-    return output
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The attention that a model had before: its own eager function, else scaled dot-product attention.
+
+    Returns [B, T, Hq, Dv] and, of an eager function, the weights.
+    """
+    if getattr(module, _PREVIOUS, "sdpa") == "eager":
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if eager is not None:
+            mask = _additive(module, attention_mask, query, key, options)
+            return eager(module, query, key, value, mask, scaling=scaling, **options)  # type: ignore[no-any-return]
+    output: torch.Tensor = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, **options
+    )[0]
+    return output, None
 
 
+def _additive(
+    module: Any, mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor | None:
+    """The mask as eager functions take it: 0 where a token is seen, else the least number."""
+    if mask is None:  # left out where it would be the plain causal one
+        causal = options.get("is_causal")
+        if not (getattr(module, "is_causal", True) if causal is None else causal) or query.shape[2] == 1:
+            return None
+        # keys beyond the queries are the room of a static cache
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+
+
+@torch.compiler.disable
 def attention_forward(
     module: Any,
     query: torch.Tensor,
@@ -41,33 +146,44 @@ def attention_forward(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Called by every attention module of a model set to "reasonalloc".
 
-    A cache layer of ours marks the keys that it returns with itself; other caches' keys go to stock attention, so a
-    model stays usable without our cache.
+    What one of our caches does not expect goes to the model's own attention, so a model stays as it was without them.
     """
-    layer = getattr(key, "_reasonalloc", None)
-    if layer is None:
-        return sdpa(module, query, key, value, attention_mask, scaling, **kwargs), None
-    for name in _UNSUPPORTED:
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{type(module).__name__} uses {name}, which the ragged attention does not support")
-    return layer.attend(module, query, key, value, attention_mask, scaling, **kwargs), None
+    expected = _take_expected(module, key)
+    if expected is None:
+        if (served := getattr(key, SERVED, None)) is not None:
+            raise ValueError(
+                f"{type(module).__name__} reads the keys of layer {served} a second time, which ReasonAllocCache does"
+                " not serve"
+            )
+        return own_attention(module, query, key, value, attention_mask, scaling, **options)
+    cache, layer = expected
+    return cache.attend(layer, module, query, key, value, attention_mask, scaling, **options), None
+
+
+def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
+    _forget_expected()  # a new forward pass: what was expected went with one that failed
+    if any(model.config is config or model.config.get_text_config(decoder=True) is config for model in _eager_models):
+        kwargs["allow_is_causal_skip"] = False
+    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask
 
 
 # Without the second line transformers would silently pass no mask at all.
 AttentionInterface.register(NAME, attention_forward)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _mask)
 
 
 def is_active(model: Any) -> bool:
-    return bool(model.config.get_text_config(decoder=True)._attn_implementation == NAME)
+    return bool(unwrapped(model).config.get_text_config(decoder=True)._attn_implementation == NAME)
 
 
 def activate(model: Any) -> None:
     """Switches the model to our attention, remembering what it had."""
+    model = unwrapped(model)
     if is_active(model):
         return
     previous: dict[str, Any] = {"": model.config._attn_implementation}
@@ -75,19 +191,27 @@ def activate(model: Any) -> None:
         sub = getattr(model.config, key, None)
         if sub is not None:
             previous[key] = sub._attn_implementation
+    own = [(m, m.config._attn_implementation) for m in model.modules() if hasattr(m, "config")]
     model.set_attn_implementation(NAME)
     if not is_active(model):
         raise ValueError(f"{type(model).__name__} does not take its attention from transformers' AttentionInterface")
+    for module, name in own:
+        setattr(module, _PREVIOUS, name)
+    if "eager" in previous.values():
+        _eager_models.add(model)
     setattr(model, _PREVIOUS, previous)
 
 
 def deactivate(model: Any) -> None:
     """Gives the model back the attention that it had before `activate`; nothing if it was not switched."""
+    model = unwrapped(model)
     previous = getattr(model, _PREVIOUS, None)
     if previous is None:
         return
+    _eager_models.discard(model)
     model.set_attn_implementation(previous if len(previous) > 1 else previous[""])
-    delattr(model, _PREVIOUS)
+    for module in model.modules():
+        vars(module).pop(_PREVIOUS, None)
 
 
 @contextmanager

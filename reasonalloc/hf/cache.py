@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from reasonalloc import _core
 from reasonalloc.config import Config
-from reasonalloc.hf.attention import activate, is_active
-from reasonalloc.hf.compat import is_full_attention, stock_layers
-from reasonalloc.hf.layer import RaggedLayer, real_tokens
+from reasonalloc.hf.architectures import refusal
+from reasonalloc.hf.attention import SERVED, AttentionSpec, activate, expect, is_active
+from reasonalloc.hf.compat import check_not_prefix_tuned, is_full_attention, kv_sources, stock_layers, unwrapped
+from reasonalloc.hf.dense import prompt_attention
+from reasonalloc.hf.layer import RaggedLayer, one_dtype, one_size
+from reasonalloc.hf.rope import check_rope, drops_caches, rope_switch
+from reasonalloc.hf.step import Step
 from reasonalloc.policy.budgets import Budgets
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.observers import CutObserver
@@ -25,8 +30,23 @@ from reasonalloc.store.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.trace import Trace, recorder
 
 
+class _Unchanged(ValueError):
+    """A request was refused, and no layer has changed."""
+
+
+def _why_nothing(stock: Sequence[Any], read_by_others: Set[int]) -> str:
+    """Why no layer of a model can have a budget."""
+    kinds = ", ".join(sorted({type(layer).__name__ for layer in stock}))
+    if read_by_others:
+        return "other layers read the keys of each layer with full attention, so there is nothing to give a budget to"
+    hint = ""
+    if any(getattr(layer, "is_sliding", False) for layer in stock):
+        hint = " (where chains stay shorter than the window, set model.config.sliding_window = None)"
+    return f"no layer has full attention alone, so there is nothing to give a budget to: its caches are {kinds}{hint}"
+
+
 class ReasonAllocCache(Cache):
-    """A cache for `model.generate(past_key_values=...)`, or any forward pass of the model.
+    """A cache for `model.generate(past_key_values=...)` (`cache=...` from transformers 5.24 on), or any forward pass.
 
     Layers with full attention keep ragged heads inside the budget of `config`; layers with a sliding window keep
     transformers' own cache. Making one switches the model to the library's attention (`ra.uninstall(model)` undoes it).
@@ -55,147 +75,184 @@ class ReasonAllocCache(Cache):
         observers: Sequence[CutObserver] = (),
         policy: Policy | None = None,
     ) -> None:
-        method = config.resolve()
-        stock = stock_layers(model)
-        managed = [i for i, layer in enumerate(stock) if is_full_attention(layer)]
+        check_not_prefix_tuned(model)
+        model = unwrapped(model)
+        if reason := refusal(model):
+            raise ValueError(f"{type(model).__name__} is not supported: {reason}")
+        stock, read_by_others = stock_layers(model), kv_sources(model)
+        managed = [i for i, layer in enumerate(stock) if is_full_attention(layer) and i not in read_by_others]
         if not managed:
-            raise ValueError(
-                f"{type(model).__name__}: no layer has full attention, so there is nothing to give a budget to"
-                " (sliding windows keep their own cache; where chains stay shorter than the window, set"
-                " model.config.sliding_window = None)"
-            )
+            raise ValueError(f"{type(model).__name__}: {_why_nothing(stock, read_by_others)}")
         if config.profile is not None:
             config.profile.check(model, managed)
         if model.dtype not in DTYPES:
             raise TypeError(f"the cache holds float32, bfloat16 and float16, the model is {model.dtype}")
-        layers = [RaggedLayer(self, i, managed.index(i)) if i in managed else x for i, x in enumerate(stock)]
+        # One mask serves all layers with full attention, also those that keep every token for others.
+        whole_masks = len(managed) < sum(map(is_full_attention, stock))
+        policy = config.policy() if policy is None else policy
+        layers = list(stock)
+        for order, i in enumerate(managed):
+            layers[i] = RaggedLayer(i, order, policy.schedule.window, policy.core_scorer, policy.ahead, whole_masks)
         super().__init__(layers=layers)
-        self.model, self.config, self.method, self.record = model, config, method, record
+        self.model, self.config, self.policy, self.record = model, config, policy, record
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
-        self.policy = config.policy() if policy is None else policy
         self.observers = tuple(observers)
-        # Layers that store keys, in the order in which a forward pass comes to them.
-        self._turns = [i for i, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)]
+        self._whole_masks = whole_masks
+        self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
+        self._own_modules: set[int] = set()  # ids of the model's modules that have asked for attention
         activate(model)
         self._clear()
 
+    def __bool__(self) -> bool:
+        """False where a model's generate() would drop a true cache in mid-text, and with it the budget."""
+        return not self._drops_caches
+
     def _clear(self) -> None:
+        turns = [i for i, layer in enumerate(self.layers) if isinstance(layer, CacheLayerMixin)]
+        self.step = Step(turns, self.policy.window_attention, self._whole_masks)
         self._pool: PagePool | None = None
         self._rows = 0
-        self._turn = 0  # whose turn it is among self._turns
-        self._closed: str | None = None
-        self._steps = self._since = self._routings = self._byte_sum = 0
-        self._uncut = 0  # tokens that crop could take back: those since anything was evicted
-        self._due = self._prefilling = False
-        self._mask: tuple[Any, torch.Tensor | None] = (None, None)  # of this step, and its real tokens
-        self._new: tuple[Any, Any, Any] = (None, None, None)  # real tokens of this step, and where they stand
-        self._good_keys: Any = None  # shapes and dtypes that have been checked
-        self.cut_in: Any = None  # [rows] steps that follow before the next cut, for statistics
+        self._routings = self._byte_sum = 0
+        self._good_states: Any = None  # shapes and dtypes that have been checked
         self._cutter: Cutter | None = None
         self._recorder: recorder.Recorder | None = None
         self._cut_seconds = 0.0
 
-    # ---- a forward pass: update each layer in turn, which for ours ends with `leave` ----
+    # ---- a forward pass: `update`, then `attend` for each layer in turn; for ours the latter ends with `leave` ----
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
-        """transformers gives a layer its new keys and values. Checks everything before anything changes."""
-        self._check_turn(layer_idx == self._turns[self._turn])
-        if self._turn == 0:
+        """transformers gives a layer its new keys and values."""
+        if layer_idx >= len(self.layers):
+            raise ValueError(
+                f"the cache was made for a {type(self.model).__name__} of {len(self.layers)} layers and is used by"
+                f" another model, which has a layer {layer_idx}"
+            )
+        if key_states.is_meta:
+            raise ValueError("keys are on the device meta, which holds no data: load the model's weights first")
+        self.step.check_turn(layer_idx, self._why_out_of_turn)
+        if self.step.is_first_turn:
             self._begin_step(key_states)
         layer = self.layers[layer_idx]
         if isinstance(layer, RaggedLayer):
-            self._check_keys(layer, key_states, value_states)
+            expect(self, layer_idx, key_states)
             return layer.update(key_states, value_states)
         result = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        self._turn = (self._turn + 1) % len(self._turns)
+        self.step.leave()
         return result
+
+    @property
+    def _why_out_of_turn(self) -> str:
+        if not self.model.config.is_encoder_decoder:
+            return ""
+        return ", or its cross-attention uses this cache too: give it EncoderDecoderCache(this one, DynamicCache())"
 
     def _begin_step(self, key: torch.Tensor) -> None:
         if not is_active(self.model):
             raise RuntimeError(
                 "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
             )
-        self._mask, self._new = (None, None), (None, None, None)  # a step that failed may have left some
         rows, _, tokens, _ = key.shape
-        first = not self.ragged[0].length
-        if not first and rows != self._rows:
+        length = self.ragged[0].length
+        if length and rows != self._rows:
             raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
-        left = self.policy.schedule.steps_left(rows, self.ragged[0].length, self._since, tokens)
-        if first:
+        ahead = -1
+        if not self.policy.unlimited:
+            ahead = self.policy.schedule.steps_left(rows, length, self.step.since, tokens)
+        if self._rope_switch is not None:
+            check_rope(self._rope_switch, length, tokens)
+        if not length:
             self._rows = rows
-            self._cutter = self._good_keys = None
+            self._cutter = self._good_states = None
             for layer in self.ragged:
                 layer.core = None  # left over where a first step failed
-        # The first step is the prefill even if it is of one token: in a batch that row would be beside longer ones.
-        self._prefilling = first or (tokens > 1 and self._prefilling)
-        self._due = left == 0 and not self.policy.unlimited
-        self.cut_in = np.full(rows, left if self._due or self.policy.window_attention else -1)
+        self.step.begin(rows, tokens, first=not length, ahead=ahead)
 
-    def _check_keys(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
-        kind = (key.shape, value.shape, key.dtype, value.dtype, key.is_meta)
-        if kind == self._good_keys:
-            return
+    @torch.compiler.disable
+    def attend(
+        self,
+        layer: int,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Stores a layer's new tokens and returns their attention, [B, T, Hq, Dv]; cuts what is due."""
+        ragged, step = self.layers[layer], self.step
+        first, before = step.is_first_turn, ragged.seen() if step.is_first_turn else 0
+        try:
+            spec = AttentionSpec.of(module, query, scaling, options)
+            given, (query, key, value) = key, one_dtype(query, key, value)
+            self._check_states(ragged, module, query, key, value)
+            dense = ragged.length == 0 and step.tokens > 1
+            new = step.new_tokens(attention_mask, dense)
+            store = partial(ragged.step, self.pool_for(key, value), one_size(query, key, value), spec, new)
+            if dense:
+                out = prompt_attention(module, query, key, value, attention_mask, spec, options)
+                store(attend=False)
+                self.measure(ragged, query, key, new.real, spec)
+            else:
+                out = store(attend=True, cut_in=step.cut_in)[..., : value.shape[3]].to(value.dtype)
+            self.leave(ragged, padded=new.real is not None and not dense)
+            setattr(given, SERVED, layer)
+        except BaseException as error:
+            if not first or ragged.seen() != before:  # something has changed
+                step.close(error)
+            raise
+        return out
+
+    def _check_states(
+        self, layer: RaggedLayer, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Everything that is known of a layer's tensors beforehand, before anything changes."""
+        kind = (query.shape, key.shape, value.shape, key.dtype)
+        if kind != self._good_states:
+            self._check_shapes(layer, key, value)
+        if id(module) not in self._own_modules:
+            if not any(each is module for each in self.model.modules()):
+                raise ValueError(
+                    f"the cache was made for a {type(self.model).__name__} and is used by another model, of the same"
+                    f" shape: its {type(module).__name__} is not part of the first"
+                )
+            self._own_modules.add(id(module))
+        if self._cutter is None:
+            self._cutter = self._make_cutter(key, value)
+        if self.ragged[0].core is not None:
+            self._good_states = kind
+
+    def _check_shapes(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
         _, heads, _, head_dim = key.shape
-        if key.is_meta:
-            raise ValueError("keys are on the device meta, which holds no data: load the model's weights first")
-        if key.dtype not in DTYPES:
-            raise TypeError(f"the cache holds float32, bfloat16 and float16, got {key.dtype}")
+        if value.shape[:3] != key.shape[:3]:
+            raise ValueError(
+                f"keys {list(key.shape)} and values {list(value.shape)} must have one shape, but for the head size"
+            )
+        head_dim = max(head_dim, value.shape[3])
         if head_dim > _core.MAX_HEAD_DIM:
             raise ValueError(f"head sizes up to {_core.MAX_HEAD_DIM} are supported, got {head_dim}")
-        if value.shape != key.shape:
-            raise ValueError(f"keys {list(key.shape)} and values {list(value.shape)} must have one shape")
         known = self.ragged[0]
         if known.core is not None and (heads, head_dim) != (known.heads, known.head_dim):
             raise ValueError(
                 f"layer {layer.index} is given keys {list(key.shape)}, but the cache holds {known.heads} heads of size"
                 f" {known.head_dim}"
             )
-        if self._cutter is None:
-            page_bytes = self.policy.storage.page_bytes(key.dtype, head_dim)
-            profile, size = self.config.profile, self.config.size()
-            budgets = Budgets(size, self.policy, profile, len(self.ragged), heads, page_bytes)
-            budgets.start(self._rows)  # raises if the budget does not fit this batch
-            self._recorder = recorder.Recorder(self._rows) if self.record else None
-            own = [] if self._recorder is None else [self._recorder]
-            self._cutter = Cutter(self.policy, budgets, [*own, *self.observers])
-        if known.core is not None:
-            self._good_keys = kind
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"the cache is closed after an error ({self._closed}); call reset() to use it again")
+    def _make_cutter(self, key: torch.Tensor, value: torch.Tensor) -> Cutter:
+        """Raises ValueError if the budget does not fit this batch."""
+        page_bytes = self.policy.storage.page_bytes(key.dtype, max(key.shape[3], value.shape[3]))
+        profile, size = self.config.profile, self.config.size()
+        budgets = Budgets(size, self.policy, profile, len(self.ragged), key.shape[1], page_bytes)
+        budgets.start(self._rows)
+        self._recorder = recorder.Recorder(self._rows) if self.record else None
+        own = [] if self._recorder is None else [self._recorder]
+        return Cutter(self.policy, budgets, [*own, *self.observers])
 
-    def _check_turn(self, in_turn: bool) -> None:
-        self._check_open()
-        if not in_turn:
-            self._closed = "a forward pass was interrupted between layers"
-            self._check_open()
-
-    def close_if_changed(self, layer: RaggedLayer, before: int, error: BaseException) -> None:
-        """A layer failed in its turn: closes the cache if something has changed. before: what `layer.seen` gave."""
-        if layer.index or layer.seen() != before:
-            self._closed = f"{type(error).__name__}: {error}"
-
-    def real_tokens(self, mask: torch.Tensor, tokens: int, prefill: bool) -> torch.Tensor | None:
-        """As layer.real_tokens; all layers of a step are given one mask, which is looked at once."""
-        if self._mask[0] is not mask:
-            self._mask = (mask, real_tokens(mask, tokens, prefill))
-        return self._mask[1]
-
-    def new_tokens(self, real: torch.Tensor | None, rows: int) -> tuple[Any, Any]:
-        """(begin [rows + 1], index): where each row's tokens that are not padding stand; (None, None) if all are."""
-        if real is None:
-            return None, None
-        if self._new[0] is not real:
-            flags = real.numpy()
-            begin = np.zeros(rows + 1, np.int64)
-            np.cumsum(flags.sum(1), out=begin[1:])
-            self._new = (real, begin, np.ascontiguousarray(np.nonzero(flags)[1], np.int64))
-        return self._new[1], self._new[2]
-
-    def measure(self, layer: RaggedLayer, query: torch.Tensor, key: torch.Tensor, real: torch.Tensor | None) -> None:
+    def measure(
+        self, layer: RaggedLayer, query: torch.Tensor, key: torch.Tensor, real: torch.Tensor | None, spec: AttentionSpec
+    ) -> None:
         """Takes a layer's part of the wave from the first prefill, where a method needs it and no profile was given."""
         budgets = self.cutter.budgets
         if not budgets.measures:
@@ -205,40 +262,44 @@ class ReasonAllocCache(Cache):
             if real is not None:
                 q, k = q[:, real[row]], k[:, real[row]]
             if k.shape[1]:
-                budgets.demand[row, layer.order] = self.policy.layers.demand(q[:, -PROBE_QUERIES:], k)
+                demand = self.policy.layers.demand(q[:, -PROBE_QUERIES:], k, spec.scale, spec.softcap)
+                budgets.demand[row, layer.order] = demand
 
-    def leave(self, layer: RaggedLayer, tokens: int, padded: bool) -> None:
+    def leave(self, layer: RaggedLayer, padded: bool) -> None:
         """A layer has stored and attended; cuts what is due, closes the step after the last layer."""
-        last = layer.order == len(self.ragged) - 1
-        if self._prefilling and layer.order == 0:
+        step, last = self.step, layer.order == len(self.ragged) - 1
+        if step.prefill and layer.order == 0:
             self.cutter.prompt = np.array([layer.held.tokens(row) for row in range(self._rows)])
-        if self._due:
+        if step.due:
             start = time.perf_counter()
             if not self.cutter.budgets.waits:  # at once, so that a long prompt is whole in one layer at a time
                 self.cutter.cut([layer], self.pool)
             elif last:  # the wave is measured in the last layer only
                 self.cutter.cut(self.ragged, self.pool)
             self._cut_seconds += time.perf_counter() - start
-        self._turn = (self._turn + 1) % len(self._turns)
+        step.leave()
         if last:
-            self._end_step(tokens, padded)
+            self._end_step(padded)
 
-    def _end_step(self, tokens: int, padded: bool) -> None:
-        self._since = 0 if self._due else self._since + tokens
-        cut = self.cutter.take_flag()
-        self._uncut = 0 if cut or padded else self._uncut + tokens  # padding amid tokens: rows differ in what is newest
-        self._routings += cut
-        if self._due:
-            heads = self._rows * sum(layer.heads for layer in self.ragged)
-            self.pool.trim(keep_free=heads * (self.policy.schedule.interval // PAGE_TOKENS + 1))
+    def _end_step(self, padded: bool) -> None:
+        evicted = self.cutter.take_flag()
+        self.step.end(evicted, padded)
+        self._routings += evicted
+        if self.step.due:
+            self._trim()
         self.cutter.budgets.waits = False
-        self._steps += 1
-        self._mask, self._new = (None, None), (None, None, None)
         self._byte_sum += self.pool.bytes
 
-    def pool_for(self, key: torch.Tensor) -> PagePool:
+    def _trim(self) -> None:
+        """Gives back the memory that was freed, but for what the heads need until their next cut."""
+        heads = self._rows * sum(layer.heads for layer in self.ragged)
+        ahead = 1 if self.policy.unlimited else self.policy.schedule.interval // PAGE_TOKENS + 1
+        self.pool.trim(keep_free=heads * ahead)
+
+    def pool_for(self, key: torch.Tensor, value: torch.Tensor) -> PagePool:
         if self._pool is None:
-            self._pool = PagePool(self.policy.storage.page_format(key.dtype), key.shape[3])
+            size = max(key.shape[3], value.shape[3])
+            self._pool = PagePool(self.policy.storage.page_format(key.dtype), size)
         return self._pool
 
     @property
@@ -267,16 +328,18 @@ class ReasonAllocCache(Cache):
     @contextmanager
     def _all_or_closed(self) -> Iterator[None]:
         """Layers are changed one by one: the cache is closed if one of them fails."""
-        self._check_turn(self._turn == 0)
+        self.step.check_between()
         try:
             yield
+        except _Unchanged:
+            raise
         except BaseException as error:
-            self._closed = f"{type(error).__name__}: {error}"
+            self.step.close(error)
             raise
 
     def _move_rows(self, source: torch.Tensor, method: str, argument: Any) -> None:
         """Row i becomes row source[i]; the layers that are not ours do it by their own method."""
-        self._check_turn(self._turn == 0)
+        self.step.check_between()
         if not self.ragged[0].length:
             return
         rows = np.ascontiguousarray(source.detach().cpu().numpy().reshape(-1), dtype=np.int64)
@@ -295,8 +358,9 @@ class ReasonAllocCache(Cache):
             if tighter:  # at once: shared pages become each row's own as the rows go on
                 self.cutter.cut(self.ragged, self.pool)
                 if self.cutter.take_flag():
-                    self._uncut = 0
+                    self.step.uncut = 0
                     self._routings += 1
+            self._trim()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes row beam_idx[i]; pages are shared and copied on write."""
@@ -317,13 +381,13 @@ class ReasonAllocCache(Cache):
         Possible as far back as the last cut that evicted something: what went then does not come back. Raises
         ValueError, with nothing changed, where it is not.
         """
-        self._check_turn(self._turn == 0)
+        self.step.check_between()
         length = self.ragged[0].length
         remove = -tokens if tokens <= 0 else max(0, length - tokens)
-        if remove > self._uncut:
+        if remove > self.step.uncut:
             raise ValueError(
-                f"cannot crop {remove} of {length} tokens: only the newest {self._uncut} came after the last eviction,"
-                " and what was evicted does not come back"
+                f"cannot crop {remove} of {length} tokens: only the newest {self.step.uncut} came after the last"
+                " eviction, and what was evicted does not come back"
             )
         shortest = 0
         if remove:
@@ -331,18 +395,36 @@ class ReasonAllocCache(Cache):
             if remove > shortest:
                 raise ValueError(f"cannot crop {remove} tokens: a row has only {shortest} that are not padding")
         with self._all_or_closed():
-            for layer in self.layers:
-                if not isinstance(layer, RaggedLayer):
-                    if remove or hasattr(
-                        layer, "record_past"
-                    ):  # crop(0) ends recording; before 5.10 it empties the layer
-                        layer.crop(-remove)
-                elif remove:
-                    layer.held.crop(remove)
-                    layer.length -= remove
+            self._crop_others(remove)
+            for layer in self.ragged if remove else ():
+                layer.held.crop(remove)
+                layer.length -= remove
             if remove:
-                self._since, self._uncut = max(0, self._since - remove), self._uncut - remove
+                self.step.crop(remove)
                 self.cutter.forget_prompt_beyond(shortest - remove)
+
+    def _crop_others(self, remove: int) -> None:
+        """Crops the layers that are not ours, or raises ValueError with none of them changed."""
+        others = [(i, x) for i, x in enumerate(self.layers) if not isinstance(x, RaggedLayer)]
+        before = [{k: dict(v) if isinstance(v, dict) else v for k, v in vars(layer).items()} for _, layer in others]
+        for number, layer in others:
+            # crop(0) ends the recording of the past; before 5.10, where there is none, it empties the layer
+            if not remove and not hasattr(layer, "record_past"):
+                continue
+            try:
+                layer.crop(-remove)
+            except Exception as error:
+                for (_, changed), state in zip(others, before, strict=True):
+                    vars(changed).update(state)
+                raise _Unchanged(f"layer {number} ({type(layer).__name__}) cannot be cropped: {error}") from error
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether `crop` can take back the newest token; what it cannot is said there."""
+        others = all(
+            getattr(layer, "is_croppable", False) for layer in self.layers if not isinstance(layer, RaggedLayer)
+        )
+        return others and (self.step.uncut > 0 or not self.ragged[0].length)
 
     # ---- figures ----
 
@@ -380,7 +462,7 @@ class ReasonAllocCache(Cache):
         by default transformers' name of it. Raises ValueError for ids of another length and RuntimeError for a cache
         that does not record, is empty or is closed.
         """
-        self._check_turn(self._turn == 0)
+        self.step.check_between()
         cutter = self.cutter
         if self._recorder is None:
             raise RuntimeError("the cache does not record: make it with ReasonAllocCache(model, config, record=True)")
@@ -426,18 +508,18 @@ class ReasonAllocCache(Cache):
             "layers": [x.index for x in self.ragged],
             "bytes": pool.bytes if pool else 0,
             "peak_bytes": pool.peak_bytes if pool else 0,
-            "mean_bytes": self._byte_sum / self._steps if self._steps else 0.0,
+            "mean_bytes": self._byte_sum / self.step.count if self.step.count else 0.0,
             "reserved_bytes": pool.reserved_bytes if pool else 0,
             "other_bytes": other,
             "slots": slots.tolist(),
             "budgets": cutter.budget_lists() if cutter else [],
             "ratio": float(slots.sum() / full) if full else 1.0,
             "evicted": cutter.evicted if cutter else 0,
-            "steps": self._steps,
+            "steps": self.step.count,
             "routings": self._routings,
             "seconds": dict(zip(("score", "route", "evict", "attend"), seconds.tolist(), strict=True))
             | {"cut": self._cut_seconds},
             "lost_mass": cutter.lost_mass if cutter else 0.0,
             "wave": cutter.budgets.wave_source if cutter else "none",
-            "closed": self._closed,
+            "closed": self.step.closed,
         }

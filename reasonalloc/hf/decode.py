@@ -17,6 +17,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import left_padded
 from reasonalloc.protocols import Model
 
@@ -134,7 +135,7 @@ class DecodeBatch:
         with torch.no_grad():
             return self.model(
                 input_ids=self.tokens, attention_mask=self.mask, position_ids=self.positions,
-                past_key_values=self.cache, use_cache=True, logits_to_keep=[self.tokens.shape[1] - 1],
+                **cache_argument(self.cache), use_cache=True, logits_to_keep=[self.tokens.shape[1] - 1],
             ).logits[:, -1]  # fmt: skip
 
     def append(self, tokens: torch.Tensor) -> None:

@@ -2,47 +2,84 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any
+
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import activate, deactivate, is_active
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument, generation_setting, given_cache, unwrapped, without_cache
+
+
+class _Generate:
+    """Stands in for a model's `generate` during a session.
+
+    A copy of the model, or one that was pickled, gets the plain method of its class: it is in no session.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.plain = session, session.model.generate
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        model = self.session.model
+        chosen = given_cache(kwargs) is not None or generation_setting(model, args, kwargs, "cache_implementation")
+        # generate caches with embeddings whatever its settings say
+        unused = generation_setting(model, args, kwargs, "use_cache") is False and kwargs.get("inputs_embeds") is None
+        if not chosen and not unused:
+            kwargs = without_cache(kwargs) | cache_argument(self.session.make_argument())
+        return self.plain(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        twin = memo[id(self.session.model)]
+        return MethodType(type(twin).generate, twin)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.session.model, "generate")  # of a model whose own attributes are not read yet
+
+
+def _has_own_generate(model: Any) -> bool:
+    """Whether a model's generate is another one than its class has."""
+    generate = vars(model).get("generate")
+    return generate is not None and getattr(generate, "__func__", None) is not type(model).generate
 
 
 class Session:
     """Inside its block every `model.generate` call without a cache of its own gets a fresh ReasonAllocCache.
 
-    last_cache: the cache of the newest generate call, None before the first.
+    A call has a cache of its own if it is given one, names one (`cache_implementation`) or wants none
+    (`use_cache=False`), by its arguments or by a generation config.
+
+    model: the transformers model, without what wraps it. last_cache: the cache that was made last, None before the
+    first.
     """
 
     def __init__(self, model: Any, config: Config, record: bool = False) -> None:
-        if "generate" in vars(model):
+        self.model, self.config, self.record = unwrapped(model), config, record
+        if _has_own_generate(self.model):
             raise ValueError("the model has a session already, or its generate was replaced; leave that one first")
-        self.model, self.config = model, config
         self.last_cache: ReasonAllocCache | None = None
-        was_active = is_active(model)
+        was_active = is_active(self.model)
         ReasonAllocCache(model, config)  # a config that does not fit fails here, not in the first generate
         self._deactivate = not was_active
-        plain = model.generate
-
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            if kwargs.get("past_key_values") is None and kwargs.get("use_cache") is not False:
-                self.last_cache = ReasonAllocCache(model, config, record=record)
-                kwargs["past_key_values"] = self.last_cache
-            return plain(*args, **kwargs)
-
-        model.generate = generate
+        self._generate = self.model.generate = _Generate(self)
         self._closed = False
 
+    def make_argument(self) -> Cache:
+        """A fresh cache, which becomes `last_cache`, as generate takes it: cross-attention needs one of its own."""
+        self.last_cache = ReasonAllocCache(self.model, self.config, record=self.record)
+        if self.model.config.is_encoder_decoder:
+            return EncoderDecoderCache(self.last_cache, DynamicCache(config=self.model.config))
+        return self.last_cache
+
     def close(self) -> None:
-        """Undoes the installation; harmless when called twice."""
-        if self._closed:
-            return
+        """Undoes the installation; harmless when called twice or after `uninstall`."""
         self._closed = True
-        vars(self.model).pop("generate", None)
-        if self._deactivate:
-            deactivate(self.model)
+        if vars(self.model).get("generate") is self._generate:
+            del self.model.generate
+            if self._deactivate:
+                deactivate(self.model)
 
     def __enter__(self) -> Session:
         if self._closed:
@@ -59,13 +96,16 @@ class Session:
 def install(model: Any, config: Config, *, record: bool = False) -> Session:
     """Gives every generate() of a model a fresh cache by `config`; undone when the block ends, errors included.
 
-    Without `with`, call `.close()` of the session, or `ra.uninstall(model)`. record: as of `ReasonAllocCache`, so that
-    `session.last_cache.trace(...)` can be had.
+    model: a transformers model, compiled, in PEFT's, accelerate's or a parallel wrapper or as it is. Without `with`,
+    call `.close()` of the session, or `ra.uninstall(model)`. record: as of `ReasonAllocCache`, so that
+    `session.last_cache.trace(...)` can be had. Raises ValueError for a model in a session and as `ReasonAllocCache`.
     """
     return Session(model, config, record)
 
 
 def uninstall(model: Any) -> None:
     """Undoes what `install` or `ReasonAllocCache` did to a model: its generate and its attention are its own again."""
-    vars(model).pop("generate", None)
+    model = unwrapped(model)
+    if isinstance(vars(model).get("generate"), _Generate):
+        del model.generate
     deactivate(model)

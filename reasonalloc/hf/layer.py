@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from reasonalloc import _core
-from reasonalloc.hf.attention import sdpa
+from reasonalloc.hf.attention import AttentionSpec
 from reasonalloc.hf.compat import query_length
-
-if TYPE_CHECKING:
-    from reasonalloc.hf.cache import ReasonAllocCache
-
+from reasonalloc.hf.step import NewTokens
+from reasonalloc.store.pages import DTYPES, PagePool
 
 _Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -21,18 +19,25 @@ _Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class RaggedLayer(CacheLayerMixin):
     """Ragged heads of one attention layer.
 
-    transformers calls `update` and then the attention function, which calls `attend`: only there are the queries
-    known, so `update` hands the new keys and values through and the storing waits for `attend`. Accordingly the mask
-    covers the new tokens alone (`get_mask_sizes`): what is cached is never padding and always visible to them.
+    transformers calls `update` and then the attention function: only there are the queries known, so `update` hands
+    the new keys and values through, and the cache stores them when attention comes. Accordingly the mask covers the
+    new tokens alone (`get_mask_sizes`): what is cached is never padding and always visible to them.
+
+    index: of the layer in the model. order: among the layers with a budget. window: newest queries that scores need.
+    scorer: whose statistics the core keeps. ahead: tokens to make room for at a time. whole_masks: masks cover cached
+    tokens too, because other layers need that of the mask they share.
     """
 
     is_sliding = False
     is_compileable = False
     is_croppable = False  # not for certain: what was evicted does not come back
 
-    def __init__(self, owner: ReasonAllocCache, index: int, order: int) -> None:
+    def __init__(
+        self, index: int, order: int, window: int, scorer: str | None, ahead: int, whole_masks: bool = False
+    ) -> None:
         super().__init__()
-        self.owner, self.index, self.order = owner, index, order
+        self.index, self.order, self.whole_masks = index, order, whole_masks
+        self.window, self.scorer, self.ahead = window, scorer, ahead
         self.core: _core.Layer | None = None
         self.heads = self.query_heads = self.head_dim = 0
         self.length = 0  # tokens given, padding and evicted ones included
@@ -52,75 +57,47 @@ class RaggedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        key_states._reasonalloc = self  # type: ignore[attr-defined]
         return key_states, value_states
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        scaling: float | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Stores the new tokens and returns their attention, [B, T, Hq, D]."""
-        del key._reasonalloc  # type: ignore[attr-defined]
-        owner = self.owner
-        before = self.seen() if self.index == 0 else 0
+    def step(
+        self, pool: PagePool, states: _Three, spec: AttentionSpec, new: NewTokens, attend: bool, cut_in: Any = None
+    ) -> torch.Tensor | None:
+        """Stores new tokens and, where asked, returns their attention [B, T, Hq, D] on the queries' device.
+
+        states: queries [B, Hq, T, D], keys and values [B, H, T, D]. cut_in: [B] steps before each row's next cut.
+        """
+        query, key, _ = states
+        if self.core is None:
+            self.lazy_initialization(key, key)
+            self.heads, self.query_heads, self.head_dim = key.shape[1], query.shape[1], key.shape[3]
+            self.core = _core.Layer(
+                pool.core, key.shape[0], self.heads, self.query_heads, self.window, self.scorer, self.ahead
+            )
+        rows, heads, tokens, head_dim = query.shape
+        q, k, v = map(_rows, in_host_memory(*states))
+        out = None
+        if attend:  # what stands between a row's tokens is padding, whose attention is 0
+            make = q.new_empty if new.begin is None else q.new_zeros
+            out = make((rows, tokens, heads, head_dim))
+        sinks = None if spec.sinks is None else spec.sinks.detach().float().cpu().contiguous().numpy()
         try:
-            core = self.core if self.core is not None else self._prepare(query, key)
-            rows, heads, tokens, head_dim = query.shape
-            prefill = self.length == 0 and tokens > 1
-            real = owner.real_tokens(attention_mask, tokens, prefill) if attention_mask is not None else None
-            begin, index = owner.new_tokens(real, rows)
-            scale = float(scaling) if scaling is not None else head_dim**-0.5
-            q, k, v = map(_rows, in_host_memory(query, key, value))
-            if prefill:
-                out = sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
-                self._step(core, q, k, v, None, scale, None, begin, index)
-                owner.measure(self, query, key, real)
-            else:
-                # What stands between a row's tokens is padding, whose attention is 0.
-                out = (q.new_empty if begin is None else q.new_zeros)((rows, tokens, heads, head_dim))
-                self._step(core, q, k, v, out, scale, owner.cut_in, begin, index)
-                out = out.to(query.device)
-            self.length += tokens
-            owner.leave(self, tokens, padded=real is not None and not prefill)
-        except BaseException as error:
-            owner.close_if_changed(self, before, error)
-            raise
-        return out
+            pool.step(
+                self.core, q, k, v, out, spec.scale, cut_in, new.begin, new.index, spec.softcap or 0.0, sinks, None
+            )
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"layer {self.index}: {error}") from None
+        self.length += tokens
+        return out.to(query.device) if out is not None else None
 
     def seen(self) -> int:
         """Tokens that all rows together have been given, padding not counted."""
         return sum(self.core.tokens(row) for row in range(self.core.rows)) if self.core is not None else 0
 
-    def _prepare(self, query: torch.Tensor, key: torch.Tensor) -> _core.Layer:
-        self.lazy_initialization(key, key)
-        self.heads, self.query_heads, self.head_dim = key.shape[1], query.shape[1], key.shape[3]
-        self.core = _core.Layer(
-            self.owner.pool_for(key).core,
-            key.shape[0],
-            self.heads,
-            self.query_heads,
-            self.owner.policy.schedule.window,
-            self.owner.policy.core_scorer,
-            self.owner.policy.ahead,
-        )
-        return self.core
-
-    def _step(self, core: _core.Layer, *arguments: Any) -> None:
-        try:
-            while missing := core.step(*arguments):
-                self.owner.pool.grow(missing)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"layer {self.index}: {error}") from None
-
     # ---- what transformers asks ----
 
     def get_mask_sizes(self, argument: int | torch.Tensor) -> tuple[int, int]:
+        if self.whole_masks:
+            return self.length + query_length(argument), 0
         return query_length(argument), self.length
 
     def get_seq_length(self) -> int:
@@ -168,21 +145,25 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def real_tokens(mask: torch.Tensor, tokens: int, prefill: bool) -> torch.Tensor | None:
-    """[B, T] flags of the new tokens that are not padding, in host memory; None if all are real.
+def one_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
+    """The three as attention computes with them: in autocast's dtype, else the values'. Rotary embeddings kept in
+    float32 leave queries and keys wider than the values.
 
-    mask: [B, 1, T, T], over the new tokens. A prefill may hold any pattern (it runs on stock attention); later steps
-    are causal, and a mask that asks for something else is an error.
+    Raises TypeError for a dtype that the cache does not hold.
     """
-    if mask.shape[-1] != tokens:
-        raise ValueError(
-            f"the attention mask covers {mask.shape[-1]} tokens, but {tokens} are new: masks over cached tokens are not"
-            " supported, since their heads hold different ones"
-        )
-    seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0  # additive masks hold 0 where a token is seen
-    real = seen[:, -1]
-    if not prefill:
-        wanted = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril() & real[:, None, :]
-        if not torch.equal(seen & real[:, :, None], wanted & real[:, :, None]):
-            raise ValueError("only causal masks with padding are supported once the cache holds tokens")
-    return None if bool(real.all()) else real.cpu().contiguous()
+    dtype = value.dtype
+    if torch.is_autocast_enabled(value.device.type):
+        dtype = torch.get_autocast_dtype(value.device.type)
+    wrong = next((x.dtype for x in (query, key, value) if x.dtype not in DTYPES), None)
+    if wrong is not None:
+        raise TypeError(f"the cache holds float32, bfloat16 and float16, got {wrong}")
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def one_size(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
+    """The three with zeros up to the larger head size: a page's keys and values have one. No logit changes."""
+    size = max(key.shape[3], value.shape[3])
+    if key.shape[3] == value.shape[3]:
+        return query, key, value
+    query, key, value = (torch.nn.functional.pad(x, (0, size - x.shape[3])) for x in (query, key, value))
+    return query, key, value

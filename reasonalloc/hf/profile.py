@@ -9,11 +9,13 @@ from typing import Any
 import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
-from reasonalloc.hf.attention import sdpa, using
-from reasonalloc.hf.compat import is_full_attention, stock_layers
+from reasonalloc.hf.attention import AttentionSpec, expect, using
+from reasonalloc.hf.compat import cache_argument, is_full_attention, kv_sources, stock_layers
 from reasonalloc.hf.decode import Sampling, chains
+from reasonalloc.hf.dense import prompt_attention
+from reasonalloc.hf.layer import one_dtype
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile, demand, digest, fingerprint
 from reasonalloc.protocols import Model, Tokenizer
@@ -21,39 +23,45 @@ from reasonalloc.protocols import Model, Tokenizer
 MOST_PROMPTS = 8
 
 
-class _ProbeLayer(DynamicLayer):
-    """A stock layer that measures the demand of the last forward pass on the way."""
+class _Probe(Cache):
+    """A stock cache that measures the demand of its layers with full attention on the way."""
 
-    def __init__(self, rho: float, queries: int) -> None:
-        super().__init__()
-        self.rho, self.queries, self.demand = rho, queries, 0.0
+    def __init__(self, model: Any, rho: float, queries: int) -> None:
+        super().__init__(layers=stock_layers(model))
+        self.rho, self.queries = rho, queries
+        self.demand: dict[int, float] = {}
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
-        keys._reasonalloc = self
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if is_full_attention(self.layers[layer_idx]):
+            expect(self, layer_idx, keys)
         return keys, values
 
     def attend(
         self,
+        layer: int,
         module: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float | None,
-        **kwargs: Any,
+        **options: Any,
     ) -> torch.Tensor:
-        self.demand = demand(query[0, :, -self.queries :], key[0], self.rho)
-        del key._reasonalloc  # type: ignore[attr-defined]
-        return sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
+        spec = AttentionSpec.of(module, query, scaling, options)
+        newest = query[0, :, -self.queries :]
+        self.demand[layer] = demand(newest, key[0], self.rho, spec.scale, spec.softcap)
+        return prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
 
 
 def measure(model: Model, ids: torch.Tensor, rho: float = 0.93, queries: int = PROBE_QUERIES) -> dict[int, float]:
-    """Demand of every full-attention layer for one sequence of token ids [1, n], by layer index."""
-    layers = [_ProbeLayer(rho, queries) if is_full_attention(x) else x for x in stock_layers(model)]
+    """Demand of every layer that can have a budget for one sequence of token ids [1, n], by layer index."""
+    probe = _Probe(model, rho, queries)
     with using(model), torch.no_grad():
-        model(input_ids=ids, past_key_values=Cache(layers=layers), use_cache=True, logits_to_keep=1)
-    return {i: layer.demand for i, layer in enumerate(layers) if isinstance(layer, _ProbeLayer)}
+        model(input_ids=ids, **cache_argument(probe), use_cache=True, logits_to_keep=1)
+    return {i: probe.demand[i] for i in sorted(probe.demand) if i not in kv_sources(model)}
 
 
 def profile(

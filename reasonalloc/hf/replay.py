@@ -10,7 +10,7 @@ import torch
 
 from reasonalloc.config import Config
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.compat import is_full_attention, stock_layers
+from reasonalloc.hf.compat import cache_argument, is_full_attention, stock_layers
 from reasonalloc.trace.file import Trace
 from reasonalloc.trace.replay import replay_config, replay_policy
 
@@ -85,7 +85,7 @@ class ReplayCache(ReasonAllocCache):
         for end in ends:
             with torch.no_grad():
                 step = ids[None, begin:end]
-                logits = self.model(input_ids=step, past_key_values=self, use_cache=True, logits_to_keep=1).logits
+                logits = self.model(input_ids=step, **cache_argument(self), use_cache=True, logits_to_keep=1).logits
             if end >= trace.prompt:
                 yield torch.log_softmax(logits[0, -1].float(), dim=-1)
             begin = end

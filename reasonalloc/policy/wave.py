@@ -47,15 +47,25 @@ def demand(
 def fingerprint(model: Any) -> dict[str, Any]:
     """What two models must share for a profile of one to be used for the other: the shape, not the weights."""
     config = model.config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
+    heads = _over_layers(config, "num_attention_heads")
     return {
         "model_type": config.model_type,
         "layers": config.num_hidden_layers,
         "query_heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "kv_heads": _over_layers(config, "num_key_value_heads") or heads,
+        "head_dim": _over_layers(config, "head_dim")
+        or config.hidden_size // (heads if isinstance(heads, int) else heads[0]),
         "hidden_size": config.hidden_size,
     }
+
+
+def _over_layers(config: Any, name: str) -> Any:
+    """A setting of a model's config; where layers differ in it, the list of theirs."""
+    each = getattr(config, "per_layer_config", None)  # since transformers 5.24, where the plain attribute may raise
+    if not each:
+        return getattr(config, name, None)
+    values = [getattr(layer, name, None) for layer in each]
+    return values[0] if values.count(values[0]) == len(values) else values
 
 
 def digest(value: Any) -> str:

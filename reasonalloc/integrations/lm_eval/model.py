@@ -22,6 +22,7 @@ except ImportError as error:
 from tqdm.auto import tqdm
 
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.integrations.lm_eval.arguments import ArgumentError, check
 from reasonalloc.integrations.lm_eval.forcing import score
 from reasonalloc.lab.models import load
@@ -108,7 +109,7 @@ class ReasonAllocLM(HFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         cache = ReasonAllocCache(self.model, self.cache_config)
-        output: torch.Tensor = super()._model_generate(context, max_length, stop, past_key_values=cache, **options)
+        output: torch.Tensor = super()._model_generate(context, max_length, stop, **cache_argument(cache), **options)
         self.figures.generated += 1
         self.figures.generated_with_eviction += self.figures.add(cache)
         return output

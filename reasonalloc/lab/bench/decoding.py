@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import activate, attention_forward
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.lab.bench.states import States, text_ids
 from reasonalloc.lab.bench.states import read as read_states
@@ -142,7 +143,7 @@ class Decoder:
 
     def _step(self) -> None:
         with torch.no_grad():
-            out = self.model(input_ids=self.tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            out = self.model(input_ids=self.tokens, **cache_argument(self.cache), use_cache=True, logits_to_keep=1)
             self.tokens = out.logits[:, -1:].argmax(-1)
 
     def bytes(self) -> int:

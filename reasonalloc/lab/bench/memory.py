@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.bench.decoding import Decoder, Subject, config_of
 from reasonalloc.lab.bench.machine import surroundings
 from reasonalloc.lab.bench.progress import Log, Save, discard
@@ -84,7 +85,7 @@ def _chain(
     decoder = Decoder(subject, name, prompts.shape[0], room=tokens)
     start = time.perf_counter()
     with torch.no_grad():
-        out = decoder.model(input_ids=prompts, past_key_values=decoder.cache, use_cache=True, logits_to_keep=1)
+        out = decoder.model(input_ids=prompts, **cache_argument(decoder.cache), use_cache=True, logits_to_keep=1)
     decoder.tokens, decoder.length = out.logits[:, -1:].argmax(-1), prompts.shape[1]
     del out
     while decoder.length < tokens:

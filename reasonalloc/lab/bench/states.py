@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.problems import math500
 from reasonalloc.protocols import Model, Tokenizer
 
@@ -77,7 +78,7 @@ def read(model: Model, ids: torch.Tensor, layers: Sequence[int] | None = None) -
     cache: Any = DynamicCache(config=model.config)
     with _remembering(model, wanted), torch.no_grad():
         for chunk in ids.split(_CHUNK, dim=1):
-            model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(input_ids=chunk, **cache_argument(cache), use_cache=True, logits_to_keep=1)
         return [
             States(torch.cat(_taken[i], 1), cache.layers[i].keys[0].clone(), cache.layers[i].values[0].clone())
             for i in wanted

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from reasonalloc.fields import build
 from reasonalloc.files import cache_folder, json_lines, read_json, replace_text
+from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab.problems import Problem
 from reasonalloc.policy.wave import fingerprint
@@ -103,7 +104,7 @@ def _solve(
         torch.manual_seed(seed)
         out = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, pad_token_id=pad,
-            past_key_values=DynamicCache(config=model.config), **how,
+            **cache_argument(DynamicCache(config=model.config)), **how,
         )  # fmt: skip
     return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
