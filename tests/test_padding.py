@@ -11,8 +11,11 @@ import models
 import numpy as np
 import pytest
 import torch
+from caches import cache_of
 
 import reasonalloc as ra
+from reasonalloc.hf.compat import cache_argument
+from reasonalloc.hf.tokens import left_padded
 
 LENGTHS = (37, 20, 41, 9)
 SETTINGS = {"budget": 24, "interval": 8, "window": 4}
@@ -176,3 +179,51 @@ def test_real_model(smol):
     flips = sum(not np.array_equal(a, b) for a, b in heads)
     assert batch.stats()["evicted"] == sum(c.stats()["evicted"] for c in alone) > 0
     assert flips <= 2, f"{flips} of {len(heads)} heads kept other tokens"
+
+
+# ---- Chunks and turns: a row's cuts are its own ----------------------------------------------------------------------
+
+
+def _generated(model, rows, chunk, turn=None, method="rkv"):
+    """(new tokens, positions of every layer and head) of each row, left-padded; after a second turn if there is one."""
+    cache = cache_of(model, method=method)
+    options = {"prefill_chunk_size": chunk} if chunk else {}
+
+    def generate(ids, mask, new, **more):
+        return model.generate(
+            ids, attention_mask=mask, **cache_argument(cache), max_new_tokens=new, do_sample=False, **more
+        )
+
+    ids, mask = left_padded(rows)
+    out = generate(ids, mask, 13, **options)
+    mask = torch.nn.functional.pad(mask, (0, 13), value=1)
+    if turn is not None:
+        more, more_mask = left_padded(turn)
+        out, mask = torch.cat([out, more], 1), torch.cat([mask, more_mask], 1)
+        out = generate(out, mask, 20)
+        mask = torch.nn.functional.pad(mask, (0, 20), value=1)
+    positions = [[[h.tolist() for h in cache.positions(i, r)] for i in range(3)] for r in range(len(rows))]
+    return [(out[r][mask[r].bool()].tolist(), positions[r]) for r in range(len(rows))]
+
+
+def _rows(*lengths):
+    return [[(7 * i + 3 * n) % 90 + 1 for i in range(n)] for n in lengths]
+
+
+@pytest.mark.parametrize("method", ["rkv", "reasonalloc", "snapkv", "streaming"])
+@pytest.mark.parametrize("chunk", [None, 7, 16, 30])
+@pytest.mark.parametrize("lengths", [(20, 40), (34, 58), (5, 63, 40)])
+def test_a_prompt_in_chunks_is_cut_as_it_is_alone(method, chunk, lengths):
+    model, rows = models.tiny(), _rows(*lengths)
+    together = _generated(model, rows, chunk, method=method)
+    for own, row in zip(together, rows, strict=True):
+        assert _generated(model, [row], chunk, method=method) == [own]
+
+
+@pytest.mark.parametrize("method", ["rkv", "reasonalloc"])
+@pytest.mark.parametrize("second", [(5, 5), (5, 19), (19, 2)])
+def test_turns_of_other_lengths_change_nothing(method, second):
+    model, rows, turn = models.tiny(), _rows(38, 40), _rows(*second)
+    together = _generated(model, rows, None, turn, method)
+    for own, row, more in zip(together, rows, turn, strict=True):
+        assert _generated(model, [row], None, [more], method) == [own]

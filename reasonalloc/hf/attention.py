@@ -65,6 +65,7 @@ class _Expected(threading.local):
     cache: weakref.ref[Any] | None = None
     layer = 0
     key: torch.Tensor | None = None
+    mask: torch.Tensor | None = None  # [B, columns] that the pass was given
 
 
 _expected = _Expected()
@@ -164,8 +165,21 @@ def attention_forward(
     return cache.attend(layer, module, query, key, value, attention_mask, scaling, **options), None
 
 
+@torch.compiler.disable
+def _keep_mask(mask: torch.Tensor | None) -> None:
+    _expected.mask = mask
+
+
+@torch.compiler.disable
+def take_mask() -> torch.Tensor | None:
+    """The mask [B, columns] of the pass that has just begun in this thread; None if it was given none or another."""
+    mask, _expected.mask = _expected.mask, None
+    return mask
+
+
 def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
     _forget_expected()  # a new forward pass: what was expected went with one that failed
+    _keep_mask(kwargs.get("attention_mask"))
     if any(model.config is config or model.config.get_text_config(decoder=True) is config for model in _eager_models):
         kwargs["allow_is_causal_skip"] = False
     mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.hf.architectures import refusal
-from reasonalloc.hf.attention import SERVED, AttentionSpec, activate, expect, is_active
+from reasonalloc.hf.attention import SERVED, AttentionSpec, activate, expect, is_active, take_mask
 from reasonalloc.hf.compat import check_not_prefix_tuned, is_full_attention, kv_sources, stock_layers, unwrapped
 from reasonalloc.hf.dense import prompt_attention
-from reasonalloc.hf.layer import RaggedLayer, one_dtype, one_size
+from reasonalloc.hf.layer import RaggedLayer, in_rows, one_dtype, one_size
 from reasonalloc.hf.rope import check_rope, drops_caches, rope_switch
-from reasonalloc.hf.step import Step
+from reasonalloc.hf.step import Part, Step
 from reasonalloc.policy.budgets import Budgets
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.observers import CutObserver
@@ -100,6 +100,8 @@ class ReasonAllocCache(Cache):
         self._whole_masks = whole_masks
         self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
         self._own_modules: set[int] = set()  # ids of the model's modules that have asked for attention
+        # Whether a prompt is known to come in one pass, and not in chunks: then it is cut at its end, not a pass later.
+        self.prompts_in_one_pass = False
         activate(model)
         self._clear()
 
@@ -157,9 +159,7 @@ class ReasonAllocCache(Cache):
         length = self.ragged[0].length
         if length and rows != self._rows:
             raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
-        ahead = -1
-        if not self.policy.unlimited:
-            ahead = self.policy.schedule.steps_left(rows, length, self.step.since, tokens)
+        mask = take_mask()
         if self._rope_switch is not None:
             check_rope(self._rope_switch, length, tokens)
         if not length:
@@ -167,7 +167,17 @@ class ReasonAllocCache(Cache):
             self._cutter = self._good_states = None
             for layer in self.ragged:
                 layer.core = None  # left over where a first step failed
-        self.step.begin(rows, tokens, first=not length, ahead=ahead)
+            if not self.policy.unlimited:
+                self.step.clocks = self.policy.schedule.clocks(rows, self._measures)
+        elif self.step.clocks is not None:
+            self._finish(self.step.clocks.ended(tokens))
+        self._byte_sum += self._pool.bytes if self._pool is not None else 0  # as the last pass has left it
+        self.step.begin(rows, tokens, self.prompts_in_one_pass, mask)
+
+    @property
+    def _measures(self) -> bool:
+        """Whether rows take their wave from their prompt."""
+        return self.policy.needs_wave and self.config.profile is None
 
     @torch.compiler.disable
     def attend(
@@ -189,15 +199,23 @@ class ReasonAllocCache(Cache):
             given, (query, key, value) = key, one_dtype(query, key, value)
             self._check_states(ragged, module, query, key, value)
             dense = ragged.length == 0 and step.tokens > 1
-            new = step.new_tokens(attention_mask, dense)
-            store = partial(ragged.step, self.pool_for(key, value), one_size(query, key, value), spec, new)
+            parts = step.parts(attention_mask, dense)
+            states, pool = in_rows(one_size(query, key, value)), self.pool_for(key, value)
             if dense:
                 out = prompt_attention(module, query, key, value, attention_mask, spec, options)
-                store(attend=False)
-                self.measure(ragged, query, key, new.real, spec)
+                ragged.step(pool, states, spec, parts[0].new)
+                self._store(ragged, states[0], parts[0])
             else:
-                out = store(attend=True, cut_in=step.cut_in)[..., : value.shape[3]].to(value.dtype)
-            self.leave(ragged, padded=new.real is not None and not dense)
+                rows, heads, tokens, size = states[0].shape
+                # What stands between a row's tokens is padding, whose attention is 0.
+                make = states[0].new_zeros if parts[0].new.begin is not None else states[0].new_empty
+                out = make((rows, tokens, heads, size))
+                for part in parts:
+                    ragged.step(pool, states, spec, part.new, out, part.cut_in)
+                    self._store(ragged, states[0], part)
+                out = out.to(query.device)[..., : value.shape[3]].to(value.dtype)
+            ragged.length += step.tokens
+            self._leave(ragged, parts, dense)
             setattr(given, SERVED, layer)
         except BaseException as error:
             if not first or ragged.seen() != before:  # something has changed
@@ -250,45 +268,57 @@ class ReasonAllocCache(Cache):
         own = [] if self._recorder is None else [self._recorder]
         return Cutter(self.policy, budgets, [*own, *self.observers])
 
-    def measure(
-        self, layer: RaggedLayer, query: torch.Tensor, key: torch.Tensor, real: torch.Tensor | None, spec: AttentionSpec
-    ) -> None:
-        """Takes a layer's part of the wave from the first prefill, where a method needs it and no profile was given."""
+    def _store(self, layer: RaggedLayer, query: torch.Tensor, part: Part) -> None:
+        """A layer has stored a part of a pass: keeps what its wave is measured from, or cuts what is due."""
         budgets = self.cutter.budgets
-        if not budgets.measures:
-            return
-        for row in range(query.shape[0]):
-            q, k = query[row].detach(), key[row].detach()
-            if real is not None:
-                q, k = q[:, real[row]], k[:, real[row]]
-            if k.shape[1]:
-                demand = self.policy.layers.demand(q[:, -PROBE_QUERIES:], k, spec.scale, spec.softcap)
-                budgets.demand[row, layer.order] = demand
-
-    def leave(self, layer: RaggedLayer, padded: bool) -> None:
-        """A layer has stored and attended; cuts what is due, closes the step after the last layer."""
-        step, last = self.step, layer.order == len(self.ragged) - 1
-        if step.prefill and layer.order == 0:
+        if self.step.prefill and layer.order == 0:
             self.cutter.prompt = np.array([layer.held.tokens(row) for row in range(self._rows)])
-        if step.due:
-            start = time.perf_counter()
-            if not self.cutter.budgets.waits:  # at once, so that a long prompt is whole in one layer at a time
-                self.cutter.cut([layer], self.pool)
-            elif last:  # the wave is measured in the last layer only
-                self.cutter.cut(self.ragged, self.pool)
-            self._cut_seconds += time.perf_counter() - start
-        step.leave()
-        if last:
-            self._end_step(padded)
+        if self.step.prefill and not budgets.measured.all():
+            layer.keep_probes(query, part.new, PROBE_QUERIES)
+        if budgets.measured[part.due].all():  # else once all layers have stored: their waves belong together
+            self._cut_rows([layer], part.due)  # at once, so that a long prompt is whole in one layer at a time
 
-    def _end_step(self, padded: bool) -> None:
+    def _cut_rows(self, layers: Sequence[RaggedLayer], due: npt.NDArray[np.bool_]) -> None:
+        """Cuts rows [B] of these layers, after their waves are measured where that is to be done."""
+        if not due.any():
+            return
+        start = time.perf_counter()
+        budgets = self.cutter.budgets
+        for row in np.flatnonzero(due & ~budgets.measured):
+            demand = [layer.demand(int(row), self.policy.layers) for layer in self.ragged]
+            budgets.set_wave(int(row), demand)
+        self.cutter.cut(layers, self.pool, due)
+        self._cut_seconds += time.perf_counter() - start
+
+    def _leave(self, layer: RaggedLayer, parts: Sequence[Part], dense: bool) -> None:
+        """A layer has had its turn; closes the pass after the last one."""
+        step = self.step
+        step.leave()
+        if layer.order < len(self.ragged) - 1:
+            return
+        due = np.logical_or.reduce([part.due for part in parts])
+        self._cut_rows(self.ragged, due & ~self.cutter.budgets.measured)
         evicted = self.cutter.take_flag()
-        self.step.end(evicted, padded)
+        step.end(evicted, padded=parts[0].new.real is not None and not dense)
         self._routings += evicted
-        if self.step.due:
+        if due.any():
             self._trim()
-        self.cutter.budgets.waits = False
-        self._byte_sum += self.pool.bytes
+
+    def _settle(self) -> None:
+        """The caller looks at the cache between two passes: a prompt that may have gone on is over."""
+        if self.step.clocks is None or not self.step.is_first_turn or self.step.closed:
+            return
+        self._finish(self.step.clocks.settle())
+
+    def _finish(self, due: npt.NDArray[np.bool_]) -> None:
+        """Cuts rows [B] whose prompt has turned out to be over, between two passes."""
+        if not due.any():
+            return
+        self._cut_rows(self.ragged, due)
+        if self.cutter.take_flag():
+            self.step.uncut = 0
+            self._routings += 1
+        self._trim()
 
     def _trim(self) -> None:
         """Gives back the memory that was freed, but for what the heads need until their next cut."""
@@ -354,12 +384,12 @@ class ReasonAllocCache(Cache):
                 else:
                     getattr(layer, method)(argument)
             self.cutter.move_rows(rows)
+            self.step.move_rows(rows)
+            for layer in self.ragged:
+                layer.move_probes(rows)
             self._rows = len(rows)
             if tighter:  # at once: shared pages become each row's own as the rows go on
-                self.cutter.cut(self.ragged, self.pool)
-                if self.cutter.take_flag():
-                    self.step.uncut = 0
-                    self._routings += 1
+                self._finish(np.ones(len(rows), np.bool_))
             self._trim()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -430,6 +460,7 @@ class ReasonAllocCache(Cache):
 
     def positions(self, layer: int, row: int = 0) -> list[np.ndarray]:
         """Positions that each KV head of a layer still holds, ascending; 0 is the row's first real token."""
+        self._settle()
         ragged = {x.index: x for x in self.ragged}.get(layer)
         if ragged is None:
             raise ValueError(f"layer {layer} has no budget; those that have are {[x.index for x in self.ragged]}")
@@ -439,6 +470,7 @@ class ReasonAllocCache(Cache):
 
     def slots(self) -> np.ndarray:
         """[batch, L, H] slots that each KV head of the layers with a budget keeps now, int64."""
+        self._settle()
         slots = np.zeros((self._rows, len(self.ragged), max((x.heads for x in self.ragged), default=0)), dtype=np.int64)
         for layer in self.ragged:
             if layer.core is not None:
@@ -508,7 +540,7 @@ class ReasonAllocCache(Cache):
             "layers": [x.index for x in self.ragged],
             "bytes": pool.bytes if pool else 0,
             "peak_bytes": pool.peak_bytes if pool else 0,
-            "mean_bytes": self._byte_sum / self.step.count if self.step.count else 0.0,
+            "mean_bytes": (self._byte_sum + pool.bytes) / self.step.count if pool and self.step.count else 0.0,
             "reserved_bytes": pool.reserved_bytes if pool else 0,
             "other_bytes": other,
             "slots": slots.tolist(),

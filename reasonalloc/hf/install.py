@@ -28,7 +28,11 @@ class _Generate:
         # generate caches with embeddings whatever its settings say
         unused = generation_setting(model, args, kwargs, "use_cache") is False and kwargs.get("inputs_embeds") is None
         if not chosen and not unused:
-            kwargs = without_cache(kwargs) | cache_argument(self.session.make_argument())
+            argument = self.session.make_argument()
+            if self.session.last_cache is not None:
+                chunk = generation_setting(model, args, kwargs, "prefill_chunk_size")
+                self.session.last_cache.prompts_in_one_pass = chunk is None
+            kwargs = without_cache(kwargs) | cache_argument(argument)
         return self.plain(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from reasonalloc import _core
 from reasonalloc.hf.attention import AttentionSpec
+from reasonalloc.hf.columns import NewTokens
 from reasonalloc.hf.compat import query_length
-from reasonalloc.hf.step import NewTokens
+from reasonalloc.policy.layers import LayerAllocator
 from reasonalloc.store.pages import DTYPES, PagePool
 
 _Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -41,6 +44,7 @@ class RaggedLayer(CacheLayerMixin):
         self.core: _core.Layer | None = None
         self.heads = self.query_heads = self.head_dim = 0
         self.length = 0  # tokens given, padding and evicted ones included
+        self.probes: list[torch.Tensor] = []  # [Hq, n, D] of each row, until its wave is measured
 
     def __repr__(self) -> str:
         return f"RaggedLayer({self.index}, tokens={self.length})"
@@ -60,11 +64,18 @@ class RaggedLayer(CacheLayerMixin):
         return key_states, value_states
 
     def step(
-        self, pool: PagePool, states: _Three, spec: AttentionSpec, new: NewTokens, attend: bool, cut_in: Any = None
-    ) -> torch.Tensor | None:
-        """Stores new tokens and, where asked, returns their attention [B, T, Hq, D] on the queries' device.
+        self,
+        pool: PagePool,
+        states: _Three,
+        spec: AttentionSpec,
+        new: NewTokens,
+        out: torch.Tensor | None = None,
+        cut_in: Any = None,
+    ) -> None:
+        """Stores new tokens and, where wanted, writes their attention into out [B, T, Hq, D], in host memory.
 
-        states: queries [B, Hq, T, D], keys and values [B, H, T, D]. cut_in: [B] steps before each row's next cut.
+        states: queries [B, Hq, T, D], keys and values [B, H, T, D], in host memory. cut_in: [B] steps before each row's
+        next cut.
         """
         query, key, _ = states
         if self.core is None:
@@ -73,25 +84,53 @@ class RaggedLayer(CacheLayerMixin):
             self.core = _core.Layer(
                 pool.core, key.shape[0], self.heads, self.query_heads, self.window, self.scorer, self.ahead
             )
-        rows, heads, tokens, head_dim = query.shape
-        q, k, v = map(_rows, in_host_memory(*states))
-        out = None
-        if attend:  # what stands between a row's tokens is padding, whose attention is 0
-            make = q.new_empty if new.begin is None else q.new_zeros
-            out = make((rows, tokens, heads, head_dim))
         sinks = None if spec.sinks is None else spec.sinks.detach().float().cpu().contiguous().numpy()
         try:
             pool.step(
-                self.core, q, k, v, out, spec.scale, cut_in, new.begin, new.index, spec.softcap or 0.0, sinks, None
+                self.core,
+                *states,
+                out,
+                spec.scale,
+                cut_in,
+                new.begin,
+                new.index,
+                spec.softcap or 0.0,
+                sinks,
+                new.visible,
             )
         except (ValueError, TypeError) as error:
             raise type(error)(f"layer {self.index}: {error}") from None
-        self.length += tokens
-        return out.to(query.device) if out is not None else None
 
     def seen(self) -> int:
         """Tokens that all rows together have been given, padding not counted."""
         return sum(self.core.tokens(row) for row in range(self.core.rows)) if self.core is not None else 0
+
+    # ---- the layer's part of the wave ----
+
+    def keep_probes(self, query: torch.Tensor, new: NewTokens, most: int) -> None:
+        """Keeps the newest `most` queries of each row. query: [B, Hq, T, D], of which `new` are real."""
+        self.probes = self.probes or [query[row, :, :0] for row in range(len(query))]
+        for row, kept in enumerate(self.probes):
+            own = query[row]
+            if new.begin is not None and new.index is not None:
+                own = own[:, new.index[new.begin[row] : new.begin[row + 1]]]
+            self.probes[row] = torch.cat([kept, own], 1)[:, -most:].detach().clone()
+
+    def demand(self, row: int, allocator: LayerAllocator) -> float:
+        """How many tokens the newest queries of a row need, by what the layer holds; the queries are let go."""
+        query = self.probes[row]
+        self.probes[row] = query[:, :0]
+        tokens = self.held.tokens(row)
+        if not tokens or not query.shape[1]:
+            return 1.0
+        keys = np.empty((self.heads, tokens, self.head_dim), np.float32)
+        for head in range(self.heads):
+            self.held.read(row, head, False, keys[head])
+        return allocator.demand(query, torch.from_numpy(keys), self.held.scale, self.held.softcap or None)
+
+    def move_probes(self, source: npt.NDArray[np.int64]) -> None:
+        """Row i becomes row source[i]."""
+        self.probes = [self.probes[i] for i in source] if self.probes else []
 
     # ---- what transformers asks ----
 
@@ -119,7 +158,7 @@ class RaggedLayer(CacheLayerMixin):
     def reset(self) -> None:
         if self.core is not None:
             self.core.reset()
-        self.core, self.length, self.is_initialized = None, 0, False
+        self.core, self.length, self.is_initialized, self.probes = None, 0, False, []
 
     # Rows are moved by the cache as a whole, so that its figures of each row move along.
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -141,8 +180,10 @@ def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Thre
     return parts[:, :first], parts[:, first:second], parts[:, second:]
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def in_rows(states: _Three) -> _Three:
+    """The three in host memory, each token's numbers in one piece."""
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in in_host_memory(*states))
+    return query, key, value
 
 
 def one_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:

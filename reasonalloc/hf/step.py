@@ -4,33 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+
+from reasonalloc.hf.columns import Columns, Flags, Ints, NewTokens, visible_positions
+from reasonalloc.policy.clock import Clocks, CommonClock
 
 
 @dataclass(frozen=True)
-class NewTokens:
-    """Which of a pass's tokens are real. All attributes are None where all of them are.
+class Part:
+    """A part of a pass: the tokens that are stored and attended, and what is due then.
 
-    real: [B, T] flags in host memory. begin: [B + 1] first token of each row in index, the places of real tokens.
+    due: [B] rows that are cut after it. cut_in: [B] passes of one token that follow before a row's next cut, None where
+    layers need not know.
     """
 
-    real: torch.Tensor | None = None
-    begin: npt.NDArray[np.int64] | None = None
-    index: npt.NDArray[np.int64] | None = None
-
-    @classmethod
-    def of(cls, real: torch.Tensor) -> NewTokens:
-        flags = real.numpy()
-        begin = np.zeros(len(flags) + 1, np.int64)
-        np.cumsum(flags.sum(1), out=begin[1:])
-        return cls(real, begin, np.ascontiguousarray(np.nonzero(flags)[1], np.int64))
-
-
-_ALL = NewTokens()
+    new: NewTokens
+    due: Flags
+    cut_in: Ints | None
 
 
 class Step:
@@ -39,31 +31,37 @@ class Step:
     turns: indices of the layers that store keys, in the order in which a forward pass comes to them. announces: whether
     layers are told of the next cut beforehand. whole_masks: masks cover cached tokens too, not the new ones alone.
 
-    tokens: new ones of this pass, padding included. prefill: it belongs to the prompt. due: a cut comes after it.
-    cut_in: [B] passes of one token that follow before a row's next cut, negative where layers need not know. count:
-    passes that are complete. uncut: newest tokens that came after the last eviction. closed: why there can be no pass,
-    or None.
+    clocks: when rows are cut, None for never. columns: which columns were tokens. tokens: columns of this pass.
+    prefill: it belongs to the prompt. count: passes that are complete. uncut: newest tokens that came after the last
+    eviction. closed: why there can be no pass, or None.
     """
 
     def __init__(self, turns: Sequence[int], announces: bool, whole_masks: bool = False) -> None:
         self.turns, self.announces, self.whole_masks = turns, announces, whole_masks
         self.rows = self.tokens = self.count = self.uncut = 0
-        self.prefill = self.due = False
-        self.cut_in: Any = None
+        self.prefill = False
         self.closed: str | None = None
+        self.clocks: Clocks | CommonClock | None = None
+        self.columns = Columns()
         self._turn = 0
-        self.since = 0  # tokens since the last time that a cut was due
-        self._mask: tuple[torch.Tensor | None, NewTokens] = (None, _ALL)
+        self._one_pass = False
+        self._flags: torch.Tensor | None = None  # the pass's mask [B, columns], where transformers was given one
+        self._parts: list[Part] | None = None
+        self._planned: Clocks | CommonClock | None = None  # the clocks after this pass
+        self._real: Flags | None = None
 
     @property
     def is_first_turn(self) -> bool:
+        """No layer has had its turn in this pass."""
         return self._turn == 0
 
     def check_open(self) -> None:
+        """RuntimeError if the cache is closed."""
         if self.closed:
             raise RuntimeError(f"the cache is closed after an error ({self.closed}); call reset() to use it again")
 
     def close(self, error: BaseException) -> None:
+        """An error has left layers that do not belong together."""
         self.closed = f"{type(error).__name__}: {error}"
 
     def check_turn(self, layer: int, reason: str = "") -> None:
@@ -80,37 +78,75 @@ class Step:
             self.closed = "a forward pass was interrupted between layers"
             self.check_open()
 
-    def begin(self, rows: int, tokens: int, first: bool, ahead: int) -> None:
-        """A forward pass over so many new tokens a row, the first on an empty cache or not.
-
-        ahead: passes of one token that follow before the next cut: 0, it comes after this one; negative, none is near.
-        """
-        self._mask = (None, _ALL)  # one that failed may have left its mask
-        self.rows, self.tokens = rows, tokens
+    def begin(self, rows: int, tokens: int, one_pass: bool, flags: torch.Tensor | None) -> None:
+        """A forward pass over so many columns. one_pass: the prompt comes in one. flags: the mask [B, all columns]."""
+        self._parts, self._planned, self._real = None, None, None  # one that failed may have left some
+        first = not self.columns.length
+        self.rows, self.tokens, self._one_pass = rows, tokens, one_pass
         # The first pass is the prefill even if it is of one token: in a batch that row would be beside longer ones.
         self.prefill = first or (tokens > 1 and self.prefill)
-        self.due = ahead == 0
-        self.cut_in = np.full(rows, ahead if self.due or self.announces else -1)
+        fits = flags is not None and flags.ndim == 2 and tuple(flags.shape) == (rows, self.columns.length + tokens)
+        self._flags = flags if fits else None
 
-    def new_tokens(self, mask: torch.Tensor | None, dense: bool) -> NewTokens:
-        """Which of the new tokens are not padding.
+    def parts(self, mask: torch.Tensor | None, dense: bool) -> list[Part]:
+        """The parts of the pass; all its layers are given one mask, which is looked at once.
 
         mask: [B, 1, T, n], whose last T columns are the new tokens. dense: attention takes the mask as it is, so any
-        pattern may be in it; elsewhere it must be causal with padding (ValueError).
+        pattern may be in it. Elsewhere it may hide what it likes, but not show what comes later (ValueError).
         """
-        if mask is None:
-            return _ALL
-        if self._mask[0] is not mask:  # all layers of a pass are given one mask
-            if mask.shape[-1] != self.tokens and not self.whole_masks:
-                raise ValueError(
-                    f"the attention mask covers {mask.shape[-1]} tokens, but {self.tokens} are new: masks over cached"
-                    " tokens are not supported, since their heads hold different ones"
-                )
-            if mask.shape[1] != 1:
-                raise ValueError(f"the attention mask {list(mask.shape)} is another one for each head")
-            real = _real_tokens(mask, self.tokens, dense)
-            self._mask = (mask, _ALL if real is None else NewTokens.of(real))
-        return self._mask[1]
+        if self._parts is None:
+            self._parts = self._plan(self._new_tokens(mask, dense))
+        return self._parts
+
+    def _plan(self, new: NewTokens) -> list[Part]:
+        self._real = new.real
+        if self.clocks is None:
+            return [Part(new, np.zeros(self.rows, np.bool_), None)]
+        if new.begin is None:
+            fresh = np.full(self.rows, self.tokens, np.int64)
+        else:
+            fresh = np.diff(new.begin)
+        self._planned = self.clocks.copy()
+        segments = self._planned.plan(fresh, self.tokens, self._one_pass)
+        done = np.zeros(self.rows, np.int64)
+        parts = []
+        for segment in segments:
+            whole = len(segments) == 1
+            own = new if whole else new.part(self.rows, self.tokens, done, segment.tokens)
+            parts.append(Part(own, segment.due, segment.cut_in if self.announces else None))
+            done = done + segment.tokens
+        return parts
+
+    def _new_tokens(self, mask: torch.Tensor | None, dense: bool) -> NewTokens:
+        if mask is None and self._flags is None:
+            return NewTokens()
+        if mask is not None and mask.shape[-1] != self.tokens and not self.whole_masks:
+            raise ValueError(
+                f"the attention mask covers {mask.shape[-1]} columns, but {self.tokens} are new: masks [batch, 1, new,"
+                " all] over cached tokens are not supported, those [batch, all] are"
+            )
+        if mask is not None and mask.shape[1] != 1:
+            raise ValueError(f"the attention mask {list(mask.shape)} is another one for each head")
+        seen = None if mask is None else _seen(mask, self.tokens, self.rows)
+        hidden = None
+        if self._flags is not None:
+            shown = self._flags.cpu().numpy() != 0
+            hidden = self.columns.hidden(shown[:, : self.columns.length])
+            real = shown[:, self.columns.length :]
+        elif seen is None:
+            return NewTokens()
+        else:
+            real = seen.any(1)  # a token that none sees, itself neither, is padding
+        if dense:
+            return NewTokens() if real.all() else NewTokens.of(real)
+        causal = np.tril(np.ones((self.tokens, self.tokens), np.bool_))
+        pairs = real[:, :, None] & real[:, None, :]
+        seen = causal & pairs if seen is None else seen & pairs
+        if (seen & ~causal).any():
+            raise ValueError("once the cache holds tokens, an attention mask may not show tokens that come later")
+        if hidden is None and np.array_equal(seen, causal & pairs):
+            return NewTokens() if real.all() else NewTokens.of(real)
+        return NewTokens.of(real, visible_positions(self.columns, hidden, real, seen))
 
     def leave(self) -> bool:
         """A layer is done; whether it was the last one."""
@@ -119,23 +155,30 @@ class Step:
 
     def end(self, evicted: bool, padded: bool) -> None:
         """The forward pass is complete. padded: some of its tokens were padding."""
-        self.since = 0 if self.due else self.since + self.tokens
+        self.columns.append(self.rows, self.tokens, self._real)
+        self.clocks = self._planned if self._planned is not None else self.clocks
         self.uncut = 0 if evicted or padded else self.uncut + self.tokens  # amid padding rows differ in what is newest
         self.count += 1
-        self._mask = (None, _ALL)
+        self._parts, self._planned, self._flags, self._real = None, None, None, None
 
     def crop(self, tokens: int) -> None:
         """The newest tokens were taken back."""
-        self.since, self.uncut = max(0, self.since - tokens), self.uncut - tokens
+        if self.clocks is not None:
+            self.clocks = self.clocks.copy()
+            self.clocks.crop(np.full(self.rows, tokens, np.int64))
+        self.columns.crop(tokens)
+        self.uncut -= tokens
+
+    def move_rows(self, source: Ints) -> None:
+        """Row i becomes row source[i]."""
+        if self.clocks is not None:
+            self.clocks.move_rows(source)
+        self.columns.move_rows(source)
+        self.rows = len(source)
 
 
-def _real_tokens(mask: torch.Tensor, tokens: int, dense: bool) -> torch.Tensor | None:
-    """[B, T] flags in host memory; None if all are real."""
+def _seen(mask: torch.Tensor, tokens: int, rows: int) -> Flags:
+    """[B, T, T] which new tokens see which; additive masks hold 0 where a token is seen."""
     mask = mask[:, 0, :, mask.shape[-1] - tokens :]
-    visible = mask if mask.dtype == torch.bool else mask == 0  # additive masks hold 0 where a token is seen
-    real = visible[:, -1]
-    if not dense:
-        wanted = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril() & real[:, None, :]
-        if not torch.equal(visible & real[:, :, None], wanted & real[:, :, None]):
-            raise ValueError("only causal masks with padding are supported once the cache holds tokens")
-    return None if bool(real.all()) else real.cpu().contiguous()
+    seen: Flags = (mask if mask.dtype == torch.bool else mask == 0).cpu().numpy()
+    return np.broadcast_to(seen, (rows, tokens, tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,7 @@ class Budgets:
     """Turns a size into layer totals of each row.
 
     demand: [rows, layers], the wave of each row (all ones where the policy does not use it).
-    measures: the wave is being taken from the first prefill. waits: cuts wait until that is done.
-    wave_source: where it comes from.
+    measured: [rows] whose wave is there; a row that takes it from its prompt is not cut before.
     """
 
     def __init__(
@@ -42,10 +42,9 @@ class Budgets:
     ) -> None:
         self.size, self.policy, self.profile = size, policy, profile
         self.layers, self.heads, self.page_bytes = layers, heads, page_bytes
-        self.measures = self.waits = policy.needs_wave and profile is None
-        self.wave_source = "none"
-        if policy.needs_wave:
-            self.wave_source = "measured on the first prefill" if self.measures else "profile"
+        self._measures = policy.needs_wave and profile is None
+        self.measured = np.zeros(0, np.bool_)
+        self._too_short = np.zeros(0, np.bool_)  # rows whose prompt is one token, which says nothing
         self._fixed: int | None = None  # slots a head that do not depend on the row
         self._totals: dict[tuple[int, bytes], npt.NDArray[np.int64]] = {}
         self._newest: tuple[list[int], bytes, npt.NDArray[np.int64]] = ([], b"", np.zeros((0, layers), np.int64))
@@ -54,6 +53,8 @@ class Budgets:
     def start(self, rows: int) -> None:
         """Fixes what depends on the batch; ValueError if the size does not fit it."""
         self.demand = np.ones((rows, self.layers))
+        self.measured = np.full(rows, not self._measures)
+        self._too_short = np.zeros(rows, np.bool_)
         if self.policy.needs_wave and self.profile is not None:
             self.demand[:] = self.profile.demand
         if self.size.budget is not None:
@@ -62,6 +63,23 @@ class Budgets:
             self._fixed = self._slots_in(self.size.max_bytes, rows)
         if not self.policy.unlimited:
             self.of_rows([0] * rows)  # an allocator's own totals are checked before anything is stored
+
+    def set_wave(self, row: int, demand: Sequence[float]) -> None:
+        """The wave that was measured on a row's prompt: [layers]."""
+        self.demand[row], self.measured[row] = demand, True
+        self._too_short[row] = max(demand) <= 1
+
+    @property
+    def wave_source(self) -> str:
+        """Where the wave comes from."""
+        if not self.policy.needs_wave:
+            return "none"
+        if not self._measures:
+            return "profile"
+        if not self.measured.any():
+            return "to be measured on the first prefill"
+        short = np.flatnonzero(self._too_short).tolist()
+        return "measured on the first prefill" + (f", too short in rows {short}: uniform there" if short else "")
 
     def fitting(self, rows: int) -> int | None:
         """Slots of a KV head once there are that many rows, None with a ratio.
@@ -121,4 +139,5 @@ class Budgets:
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""
         self._fixed = self.fitting(len(source))
-        self.demand = self.demand[source]
+        self.demand, self.measured = self.demand[source], self.measured[source]
+        self._too_short = self._too_short[source]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +54,7 @@ class Clocks:
     def settle(self) -> Flags:
         """The prompt is over: rows to be cut now."""
         due = self.open & self._is_due()
-        self.open[:] = False
+        self.open = np.zeros_like(self.open)
         self._prefilling = self._prefilling and not (self.prompt > 0).any()
         self._reset(due)
         return due
@@ -61,8 +63,8 @@ class Clocks:
         return (self.since > 0) & (self.never | (self.since >= self.interval))
 
     def _reset(self, due: Flags) -> None:
-        self.since[due] = 0
-        self.never[due] = False
+        if due.any():
+            self.since, self.never = np.where(due, 0, self.since), self.never & ~due
 
     def plan(self, fresh: Ints, width: int, last: bool = False) -> list[Segment]:
         """The segments of a pass, which counts as done. fresh: [rows] tokens that are not padding, of `width` each.
@@ -71,28 +73,30 @@ class Clocks:
         """
         self._width = self._width or width
         if not self._prefilling:
-            return [self._segment(fresh, np.ones(len(fresh), np.bool_))]
+            return [self._segment(fresh, None)]
         segments = []
         left = fresh.copy()
         while True:
             # Up to the next whole multiple of the chunk's width on the row's own count.
             take = left if self.whole_prompts else np.minimum(left, self._width - self.prompt % self._width)
-            self.prompt += take
+            self.prompt = self.prompt + take
             left = left - take
             at_place = (take > 0) & (self.prompt % self._width == 0) & (not self.whole_prompts)
             self.open = np.where(take > 0, ~at_place, self.open)
             final = last and not left.any()
             segments.append(self._segment(take, at_place | (self.open & final)))
             if final:
-                self.open[:] = False
+                self.open = np.zeros_like(self.open)
                 self._prefilling = False
             if not left.any():
                 return segments
 
-    def _segment(self, tokens: Ints, ends: Flags) -> Segment:
-        """ends: rows for which a cut may come after these tokens."""
-        self.since += tokens
-        due = ends & (tokens > 0) & self._is_due()
+    def _segment(self, tokens: Ints, ends: Flags | None) -> Segment:
+        """ends: rows for which a cut may come after these tokens; None: all."""
+        self.since = self.since + tokens
+        due = (tokens > 0) & self._is_due()
+        if ends is not None:
+            due &= ends
         ahead = np.where(due, 0, np.maximum(self.interval - self.since, 0))
         ahead[~due & (ahead == 0)] = -1  # a cut is near, but not known to come right after this
         self._reset(due)
@@ -103,7 +107,7 @@ class Clocks:
         self.since = np.maximum(self.since - tokens, 0)
         if tokens.any():
             self._prefilling = False
-            self.open[:] = False
+            self.open = np.zeros_like(self.open)
 
     def move_rows(self, source: Ints) -> None:
         """Row i becomes row source[i]."""
@@ -111,6 +115,41 @@ class Clocks:
             setattr(self, name, getattr(self, name)[source])
 
     def copy(self) -> Clocks:
-        twin = Clocks(len(self.since), self.interval, self.whole_prompts)
-        twin.__dict__.update({k: v.copy() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()})
-        return twin
+        """One that goes on from here; arrays are never changed in place."""
+        return copy(self)
+
+
+class CommonClock:
+    """One count-down for all rows, padding included, for schedules that say themselves when the next cut comes."""
+
+    def __init__(self, rows: int, steps_left: Callable[[int, int, int, int], int]) -> None:
+        self.rows, self.steps_left = rows, steps_left
+        self.length = self.since = 0
+
+    def ended(self, width: int) -> Flags:
+        """No row: cuts come after passes."""
+        return np.zeros(self.rows, np.bool_)
+
+    def settle(self) -> Flags:
+        """No row."""
+        return np.zeros(self.rows, np.bool_)
+
+    def plan(self, fresh: Ints, width: int, last: bool = False) -> list[Segment]:
+        """One segment. May raise ValueError for a pass that cannot be; nothing has changed then."""
+        ahead = self.steps_left(self.rows, self.length, self.since, width)
+        self.length += width
+        self.since = 0 if ahead == 0 else self.since + width
+        return [Segment(fresh, np.full(self.rows, ahead == 0), np.full(self.rows, ahead))]
+
+    def crop(self, tokens: Ints) -> None:
+        """The newest tokens [rows] were taken back, as many of each row."""
+        most = int(tokens.max(initial=0))
+        self.length, self.since = self.length - most, max(0, self.since - most)
+
+    def move_rows(self, source: Ints) -> None:
+        """Row i becomes row source[i]."""
+        self.rows = len(source)
+
+    def copy(self) -> CommonClock:
+        """One that goes on from here."""
+        return copy(self)

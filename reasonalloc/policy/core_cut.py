@@ -41,7 +41,8 @@ class CoreCut:
     """The cut of the rows of a layer that are over their totals: in one call, or in phases.
 
     The phases are score, allocate, choose and apply, in this order; `abandon` ends a cut before the last one, with the
-    layer as it was. totals, protect: [rows] slots that stay, positions below which tokens go last. rows: those that are
+    layer as it was. totals, protect: [rows] slots that stay (negative: the row is left alone), positions below which
+    tokens go last. rows: those that are
     over. slots: [rows, heads] before the cut. budgets, lost, evicted: [rows, heads], filled on the way.
     """
 
@@ -49,7 +50,7 @@ class CoreCut:
         self.layer, self.core, self.pool, self.window = layer, layer.held, pool, window
         self.totals, self.protect = totals, protect
         self.slots = self._slots()
-        self.rows: list[int] = np.flatnonzero(self.slots.sum(1) > totals).tolist()
+        self.rows: list[int] = np.flatnonzero((totals >= 0) & (self.slots.sum(1) > totals)).tolist()
         if not self.rows:
             return
         shape = self.slots.shape

@@ -47,13 +47,14 @@ class Cutter:
         self.evicted = 0
         self._lost, self._lost_count, self._flag = 0.0, 0, False
 
-    def cut(self, layers: Sequence[CutLayer], pool: PagePool) -> None:
-        """Cuts every row of these layers that is over its total."""
+    def cut(self, layers: Sequence[CutLayer], pool: PagePool, due: npt.NDArray[np.bool_]) -> None:
+        """Cuts every row of these layers that is due and over its total. due: [rows]."""
         schedule = self.policy.schedule
         protect = np.array([schedule.protected(int(n)) for n in self.prompt], dtype=np.int64)
         for layer in layers:
             totals = self._totals(layer)
-            self.totals_now[:, layer.order] = totals
+            self.totals_now[due, layer.order] = totals[due]
+            totals[~due] = -1
             cut = CoreCut(layer, pool, schedule.window, totals, protect)
             if cut.rows:
                 self._run(cut, layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from reasonalloc.policy.clock import Clocks, CommonClock
 from reasonalloc.policy.registry import Part
 from reasonalloc.policy.setting import flag, setting
 
@@ -31,6 +32,15 @@ class Schedule(Part):
         cannot be; nothing has changed then.
         """
         return 0 if length == 0 else max(self.interval - since - tokens, 0)
+
+    def clocks(self, rows: int, whole_prompts: bool) -> Clocks | CommonClock:
+        """When rows are cut: each by its own count, unless a schedule has a `steps_left` of its own.
+
+        whole_prompts: a prompt is cut only once it has ended.
+        """
+        if type(self).steps_left is Schedule.steps_left:
+            return Clocks(rows, self.interval, whole_prompts)
+        return CommonClock(rows, self.steps_left)
 
     def protected(self, prompt: int) -> int:
         """Positions below this go last."""
