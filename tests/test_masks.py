@@ -47,7 +47,7 @@ def test_two_documents_in_a_prefill(additive):
     if additive:
         mask = torch.zeros(1, 1, 20, 20).masked_fill(~mask, torch.finfo(torch.float32).min)
     ours = same(model, (ids, {"mask": mask}), (models.prompt(1), {"positions": torch.tensor([[20]])}))
-    assert ours.stats()["slots"][0][0] == [20, 20]  # no token is taken for padding
+    assert ours.stats()["slots"][0][0] == [21, 21]  # no token is taken for padding
 
 
 def test_tokens_hidden_later():
