@@ -40,8 +40,17 @@ def test_supported(kind):
     model = build(kind)
     if transformers_version < Version(NEWEST_TESTED) and not model._can_set_attn_implementation():
         pytest.skip("not through AttentionInterface in this transformers")
+    if transformers_version < Version(NEWEST_TESTED):
+        model.set_attn_implementation(
+            "eager" if kind in ("gemma2", "vaultgemma") else model.config._attn_implementation
+        )
     own = model.config._attn_implementation
-    found = compare(model)
+    try:
+        found = compare(model)
+    except AttributeError:  # hybrids had caches of their own
+        if transformers_version < Version(NEWEST_TESTED):
+            pytest.skip("not with DynamicCache in this transformers")
+        raise
     assert found.problem is None
     assert found.logits < 1e-4
     if "rows depend on their padding" not in ARCHITECTURES[kind].note:
@@ -66,7 +75,7 @@ def test_refused_on_construction(kind):
 )
 def test_what_is_refused_is_refused_without_the_table_too(kind, message, monkeypatch):
     monkeypatch.setattr("reasonalloc.hf.cache.refusal", lambda _: None)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message}|does not take its attention"):
         compare(build(kind))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Run:
     prefill_seconds: float
     decode_seconds: float
     cut_seconds: float
-    stats: dict[str, Any]
+    stats: Mapping[str, Any]
     trace: list[tuple[int, list[list[int]]]] = field(default_factory=list)
 
 

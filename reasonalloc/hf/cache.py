@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,11 @@ from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.hf.architectures import refusal
 from reasonalloc.hf.attention import SERVED, AttentionSpec, activate, expect, is_active, take_mask
-from reasonalloc.hf.compat import check_not_prefix_tuned, is_full_attention, kv_sources, stock_layers, unwrapped
+from reasonalloc.hf.compat import budgeted_layers, check_not_prefix_tuned, is_full_attention, stock_layers, unwrapped
 from reasonalloc.hf.dense import prompt_attention
 from reasonalloc.hf.layer import RaggedLayer, in_rows, one_dtype, one_size
 from reasonalloc.hf.rope import check_rope, drops_caches, rope_switch
+from reasonalloc.hf.stats import CacheStats, Seconds
 from reasonalloc.hf.step import Part, Step
 from reasonalloc.policy.budgets import Budgets
 from reasonalloc.policy.cut import Cutter
@@ -34,10 +35,10 @@ class _Unchanged(ValueError):
     """A request was refused, and no layer has changed."""
 
 
-def _why_nothing(stock: Sequence[Any], read_by_others: Set[int]) -> str:
+def _why_nothing(stock: Sequence[Any]) -> str:
     """Why no layer of a model can have a budget."""
     kinds = ", ".join(sorted({type(layer).__name__ for layer in stock}))
-    if read_by_others:
+    if any(map(is_full_attention, stock)):
         return "other layers read the keys of each layer with full attention, so there is nothing to give a budget to"
     hint = ""
     if any(getattr(layer, "is_sliding", False) for layer in stock):
@@ -79,10 +80,9 @@ class ReasonAllocCache(Cache):
         model = unwrapped(model)
         if reason := refusal(model):
             raise ValueError(f"{type(model).__name__} is not supported: {reason}")
-        stock, read_by_others = stock_layers(model), kv_sources(model)
-        managed = [i for i, layer in enumerate(stock) if is_full_attention(layer) and i not in read_by_others]
+        stock, managed = stock_layers(model), budgeted_layers(model)
         if not managed:
-            raise ValueError(f"{type(model).__name__}: {_why_nothing(stock, read_by_others)}")
+            raise ValueError(f"{type(model).__name__}: {_why_nothing(stock)}")
         if config.profile is not None:
             config.profile.check(model, managed)
         if model.dtype not in DTYPES:
@@ -512,7 +512,7 @@ class ReasonAllocCache(Cache):
         )
         return recorder.trace(self._recorder.cuts[row], ids, tokenizer, of)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> CacheStats:
         """Figures since creation or `reset()`; [batch][L][H] lists cover the layers named in "layers".
 
         bytes, peak_bytes, mean_bytes (time average over steps): pages in use; reserved_bytes: with free pages;
@@ -522,10 +522,11 @@ class ReasonAllocCache(Cache):
         query on what was evicted, mean over cuts of a head. ratio: slots kept / slots of a full cache. wave: where the
         layer wave comes from. closed: why the cache cannot be used, or None.
         """
-        seconds, slots = np.zeros(4), self.slots()
+        nanoseconds, slots = np.zeros(4), self.slots()
         for layer in self.ragged:
             if layer.core is not None:
-                seconds += np.array(layer.core.times()) / 1e9
+                nanoseconds += layer.core.times()
+        seconds = (nanoseconds / 1e9).tolist()
         cutter, pool = self._cutter, self._pool
         full = sum(x.core.tokens(row) * x.heads for x in self.ragged if x.core is not None for row in range(self._rows))
         other = sum(
@@ -549,8 +550,9 @@ class ReasonAllocCache(Cache):
             "evicted": cutter.evicted if cutter else 0,
             "steps": self.step.count,
             "routings": self._routings,
-            "seconds": dict(zip(("score", "route", "evict", "attend"), seconds.tolist(), strict=True))
-            | {"cut": self._cut_seconds},
+            "seconds": Seconds(
+                score=seconds[0], route=seconds[1], evict=seconds[2], attend=seconds[3], cut=self._cut_seconds
+            ),
             "lost_mass": cutter.lost_mass if cutter else 0.0,
             "wave": cutter.budgets.wave_source if cutter else "none",
             "closed": self.step.closed,

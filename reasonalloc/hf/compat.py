@@ -104,3 +104,9 @@ def kv_sources(model: Any) -> set[int]:
     shared = getattr(config, "num_kv_shared_layers", None) or 0
     own = list(config.layer_types[: config.num_hidden_layers - shared]) if shared else []
     return {len(own) - 1 - own[::-1].index(kind) for kind in own}
+
+
+def budgeted_layers(model: Any) -> list[int]:
+    """Layers that can have a budget: with full attention, and keys that no other layer reads."""
+    read_by_others = kv_sources(model)
+    return [i for i, x in enumerate(stock_layers(model)) if is_full_attention(x) and i not in read_by_others]

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicCache
 
 from reasonalloc.hf.attention import AttentionSpec, expect, using
-from reasonalloc.hf.compat import cache_argument, is_full_attention, kv_sources, stock_layers
+from reasonalloc.hf.compat import budgeted_layers, cache_argument, is_full_attention, stock_layers
 from reasonalloc.hf.decode import Sampling, chains
 from reasonalloc.hf.dense import prompt_attention
 from reasonalloc.hf.layer import one_dtype
@@ -26,7 +26,7 @@ MOST_PROMPTS = 8
 class _Probe(Cache):
     """A stock cache that measures the demand of its layers with full attention on the way."""
 
-    def __init__(self, model: Any, rho: float, queries: int) -> None:
+    def __init__(self, model: Model, rho: float, queries: int) -> None:
         super().__init__(layers=stock_layers(model))
         self.rho, self.queries = rho, queries
         self.demand: dict[int, float] = {}
@@ -61,7 +61,7 @@ def measure(model: Model, ids: torch.Tensor, rho: float = 0.93, queries: int = P
     probe = _Probe(model, rho, queries)
     with using(model), torch.no_grad():
         model(input_ids=ids, **cache_argument(probe), use_cache=True, logits_to_keep=1)
-    return {i: probe.demand[i] for i in sorted(probe.demand) if i not in kv_sources(model)}
+    return {i: probe.demand[i] for i in budgeted_layers(model)}
 
 
 def profile(

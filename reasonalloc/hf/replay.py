@@ -10,7 +10,7 @@ import torch
 
 from reasonalloc.config import Config
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.compat import cache_argument, is_full_attention, stock_layers
+from reasonalloc.hf.compat import budgeted_layers, cache_argument
 from reasonalloc.trace.file import Trace
 from reasonalloc.trace.replay import replay_config, replay_policy
 
@@ -45,7 +45,7 @@ def replay(
         raise ValueError(f"force must be one of {', '.join(FORCES)}, got {force!r}")
     if force == "evictions" and config is not None:
         raise ValueError("force='evictions' leaves nothing to a config: give none, or force='budgets'")
-    trace.check(model, [i for i, layer in enumerate(stock_layers(model)) if is_full_attention(layer)])
+    trace.check(model, budgeted_layers(model))
     if ids is not None:
         _check_text(trace, ids)
     followed = replay_config(trace, config, force)

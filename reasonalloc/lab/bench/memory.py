@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def decode(
         "cache_bytes": decoder.bytes(),
     }
     if isinstance(decoder.cache, ReasonAllocCache):
-        stats = decoder.cache.stats()
+        stats: Mapping[str, Any] = decoder.cache.stats()
         kept = ("bytes", "peak_bytes", "mean_bytes", "reserved_bytes", "ratio", "evicted", "routings", "steps")
         result["stats"] = {key: stats[key] for key in kept}
         config = config_of(name)
