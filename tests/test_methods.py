@@ -309,7 +309,9 @@ def test_what_a_scorer_sees(register):
 
     model = models.tiny("llama", torch.bfloat16)
     ids, mask = models.left_padded([models.prompt(n, seed=n)[0] for n in (40, 30)])
-    models.step(model, ra.ReasonAllocCache(model, config_of("mine")), ids, mask)
+    cache = ra.ReasonAllocCache(model, config_of("mine"))
+    models.step(model, cache, ids, mask)
+    cache.slots()  # a look at it ends the prompt of the shorter row
     assert len(seen) == 3 * 2 * 2
     assert sorted(x[:3] for x in seen) == [(i, r, h) for i in range(3) for r in (0, 1) for h in (0, 1)]
     for _, row, _, prompt, window, queries, keys, values, positions in seen:

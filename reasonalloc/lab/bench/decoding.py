@@ -97,6 +97,7 @@ class Decoder:
             while begin < length:
                 count = min(INTERVAL, length - begin)
                 self._through_attention(begin, count)
+                self.cache.slots()  # a look at it ends the prompt: from here on it is cut as in decoding
                 begin += count
         elif self.name == "full":
             if begin == 0 and length:
