@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from transformers import AttentionInterface
@@ -21,8 +20,7 @@ NAME = "reasonalloc"
 _PREVIOUS = "_reasonalloc_previous_attention"
 
 
-@dataclass(frozen=True)
-class AttentionSpec:
+class AttentionSpec(NamedTuple):
     """What a model asks of its attention beside queries, keys and values.
 
     scale: of the logits. softcap: logits become softcap * tanh(logit / softcap). sinks: [Hq] logits of a token that
@@ -40,6 +38,30 @@ class AttentionSpec:
             raise ValueError(f"{type(module).__name__} adds a position bias to its logits, which the cache does not")
         scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
         return cls(scale, options.get("softcap"), options.get("s_aux"))
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+try:
+    from torch._C._dynamo.eval_frame import get_eval_frame_callback
+except ImportError:  # of another torch: as if a compiler were always on
+
+    def get_eval_frame_callback():  # type: ignore[no-untyped-def,misc]
+        return True
+
+
+def _compiler_is_on() -> bool:
+    """Whether frames that are called now would be looked at by a compiler."""
+    return get_eval_frame_callback() not in (None, False)
+
+
+def _alone(function: F) -> F:
+    """A function before which compilers break their graph, and which calls nothing that they would compile."""
+    try:
+        from torch._dynamo.decorators import skip  # `disable(recursive=False)` without a wrapper around each call
+    except ImportError:
+        return cast(F, torch.compiler.disable(function, recursive=False))
+    return cast(F, skip(function))
 
 
 class Attends(Protocol):
@@ -76,13 +98,13 @@ _eager_models: weakref.WeakSet[Any] = weakref.WeakSet()
 SERVED = "_reasonalloc_served"
 
 
-@torch.compiler.disable  # the tensors are real ones then: a compiled model breaks its graph here
+@_alone  # the tensors are real ones then: a compiled model breaks its graph here
 def expect(cache: Attends, layer: int, key: torch.Tensor) -> None:
     """Announces that the next attention belongs to a layer of a cache, which just returned `key` to the model."""
     _expected.cache, _expected.layer, _expected.key = weakref.ref(cache), layer, key
 
 
-@torch.compiler.disable
+@_alone
 def _forget_expected() -> None:
     _expected.cache = _expected.key = None
 
@@ -139,7 +161,7 @@ def _additive(
     return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
 
 
-@torch.compiler.disable
+@_alone
 def attention_forward(
     module: Any,
     query: torch.Tensor,
@@ -153,6 +175,23 @@ def attention_forward(
 
     What one of our caches does not expect goes to the model's own attention, so a model stays as it was without them.
     """
+    if _compiler_is_on():  # nothing that is called from here may be compiled; this has a price
+        output: tuple[torch.Tensor, torch.Tensor | None] = _attention_uncompiled(
+            module, query, key, value, attention_mask, scaling, options
+        )
+        return output
+    return _attention(module, query, key, value, attention_mask, scaling, options)
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None,
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     expected = _take_expected(module, key)
     if expected is None:
         if (served := getattr(key, SERVED, None)) is not None:
@@ -165,12 +204,15 @@ def attention_forward(
     return cache.attend(layer, module, query, key, value, attention_mask, scaling, **options), None
 
 
-@torch.compiler.disable
+_attention_uncompiled = torch.compiler.disable(_attention)
+
+
+@_alone
 def _keep_mask(mask: torch.Tensor | None) -> None:
     _expected.mask = mask
 
 
-@torch.compiler.disable
+@_alone
 def take_mask() -> torch.Tensor | None:
     """The mask [B, columns] of the pass that has just begun in this thread; None if it was given none or another."""
     mask, _expected.mask = _expected.mask, None
@@ -191,8 +233,13 @@ AttentionInterface.register(NAME, attention_forward)
 AttentionMaskInterface.register(NAME, _mask)
 
 
+def text_config(model: Any) -> Any:
+    """The config that says which attention the model's decoder has."""
+    return unwrapped(model).config.get_text_config(decoder=True)
+
+
 def is_active(model: Any) -> bool:
-    return bool(unwrapped(model).config.get_text_config(decoder=True)._attn_implementation == NAME)
+    return bool(text_config(model)._attn_implementation == NAME)
 
 
 def activate(model: Any) -> None:

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.hf.architectures import refusal
-from reasonalloc.hf.attention import SERVED, AttentionSpec, activate, expect, is_active, take_mask
+from reasonalloc.hf.attention import NAME, SERVED, AttentionSpec, activate, expect, take_mask, text_config
 from reasonalloc.hf.compat import budgeted_layers, check_not_prefix_tuned, is_full_attention, stock_layers, unwrapped
 from reasonalloc.hf.dense import prompt_attention
 from reasonalloc.hf.layer import RaggedLayer, in_rows, one_dtype, one_size
@@ -103,6 +103,7 @@ class ReasonAllocCache(Cache):
         # Whether a prompt is known to come in one pass, and not in chunks: then it is cut at its end, not a pass later.
         self.prompts_in_one_pass = False
         activate(model)
+        self._text_config = text_config(model)
         self._clear()
 
     def __bool__(self) -> bool:
@@ -133,8 +134,10 @@ class ReasonAllocCache(Cache):
             )
         if key_states.is_meta:
             raise ValueError("keys are on the device meta, which holds no data: load the model's weights first")
-        self.step.check_turn(layer_idx, self._why_out_of_turn)
-        if self.step.is_first_turn:
+        step = self.step
+        if step.closed or not step.is_turn_of(layer_idx):
+            step.refuse_turn(self._why_out_of_turn)
+        if step.is_first_turn:
             self._begin_step(key_states)
         layer = self.layers[layer_idx]
         if isinstance(layer, RaggedLayer):
@@ -151,7 +154,7 @@ class ReasonAllocCache(Cache):
         return ", or its cross-attention uses this cache too: give it EncoderDecoderCache(this one, DynamicCache())"
 
     def _begin_step(self, key: torch.Tensor) -> None:
-        if not is_active(self.model):
+        if self._text_config._attn_implementation != NAME:
             raise RuntimeError(
                 "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
             )
@@ -179,7 +182,6 @@ class ReasonAllocCache(Cache):
         """Whether rows take their wave from their prompt."""
         return self.policy.needs_wave and self.config.profile is None
 
-    @torch.compiler.disable
     def attend(
         self,
         layer: int,
@@ -213,7 +215,9 @@ class ReasonAllocCache(Cache):
                 for part in parts:
                     ragged.step(pool, states, spec, part.new, out, part.cut_in)
                     self._store(ragged, states[0], part)
-                out = out.to(query.device)[..., : value.shape[3]].to(value.dtype)
+                out = out[..., : value.shape[3]] if size != value.shape[3] else out
+                if not query.is_cpu or out.dtype != value.dtype:
+                    out = out.to(query.device, value.dtype)
             ragged.length += step.tokens
             self._leave(ragged, parts, dense)
             setattr(given, SERVED, layer)
@@ -275,8 +279,9 @@ class ReasonAllocCache(Cache):
             self.cutter.prompt = np.array([layer.held.tokens(row) for row in range(self._rows)])
         if self.step.prefill and not budgets.measured.all():
             layer.keep_probes(query, part.new, PROBE_QUERIES)
-        if budgets.measured[part.due].all():  # else once all layers have stored: their waves belong together
-            self._cut_rows([layer], part.due)  # at once, so that a long prompt is whole in one layer at a time
+        # At once, so that a long prompt is whole in one layer at a time; but waves that are measured belong together.
+        if part.any_due and budgets.measured[part.due].all():
+            self._cut_rows([layer], part.due)
 
     def _cut_rows(self, layers: Sequence[RaggedLayer], due: npt.NDArray[np.bool_]) -> None:
         """Cuts rows [B] of these layers, after their waves are measured where that is to be done."""
@@ -296,12 +301,14 @@ class ReasonAllocCache(Cache):
         step.leave()
         if layer.order < len(self.ragged) - 1:
             return
-        due = np.logical_or.reduce([part.due for part in parts])
-        self._cut_rows(self.ragged, due & ~self.cutter.budgets.measured)
+        any_due = any(part.any_due for part in parts)
+        if any_due:
+            for part in parts:
+                self._cut_rows(self.ragged, part.due & ~self.cutter.budgets.measured)
         evicted = self.cutter.take_flag()
         step.end(evicted, padded=parts[0].new.real is not None and not dense)
         self._routings += evicted
-        if due.any():
+        if any_due:
             self._trim()
 
     def _settle(self) -> None:

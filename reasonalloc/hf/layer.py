@@ -168,11 +168,6 @@ class RaggedLayer(CacheLayerMixin):
         raise NotImplementedError("call the method of the cache")
 
 
-def in_host_memory(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
-    """The three where the pages are."""
-    return (query, key, value) if query.is_cpu else copied(query, key, value)
-
-
 def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
     """From an accelerator, in one piece: each copy waits for the device."""
     parts = torch.cat([query, key, value], 1).cpu()
@@ -180,10 +175,17 @@ def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Thre
     return parts[:, :first], parts[:, first:second], parts[:, second:]
 
 
+def in_host_memory(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
+    """The three where the pages are."""
+    return (query, key, value) if query.is_cpu else copied(query, key, value)
+
+
 def in_rows(states: _Three) -> _Three:
     """The three in host memory, each token's numbers in one piece."""
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in in_host_memory(*states))
-    return query, key, value
+    query, key, value = in_host_memory(*states)
+    if query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
+        return query, key, value
+    return query.contiguous(), key.contiguous(), value.contiguous()
 
 
 def one_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
@@ -195,6 +197,8 @@ def one_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _T
     dtype = value.dtype
     if torch.is_autocast_enabled(value.device.type):
         dtype = torch.get_autocast_dtype(value.device.type)
+    if query.dtype == key.dtype == value.dtype == dtype and dtype in DTYPES:
+        return query, key, value
     wrong = next((x.dtype for x in (query, key, value) if x.dtype not in DTYPES), None)
     if wrong is not None:
         raise TypeError(f"the cache holds float32, bfloat16 and float16, got {wrong}")
@@ -203,8 +207,8 @@ def one_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _T
 
 def one_size(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
     """The three with zeros up to the larger head size: a page's keys and values have one. No logit changes."""
-    size = max(key.shape[3], value.shape[3])
     if key.shape[3] == value.shape[3]:
         return query, key, value
+    size = max(key.shape[3], value.shape[3])
     query, key, value = (torch.nn.functional.pad(x, (0, size - x.shape[3])) for x in (query, key, value))
     return query, key, value

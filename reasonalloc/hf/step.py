@@ -16,12 +16,13 @@ from reasonalloc.policy.clock import Clocks, CommonClock
 class Part:
     """A part of a pass: the tokens that are stored and attended, and what is due then.
 
-    due: [B] rows that are cut after it. cut_in: [B] passes of one token that follow before a row's next cut, None where
-    layers need not know.
+    due: [B] rows that are cut after it; any_due: whether there are any. cut_in: [B] passes of one token that follow
+    before a row's next cut, None where layers need not know.
     """
 
     new: NewTokens
     due: Flags
+    any_due: bool
     cut_in: Ints | None
 
 
@@ -64,12 +65,15 @@ class Step:
         """An error has left layers that do not belong together."""
         self.closed = f"{type(error).__name__}: {error}"
 
-    def check_turn(self, layer: int, reason: str = "") -> None:
-        """Closes the cache and raises RuntimeError if it is another layer's turn. reason: why that may be."""
+    def is_turn_of(self, layer: int) -> bool:
+        """Whether the pass has come to a layer."""
+        return layer == self.turns[self._turn]
+
+    def refuse_turn(self, reason: str) -> None:
+        """Closes the cache and raises RuntimeError: it was another layer's turn. reason: why that may be."""
         self.check_open()
-        if layer != self.turns[self._turn]:
-            self.closed = "a forward pass was interrupted between layers" + reason
-            self.check_open()
+        self.closed = "a forward pass was interrupted between layers" + reason
+        self.check_open()
 
     def check_between(self) -> None:
         """As `check_turn`, amid a forward pass."""
@@ -101,7 +105,7 @@ class Step:
     def _plan(self, new: NewTokens) -> list[Part]:
         self._real = new.real
         if self.clocks is None:
-            return [Part(new, np.zeros(self.rows, np.bool_), None)]
+            return [Part(new, np.zeros(self.rows, np.bool_), False, None)]
         if new.begin is None:
             fresh = np.full(self.rows, self.tokens, np.int64)
         else:
@@ -113,7 +117,7 @@ class Step:
         for segment in segments:
             whole = len(segments) == 1
             own = new if whole else new.part(self.rows, self.tokens, done, segment.tokens)
-            parts.append(Part(own, segment.due, segment.cut_in if self.announces else None))
+            parts.append(Part(own, segment.due, bool(segment.due.any()), segment.cut_in if self.announces else None))
             done = done + segment.tokens
         return parts
 

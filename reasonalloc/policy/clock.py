@@ -43,6 +43,7 @@ class Clocks:
         self.never: Flags = np.ones(rows, np.bool_)  # not cut yet
         self.open: Flags = np.zeros(rows, np.bool_)  # in its prompt, and not known to be at its end
         self._width = 0  # of the chunks of the prompt that is being fed
+        self._all_cut, self._none = False, np.zeros(rows, np.bool_)  # not self.never.any(), and no row
         self._prefilling = True
 
     def ended(self, width: int) -> Flags:
@@ -53,6 +54,8 @@ class Clocks:
 
     def settle(self) -> Flags:
         """The prompt is over: rows to be cut now."""
+        if not self._prefilling:  # nothing is open
+            return self.open
         due = self.open & self._is_due()
         self.open = np.zeros_like(self.open)
         self._prefilling = self._prefilling and not (self.prompt > 0).any()
@@ -65,6 +68,7 @@ class Clocks:
     def _reset(self, due: Flags) -> None:
         if due.any():
             self.since, self.never = np.where(due, 0, self.since), self.never & ~due
+            self._all_cut = not self.never.any()
 
     def plan(self, fresh: Ints, width: int, last: bool = False) -> list[Segment]:
         """The segments of a pass, which counts as done. fresh: [rows] tokens that are not padding, of `width` each.
@@ -94,12 +98,15 @@ class Clocks:
     def _segment(self, tokens: Ints, ends: Flags | None) -> Segment:
         """ends: rows for which a cut may come after these tokens; None: all."""
         self.since = self.since + tokens
+        if self._all_cut and self.since.max() < self.interval:
+            return Segment(tokens, self._none, self.interval - self.since)
         due = (tokens > 0) & self._is_due()
         if ends is not None:
             due &= ends
-        ahead = np.where(due, 0, np.maximum(self.interval - self.since, 0))
-        ahead[~due & (ahead == 0)] = -1  # a cut is near, but not known to come right after this
-        self._reset(due)
+        ahead = self.interval - self.since
+        if due.any() or (ahead <= 0).any():
+            ahead = np.where(due, 0, np.where(ahead > 0, ahead, -1))  # -1: near, but not known to come right after this
+            self._reset(due)
         return Segment(tokens, due, ahead)
 
     def crop(self, tokens: Ints) -> None:
@@ -113,10 +120,13 @@ class Clocks:
         """Row i becomes row source[i]."""
         for name in ("since", "prompt", "never", "open"):
             setattr(self, name, getattr(self, name)[source])
+        self._all_cut, self._none = not self.never.any(), np.zeros(len(source), np.bool_)
 
     def copy(self) -> Clocks:
         """One that goes on from here; arrays are never changed in place."""
-        return copy(self)
+        twin = object.__new__(Clocks)
+        twin.__dict__.update(self.__dict__)
+        return twin
 
 
 class CommonClock:
