@@ -17,6 +17,7 @@ from reasonalloc.config import Config
 from reasonalloc.hf.architectures import refusal
 from reasonalloc.hf.attention import SERVED, AttentionSpec, activate, expect, is_active, take_mask
 from reasonalloc.hf.compat import budgeted_layers, check_not_prefix_tuned, is_full_attention, stock_layers, unwrapped
+from reasonalloc.hf.copying import independent_copy
 from reasonalloc.hf.dense import prompt_attention
 from reasonalloc.hf.layer import RaggedLayer, in_rows, one_dtype, one_size
 from reasonalloc.hf.rope import check_rope, drops_caches, rope_switch
@@ -455,6 +456,22 @@ class ReasonAllocCache(Cache):
             getattr(layer, "is_croppable", False) for layer in self.layers if not isinstance(layer, RaggedLayer)
         )
         return others and (self.step.uncut > 0 or not self.ragged[0].length)
+
+    # ---- copies ----
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReasonAllocCache:
+        """A cache that goes on by itself, as this one would; it shares the model, the observers and, until one of the
+        two writes to them, the pages. Raises RuntimeError amid a forward pass."""
+        return independent_copy(self, memo)
+
+    def __copy__(self) -> ReasonAllocCache:
+        return independent_copy(self, {})  # two caches over the same lists could not go on
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a ReasonAllocCache cannot be pickled: cache.save(path) writes it and ReasonAllocCache.load(path, model)"
+            " reads it again"
+        )
 
     # ---- figures ----
 

@@ -49,6 +49,12 @@ class RaggedLayer(CacheLayerMixin):
     def __repr__(self) -> str:
         return f"RaggedLayer({self.index}, tokens={self.length})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RaggedLayer:
+        twin = RaggedLayer.__new__(RaggedLayer)
+        vars(twin).update(vars(self))
+        twin.core = None if self.core is None else self.core.copy()
+        return twin
+
     @property
     def held(self) -> _core.Layer:
         """The layer's C object; RuntimeError before the first token."""

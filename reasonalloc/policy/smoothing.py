@@ -33,6 +33,11 @@ class Smoother:
         self._past[row, layer, head] = positions.copy(), result
         return result
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Smoother:
+        twin = Smoother(float(self.weight))
+        twin._past = dict(self._past)  # arrays are replaced, never written to
+        return twin
+
     def move_rows(self, source: Any) -> None:
         """Row i becomes row source[i]."""
         own: dict[int, list[tuple[int, int]]] = {}

@@ -40,6 +40,11 @@ class Recorder:
     def __init__(self, rows: int) -> None:
         self.cuts: list[list[Cut]] = [[] for _ in range(rows)]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+        twin = Recorder(0)
+        twin.cuts = [list(row) for row in self.cuts]
+        return twin
+
     def __call__(self, cut: CutView) -> None:
         quantiles = np.stack([_quantiles(x) for x in cut.scores])
         gone = tuple(np.array(x) for x in cut.evicted)
