@@ -29,6 +29,8 @@ def independent_copy(cache: T, memo: dict[int, Any]) -> T:
     for name in _SHARED:
         if name in state:
             own[id(state[name])] = state[name]
+    schedule = state["policy"].schedule  # clocks may hold it
+    own[id(schedule)] = schedule
     own.update({id(observer): observer for observer in state["observers"]})
     twin = type(cache).__new__(type(cache))
     own[id(cache)] = twin

@@ -51,6 +51,29 @@ class Recorder:
         own = Cut(cut.order, cut.tokens, np.array(cut.budgets), np.array(cut.lost), quantiles, gone)
         self.cuts[cut.row].append(own)
 
+    def arrays(self, heads: int) -> dict[str, npt.NDArray[Any]]:
+        """All C cuts of all rows. places: [C, 3] row, layer, tokens; budgets, lost, counts: [C, H]; quantiles:
+        [C, H, Q]; gone: [sum of counts] positions that went."""
+        every = [(row, cut) for row, cuts in enumerate(self.cuts) for cut in cuts]
+        shape = (len(every), heads)
+        counts = [[len(x) for x in cut.gone] for _, cut in every]
+        return {
+            "places": np.array([(row, cut.layer, cut.tokens) for row, cut in every], np.int64).reshape(-1, 3),
+            "budgets": np.array([cut.budgets for _, cut in every], np.int64).reshape(shape),
+            "lost": np.array([cut.lost for _, cut in every], np.float64).reshape(shape),
+            "counts": np.array(counts, np.int64).reshape(shape),
+            "quantiles": np.array([cut.quantiles for _, cut in every], np.float32).reshape(*shape, len(QUANTILES)),
+            "gone": np.concatenate([np.zeros(0, np.int32), *(x for _, cut in every for x in cut.gone)]),
+        }
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Has kept what `arrays` gave."""
+        heads = arrays["counts"].shape[1]
+        gone = np.split(arrays["gone"], np.cumsum(arrays["counts"].reshape(-1))[:-1])
+        for i, (row, layer, tokens) in enumerate(arrays["places"].tolist()):
+            own = (arrays[name][i] for name in ("budgets", "lost", "quantiles"))
+            self.cuts[row].append(Cut(layer, tokens, *own, gone=tuple(gone[i * heads : (i + 1) * heads])))
+
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""
         self.cuts = [list(self.cuts[i]) for i in source]
