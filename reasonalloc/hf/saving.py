@@ -272,6 +272,10 @@ def _fill_layer(
         asked += size
     if name + "sinks" in arrays:
         layer.sinks = take(arrays, name + "sinks", torch.float32, (saved.query_heads,)).numpy()
+        none = torch.zeros(rows, saved.query_heads, 1, d)
+        begin_of = np.zeros(rows + 1, np.int64)  # a step of no tokens: rows that are cut before the next one need them
+        rest = (saved.scale, None, begin_of, np.zeros(0, np.int64), saved.softcap, layer.sinks)
+        pool.step(layer.core, none, none[:, : saved.heads], none[:, : saved.heads], None, *rest)
 
 
 def _fill_cutter(cache: Any, header: Header, arrays: Arrays, tokens: npt.NDArray[np.int64]) -> None:
