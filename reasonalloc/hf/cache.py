@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from reasonalloc import _core
 from reasonalloc.config import Config
+from reasonalloc.hf import saving
 from reasonalloc.hf.architectures import refusal
 from reasonalloc.hf.attention import NAME, SERVED, AttentionSpec, activate, expect, take_mask, text_config
 from reasonalloc.hf.compat import budgeted_layers, check_not_prefix_tuned, is_full_attention, stock_layers, unwrapped
+from reasonalloc.hf.copying import check_not_amid_pass, independent_copy
 from reasonalloc.hf.dense import prompt_attention
 from reasonalloc.hf.layer import RaggedLayer, in_rows, one_dtype, one_size
 from reasonalloc.hf.rope import check_rope, drops_caches, rope_switch
@@ -89,6 +92,7 @@ class ReasonAllocCache(Cache):
             raise TypeError(f"the cache holds float32, bfloat16 and float16, the model is {model.dtype}")
         # One mask serves all layers with full attention, also those that keep every token for others.
         whole_masks = len(managed) < sum(map(is_full_attention, stock))
+        own_policy = policy is not None
         policy = config.policy() if policy is None else policy
         layers = list(stock)
         for order, i in enumerate(managed):
@@ -97,6 +101,7 @@ class ReasonAllocCache(Cache):
         self.model, self.config, self.policy, self.record = model, config, policy, record
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
         self.observers = tuple(observers)
+        self._by_hand = own_policy
         self._whole_masks = whole_masks
         self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
         self._own_modules: set[int] = set()  # ids of the model's modules that have asked for attention
@@ -462,6 +467,46 @@ class ReasonAllocCache(Cache):
             getattr(layer, "is_croppable", False) for layer in self.layers if not isinstance(layer, RaggedLayer)
         )
         return others and (self.step.uncut > 0 or not self.ragged[0].length)
+
+    # ---- copies and files ----
+
+    def save(self, path: str | Path) -> None:
+        """Writes the cache as safetensors, whole or not at all: what `load` needs to go on as this one would.
+
+        A prompt that may have gone on is over then, and cut. Takes as much memory again as the cache, for the time.
+
+        Raises ValueError for a policy put together by hand, options that JSON cannot hold and layers of transformers
+        whose state is not known; RuntimeError amid a forward pass and for a closed cache.
+        """
+        self.step.check_open()
+        check_not_amid_pass(self, "saved")
+        self._settle()
+        saving.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any, *, observers: Sequence[CutObserver] = ()) -> ReasonAllocCache:
+        """Reads a saved cache for the model that it was saved with.
+
+        Keys, values, positions and queries are those that were saved, to the bit. What is computed from them for scores
+        is computed anew, in another order perhaps: scores differ by rounding at most. The seconds of `stats()` begin
+        anew. observers: as of the class. Raises ValueError for a file that is none, is damaged, of another schema or of
+        another model (its shape, weights or dtype), and for a method that is not registered here.
+        """
+        return saving.load(cls, path, model, observers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReasonAllocCache:
+        """A cache that goes on by itself, as this one would; it shares the model, the observers and, until one of the
+        two writes to them, the pages. Raises RuntimeError amid a forward pass."""
+        return independent_copy(self, memo)
+
+    def __copy__(self) -> ReasonAllocCache:
+        return independent_copy(self, {})  # two caches over the same lists could not go on
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a ReasonAllocCache cannot be pickled: cache.save(path) writes it and ReasonAllocCache.load(path, model)"
+            " reads it again"
+        )
 
     # ---- figures ----
 

@@ -47,9 +47,9 @@ class NewTokens:
 class Columns:
     """Of each row, which of the columns given so far were real tokens. They are counted only once one was padding."""
 
-    def __init__(self) -> None:
-        self.length = 0
-        self._real: Flags | None = None  # [B, room]
+    def __init__(self, length: int = 0, real: Flags | None = None) -> None:
+        self.length = length
+        self._real = real  # [B, room]
 
     @property
     def real(self) -> Flags | None:

@@ -43,11 +43,19 @@ class RaggedLayer(CacheLayerMixin):
         self.window, self.scorer, self.ahead = window, scorer, ahead
         self.core: _core.Layer | None = None
         self.heads = self.query_heads = self.head_dim = 0
+        self.sinks: npt.NDArray[np.float32] | None = None  # [Hq] logits of attention sinks in the newest step
         self.length = 0  # tokens given, padding and evicted ones included
         self.probes: list[torch.Tensor] = []  # [Hq, n, D] of each row, until its wave is measured
 
     def __repr__(self) -> str:
         return f"RaggedLayer({self.index}, tokens={self.length})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RaggedLayer:
+        twin = RaggedLayer.__new__(RaggedLayer)
+        vars(twin).update(vars(self))
+        twin.probes = list(self.probes)
+        twin.core = None if self.core is None else self.core.copy()
+        return twin
 
     @property
     def held(self) -> _core.Layer:
@@ -84,7 +92,7 @@ class RaggedLayer(CacheLayerMixin):
             self.core = _core.Layer(
                 pool.core, key.shape[0], self.heads, self.query_heads, self.window, self.scorer, self.ahead
             )
-        sinks = None if spec.sinks is None else spec.sinks.detach().float().cpu().contiguous().numpy()
+        self.sinks = sinks = None if spec.sinks is None else spec.sinks.detach().float().cpu().contiguous().numpy()
         try:
             pool.step(
                 self.core,

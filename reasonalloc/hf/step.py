@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from reasonalloc.hf.columns import Columns, Flags, Ints, NewTokens, visible_positions
-from reasonalloc.policy.clock import Clocks, CommonClock
+from reasonalloc.policy.clock import Clocks, ClockState, CommonClock
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,21 @@ class Part:
     due: Flags
     any_due: bool
     cut_in: Ints | None
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a step has to remember between two passes, but for the columns: attributes as of `Step`, `clock` as of its
+    clocks."""
+
+    count: int
+    uncut: int
+    prefill: bool
+    clock: ClockState | None
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.uncut) < 0:
+            raise ValueError(f"counts of passes and tokens are numbers from 0, got {self.count} and {self.uncut}")
 
 
 class Step:
@@ -55,6 +70,22 @@ class Step:
     def is_first_turn(self) -> bool:
         """No layer has had its turn in this pass."""
         return self._turn == 0
+
+    @property
+    def state(self) -> StepState:
+        """Between two passes, for a file; ValueError for a schedule that has clocks of its own."""
+        if isinstance(self.clocks, CommonClock):
+            raise ValueError("the cache has a schedule with a steps_left of its own, whose count no file can hold")
+        return StepState(self.count, self.uncut, self.prefill, None if self.clocks is None else self.clocks.state)
+
+    def restore(self, state: StepState, clocks: Clocks | CommonClock | None, columns: Columns) -> None:
+        """Goes on from a state. clocks: fresh ones; ValueError if the state does not fit them."""
+        if (state.clock is None) != (clocks is None) or isinstance(clocks, CommonClock):
+            raise ValueError(f"its state of clocks is {state.clock}, here the clocks are {type(clocks).__name__}")
+        if state.clock is not None and clocks is not None:
+            clocks.restore(state.clock)
+        self.count, self.uncut, self.prefill = state.count, state.uncut, state.prefill
+        self.clocks, self.columns = clocks, columns
 
     def check_open(self) -> None:
         """RuntimeError if the cache is closed."""

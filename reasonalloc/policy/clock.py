@@ -25,6 +25,21 @@ class Segment:
     cut_in: Ints
 
 
+@dataclass(frozen=True)
+class ClockState:
+    """What `Clocks` remember once a prompt is over or not begun; a number for each row."""
+
+    since: tuple[int, ...]
+    prompt: tuple[int, ...]
+    never: tuple[bool, ...]
+    width: int
+    prefilling: bool
+
+    def __post_init__(self) -> None:
+        if not len(self.since) == len(self.prompt) == len(self.never) or min(0, self.width, *self.since, *self.prompt) < 0:
+            raise ValueError(f"clocks have numbers from 0 for each row, got {self}")
+
+
 class Clocks:
     """A count-down for each row.
 
@@ -121,6 +136,20 @@ class Clocks:
         for name in ("since", "prompt", "never", "open"):
             setattr(self, name, getattr(self, name)[source])
         self._all_cut, self._none = not self.never.any(), np.zeros(len(source), np.bool_)
+
+    @property
+    def state(self) -> ClockState:
+        """For a file, when no row is amid its prompt (`settle`)."""
+        since, prompt = (tuple(map(int, x)) for x in (self.since, self.prompt))
+        return ClockState(since, prompt, tuple(map(bool, self.never)), self._width, self._prefilling)
+
+    def restore(self, state: ClockState) -> None:
+        """Goes on from a state; ValueError if it is of another number of rows."""
+        if len(state.since) != len(self.since):
+            raise ValueError(f"its clocks are of {len(state.since)} rows, here there are {len(self.since)}")
+        self.since, self.prompt = np.array(state.since, np.int64), np.array(state.prompt, np.int64)
+        self.never, self.open = np.array(state.never, np.bool_), np.zeros(len(state.since), np.bool_)
+        self._width, self._prefilling = state.width, state.prefilling
 
     def copy(self) -> Clocks:
         """One that goes on from here; arrays are never changed in place."""

@@ -32,7 +32,7 @@ class Cutter:
     """Cuts layers to their totals; keeps what it did of each row, layer and head.
 
     prompt: [rows] tokens of each row's prompt. totals_now: [rows, layers]. budgets_now: [rows, layers, heads] of the
-    last cut, -1 before. evicted: slots in all. observers: are shown every cut.
+    last cut, -1 before. evicted: slots in all. observers: are shown every cut. busy: a cut is under way.
     """
 
     def __init__(self, policy: Policy, budgets: Budgets, observers: Sequence[CutObserver] = ()) -> None:
@@ -46,9 +46,17 @@ class Cutter:
             self.totals_now[:] = budgets.of_rows([0] * rows)
         self.evicted = 0
         self._lost, self._lost_count, self._flag = 0.0, 0, False
+        self.busy = False
 
     def cut(self, layers: Sequence[CutLayer], pool: PagePool, due: npt.NDArray[np.bool_]) -> None:
         """Cuts every row of these layers that is due and over its total. due: [rows]."""
+        self.busy = True
+        try:
+            self._cut(layers, pool, due)
+        finally:
+            self.busy = False
+
+    def _cut(self, layers: Sequence[CutLayer], pool: PagePool, due: npt.NDArray[np.bool_]) -> None:
         schedule = self.policy.schedule
         protect = np.array([schedule.protected(int(n)) for n in self.prompt], dtype=np.int64)
         for layer in layers:

@@ -33,6 +33,28 @@ class Smoother:
         self._past[row, layer, head] = positions.copy(), result
         return result
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Smoother:
+        twin = Smoother(float(self.weight))
+        twin._past = dict(self._past)  # arrays are replaced, never written to
+        return twin
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All that it remembers. places: [n, 3] row, layer, head; counts: [n]; positions, scores: [sum of counts]."""
+        past = list(self._past.values())
+        return {
+            "places": np.array(list(self._past), np.int64).reshape(-1, 3),
+            "counts": np.array([len(p) for p, _ in past], np.int64),
+            "positions": np.concatenate([np.zeros(0, np.int32), *(p for p, _ in past)]),
+            "scores": np.concatenate([np.zeros(0, np.float32), *(s for _, s in past)]),
+        }
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Remembers what `arrays` gave."""
+        ends = np.cumsum(arrays["counts"])[:-1]
+        positions, scores = np.split(arrays["positions"], ends), np.split(arrays["scores"], ends)
+        places = [(int(row), int(layer), int(head)) for row, layer, head in arrays["places"]]
+        self._past = dict(zip(places, zip(positions, scores, strict=True), strict=True)) if places else {}
+
     def move_rows(self, source: Any) -> None:
         """Row i becomes row source[i]."""
         own: dict[int, list[tuple[int, int]]] = {}

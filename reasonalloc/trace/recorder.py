@@ -40,11 +40,39 @@ class Recorder:
     def __init__(self, rows: int) -> None:
         self.cuts: list[list[Cut]] = [[] for _ in range(rows)]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+        twin = Recorder(0)
+        twin.cuts = [list(row) for row in self.cuts]
+        return twin
+
     def __call__(self, cut: CutView) -> None:
         quantiles = np.stack([_quantiles(x) for x in cut.scores])
         gone = tuple(np.array(x) for x in cut.evicted)
         own = Cut(cut.order, cut.tokens, np.array(cut.budgets), np.array(cut.lost), quantiles, gone)
         self.cuts[cut.row].append(own)
+
+    def arrays(self, heads: int) -> dict[str, npt.NDArray[Any]]:
+        """All C cuts of all rows. places: [C, 3] row, layer, tokens; budgets, lost, counts: [C, H]; quantiles:
+        [C, H, Q]; gone: [sum of counts] positions that went."""
+        every = [(row, cut) for row, cuts in enumerate(self.cuts) for cut in cuts]
+        shape = (len(every), heads)
+        counts = [[len(x) for x in cut.gone] for _, cut in every]
+        return {
+            "places": np.array([(row, cut.layer, cut.tokens) for row, cut in every], np.int64).reshape(-1, 3),
+            "budgets": np.array([cut.budgets for _, cut in every], np.int64).reshape(shape),
+            "lost": np.array([cut.lost for _, cut in every], np.float64).reshape(shape),
+            "counts": np.array(counts, np.int64).reshape(shape),
+            "quantiles": np.array([cut.quantiles for _, cut in every], np.float32).reshape(*shape, len(QUANTILES)),
+            "gone": np.concatenate([np.zeros(0, np.int32), *(x for _, cut in every for x in cut.gone)]),
+        }
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Has kept what `arrays` gave."""
+        heads = arrays["counts"].shape[1]
+        gone = np.split(arrays["gone"], np.cumsum(arrays["counts"].reshape(-1))[:-1])
+        for i, (row, layer, tokens) in enumerate(arrays["places"].tolist()):
+            own = (arrays[name][i] for name in ("budgets", "lost", "quantiles"))
+            self.cuts[row].append(Cut(layer, tokens, *own, gone=tuple(gone[i * heads : (i + 1) * heads])))
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""

@@ -1,0 +1,38 @@
+"""Copies of a cache that go on by themselves."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# What copies have in common. Pages are written to by one of their owners only: the pool copies those that have several.
+_SHARED = ("model", "config", "policy", "observers", "replayed", "_pool")
+
+
+def check_not_amid_pass(cache: Any, what: str) -> None:
+    """Raises RuntimeError amid a forward pass or a cut, with the cache as it was. what: for the message."""
+    amid_pass = not cache.step.is_first_turn or (cache._cutter is not None and cache._cutter.busy)
+    if amid_pass and cache.step.closed is None:
+        raise RuntimeError(
+            f"a cache cannot be {what} in the middle of a forward pass: some layers have its tokens and others do not;"
+            " do it between two passes (where one was interrupted, call reset())"
+        )
+
+
+def independent_copy(cache: T, memo: dict[int, Any]) -> T:
+    """What `copy.deepcopy(cache)` gives. memo: of the copy that is being made."""
+    check_not_amid_pass(cache, "copied")
+    own = dict(memo)  # what caches share others may still want to copy, the model above all
+    state = vars(cache)
+    for name in _SHARED:
+        if name in state:
+            own[id(state[name])] = state[name]
+    schedule = state["policy"].schedule  # clocks may hold it
+    own[id(schedule)] = schedule
+    own.update({id(observer): observer for observer in state["observers"]})
+    twin = type(cache).__new__(type(cache))
+    own[id(cache)] = twin
+    vars(twin).update({name: copy.deepcopy(value, own) for name, value in state.items()})
+    return twin

@@ -1,0 +1,372 @@
+"""From a cache to what its file holds, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from reasonalloc import _core
+from reasonalloc.config import Config
+from reasonalloc.fields import build
+from reasonalloc.hf import saved_file
+from reasonalloc.hf.columns import Columns
+from reasonalloc.hf.compat import unwrapped
+from reasonalloc.hf.layer import RaggedLayer
+from reasonalloc.hf.saved_file import Arrays, Figures, Header, Layer, Model, take
+from reasonalloc.hf.step import StepState
+from reasonalloc.hf.stock_state import put_back, take_apart
+from reasonalloc.policy.observers import CutObserver
+from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.provenance import provenance
+from reasonalloc.store.pages import DTYPES, PagePool
+from reasonalloc.trace.file import QUANTILES
+
+T = TypeVar("T")
+_SAMPLE = 64  # numbers of each parameter that tell a model from others of its shape
+
+
+def weights_digest(model: Any) -> str | None:
+    """A digest of every parameter's name, shape and a sample of its numbers; None where weights are not in memory."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:  # offloaded
+            return None
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].float().cpu().numpy()
+        digest.update(f"{name} {list(parameter.shape)} ".encode() + sample.tobytes())
+    return digest.hexdigest()
+
+
+def _identity(model: Any) -> Model:
+    label = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    return Model(fingerprint(model), weights_digest(model), _name(model.dtype), label)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# ---- to the file ----
+
+
+def save(cache: Any, path: str | Path) -> None:
+    """`ReasonAllocCache.save`."""
+    if cache._by_hand:
+        raise ValueError("the cache has a policy put together by hand, which no file can hold: save one made by a Config")
+    rows = cache._rows if cache.ragged[0].length else 0
+    arrays: Arrays = {}
+    stock = []
+    for i, layer in enumerate(cache.layers):
+        if not isinstance(layer, RaggedLayer) and rows:
+            said, own = take_apart(i, layer)
+            stock.append(said)
+            arrays |= own
+    for layer in cache.ragged if rows else ():
+        arrays |= {f"layer.{layer.index}.{name}": x for name, x in _layer_arrays(layer, rows).items()}
+    cutter, identity = cache._cutter, _identity(cache.model)
+    if rows:
+        arrays |= {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in _cutter_arrays(cache, rows).items()}
+    figures = Figures(cache._routings, cache._byte_sum, 0, 0.0, 0)
+    if rows:
+        figures = Figures(cache._routings, cache._byte_sum, cutter.evicted, cutter._lost, cutter._lost_count)
+    saved_file.write(
+        path,
+        Header(
+            model=identity,
+            config=_settings(cache.config),
+            rows=rows,
+            length=cache.ragged[0].length,
+            dtype=_name(cache.ragged[0].dtype) if rows else identity.dtype,
+            fixed=cutter.budgets._fixed if rows else None,
+            record=cache.record,
+            step=asdict(cache.step.state),
+            figures=figures,
+            layers=tuple(
+                Layer(x.index, x.heads, x.query_heads, x.head_dim, x.held.scale, x.held.softcap)
+                for x in (cache.ragged if rows else ())
+            ),
+            stock=tuple(stock),
+            provenance=provenance(identity.label),
+        ),
+        arrays,
+    )
+
+
+def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
+    """Heads one after the other, row by row: keys, values [S, D] in the cache's dtype, positions [S]; slots [B, H];
+    queries: [Hq, n, D] of each row, flat, and counts [B] of each n."""
+    core, d = layer.held, layer.head_dim
+    slots = np.zeros((rows, layer.heads), np.int64)
+    core.slots(slots)
+    positions = [np.frombuffer(core.positions(row, h), np.int32) for row in range(rows) for h in range(layer.heads)]
+    states = {}
+    for name, values in (("keys", False), ("values", True)):
+        whole = torch.empty(int(slots.sum()), d, dtype=layer.dtype)
+        begin = 0
+        for (row, head), count in np.ndenumerate(slots):
+            part = np.empty((count, d), np.float32)
+            core.read(row, head, values, part)
+            whole[begin : begin + count] = torch.from_numpy(part)  # exact: it was of this dtype
+            begin += count
+        states[name] = whole
+    queries = [core.queries(row) for row in range(rows)]
+    own = {
+        **states,
+        "positions": torch.from_numpy(np.concatenate(positions)),
+        "slots": torch.from_numpy(slots),
+        "queries": torch.from_numpy(np.concatenate([np.frombuffer(x, np.float32) for _, x in queries])),
+        "counts": torch.tensor([count for count, _ in queries], dtype=torch.int64),
+    }
+    if layer.sinks is not None:
+        own["sinks"] = torch.from_numpy(layer.sinks.copy())
+    return own
+
+
+def _cutter_arrays(cache: Any, rows: int) -> dict[str, npt.NDArray[Any]]:
+    cutter = cache._cutter
+    arrays = {
+        "tokens": np.array([cache.ragged[0].held.tokens(row) for row in range(rows)], np.int64),
+        "prompt": np.asarray(cutter.prompt, np.int64),
+        "demand": cutter.budgets.demand,
+        "measured": cutter.budgets.measured,
+        "too_short": cutter.budgets._too_short,
+        "budgets": cutter.budgets_now,
+        "totals": cutter.totals_now,
+    }
+    if cache.step.columns.real is not None:
+        arrays["columns"] = cache.step.columns.real
+    if cutter.smoother is not None:
+        arrays |= {f"smooth.{name}": x for name, x in cutter.smoother.arrays().items()}
+    if cache._recorder is not None:
+        arrays |= {f"record.{name}": x for name, x in cache._recorder.arrays(cutter.budgets.heads).items()}
+    return arrays
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    settings = {**vars(config), "options": dict(config.options)}
+    settings["profile"] = asdict(config.profile) if config.profile is not None else None
+    try:
+        written: dict[str, Any] = json.loads(json.dumps(settings))
+        same = _config(written) == config
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(f"the config has settings that JSON cannot hold, so that no file can: options={config.options!r}")
+    return written
+
+
+def _config(settings: dict[str, Any]) -> Config:
+    unknown = set(settings) - set(Config.__dataclass_fields__)
+    if unknown:
+        raise ValueError(f"its config has settings that are unknown: {', '.join(sorted(unknown))}")
+    profile = settings.get("profile")
+    if profile is not None:
+        profile = build(WaveProfile, profile, "its wave profile")
+    return Config(**{**settings, "profile": profile})
+
+
+# ---- from the file ----
+
+
+def load(cls: type[T], path: str | Path, model: Any, observers: Sequence[CutObserver]) -> T:
+    """`ReasonAllocCache.load`."""
+    header, arrays = saved_file.read(path)
+    _check_model(path, header.model, unwrapped(model))
+    try:
+        config, step = _config(header.config), build(StepState, header.step, "its step")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a saved cache that can be read here: {error}") from error
+    cache: Any = cls(model, config, record=header.record, observers=observers)  # type: ignore[call-arg]
+    try:
+        if header.rows or header.layers or header.stock or arrays:
+            _fill(cache, header, arrays)
+        _fill_step(cache, step, header, arrays)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a saved cache of this model: {error}") from error
+    return cache  # type: ignore[no-any-return]
+
+
+def _check_model(path: str | Path, saved: Model, model: Any) -> None:
+    here = _identity(model)
+    wrong = [f"{key} {saved.shape.get(key)!r} (here {x!r})" for key, x in here.shape.items() if saved.shape.get(key) != x]
+    if saved.dtype != here.dtype:
+        wrong.append(f"dtype {saved.dtype} (here {here.dtype})")
+    if not wrong and saved.weights != here.weights and None not in (saved.weights, here.weights):
+        wrong.append("other weights of the same shape")
+    if wrong:
+        raise ValueError(f"{path} was saved with another model, {saved.label!r}: {', '.join(wrong)}; here is {here.label!r}")
+
+
+def _fill(cache: Any, header: Header, arrays: Arrays) -> None:
+    rows, first = header.rows, header.layers[0] if header.layers else None
+    if first is None or rows < 1 or header.length < 1 or [x.index for x in header.layers] != [
+        x.index for x in cache.ragged
+    ]:
+        raise ValueError(
+            f"it has {rows} rows of {header.length} tokens in the layers {[x.index for x in header.layers]}, the model's"
+            f" layers with a budget are {[x.index for x in cache.ragged]}"
+        )
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
+    if header.dtype not in dtypes or any((x.heads, x.head_dim) != (first.heads, first.head_dim) for x in header.layers):
+        raise ValueError(
+            f"its keys are {header.dtype} of {[(x.heads, x.head_dim) for x in header.layers]} heads and sizes; supported"
+            f" are {', '.join(dtypes)}, of one number and size"
+        )
+    if not (1 <= first.heads and 1 <= first.head_dim <= _core.MAX_HEAD_DIM):
+        raise ValueError(f"its layers have {first.heads} heads of size {first.head_dim}")
+    like = torch.empty(rows, first.heads, 0, first.head_dim, dtype=dtypes[header.dtype])
+    cache._rows = rows
+    cache._cutter = cache._make_cutter(like, like)
+    pool = cache.pool_for(like, like)
+    tokens = take(arrays, "tokens", torch.int64, (rows,))
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) <= header.length:
+        raise ValueError(f"its rows have {tokens.tolist()} tokens of {header.length}")
+    for layer, saved in zip(cache.ragged, header.layers, strict=True):
+        _fill_layer(layer, saved, arrays, tokens.tolist(), pool, like.dtype)
+        layer.length, layer.device = header.length, _device(cache.model, layer.index)
+    own = {i: x for i, x in enumerate(cache.layers) if not isinstance(x, RaggedLayer)}
+    if [x.index for x in header.stock] != list(own):
+        raise ValueError(f"it has states of the layers {[x.index for x in header.stock]} without a budget, here {[*own]}")
+    for stock in header.stock:
+        put_back(stock, own[stock.index], arrays, rows, _device(cache.model, stock.index))
+    _fill_cutter(cache, header, arrays, tokens.numpy())
+
+
+def _fill_layer(
+    layer: RaggedLayer, saved: Layer, arrays: Arrays, tokens: list[int], pool: PagePool, dtype: torch.dtype
+) -> None:
+    name, rows, d = f"layer.{saved.index}.", len(tokens), saved.head_dim
+    if saved.query_heads < 1 or saved.query_heads % saved.heads:
+        raise ValueError(f"layer {saved.index} has {saved.query_heads} query heads for {saved.heads} KV heads")
+    slots = take(arrays, name + "slots", torch.int64, (rows, saved.heads)).numpy()
+    counts = take(arrays, name + "counts", torch.int64, (rows,)).tolist()
+    if slots.min() < 0 or min(counts) < 0 or max(counts) > layer.window:
+        raise ValueError(f"layer {saved.index} has {slots.tolist()} slots and {counts} queries (window {layer.window})")
+    whole = int(slots.sum())
+    keys, values = (take(arrays, name + x, dtype, (whole, d)) for x in ("keys", "values"))
+    positions = take(arrays, name + "positions", torch.int32, (whole,)).numpy()
+    queries = take(arrays, name + "queries", torch.float32, (sum(counts) * saved.query_heads * d,)).numpy()
+    layer.lazy_initialization(keys, values)
+    layer.heads, layer.query_heads, layer.head_dim = saved.heads, saved.query_heads, d
+    layer.core = _core.Layer(pool.core, rows, saved.heads, saved.query_heads, layer.window, layer.scorer, layer.ahead)
+    begin, asked = 0, 0
+    for row in range(rows):
+        for head in range(saved.heads):
+            end = begin + int(slots[row, head])
+            part = (positions[begin:end], keys[begin:end].float().numpy(), values[begin:end].float().numpy())
+            while missing := layer.core.restore(row, head, *part):
+                pool.grow(missing)
+            begin = end
+        size = counts[row] * saved.query_heads * d
+        layer.core.restore_row(
+            row, tokens[row], counts[row], queries[asked : asked + size], saved.scale, saved.softcap
+        )
+        asked += size
+    if name + "sinks" in arrays:
+        layer.sinks = take(arrays, name + "sinks", torch.float32, (saved.query_heads,)).numpy()
+        none = torch.zeros(rows, saved.query_heads, 1, d)
+        begin_of = np.zeros(rows + 1, np.int64)  # a step of no tokens: rows that are cut before the next one need them
+        rest = (saved.scale, None, begin_of, np.zeros(0, np.int64), saved.softcap, layer.sinks)
+        pool.step(layer.core, none, none[:, : saved.heads], none[:, : saved.heads], None, *rest)
+
+
+def _fill_cutter(cache: Any, header: Header, arrays: Arrays, tokens: npt.NDArray[np.int64]) -> None:
+    cutter, rows = cache._cutter, header.rows
+    budgets = cutter.budgets
+    shape = (rows, budgets.layers)
+    cutter.prompt = take(arrays, "prompt", torch.int64, (rows,)).numpy()
+    budgets.demand = take(arrays, "demand", torch.float64, shape).numpy()
+    cutter.budgets_now = take(arrays, "budgets", torch.int64, (*shape, budgets.heads)).numpy()
+    cutter.totals_now = take(arrays, "totals", torch.int64, shape).numpy()
+    if not (np.isfinite(budgets.demand).all() and (budgets.demand > 0).all()):
+        raise ValueError(f"demands of layers are positive numbers, got {budgets.demand.tolist()}")
+    if cutter.prompt.min() < 0 or (cutter.prompt > tokens).any():
+        raise ValueError(f"its prompts have {cutter.prompt.tolist()} of {tokens.tolist()} tokens")
+    if (header.fixed is None) != (budgets._fixed is None) or (header.fixed is not None and header.fixed < 1):
+        raise ValueError(f"a head has {header.fixed} slots by its config, here {budgets._fixed}")
+    budgets._fixed = header.fixed
+    budgets.measured = take(arrays, "measured", torch.bool, (rows,)).numpy()
+    budgets._too_short = take(arrays, "too_short", torch.bool, (rows,)).numpy()
+    if not budgets.measured.all():  # rows without a token
+        for layer in cache.ragged:
+            layer.probes = [torch.zeros(layer.query_heads, 0, layer.head_dim)] * rows
+    if cutter.smoother is not None:
+        cutter.smoother.restore(_smooth(arrays, (*shape, budgets.heads)))
+    if cache._recorder is not None:
+        cache._recorder.restore(_record(arrays, (*shape, header.length + 1), budgets.heads))
+    figures = header.figures
+    cutter.evicted, cutter._lost, cutter._lost_count = figures.evicted, figures.lost, figures.lost_count
+    cache._routings, cache._byte_sum = figures.routings, figures.byte_sum
+
+
+def _smooth(arrays: Arrays, below: tuple[int, int, int]) -> dict[str, npt.NDArray[Any]]:
+    """As `Smoother.arrays`. below: each of a place's numbers is."""
+    places = _places(arrays, "smooth.places", below)
+    counts = take(arrays, "smooth.counts", torch.int64, (len(places),)).numpy()
+    whole = _sum(counts, "smooth.counts")
+    return {
+        "places": places,
+        "counts": counts,
+        "positions": take(arrays, "smooth.positions", torch.int32, (whole,)).numpy(),
+        "scores": take(arrays, "smooth.scores", torch.float32, (whole,)).numpy(),
+    }
+
+
+def _record(arrays: Arrays, below: tuple[int, int, int], heads: int) -> dict[str, npt.NDArray[Any]]:
+    """As `Recorder.arrays`. below: each of a place's numbers is."""
+    places = _places(arrays, "record.places", below)
+    shape = (len(places), heads)
+    counts = take(arrays, "record.counts", torch.int64, shape).numpy()
+    gone = take(arrays, "record.gone", torch.int32, (_sum(counts, "record.counts"),)).numpy()
+    if len(gone) and not 0 <= gone.min() <= gone.max() < below[2]:
+        raise ValueError(f"array record.gone holds positions from 0 to {below[2] - 1}")
+    return {
+        "places": places,
+        "counts": counts,
+        "gone": gone,
+        "budgets": take(arrays, "record.budgets", torch.int64, shape).numpy(),
+        "lost": take(arrays, "record.lost", torch.float64, shape).numpy(),
+        "quantiles": take(arrays, "record.quantiles", torch.float32, (*shape, len(QUANTILES))).numpy(),
+    }
+
+
+def _places(arrays: Arrays, name: str, below: tuple[int, int, int]) -> npt.NDArray[np.int64]:
+    count = len(arrays[name]) if name in arrays and arrays[name].ndim else 0
+    places: npt.NDArray[np.int64] = take(arrays, name, torch.int64, (count, 3)).numpy()
+    if count and (places.min() < 0 or (places >= below).any()):
+        raise ValueError(f"array {name} holds numbers from 0 and below {below}")
+    return places
+
+
+def _sum(counts: npt.NDArray[np.int64], name: str) -> int:
+    if counts.size and counts.min() < 0:
+        raise ValueError(f"array {name} holds numbers from 0")
+    return int(counts.sum())
+
+
+def _fill_step(cache: Any, step: StepState, header: Header, arrays: Arrays) -> None:
+    if step.uncut > header.length:
+        raise ValueError(f"{step.uncut} of its {header.length} tokens came after the last cut")
+    real = None
+    if "columns" in arrays:
+        real = take(arrays, "columns", torch.bool, (header.rows, header.length)).numpy()
+    clocks = None
+    if header.rows and not cache.policy.unlimited:
+        clocks = cache.policy.schedule.clocks(header.rows, cache._measures)
+    cache.step.restore(step, clocks, Columns(header.length, real))
+    cache.step.rows = header.rows
+
+
+def _device(model: Any, index: int) -> torch.device:
+    """Where a layer of the model lies."""
+    own = next((x for x in model.modules() if getattr(x, "layer_idx", None) == index), model)
+    device = next((x.device for x in own.parameters() if not x.is_meta), None)
+    return model.device if device is None else device  # type: ignore[no-any-return]
