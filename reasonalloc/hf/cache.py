@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -119,6 +120,19 @@ class ReasonAllocCache(Cache):
         self._cutter: Cutter | None = None
         self._recorder: recorder.Recorder | None = None
         self._cut_seconds = 0.0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """`copy.deepcopy(cache)`: a cache that goes on by itself, as transformers reuses a prompt that was read once.
+
+        Pages are shared and copied on write, so bytes in `stats()` are those of all copies together. The model and
+        observers are the same, not copied. Raises RuntimeError amid a forward pass and for a closed cache.
+        """
+        self.step.check_between()
+        memo |= {id(x): x for x in (self.model, self.config, self.policy, *self.observers)}
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(vars(self), memo))
+        return twin
 
     # ---- a forward pass: `update`, then `attend` for each layer in turn; for ours the latter ends with `leave` ----
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,14 @@ class RaggedLayer(CacheLayerMixin):
         self.heads = self.query_heads = self.head_dim = 0
         self.length = 0  # tokens given, padding and evicted ones included
         self.probes: list[torch.Tensor] = []  # [Hq, n, D] of each row, until its wave is measured
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A layer that holds the same, sharing pages."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        memo[id(self.core)] = self.core.copy() if self.core is not None else None
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return twin
 
     def __repr__(self) -> str:
         return f"RaggedLayer({self.index}, tokens={self.length})"

@@ -20,6 +20,9 @@ class PagePool:
     def __init__(self, page_format: str, head_dim: int) -> None:
         self.core = _core.Pool(page_format, head_dim)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PagePool:
+        return self  # copies of a cache share their pages
+
     def grow(self, pages: int) -> None:
         """Adds at least `pages` pages; MemoryError if the system has no more."""
         while pages > 0:
