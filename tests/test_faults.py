@@ -1,10 +1,12 @@
 """What models and users do to a cache beside plain generation: the right values, or a refusal by name."""
 
+import copy
 import gc
 import weakref
 
 import models
 import pytest
+import tiny
 import torch
 import transformers
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -71,6 +73,86 @@ def test_rows_that_leave_give_their_memory_back(config):
         assert after["reserved_bytes"] < before["reserved_bytes"] / 4
 
 
+# ---- Copies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek_v3"])
+@pytest.mark.parametrize("config", [FULL, SMALL, ra.Config(budget=24, interval=8, window=4, smoothing=0.5)])
+def test_a_copy_goes_on_by_itself(name, config):
+    """A prompt that was read and compressed once serves several continuations, each as if it had read it itself."""
+    model = models.tiny(name) if name in models.ARCHITECTURES else tiny.build(name)
+    ids, mask = models.left_padded([models.prompt(n, seed=n)[0] for n in (40, 23)])
+    first = ra.ReasonAllocCache(model, config)
+    models.step(model, first, ids, mask)
+    used = first.stats()["bytes"]
+    caches = [first, copy.deepcopy(first), copy.deepcopy(first)]
+    assert first.stats()["bytes"] == used and caches[1].model is model
+    for number in (1, 2, 0):
+        alone = ra.ReasonAllocCache(model, config)
+        models.step(model, alone, ids, mask)
+        known = mask
+        for i in range(20):
+            token = models.prompt(1, rows=2, seed=100 * number + i)
+            known = torch.nn.functional.pad(known, (0, 1), value=1)
+            given, expected = (models.step(model, each, token, known) for each in (caches[number], alone))
+            assert torch.equal(given, expected)
+        own, other = caches[number].stats(), alone.stats()
+        for key in ("slots", "budgets", "evicted", "steps", "routings", "lost_mass", "ratio"):
+            assert own[key] == other[key]
+    caches[1].reset()
+    models.step(model, caches[2], models.prompt(1, rows=2))
+    assert first.get_seq_length() == 60
+
+
+def test_copies_in_generate():
+    """transformers' way to reuse a prefix."""
+    model = models.tiny()
+    prefix = ra.ReasonAllocCache(model, SMALL)
+    models.step(model, prefix, models.prompt(40))
+    for seed in (1, 2):
+        text = torch.cat([models.prompt(40), models.prompt(5, seed=seed)], 1)
+        given = generate(model, text, **cache_argument(copy.deepcopy(prefix)))
+        alone = ra.ReasonAllocCache(model, SMALL)
+        models.step(model, alone, models.prompt(40))
+        assert torch.equal(given, generate(model, text, **cache_argument(alone)))
+    assert prefix.get_seq_length() == 40
+
+
+def test_a_copy_records_by_itself_and_frees_its_memory():
+    model = models.tiny()
+    cache = ra.ReasonAllocCache(model, SMALL, record=True, observers=[seen := [].append])
+    models.step(model, cache, models.prompt(40))
+    twin = copy.deepcopy(cache)
+    assert twin.observers == (seen,)
+    for i in range(16):
+        models.step(model, twin, models.prompt(1, seed=i))
+    text = torch.cat([models.prompt(40), *(models.prompt(1, seed=i) for i in range(16))], 1)[0]
+    assert len(twin.trace(text).cuts) > len(cache.trace(models.prompt(40)[0]).cuts)
+    pool = weakref.ref(cache.pool)
+    gc.disable()
+    try:
+        used = cache.stats()["bytes"]
+        del twin
+        assert cache.stats()["bytes"] < used
+        del cache
+        assert pool() is None
+    finally:
+        gc.enable()
+
+
+def test_copies_of_empty_and_of_closed_caches():
+    model = models.tiny()
+    twin = copy.deepcopy(ra.ReasonAllocCache(model, SMALL))
+    assert torch.equal(generate(model, **cache_argument(twin)), with_cache(model, SMALL)[0])
+    key = torch.randn(1, 2, 3, 8)
+    cache = ra.ReasonAllocCache(model, SMALL)
+    cache.update(key, key, 0)
+    with pytest.raises(RuntimeError, match=r"reset\(\)"):
+        models.step(model, cache, models.prompt(1))
+        cache.update(key, key, 2)
+    assert copy.deepcopy(cache).stats()["closed"] == cache.stats()["closed"] is not None
+
+
 # ---- A model's own attention -----------------------------------------------------------------------------------------
 
 
@@ -114,6 +196,7 @@ def test_the_scale_of_a_models_logits():
         tokens, cache = with_cache(model, ra.Config(budget=24, interval=8, window=4))
         waves.append((cache.cutter.budgets.demand, tokens, ra.hf.profile.measure(model, models.prompt(60))))
     assert (waves[0][0] == waves[1][0]).all()
+    assert torch.equal(waves[0][1], waves[1][1])  # and so do scores
     assert waves[0][2] == waves[1][2]
 
 

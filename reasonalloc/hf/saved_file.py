@@ -132,7 +132,9 @@ def _check_arrays(kinds: Any, arrays: Arrays) -> None:
     for name, x in arrays.items():
         found = [_dtype(x), list(x.shape), _checksum(x)]
         if kinds[name] != found:
-            raise ValueError(f"array {name} is damaged: it is {found} (dtype, shape, checksum), saved was {kinds[name]}")
+            raise ValueError(
+                f"array {name} is damaged: it is {found} (dtype, shape, checksum), saved was {kinds[name]}"
+            )
 
 
 def _dtype(x: torch.Tensor) -> str:

@@ -60,7 +60,9 @@ def _name(dtype: torch.dtype) -> str:
 def save(cache: Any, path: str | Path) -> None:
     """`ReasonAllocCache.save`."""
     if cache._by_hand:
-        raise ValueError("the cache has a policy put together by hand, which no file can hold: save one made by a Config")
+        raise ValueError(
+            "the cache has a policy put together by hand, which no file can hold: save one made by a Config"
+        )
     rows = cache._rows if cache.ragged[0].length else 0
     arrays: Arrays = {}
     stock = []
@@ -159,7 +161,9 @@ def _settings(config: Config) -> dict[str, Any]:
     except (TypeError, ValueError):
         same = False
     if not same:
-        raise ValueError(f"the config has settings that JSON cannot hold, so that no file can: options={config.options!r}")
+        raise ValueError(
+            f"the config has settings that JSON cannot hold, so that no file can: options={config.options!r}"
+        )
     return written
 
 
@@ -196,20 +200,27 @@ def load(cls: type[T], path: str | Path, model: Any, observers: Sequence[CutObse
 
 def _check_model(path: str | Path, saved: Model, model: Any) -> None:
     here = _identity(model)
-    wrong = [f"{key} {saved.shape.get(key)!r} (here {x!r})" for key, x in here.shape.items() if saved.shape.get(key) != x]
+    wrong = [
+        f"{key} {saved.shape.get(key)!r} (here {x!r})" for key, x in here.shape.items() if saved.shape.get(key) != x
+    ]
     if saved.dtype != here.dtype:
         wrong.append(f"dtype {saved.dtype} (here {here.dtype})")
     if not wrong and saved.weights != here.weights and None not in (saved.weights, here.weights):
         wrong.append("other weights of the same shape")
     if wrong:
-        raise ValueError(f"{path} was saved with another model, {saved.label!r}: {', '.join(wrong)}; here is {here.label!r}")
+        raise ValueError(
+            f"{path} was saved with another model, {saved.label!r}: {', '.join(wrong)}; here is {here.label!r}"
+        )
 
 
 def _fill(cache: Any, header: Header, arrays: Arrays) -> None:
     rows, first = header.rows, header.layers[0] if header.layers else None
-    if first is None or rows < 1 or header.length < 1 or [x.index for x in header.layers] != [
-        x.index for x in cache.ragged
-    ]:
+    if (
+        first is None
+        or rows < 1
+        or header.length < 1
+        or [x.index for x in header.layers] != [x.index for x in cache.ragged]
+    ):
         raise ValueError(
             f"it has {rows} rows of {header.length} tokens in the layers {[x.index for x in header.layers]}, the model's"
             f" layers with a budget are {[x.index for x in cache.ragged]}"
@@ -220,7 +231,7 @@ def _fill(cache: Any, header: Header, arrays: Arrays) -> None:
             f"its keys are {header.dtype} of {[(x.heads, x.head_dim) for x in header.layers]} heads and sizes; supported"
             f" are {', '.join(dtypes)}, of one number and size"
         )
-    if not (1 <= first.heads and 1 <= first.head_dim <= _core.MAX_HEAD_DIM):
+    if not (first.heads >= 1 and 1 <= first.head_dim <= _core.MAX_HEAD_DIM):
         raise ValueError(f"its layers have {first.heads} heads of size {first.head_dim}")
     like = torch.empty(rows, first.heads, 0, first.head_dim, dtype=dtypes[header.dtype])
     cache._rows = rows
@@ -234,7 +245,9 @@ def _fill(cache: Any, header: Header, arrays: Arrays) -> None:
         layer.length, layer.device = header.length, _device(cache.model, layer.index)
     own = {i: x for i, x in enumerate(cache.layers) if not isinstance(x, RaggedLayer)}
     if [x.index for x in header.stock] != list(own):
-        raise ValueError(f"it has states of the layers {[x.index for x in header.stock]} without a budget, here {[*own]}")
+        raise ValueError(
+            f"it has states of the layers {[x.index for x in header.stock]} without a budget, here {[*own]}"
+        )
     for stock in header.stock:
         put_back(stock, own[stock.index], arrays, rows, _device(cache.model, stock.index))
     _fill_cutter(cache, header, arrays, tokens.numpy())
@@ -266,9 +279,7 @@ def _fill_layer(
                 pool.grow(missing)
             begin = end
         size = counts[row] * saved.query_heads * d
-        layer.core.restore_row(
-            row, tokens[row], counts[row], queries[asked : asked + size], saved.scale, saved.softcap
-        )
+        layer.core.restore_row(row, tokens[row], counts[row], queries[asked : asked + size], saved.scale, saved.softcap)
         asked += size
     if name + "sinks" in arrays:
         layer.sinks = take(arrays, name + "sinks", torch.float32, (saved.query_heads,)).numpy()

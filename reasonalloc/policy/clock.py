@@ -36,7 +36,10 @@ class ClockState:
     prefilling: bool
 
     def __post_init__(self) -> None:
-        if not len(self.since) == len(self.prompt) == len(self.never) or min(0, self.width, *self.since, *self.prompt) < 0:
+        if (
+            not len(self.since) == len(self.prompt) == len(self.never)
+            or min(0, self.width, *self.since, *self.prompt) < 0
+        ):
             raise ValueError(f"clocks have numbers from 0 for each row, got {self}")
 
 
