@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import threading
+from contextlib import nullcontext
 
 import models
 import numpy as np
@@ -205,22 +206,32 @@ def test_one_of_two_goes_in_any_order():
         gc.enable()
 
 
-def test_copies_in_threads():
+def test_threads(tmp_path):
+    """Copies share a pool, which serves one thread at a time; loaded caches share nothing."""
     model = models.tiny()
     cache = small(model)
-    right = chain(model, small(model), 40)
-    twins = [copy.deepcopy(cache) for _ in range(4)]
-    found = [None] * 4
+    cache.save(tmp_path / "cache")
+    right = chain(model, small(model), 20)
+    twins = [copy.deepcopy(cache) for _ in range(3)]
+    loaded = [ra.ReasonAllocCache.load(tmp_path / "cache", model) for _ in range(3)]
+    found, lock = {}, threading.Lock()
 
-    def run(i):
-        found[i] = chain(model, twins[i], 40)
+    def run(name, each, guard):
+        ids, logits = models.prompt(1, 2, seed=3), []
+        for _ in range(20):
+            with guard:
+                logits.append(models.step(model, each, ids)[:, -1])
+            ids = logits[-1].argmax(-1, keepdim=True)
+        found[name] = torch.stack(logits, 1)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=run, args=(("copy", i), x, lock)) for i, x in enumerate(twins)]
+    threads += [threading.Thread(target=run, args=(("file", i), x, nullcontext())) for i, x in enumerate(loaded)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(torch.equal(x, right) for x in found)
+    assert len(found) == 6
+    assert all(torch.equal(x, right) for x in found.values())
     assert_alike(model, cache, small(model))
 
 
@@ -262,10 +273,18 @@ def test_loaded_cache_goes_on(name, dtype, tmp_path):
 def test_other_layers_and_logits(kind, tmp_path):
     """Recurrent states, convolutions, sinks and soft-capping."""
     model = tiny.build(kind)
-    cache = ra.ReasonAllocCache(model, ra.Config(method="rkv", **SMALL))
+    cache = ra.ReasonAllocCache(model, ra.Config(method="rkv", max_bytes="200KiB", interval=8, window=4))
     models.step(model, cache, models.prompt(60, 2))
+    chain(model, cache, 13)
     cache.save(tmp_path / "cache")
     loaded = ra.ReasonAllocCache.load(tmp_path / "cache", model)
+    if kind in ("gpt_oss", "gemma2"):  # rows that multiply are cut before the next step
+        before = cache.stats()["evicted"]
+        for each in (cache, loaded):
+            each.batch_repeat_interleave(4)
+            each.batch_select_indices(torch.tensor([0, 4]))
+        assert cache.stats()["evicted"] > before
+        assert cache.stats()["lost_mass"] == pytest.approx(loaded.stats()["lost_mass"], rel=1e-6)
     assert torch.equal(chain(model, cache, 30), chain(model, loaded, 30))
     assert kept(cache) == kept(loaded)
 
@@ -275,7 +294,7 @@ def test_other_layers_and_logits(kind, tmp_path):
     [
         {"method": "full"},
         {"method": "rkv", "smoothing": 0.5, "record": True},
-        {"budget": None, "max_bytes": "300KiB"},
+        {"budget": None, "max_bytes": "150KiB"},
         {"budget": None, "ratio": 0.3, "keep_prompt": True},
     ],
     ids=lambda x: "-".join(x),
@@ -295,8 +314,10 @@ def test_settings_and_records_come_back(options, tmp_path):
     if "record" in options:
         ids = np.ones(cache.ragged[0].held.tokens(1), np.int64)
         one, two = cache.trace(ids, row=1), loaded.trace(ids, row=1)
-        for name in ("gone", "budgets", "lost", "quantiles", "cuts"):
-            assert np.array_equal(getattr(one, name), getattr(two, name), equal_nan=name in ("lost", "quantiles"))
+        for name in ("gone", "budgets", "cuts"):
+            assert np.array_equal(getattr(one, name), getattr(two, name)), name
+        for name in ("lost", "quantiles"):  # of scores that were computed anew
+            np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_empty_cache_and_profile(tmp_path):

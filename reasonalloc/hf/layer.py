@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,7 @@ class RaggedLayer(CacheLayerMixin):
         return f"RaggedLayer({self.index}, tokens={self.length})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RaggedLayer:
-        twin = RaggedLayer.__new__(RaggedLayer)
-        vars(twin).update(vars(self))
+        twin = copy(self)
         twin.probes = list(self.probes)
         twin.core = None if self.core is None else self.core.copy()
         return twin

@@ -70,8 +70,9 @@ class Stock:
 class Header:
     """All of a saved cache that is no array.
 
-    config: as `ra.Config` takes it. length: tokens given, padding included; rows: of the batch, 0 if it is empty.
-    fixed: slots of a KV head that do not depend on the row. record: the cuts are among the arrays. step: as `Step.state` gives it. dtype: of keys and values.
+    config: as `ra.Config` takes it. rows: of the batch, 0 if the cache is empty; length: tokens given, padding
+    included. dtype: of keys and values. fixed: slots of a KV head that do not depend on the row. record: the cuts are
+    among the arrays. step: a `StepState`.
     """
 
     model: Model
@@ -144,7 +145,7 @@ def _dtype(x: torch.Tensor) -> str:
 def _checksum(x: torch.Tensor) -> int:
     if not x.numel():
         return 0
-    return zlib.crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def take(arrays: Arrays, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

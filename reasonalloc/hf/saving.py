@@ -113,7 +113,8 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
     for name, values in (("keys", False), ("values", True)):
         whole = torch.empty(int(slots.sum()), d, dtype=layer.dtype)
         begin = 0
-        for (row, head), count in np.ndenumerate(slots):
+        for row, head in np.ndindex(rows, layer.heads):
+            count = int(slots[row, head])
             part = np.empty((count, d), np.float32)
             core.read(row, head, values, part)
             whole[begin : begin + count] = torch.from_numpy(part)  # exact: it was of this dtype
@@ -222,14 +223,14 @@ def _fill(cache: Any, header: Header, arrays: Arrays) -> None:
         or [x.index for x in header.layers] != [x.index for x in cache.ragged]
     ):
         raise ValueError(
-            f"it has {rows} rows of {header.length} tokens in the layers {[x.index for x in header.layers]}, the model's"
-            f" layers with a budget are {[x.index for x in cache.ragged]}"
+            f"it has {rows} rows of {header.length} tokens in the layers {[x.index for x in header.layers]}, the"
+            f" model's layers with a budget are {[x.index for x in cache.ragged]}"
         )
     dtypes = {name: dtype for dtype, name in DTYPES.items()}
     if header.dtype not in dtypes or any((x.heads, x.head_dim) != (first.heads, first.head_dim) for x in header.layers):
         raise ValueError(
-            f"its keys are {header.dtype} of {[(x.heads, x.head_dim) for x in header.layers]} heads and sizes; supported"
-            f" are {', '.join(dtypes)}, of one number and size"
+            f"its keys are {header.dtype} of {[(x.heads, x.head_dim) for x in header.layers]} heads and sizes;"
+            f" supported are {', '.join(dtypes)}, of one number and size"
         )
     if not (first.heads >= 1 and 1 <= first.head_dim <= _core.MAX_HEAD_DIM):
         raise ValueError(f"its layers have {first.heads} heads of size {first.head_dim}")
@@ -270,6 +271,8 @@ def _fill_layer(
     layer.lazy_initialization(keys, values)
     layer.heads, layer.query_heads, layer.head_dim = saved.heads, saved.query_heads, d
     layer.core = _core.Layer(pool.core, rows, saved.heads, saved.query_heads, layer.window, layer.scorer, layer.ahead)
+    if name + "sinks" in arrays:
+        _set_sinks(layer, take(arrays, name + "sinks", torch.float32, (saved.query_heads,)), saved, pool)
     begin, asked = 0, 0
     for row in range(rows):
         for head in range(saved.heads):
@@ -281,12 +284,15 @@ def _fill_layer(
         size = counts[row] * saved.query_heads * d
         layer.core.restore_row(row, tokens[row], counts[row], queries[asked : asked + size], saved.scale, saved.softcap)
         asked += size
-    if name + "sinks" in arrays:
-        layer.sinks = take(arrays, name + "sinks", torch.float32, (saved.query_heads,)).numpy()
-        none = torch.zeros(rows, saved.query_heads, 1, d)
-        begin_of = np.zeros(rows + 1, np.int64)  # a step of no tokens: rows that are cut before the next one need them
-        rest = (saved.scale, None, begin_of, np.zeros(0, np.int64), saved.softcap, layer.sinks)
-        pool.step(layer.core, none, none[:, : saved.heads], none[:, : saved.heads], None, *rest)
+
+
+def _set_sinks(layer: RaggedLayer, sinks: torch.Tensor, saved: Layer, pool: PagePool) -> None:
+    """As a step would, for rows that are cut before the next one. The layer is empty before and after."""
+    layer.sinks, core = sinks.numpy(), layer.held
+    none = torch.zeros(core.rows, saved.query_heads, 1, saved.head_dim)
+    states = (none, none[:, : saved.heads], none[:, : saved.heads])
+    pool.step(core, *states, None, saved.scale, None, None, None, saved.softcap, layer.sinks, None)
+    core.reset()
 
 
 def _fill_cutter(cache: Any, header: Header, arrays: Arrays, tokens: npt.NDArray[np.int64]) -> None:

@@ -56,7 +56,7 @@ def put_back(saved: Stock, layer: Any, arrays: Arrays, rows: int, device: torch.
             f"layer {saved.index} ({saved.kind}) was saved with other attributes than it has here:"
             f" {', '.join(sorted(unknown | missing))} (another version of transformers?)"
         )
-    state = {
+    state: dict[str, Any] = {
         name: (
             {int(k): _meant(x, arrays, rows, device) for k, x in value.items()}
             if isinstance(own[name], dict) and isinstance(value, dict)

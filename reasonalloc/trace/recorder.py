@@ -71,8 +71,9 @@ class Recorder:
         heads = arrays["counts"].shape[1]
         gone = np.split(arrays["gone"], np.cumsum(arrays["counts"].reshape(-1))[:-1])
         for i, (row, layer, tokens) in enumerate(arrays["places"].tolist()):
-            own = (arrays[name][i] for name in ("budgets", "lost", "quantiles"))
-            self.cuts[row].append(Cut(layer, tokens, *own, gone=tuple(gone[i * heads : (i + 1) * heads])))
+            budgets, lost, quantiles = (arrays[name][i] for name in ("budgets", "lost", "quantiles"))
+            own = tuple(gone[i * heads : (i + 1) * heads])
+            self.cuts[row].append(Cut(layer, tokens, budgets, lost, quantiles, own))
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""
