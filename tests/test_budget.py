@@ -432,3 +432,12 @@ def test_an_unlimited_cache():
     assert figures["budgets"] == [[[-1, -1]] * 3]
     assert figures["ratio"] == 1.0
     assert figures["routings"] == figures["evicted"] == 0
+
+
+def test_intervals_that_never_end():
+    """No memory is asked for beforehand for tokens that may never come."""
+    model = models.tiny()
+    cache = cache_of(model, method="rkv", budget=24, interval=2**31 - 1, window=4)
+    run(model, cache, prompt=40, new=30)
+    assert cache.stats()["routings"] == 1
+    assert np.array(cache.stats()["slots"]).mean() == 24 + 30

@@ -74,7 +74,7 @@ static bool make_ready(ra_layer *layer, const needs *need, int64_t ahead)
 
 ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *missing)
 {
-    if (!layer || !missing || ahead < 0 || !begins_well(layer, begin, tokens))
+    if (!layer || !missing || ahead < 0 || ahead > INT32_MAX || !begins_well(layer, begin, tokens))
         return RA_ERR_ARGUMENT;
     ra_pool *pool = layer->pool;
     *missing = 0;

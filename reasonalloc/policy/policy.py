@@ -12,6 +12,9 @@ from reasonalloc.policy.storage import Storage
 from reasonalloc.policy.view import Settings
 
 
+_MOST_AHEAD = 1024
+
+
 @dataclass(frozen=True)
 class Policy:
     """What a cache runs. `Config.policy()` makes one; one made by hand is given to `ReasonAllocCache(policy=...)`.
@@ -45,5 +48,5 @@ class Policy:
 
     @property
     def ahead(self) -> int:
-        """Tokens of a row that layers make room for beforehand."""
-        return 0 if self.unlimited else self.schedule.interval
+        """Tokens of a row that layers make room for beforehand; lists grow on where intervals are longer."""
+        return 0 if self.unlimited else min(self.schedule.interval, _MOST_AHEAD)
