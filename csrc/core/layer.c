@@ -187,6 +187,7 @@ static void unreserve(ra_layer *layer)
 {
     layer->pool->reserved -= layer->reserved;
     layer->reserved = 0;
+    layer->pending = false;
 }
 
 static void free_cut(ra_layer *layer)
@@ -253,7 +254,7 @@ void ra_layer_shrink(ra_layer *layer)
     int64_t most = 0;
     for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
         most = ra_max(most, ra_pages_for(layer->slots[pair]));
-    if (layer->pages <= 2 * most + 32 || layer->cut.begun)
+    if (layer->pages <= 2 * most + 32 || layer->cut.begun || layer->pending)
         return;
     if (resize(layer, most + most / 4 + 8)) /* without memory for it they stay long */
         free_cut(layer);
@@ -447,6 +448,8 @@ ra_status ra_layer_restore(ra_layer *layer, int64_t row, int64_t head, int64_t s
         *missing = pages - ra_pool_spare(pool);
         return RA_ERR_NO_PAGES;
     }
+    unreserve(layer);
+    ra_cut_abandon(layer);
     for (int64_t p = 0; p < pages; p++)
         ra_pages_of(layer, pair)[p] = ra_pool_take(pool);
     for (int64_t i = 0; i < slots; i += PAGE) {
@@ -465,7 +468,8 @@ ra_status ra_layer_restore_row(ra_layer *layer, int64_t row, int64_t tokens, con
                                float scale, float softcap)
 {
     if (!layer || row < 0 || row >= layer->rows || tokens < 0 || tokens > INT32_MAX || count < 0 ||
-        count > ra_min(layer->window, tokens) || (count && !queries) || layer->tokens[row])
+        count > ra_min(layer->window, tokens) || (count && !queries) || layer->tokens[row] || !isfinite(scale) ||
+        !isfinite(softcap) || softcap < 0)
         return RA_ERR_ARGUMENT;
     for (int64_t head = 0; head < layer->kv_heads; head++) {
         int64_t pair = ra_pair(layer, row, head), slots = layer->slots[pair];
@@ -475,6 +479,8 @@ ra_status ra_layer_restore_row(ra_layer *layer, int64_t row, int64_t tokens, con
     int64_t d = layer->pool->head_dim;
     if (!ra_all_finite(RA_F32, queries, count * layer->query_heads * d))
         return RA_ERR_NOT_FINITE;
+    unreserve(layer);
+    ra_cut_abandon(layer);
     layer->tokens[row] = layer->q_end[row] = tokens;
     layer->q_begin[row] = tokens - count;
     for (int64_t i = 0; i < count; i++)

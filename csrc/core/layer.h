@@ -33,6 +33,7 @@ struct ra_layer {
     int64_t *q_end;
     float scale, softcap; /* of the logits, as the newest step had them; scale 0: 1 / sqrt(D) */
     float *sinks;         /* [Hq], likewise; -INFINITY: none */
+    bool pending;        /* a step was reserved and has not come yet */
     int64_t reserved;    /* pages, for the next step */
     /* A step of rows of at most `ready_tokens` new tokens, after which heads have at most `ready_slots` slots, needs no more
      * scratch than `ready_bytes`. */

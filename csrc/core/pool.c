@@ -188,7 +188,10 @@ ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64
     if (keep_free < 0 || capacity < 0 || !out_count || (capacity && !out_ids))
         return RA_ERR_ARGUMENT;
     *out_count = 0;
-    if (pool->scratch.size / 4 > pool->scratch_need + 4096) { /* after a long prompt */
+    bool pending = false; /* a step was reserved: it counts on the scratch memory */
+    for (ra_layer *layer = pool->layers; layer; layer = layer->next)
+        pending |= layer->pending;
+    if (!pending && pool->scratch.size / 4 > pool->scratch_need + 4096) { /* after a long prompt */
         free(pool->scratch.memory);
         pool->scratch = (ra_scratch){0};
     }

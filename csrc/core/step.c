@@ -87,12 +87,14 @@ ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens
         pool->scratch_need = layer->ready_bytes;
     pool->reserved -= layer->reserved;
     layer->reserved = 0;
+    layer->pending = false;
     if (need.pages > ra_pool_spare(pool)) {
         *missing = need.pages - ra_pool_spare(pool);
         return RA_ERR_NO_PAGES;
     }
     pool->reserved += need.pages;
     layer->reserved = need.pages;
+    layer->pending = true;
     return RA_OK;
 }
 
@@ -152,6 +154,7 @@ ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parall
     ra_cut_abandon(layer);
     pool->reserved -= layer->reserved;
     layer->reserved = 0;
+    layer->pending = false;
     layer->scale = step->scale;
     layer->softcap = step->softcap;
     return pool->backend->step(layer, step, parallel);

@@ -7,8 +7,11 @@
 #include <time.h>
 
 static _Atomic(int64_t) allocations;
+static _Atomic(int64_t) failing; /* number of the allocation that fails, for tests; 0: none */
 
 int64_t ra_allocations(void) { return atomic_load_explicit(&allocations, memory_order_relaxed); }
+
+void ra_fail_allocation(int64_t next) { atomic_store(&failing, next ? ra_allocations() + next : 0); }
 
 static bool bytes_of(int64_t count, size_t size, size_t *bytes)
 {
@@ -16,8 +19,8 @@ static bool bytes_of(int64_t count, size_t size, size_t *bytes)
     if (size > PTRDIFF_MAX || !ra_size_times(&product, count))
         return false;
     *bytes = product ? (size_t)product : 1;
-    atomic_fetch_add_explicit(&allocations, 1, memory_order_relaxed);
-    return true;
+    int64_t number = atomic_fetch_add_explicit(&allocations, 1, memory_order_relaxed) + 1;
+    return number != atomic_load_explicit(&failing, memory_order_relaxed);
 }
 
 void *ra_new(int64_t count, size_t size)

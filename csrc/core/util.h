@@ -22,6 +22,8 @@ void *ra_new(int64_t count, size_t size);
 void *ra_new_zeroed(int64_t count, size_t size);
 /* NULL leaves the old memory alone. */
 void *ra_grown(void *old, int64_t count, size_t size);
+/* For tests: of the allocations from now on, number `next` fails (1: the first); 0: none. */
+void ra_fail_allocation(int64_t next);
 
 /* No NaN or infinity among n elements. */
 static inline bool ra_all_finite(ra_dtype dtype, const void *x, int64_t n)

@@ -1,6 +1,7 @@
 /* A step: append the new tokens, remember their queries, attend, and gather what the next cut wants. */
 #include "step.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "attend.h"
@@ -109,8 +110,8 @@ static void observe(ra_layer *layer, const ra_step *step)
         layer->q_end[row] = end;
         layer->q_begin[row] = ra_max(layer->q_begin[row], end - layer->window);
     }
-    if (step->sinks)
-        memcpy(layer->sinks, step->sinks, (size_t)layer->query_heads * sizeof *layer->sinks);
+    for (int64_t head = 0; head < layer->query_heads; head++)
+        layer->sinks[head] = step->sinks ? step->sinks[head] : -INFINITY;
 }
 
 /* ---- Attend, and gather ---- */
