@@ -1,5 +1,7 @@
 """The table of architectures, held by running a tiny random model of each."""
 
+from pathlib import Path
+
 import models
 import pytest
 import tiny
@@ -8,7 +10,7 @@ import transformers
 from packaging.version import Version
 
 import reasonalloc as ra
-from reasonalloc.hf.architectures import ARCHITECTURES
+from reasonalloc.hf.architectures import ARCHITECTURES, as_markdown
 from reasonalloc.hf.check import compare
 from reasonalloc.hf.compat import NEWEST_TESTED, cache_argument
 
@@ -34,6 +36,13 @@ def build(kind):
     if kind not in tiny.kinds():
         pytest.skip(f"no decoder {kind} in this transformers")
     return tiny.build(kind)
+
+
+def test_the_documents_have_the_table():
+    """docs/models.md: `python -m reasonalloc.hf.architectures` prints what belongs there."""
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert page.split("<!-- architectures -->\n")[1] == as_markdown()
+    assert len(ARCHITECTURES) >= 43
 
 
 @pytest.mark.parametrize("kind", cases("supported", "noted"))

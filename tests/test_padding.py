@@ -7,11 +7,14 @@ happened in none of 720 runs like these (10 methods that evict x 12 seeds; 5 met
 whose logits agree to 3e-5. In bfloat16 it does happen (R-KV: 4 runs of 10), so float32 is what is tested.
 """
 
+import functools
+
 import models
 import numpy as np
 import pytest
 import torch
 from caches import cache_of
+from transformers.cache_utils import DynamicCache
 
 import reasonalloc as ra
 from reasonalloc.hf.compat import cache_argument
@@ -210,10 +213,25 @@ def _rows(*lengths):
     return [[(7 * i + 3 * n) % 90 + 1 for i in range(n)] for n in lengths]
 
 
+@functools.cache
+def _stock_chunks_are_right():
+    """Whether a padded row has its tokens with transformers' own cache; 5.2 lets the positions of chunks slip."""
+    model = models.tiny()
+    ids, mask = models.left_padded([torch.tensor(row) for row in _rows(20, 40)])
+    made = []
+    for own, shown in ((ids, mask), (ids[:1, 20:], mask[:1, 20:])):
+        cache = DynamicCache(config=model.config)
+        how = {"max_new_tokens": 20, "do_sample": False, "prefill_chunk_size": 7, **cache_argument(cache)}
+        made.append(model.generate(own, attention_mask=shown, **how)[0, -20:])
+    return torch.equal(*made)
+
+
 @pytest.mark.parametrize("method", ["rkv", "reasonalloc", "snapkv", "streaming"])
 @pytest.mark.parametrize("chunk", [None, 7, 16, 30])
 @pytest.mark.parametrize("lengths", [(20, 40), (34, 58), (5, 63, 40)])
 def test_a_prompt_in_chunks_is_cut_as_it_is_alone(method, chunk, lengths):
+    if chunk and not _stock_chunks_are_right():
+        pytest.skip("this transformers gives a padded prompt in chunks wrong positions")
     model, rows = models.tiny(), _rows(*lengths)
     together = _generated(model, rows, chunk, method=method)
     for own, row in zip(together, rows, strict=True):

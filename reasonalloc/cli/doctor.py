@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from reasonalloc import __version__, _core, uninstall
 from reasonalloc.cli import options
 from reasonalloc.hf import attention
-from reasonalloc.hf.architectures import ARCHITECTURES, architecture
+from reasonalloc.hf.architectures import ARCHITECTURES, architecture, groups
 from reasonalloc.hf.check import compare
 from reasonalloc.hf.compat import NEWEST_TESTED, is_full_attention, stock_layers
 from reasonalloc.lab.models import EMBEDDED_INSTALL, EMBEDDED_LABEL, embedded_folder, missing_for_embedded
@@ -109,13 +109,12 @@ def _models() -> Iterator[Check]:
     missing = missing_for_embedded()
     found = str(embedded_folder()) if not missing else f"needs {', '.join(missing)}: {EMBEDDED_INSTALL}"
     yield Check(f"model {EMBEDDED_LABEL}", "note" if missing else "ok", found)
-    groups: dict[tuple[str, str], list[str]] = {}
-    for kind, known in ARCHITECTURES.items():
-        if kind in CONFIG_MAPPING:
-            groups.setdefault((known.state, known.note), []).append(kind)
-    for (state, note), kinds in groups.items():
-        what = {"supported": "models", "noted": "models, with a note", "refused": "models refused"}[state]
-        yield Check(what, "ok", f"{note}: {', '.join(kinds)}" if note else f"supported, tested: {', '.join(kinds)}")
+    here = {kind: each for kind, each in ARCHITECTURES.items() if kind in CONFIG_MAPPING}
+    for each, kinds in groups(here).items():
+        what = {"supported": "models", "noted": "models, with a note", "refused": "models refused"}[each.state]
+        yield Check(
+            what, "ok", f"{each.note}: {', '.join(kinds)}" if each.note else f"supported, tested: {', '.join(kinds)}"
+        )
     yield Check("other models", "ok", "try --model: its logits are compared with those of transformers' cache")
 
 

@@ -7,6 +7,7 @@ not here is tried all the same; what it does that cannot be served is refused by
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,6 +78,24 @@ def _table() -> dict[str, Architecture]:
 ARCHITECTURES = _table()
 
 
+def groups(known: Mapping[str, Architecture] = ARCHITECTURES) -> dict[Architecture, list[str]]:
+    """The model_types that share a state and a note."""
+    found: dict[Architecture, list[str]] = {}
+    for state in ("supported", "noted", "refused"):
+        for kind, each in known.items():
+            if each.state == state:
+                found.setdefault(each, []).append(kind)
+    return found
+
+
+def as_markdown() -> str:
+    """The table as docs/models.md has it; `python -m reasonalloc.hf.architectures` prints it."""
+    heads = {"supported": "supported", "noted": "supported:", "refused": "refused:"}
+    lines = ["| | `model_type` |", "| --- | --- |"]
+    lines += [f"| {heads[x.state]} {x.note}".rstrip() + f" | {', '.join(kinds)} |" for x, kinds in groups().items()]
+    return "\n".join(lines) + "\n"
+
+
 def architecture(model: Any) -> Architecture | None:
     """What is known of a model's decoder; None if it is not in the table."""
     config = model.config
@@ -88,3 +107,7 @@ def refusal(model: Any) -> str | None:
     """Why a model cannot have a cache with a budget, where that is known; None if nothing is known against it."""
     known = architecture(model)
     return known.note if known is not None and known.state == "refused" else None
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
