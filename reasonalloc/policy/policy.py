@@ -11,7 +11,6 @@ from reasonalloc.policy.scorers import Scorer
 from reasonalloc.policy.storage import Storage
 from reasonalloc.policy.view import Settings
 
-
 _MOST_AHEAD = 1024
 
 
