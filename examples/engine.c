@@ -100,7 +100,10 @@ typedef struct engine {
 static engine make_engine(int rows)
 {
     const double wave[LAYERS] = {180, 60, 40, 120}; /* tokens that hold 93 % of a layer's attention */
-    const ra_layer_config config = {.rows = rows, .kv_heads = KV_HEADS, .query_heads = QUERY_HEADS, .window = WINDOW,
+    const ra_layer_config config = {.rows = rows,
+                                    .kv_heads = KV_HEADS,
+                                    .query_heads = QUERY_HEADS,
+                                    .window = WINDOW,
                                     .scorer = ra_scorer_find("rkv")};
     engine e = {.rows_used = rows};
     CHECK(ra_robustify(wave, LAYERS, BUDGET * KV_HEADS * LAYERS, 0.5, 0.25, 2, WINDOW * KV_HEADS, e.totals));
@@ -119,7 +122,8 @@ static double error_of(const ra_layer *layer, int row, const float *queries, con
     for (int h = 0; h < QUERY_HEADS; h++) {
         int head = h * KV_HEADS / QUERY_HEADS;
         int64_t n = ra_layer_slots(layer)[row * KV_HEADS + head];
-        float *keys = malloc((size_t)n * HEAD_DIM * sizeof *keys), *values = malloc((size_t)n * HEAD_DIM * sizeof *values);
+        float *keys = malloc((size_t)n * HEAD_DIM * sizeof *keys),
+              *values = malloc((size_t)n * HEAD_DIM * sizeof *values);
         double *p = malloc((size_t)n * sizeof *p), sum = 0;
         CHECK(ra_layer_read(layer, row, head, false, keys));
         CHECK(ra_layer_read(layer, row, head, true, values));
@@ -147,7 +151,11 @@ static void cut(engine *e, int l, const bool *due)
     int64_t totals[ROWS], protect[ROWS] = {0}, budgets[ROWS * KV_HEADS], missing, before[ROWS * KV_HEADS];
     double lost[ROWS * KV_HEADS];
     bool was_cut[ROWS];
-    ra_cut order = {.totals = totals, .protect_below = protect, .budgets = budgets, .lost = lost, .cut = was_cut,
+    ra_cut order = {.totals = totals,
+                    .protect_below = protect,
+                    .budgets = budgets,
+                    .lost = lost,
+                    .cut = was_cut,
                     .score = {.scorer = ra_scorer_find("rkv"), .alpha = 0.1f, .threshold = 0.5f, .kernel = 7},
                     .route = {.heads = RA_HEADS_ROUTE, .gamma = 0.5, .lo = 0.25, .hi = 2, .mu = 0.25}};
     for (int r = 0; r < e->rows_used; r++)
@@ -169,7 +177,8 @@ static void cut(engine *e, int l, const bool *due)
 /* A step of all sequences. The tokens of all rows are packed into one [1, heads, T, D]; here token-major. */
 static void step(engine *e)
 {
-    static float keys[MOST_TOKENS * KEYS], values[MOST_TOKENS * KEYS], queries[MOST_TOKENS * QUERIES], out[MOST_TOKENS * QUERIES];
+    static float keys[MOST_TOKENS * KEYS], values[MOST_TOKENS * KEYS], queries[MOST_TOKENS * QUERIES],
+        out[MOST_TOKENS * QUERIES];
     int64_t begin[ROWS + 1] = {0}, index[MOST_TOKENS], cut_in[ROWS];
     bool due[ROWS] = {false};
     int64_t total = 0;
@@ -194,11 +203,15 @@ static void step(engine *e)
                 make_token(request, l, place, 1, KV_HEADS, values + i * KEYS);
                 make_token(request, l, place, 2, QUERY_HEADS, queries + i * QUERIES);
             }
-        const ra_step order = {.begin = begin, .index = index, .scale = 1 / sqrtf(HEAD_DIM), .cut_in = cut_in,
-                               .queries = {.data = queries, .dtype = RA_F32, .stride_head = HEAD_DIM, .stride_token = QUERIES},
-                               .keys = {.data = keys, .dtype = RA_F32, .stride_head = HEAD_DIM, .stride_token = KEYS},
-                               .values = {.data = values, .dtype = RA_F32, .stride_head = HEAD_DIM, .stride_token = KEYS},
-                               .out = {.data = out, .dtype = RA_F32, .stride_token = QUERIES}};
+        const ra_step order = {
+            .begin = begin,
+            .index = index,
+            .scale = 1 / sqrtf(HEAD_DIM),
+            .cut_in = cut_in,
+            .queries = {.data = queries, .dtype = RA_F32, .stride_head = HEAD_DIM, .stride_token = QUERIES},
+            .keys = {.data = keys, .dtype = RA_F32, .stride_head = HEAD_DIM, .stride_token = KEYS},
+            .values = {.data = values, .dtype = RA_F32, .stride_head = HEAD_DIM, .stride_token = KEYS},
+            .out = {.data = out, .dtype = RA_F32, .stride_token = QUERIES}};
         reserve(e->pool, e->layers[l], begin);
         CHECK(ra_layer_step(e->layers[l], &order, NULL));
         for (int r = 0; r < e->rows_used; r++)
@@ -286,8 +299,8 @@ int main(void)
     }
 
     ra_pool_info info = ra_pool_get_info(e.pool);
-    printf("instruction set %s, %d steps, %lld slots evicted in %lld cuts of a head, mean attention lost %.4f\n", ra_isa(),
-           steps, (long long)e.evicted, (long long)e.cuts, e.lost / (double)(e.cuts ? e.cuts : 1));
+    printf("instruction set %s, %d steps, %lld slots evicted in %lld cuts of a head, mean attention lost %.4f\n",
+           ra_isa(), steps, (long long)e.evicted, (long long)e.cuts, e.lost / (double)(e.cuts ? e.cuts : 1));
     printf("pages in use at most %lld (%lld bytes)\n", (long long)info.peak_used,
            (long long)info.peak_used * (long long)ra_pool_page_bytes(e.pool));
     printf("attention error against a double loop: %.2e; request 4 alone holds %s\n", e.worst,

@@ -85,8 +85,8 @@ size_t ra_route_bytes(int64_t heads, int64_t scores)
 static ra_status robustify(const double *x, int64_t n, int64_t total, double gamma, double lo, double hi, double floor_,
                            ra_scratch *scratch, int64_t *out)
 {
-    if (n < 1 || !x || !out || total < 0 || total > RA_MAX_TOTAL || !(gamma >= 0 && gamma <= RA_MAX_GAMMA) || !(lo >= 0 && lo <= 1) ||
-        !(hi >= 1) || !(floor_ >= 0))
+    if (n < 1 || !x || !out || total < 0 || total > RA_MAX_TOTAL || !(gamma >= 0 && gamma <= RA_MAX_GAMMA) ||
+        !(lo >= 0 && lo <= 1) || !(hi >= 1) || !(floor_ >= 0))
         return RA_ERR_ARGUMENT;
     double highest = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -169,8 +169,9 @@ ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t
         uniform(heads, total, out);
         return RA_OK;
     }
-    if (config->heads == RA_HEADS_ROUTE ? !(config->mu >= 0 && config->mu <= 1)
-                                        : config->heads != RA_HEADS_POOLED || !(config->safeguard >= 0 && config->safeguard <= 1))
+    if (config->heads == RA_HEADS_ROUTE
+            ? !(config->mu >= 0 && config->mu <= 1)
+            : config->heads != RA_HEADS_POOLED || !(config->safeguard >= 0 && config->safeguard <= 1))
         return RA_ERR_ARGUMENT;
     for (int64_t h = 0; h < heads; h++)
         if (!ra_all_finite(RA_F32, scores[h], counts[h]))
@@ -188,7 +189,8 @@ ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t
         sum += claims[h];
     for (int64_t h = 0; h < heads; h++)
         claims[h] = (1 - share) * claims[h] * (sum > 0 ? (double)total / sum : 1) + share * mean;
-    return robustify(claims, heads, total, 1, 0, (double)heads, fmax(floor(share * mean), (double)window), scratch, out);
+    return robustify(claims, heads, total, 1, 0, (double)heads, fmax(floor(share * mean), (double)window), scratch,
+                     out);
 }
 
 ra_status ra_route(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,

@@ -129,8 +129,8 @@ static ra_status allocate_row(const ra_layer *layer, int64_t row, int64_t protec
         lists.scores[head] = ra_scores_of(layer, ra_pair(layer, row, head)) + base;
         lists.counts[head] = ra_older(layer, ra_pair(layer, row, head)) - base;
     }
-    ra_status status =
-        ra_route_in(lists.scores, lists.counts, H, layer->window, total - H * base, route, &lists.rest, budgets);
+    ra_status status = ra_route_in(lists.scores, lists.counts, H, layer->window, total - H * base, route, &lists.rest,
+                                   budgets);
     for (int64_t head = 0; status == RA_OK && head < H; head++)
         budgets[head] += base;
     return status;

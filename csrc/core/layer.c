@@ -22,9 +22,16 @@ static bool needs(const ra_layer *layer, int stat)
 static bool new_lists(ra_layer *to, int64_t rows, int64_t pages)
 {
     int64_t pairs, entries, d = to->pool->head_dim;
-    *to = (ra_layer){.pool = to->pool, .kv_heads = to->kv_heads, .query_heads = to->query_heads, .group = to->group,
-                     .window = to->window, .scorer = to->scorer, .scale = to->scale, .softcap = to->softcap,
-                     .rows = rows, .pages = pages};
+    *to = (ra_layer){.pool = to->pool,
+                     .kv_heads = to->kv_heads,
+                     .query_heads = to->query_heads,
+                     .group = to->group,
+                     .window = to->window,
+                     .scorer = to->scorer,
+                     .scale = to->scale,
+                     .softcap = to->softcap,
+                     .rows = rows,
+                     .pages = pages};
     if (pages > INT32_MAX / PAGE || !ra_size_of(rows, to->kv_heads, 1, 1, &pairs) ||
         !ra_size_of(pairs, pages, PAGE, 4, &entries))
         return false;
@@ -96,8 +103,7 @@ static void copy_head(const ra_layer *from, int64_t source, ra_layer *to, int64_
             continue;
         for (int field = 0; field < ra_stats[s]->fields; field++)
             memcpy(ra_column_of(to, s, field, target), ra_column_of(from, s, field, source), bytes);
-        memcpy(ra_state_of(to, s, target), ra_state_of(from, s, source),
-               ra_stats[s]->head_bytes(from->pool->head_dim));
+        memcpy(ra_state_of(to, s, target), ra_state_of(from, s, source), ra_stats[s]->head_bytes(from->pool->head_dim));
     }
 }
 
@@ -142,8 +148,11 @@ ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer
     ra_layer *layer = ra_new_zeroed(1, sizeof *layer);
     if (!layer)
         return RA_ERR_NO_MEMORY;
-    *layer = (ra_layer){.pool = pool, .kv_heads = config->kv_heads, .query_heads = config->query_heads,
-                        .group = config->query_heads / config->kv_heads, .window = config->window,
+    *layer = (ra_layer){.pool = pool,
+                        .kv_heads = config->kv_heads,
+                        .query_heads = config->query_heads,
+                        .group = config->query_heads / config->kv_heads,
+                        .window = config->window,
                         .scorer = config->scorer};
     if (!new_lists(layer, config->rows, DEFAULT_PAGES) || !new_rows(layer) || !new_sinks(layer)) {
         free_lists(layer);

@@ -7,12 +7,12 @@
 
 /* Rows of a layer whose cut has begun: what the phases leave for each other. */
 typedef struct ra_cut_state {
-    bool *cut;         /* [R], NULL while no cut has begun */
-    int64_t *totals;   /* [R] */
-    float *scores;     /* [R, H, 16 (M + 1)]: one page more, for a list that is one longer than the slots */
-    int32_t *kept;     /* [R, H, 16 (M + 1)] slots that stay, ascending */
-    int32_t *keep;     /* [R, H] their number, -1 before they are chosen */
-    int64_t pages;     /* M of these lists */
+    bool *cut;       /* [R], NULL while no cut has begun */
+    int64_t *totals; /* [R] */
+    float *scores;   /* [R, H, 16 (M + 1)]: one page more, for a list that is one longer than the slots */
+    int32_t *kept;   /* [R, H, 16 (M + 1)] slots that stay, ascending */
+    int32_t *keep;   /* [R, H] their number, -1 before they are chosen */
+    int64_t pages;   /* M of these lists */
     int64_t rows;
     bool begun;
 } ra_cut_state;
@@ -21,20 +21,20 @@ struct ra_layer {
     ra_pool *pool;
     int64_t rows, kv_heads, query_heads, group, window;
     const ra_scorer *scorer;
-    int64_t pages;       /* M: room of each head's list */
-    int32_t *table;      /* [R, H, M] */
-    int32_t *slots;      /* [R, H] */
-    int32_t *positions;  /* [R, H, 16 M] */
+    int64_t pages;           /* M: room of each head's list */
+    int32_t *table;          /* [R, H, M] */
+    int32_t *slots;          /* [R, H] */
+    int32_t *positions;      /* [R, H, 16 M] */
     void *columns[RA_STATS]; /* [R, H][fields][16 M] of 4 bytes, NULL where the scorer does not need it */
     char *states[RA_STATS];  /* [R, H] of ra_stat.head_bytes */
-    int64_t *tokens;     /* [R] given so far */
-    float *queries;      /* [R][window][Hq][D], a ring: the query of token i lies at i % window */
-    int64_t *q_begin;    /* [R] oldest and one past the newest query in it */
+    int64_t *tokens;         /* [R] given so far */
+    float *queries;          /* [R][window][Hq][D], a ring: the query of token i lies at i % window */
+    int64_t *q_begin;        /* [R] oldest and one past the newest query in it */
     int64_t *q_end;
     float scale, softcap; /* of the logits, as the newest step had them; scale 0: 1 / sqrt(D) */
     float *sinks;         /* [Hq], likewise; -INFINITY: none */
-    bool pending;        /* a step was reserved and has not come yet */
-    int64_t reserved;    /* pages, for the next step */
+    bool pending;         /* a step was reserved and has not come yet */
+    int64_t reserved;     /* pages, for the next step */
     /* A step of rows of at most `ready_tokens` new tokens, after which heads have at most `ready_slots` slots, needs no more
      * scratch than `ready_bytes`. */
     int64_t ready_tokens, ready_slots;
@@ -63,7 +63,8 @@ static inline void *ra_state_of(const ra_layer *layer, int stat, int64_t pair)
 }
 static inline ra_span ra_span_of(const ra_layer *layer, int64_t pair)
 {
-    ra_span span = ra_span_with(layer->pool->format, layer->pool->head_dim, layer->slots[pair], ra_pages_of(layer, pair));
+    ra_span span = ra_span_with(layer->pool->format, layer->pool->head_dim, layer->slots[pair],
+                                ra_pages_of(layer, pair));
     span.memory = layer->pool->memory;
     return span;
 }
@@ -91,8 +92,7 @@ static inline int64_t ra_protected(const ra_layer *layer, int64_t pair, int64_t 
 /* The query of token `index` of a row, [Hq][D]. */
 static inline float *ra_query(const ra_layer *layer, int64_t row, int64_t index)
 {
-    return layer->queries +
-           (row * layer->window + index % layer->window) * layer->query_heads * layer->pool->head_dim;
+    return layer->queries + (row * layer->window + index % layer->window) * layer->query_heads * layer->pool->head_dim;
 }
 
 /* ---- tiles of queries ---- */

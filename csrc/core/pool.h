@@ -14,18 +14,18 @@ struct ra_pool {
     const struct ra_backend *backend;
     int64_t head_dim;
     size_t page_bytes;
-    void **memory;     /* by page id; NULL for ids whose slab is gone */
-    int32_t *refs;     /* owners of a page */
-    int32_t *slab_of;  /* slab of a page */
-    int32_t *free_ids; /* stack of pages without owner */
+    void **memory;      /* by page id; NULL for ids whose slab is gone */
+    int32_t *refs;      /* owners of a page */
+    int32_t *slab_of;   /* slab of a page */
+    int32_t *free_ids;  /* stack of pages without owner */
     int32_t *spare_ids; /* stack of ids without memory */
     int64_t ids, free_count, spare_count;
     int64_t reserved; /* of the free ones, for steps that are about to come */
     ra_slab *slabs;
     int64_t slab_count;
     ra_pool_info info;
-    ra_layer *layers;   /* whose tables trim rewrites */
-    ra_scratch scratch; /* of one call at a time */
+    ra_layer *layers;    /* whose tables trim rewrites */
+    ra_scratch scratch;  /* of one call at a time */
     size_t scratch_need; /* of the newest reserve or cut */
 };
 

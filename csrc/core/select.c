@@ -81,7 +81,8 @@ ra_status ra_select_into(const float *scores, int64_t count, int64_t keep, int64
 
 ra_status ra_select(const float *scores, int64_t count, int64_t keep, int64_t protect, int64_t *out)
 {
-    if (count < 0 || count > INT32_MAX || keep < 0 || keep > count || protect < 0 || (count && !scores) || (keep && !out))
+    if (count < 0 || count > INT32_MAX || keep < 0 || keep > count || protect < 0 || (count && !scores) ||
+        (keep && !out))
         return RA_ERR_ARGUMENT;
     float *floats = ra_new(count, sizeof *floats);
     bool *flags = ra_new(count, sizeof *flags);

@@ -17,7 +17,9 @@ static inline ra_streams ra_streams_of(size_t bytes)
     int64_t segments = 1;
     while (segments < RA_STREAMS && bytes / (size_t)segments > 4096) /* the processor's prefetchers stop at 4 KiB */
         segments *= 2;
-    return (ra_streams){.segments = segments, .depth = RA_STREAMS / segments, .segment = bytes / (size_t)segments,
+    return (ra_streams){.segments = segments,
+                        .depth = RA_STREAMS / segments,
+                        .segment = bytes / (size_t)segments,
                         .part = bytes / RA_STREAMS};
 }
 
@@ -26,8 +28,8 @@ static inline void ra_streams_point(const ra_streams *s, const char *const *next
 {
     for (int64_t step = 0; step < s->depth; step++)
         for (int64_t i = 0; i < s->segments; i++)
-            ahead->stream[step * s->segments + i] =
-                next[step] + (size_t)(s->depth - 1 - step) * s->part + (size_t)i * s->segment;
+            ahead->stream[step * s->segments + i] = next[step] + (size_t)(s->depth - 1 - step) * s->part +
+                                                    (size_t)i * s->segment;
 }
 
 /* The streams for reading page `page` of one head; past its last page that one again. */

@@ -14,7 +14,7 @@
 
 /* Queries of one tile, what they have gathered so far, and the number of slots that each may see. */
 typedef struct tile {
-    int64_t m, first; /* queries, and number of the first */
+    int64_t m, first;                             /* queries, and number of the first */
     float q[RA_TILE_FLOATS], acc[RA_TILE_FLOATS]; /* [m][D] */
     float sums[RA_TILE_ROWS * PAGE], top[RA_TILE_ROWS];
     int64_t limit[RA_TILE_ROWS];
@@ -188,10 +188,7 @@ static void store_tile(const ra_attend_job *job, int64_t pair, tile *t)
 
 /* ---- Chunks: what a tile gathered, [m][D + PAGE + 1] floats ---- */
 
-static int64_t partial_floats(int64_t m, int64_t d)
-{
-    return m * (d + PAGE + 1);
-}
+static int64_t partial_floats(int64_t m, int64_t d) { return m * (d + PAGE + 1); }
 
 static void save_partial(const tile *t, int64_t d, float *to)
 {
@@ -277,7 +274,9 @@ static int64_t list_tasks(const ra_attend_job *job, task *tasks, float *partials
             for (int64_t begin = 0; begin == 0 || begin < pages; begin += chunk) {
                 bool split = pages > chunk;
                 if (tasks)
-                    tasks[count] = (task){.pair = pair, .first = first, .begin = begin,
+                    tasks[count] = (task){.pair = pair,
+                                          .first = first,
+                                          .begin = begin,
                                           .end = ra_min(pages, begin + chunk),
                                           .partial = split ? partials + used : NULL};
                 used += split ? partial_floats(ra_min(height, queries - first), d) : 0;
@@ -294,7 +293,8 @@ size_t ra_attend_bytes(int64_t pairs, int64_t group, int64_t head_dim, int64_t s
     ra_scratch count = {0};
     if (!ra_size_of(group, ra_max(tokens, 1), 1, 1, &queries) ||
         !ra_size_of(pairs, queries / height + 1, tokens > 1 ? 1 : chunks, (int64_t)sizeof(task), &tasks) ||
-        !ra_size_of(tasks / (int64_t)sizeof(task), partial_floats(ra_min(height, queries), head_dim), tokens > 1 ? 0 : 1, 4, &floats) ||
+        !ra_size_of(tasks / (int64_t)sizeof(task), partial_floats(ra_min(height, queries), head_dim),
+                    tokens > 1 ? 0 : 1, 4, &floats) ||
         !ra_scratch_take(&count, tasks, 1) || !ra_scratch_take(&count, floats, 1))
         return SIZE_MAX / 4;
     return count.used + 64;

@@ -5,16 +5,16 @@
 #include "layer.h"
 
 typedef struct ra_attend_job {
-    const ra_span *spans;              /* [rows][kv_heads] */
+    const ra_span *spans; /* [rows][kv_heads] */
     int64_t rows, kv_heads, group, head_dim;
-    const int64_t *begin, *index;      /* as in ra_step */
+    const int64_t *begin, *index; /* as in ra_step */
     int64_t tokens;
     ra_tokens queries;
     float scale, softcap;
-    const float *sinks;                /* [kv_heads * group] or NULL */
-    const uint8_t *visible;            /* as in ra_step; needs positions */
+    const float *sinks;     /* [kv_heads * group] or NULL */
+    const uint8_t *visible; /* as in ra_step; needs positions */
     int64_t visible_stride;
-    const int32_t *const *positions;   /* [rows][kv_heads], or NULL */
+    const int32_t *const *positions; /* [rows][kv_heads], or NULL */
     ra_output out;
     /* NULL, or for each (row, head) NULL or a place for the logits of its one new token, [group][slots, whole pages] */
     float *const *logits;

@@ -57,11 +57,21 @@ ra_status ra_attend_paged(ra_dtype dtype, const void *queries, const void *pages
         spans[i] = ra_span_with(ra_format_of(dtype), head_dim, lengths[i], table + i * table_pages);
         spans[i].base = pages;
     }
-    ra_attend_job job = {.spans = spans, .rows = rows, .kv_heads = kv_heads, .group = query_heads / kv_heads,
-                         .head_dim = head_dim, .tokens = tokens, .scale = scale,
-                         .queries = {.data = queries, .dtype = dtype, .stride_row = query_heads * tokens * head_dim,
-                                     .stride_head = tokens * head_dim, .stride_token = head_dim},
-                         .out = {.data = out, .dtype = dtype, .stride_row = tokens * query_heads * head_dim,
+    ra_attend_job job = {.spans = spans,
+                         .rows = rows,
+                         .kv_heads = kv_heads,
+                         .group = query_heads / kv_heads,
+                         .head_dim = head_dim,
+                         .tokens = tokens,
+                         .scale = scale,
+                         .queries = {.data = queries,
+                                     .dtype = dtype,
+                                     .stride_row = query_heads * tokens * head_dim,
+                                     .stride_head = tokens * head_dim,
+                                     .stride_token = head_dim},
+                         .out = {.data = out,
+                                 .dtype = dtype,
+                                 .stride_row = tokens * query_heads * head_dim,
                                  .stride_token = query_heads * head_dim}};
     ra_status status = ra_attend_run(&job, &scratch, parallel);
     free(scratch.memory);

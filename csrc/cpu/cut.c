@@ -60,7 +60,8 @@ size_t ra_cpu_cut_bytes(const ra_layer *layer, int64_t slots)
     ra_scratch_take(&count, pairs, sizeof(ra_status));
     ra_scratch_take(&count, pairs, sizeof(move_plan));
     ra_scratch_take(&count, ra_min(pairs, heads_at_once(each)), each);
-    size_t route = ra_route_bytes(layer->kv_heads, layer->kv_heads * slots) + (size_t)(layer->rows + 3) * (size_t)layer->kv_heads * 8;
+    size_t route = ra_route_bytes(layer->kv_heads, layer->kv_heads * slots) +
+                   (size_t)(layer->rows + 3) * (size_t)layer->kv_heads * 8;
     return (count.used > route ? count.used : route) + 512;
 }
 
@@ -72,8 +73,8 @@ typedef struct cut_job {
     const int64_t *protect_below, *budgets;
     double *lost;
     ra_status (*work)(const struct cut_job *job, int64_t pair, ra_scratch *scratch);
-    int64_t first;    /* of the heads that are worked on now */
-    char *memory;     /* theirs, `each` bytes a head */
+    int64_t first; /* of the heads that are worked on now */
+    char *memory;  /* theirs, `each` bytes a head */
     size_t each;
     ra_status *status; /* [R, H] */
 } cut_job;
@@ -178,7 +179,11 @@ static ra_status choose_head(const cut_job *job, int64_t pair, ra_scratch *scrat
 ra_status ra_cpu_choose(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost,
                         ra_parallel parallel)
 {
-    cut_job job = {.layer = layer, .protect_below = protect_below, .budgets = budgets, .lost = lost, .work = choose_head};
+    cut_job job = {.layer = layer,
+                   .protect_below = protect_below,
+                   .budgets = budgets,
+                   .lost = lost,
+                   .work = choose_head};
     return run_job(&job, parallel);
 }
 
@@ -234,7 +239,8 @@ static void move_head(const move_job *job, int64_t pair)
     const move_plan *plan = &job->plans[pair];
     const int32_t *kept = ra_kept_of(layer, pair);
     int64_t keep = layer->cut.keep[pair], first_page = plan->prefix / PAGE;
-    const int32_t *pages = ra_pages_of(layer, pair), *targets = plan->fresh ? job->taken + plan->taken : pages + first_page;
+    const int32_t *pages = ra_pages_of(layer, pair),
+                  *targets = plan->fresh ? job->taken + plan->taken : pages + first_page;
     int64_t i = plan->fresh ? first_page * PAGE : plan->prefix, end = first_page * PAGE; /* survivors before it stay */
     ra_span span = ra_span_of(layer, pair);
     ra_streams streams = ra_streams_of(pool->page_bytes);
@@ -255,8 +261,8 @@ static void move_head(const move_job *job, int64_t pair)
             uint8_t from[PAGE];
             for (int64_t t = 0; t < count; t++)
                 from[t] = (uint8_t)(kept[i + t] % PAGE);
-            pool->format->move(pool->memory[pages[page]], from, pool->memory[targets[i / PAGE - first_page]], i % PAGE, count,
-                               pool->head_dim);
+            pool->format->move(pool->memory[pages[page]], from, pool->memory[targets[i / PAGE - first_page]], i % PAGE,
+                               count, pool->head_dim);
             i += count;
         }
         ra_prefetch(&ahead, streams.part / 2, streams.part);
@@ -303,7 +309,8 @@ ra_status ra_cpu_apply(ra_layer *layer, ra_parallel parallel)
     ra_scratch_take(&count, need, sizeof(int32_t));
     if (!ra_pool_scratch(layer->pool, count.used + 64))
         return RA_ERR_NO_MEMORY;
-    move_job job = {.layer = layer, .plans = ra_scratch_take(scratch, pairs, sizeof *job.plans),
+    move_job job = {.layer = layer,
+                    .plans = ra_scratch_take(scratch, pairs, sizeof *job.plans),
                     .taken = ra_scratch_take(scratch, need, sizeof *job.taken)};
     int64_t taken = 0;
     for (int64_t pair = 0; pair < pairs; pair++) {

@@ -79,10 +79,11 @@ static void append_heads(int64_t begin, int64_t end, void *context)
         int32_t *positions = ra_positions_of(layer, pair);
         for (int64_t i = 0, run; i < fresh; i += run, slot += run) {
             int64_t place = place_of(job->step, row, i);
-            ra_rows keys = rows_at(&job->step->keys, row, head, place), values = rows_at(&job->step->values, row, head, place);
+            ra_rows keys = rows_at(&job->step->keys, row, head, place),
+                    values = rows_at(&job->step->values, row, head, place);
             run = run_of(job->step, row, i, fresh, slot);
-            pool->format->write(pool->memory[ra_pages_of(layer, pair)[slot / PAGE]], slot % PAGE, run, pool->head_dim, &keys,
-                                &values);
+            pool->format->write(pool->memory[ra_pages_of(layer, pair)[slot / PAGE]], slot % PAGE, run, pool->head_dim,
+                                &keys, &values);
             for (int64_t t = 0; t < run; t++)
                 positions[slot + t] = (int32_t)(layer->tokens[row] + i + t);
         }
@@ -104,9 +105,8 @@ static void observe(ra_layer *layer, const ra_step *step)
             layer->q_begin[row] = first; /* a gap: what is there is not contiguous any more */
         for (int64_t i = ra_max(0, fresh - layer->window); i < fresh; i++)
             for (int64_t head = 0; head < layer->query_heads; head++)
-                ra_kernels_get()->page[queries->dtype].to_float(
-                    token_at(queries, row, head, place_of(step, row, i)), d,
-                    ra_query(layer, row, first + i) + (size_t)head * d);
+                ra_kernels_get()->page[queries->dtype].to_float(token_at(queries, row, head, place_of(step, row, i)), d,
+                                                                ra_query(layer, row, first + i) + (size_t)head * d);
         layer->q_end[row] = end;
         layer->q_begin[row] = ra_max(layer->q_begin[row], end - layer->window);
     }
@@ -175,11 +175,22 @@ static ra_status attend(step_job *job, ra_parallel parallel)
     }
     job->logits = room_for_logits(layer, step, scratch);
     job->floats = job->logits ? ra_scratch_take(scratch, pairs * job->most, sizeof *job->floats) : NULL;
-    ra_attend_job attention = {.spans = spans, .rows = layer->rows, .kv_heads = layer->kv_heads, .group = layer->group,
-                               .head_dim = layer->pool->head_dim, .begin = step->begin, .index = step->index,
-                               .tokens = step->tokens, .queries = step->queries, .scale = step->scale,
-                               .softcap = step->softcap, .sinks = step->sinks, .visible = step->visible,
-                               .visible_stride = step->visible_stride, .positions = positions, .out = step->out,
+    ra_attend_job attention = {.spans = spans,
+                               .rows = layer->rows,
+                               .kv_heads = layer->kv_heads,
+                               .group = layer->group,
+                               .head_dim = layer->pool->head_dim,
+                               .begin = step->begin,
+                               .index = step->index,
+                               .tokens = step->tokens,
+                               .queries = step->queries,
+                               .scale = step->scale,
+                               .softcap = step->softcap,
+                               .sinks = step->sinks,
+                               .visible = step->visible,
+                               .visible_stride = step->visible_stride,
+                               .positions = positions,
+                               .out = step->out,
                                .logits = job->logits};
     ra_status status = ra_attend_run(&attention, scratch, parallel);
     if (status == RA_OK && job->logits && job->floats)

@@ -47,8 +47,13 @@ typedef struct ra_span {
 
 static inline ra_span ra_span_with(const ra_format *format, int64_t d, int64_t slots, const int32_t *ids)
 {
-    return (ra_span){.format = format, .kernels = &ra_kernels_get()->page[format->id], .d = d, .slots = slots,
-                     .page_bytes = format->page_bytes(d), .value_offset = format->value_offset(d), .ids = ids};
+    return (ra_span){.format = format,
+                     .kernels = &ra_kernels_get()->page[format->id],
+                     .d = d,
+                     .slots = slots,
+                     .page_bytes = format->page_bytes(d),
+                     .value_offset = format->value_offset(d),
+                     .ids = ids};
 }
 static inline const char *ra_span_k(const ra_span *span, int64_t page)
 {

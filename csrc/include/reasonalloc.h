@@ -123,12 +123,12 @@ ra_status ra_pool_add_slab(ra_pool *pool, void *memory, int64_t pages, int64_t *
 ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64_t capacity, int64_t *out_count);
 
 typedef struct ra_pool_info {
-    int64_t pages;      /* lent in all */
-    int64_t used;       /* with at least one owner */
-    int64_t free;       /* pages - used */
-    int64_t peak_used;  /* highest `used` since creation or ra_pool_reset_peak */
+    int64_t pages;     /* lent in all */
+    int64_t used;      /* with at least one owner */
+    int64_t free;      /* pages - used */
+    int64_t peak_used; /* highest `used` since creation or ra_pool_reset_peak */
     int64_t slabs;
-    int64_t shared;     /* with more than one owner */
+    int64_t shared; /* with more than one owner */
 } ra_pool_info;
 ra_pool_info ra_pool_get_info(const ra_pool *pool);
 void ra_pool_reset_peak(ra_pool *pool);
@@ -311,7 +311,8 @@ ra_status ra_cut_score(ra_layer *layer, const int64_t *totals, const ra_score_co
 float *ra_cut_scores(ra_layer *layer, int64_t row, int64_t head, int64_t *count);
 /* 2. Head budgets [R, H] of the rows that are cut. Tokens at positions below protect_below[r] go last; what every head
  * still has of them is not routed: a head must not lose them because others score higher. */
-ra_status ra_cut_allocate(ra_layer *layer, const int64_t *protect_below, const ra_route_config *route, int64_t *budgets);
+ra_status ra_cut_allocate(ra_layer *layer, const int64_t *protect_below, const ra_route_config *route,
+                          int64_t *budgets);
 /* 3. Which slots stay: of each head the window and the best of the older tokens; a head with fewer slots than its budget
  * keeps them. lost (may be NULL) [R, H]: attention mass of the newest query, mean over the group, on what goes. */
 ra_status ra_cut_choose(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost,

@@ -25,8 +25,11 @@ int ra_parse_score_config(PyObject *tuple, ra_score_config *out)
     if (!PyArg_ParseTuple(tuple, "sddLK;score is (scorer, alpha, threshold, kernel, seed)", &scorer, &alpha, &threshold,
                           &kernel, &seed))
         return -1;
-    *out = (ra_score_config){.scorer = ra_scorer_find(scorer), .alpha = (float)alpha, .threshold = (float)threshold,
-                             .kernel = kernel, .seed = seed};
+    *out = (ra_score_config){.scorer = ra_scorer_find(scorer),
+                             .alpha = (float)alpha,
+                             .threshold = (float)threshold,
+                             .kernel = kernel,
+                             .seed = seed};
     if (!out->scorer) {
         PyErr_Format(PyExc_ValueError, "scorer '%s' is unknown", scorer);
         return -1;
@@ -55,7 +58,8 @@ static PyObject *budgets_error(ra_status status, const char *infeasible, long lo
     return ra_raise(status, "budgets");
 }
 
-PyDoc_STRVAR(robustify_doc, "robustify(x, total, gamma, lo, hi, floor, out)\n--\n\nfloat64 x -> int64 out; ra_robustify.");
+PyDoc_STRVAR(robustify_doc,
+             "robustify(x, total, gamma, lo, hi, floor, out)\n--\n\nfloat64 x -> int64 out; ra_robustify.");
 
 static PyObject *robustify(PyObject *module, PyObject *args)
 {
@@ -188,24 +192,20 @@ static PyObject *score_dense(PyObject *module, PyObject *args)
                    {4, "importance", (Py_ssize_t)(tokens - window), 1},
                    {5, "redundancy", (Py_ssize_t)tokens, 1}};
     Py_buffer buffers[5];
-    int held = 0;
+    int open = 0;
     PyObject *result = NULL;
-    for (; held < 5; held++)
-        if (ra_buffer(objects[wanted[held].object], wanted[held].name, 'f', wanted[held].count, wanted[held].writable,
-                      &buffers[held]))
+    for (; open < 5; open++)
+        if (ra_buffer(objects[wanted[open].object], wanted[open].name, 'f', wanted[open].count, wanted[open].writable,
+                      &buffers[open]))
             goto cleanup;
     ra_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = ra_score_dense(buffers[0].buf, group, window, buffers[1].buf, tokens, d, &config, buffers[2].buf,
-                            buffers[3].buf, buffers[4].buf);
-    Py_END_ALLOW_THREADS
-    if (status == RA_OK)
-        result = Py_NewRef(Py_None);
-    else
-        ra_raise(status, "queries or keys");
+    Py_BEGIN_ALLOW_THREADS status = ra_score_dense(buffers[0].buf, group, window, buffers[1].buf, tokens, d, &config,
+                                                   buffers[2].buf, buffers[3].buf, buffers[4].buf);
+    Py_END_ALLOW_THREADS if (status == RA_OK) result = Py_NewRef(Py_None);
+    else ra_raise(status, "queries or keys");
 cleanup:
-    while (held--)
-        PyBuffer_Release(&buffers[held]);
+    while (open--)
+        PyBuffer_Release(&buffers[open]);
     return result;
 }
 
@@ -236,9 +236,10 @@ static PyObject *register_torch_ops(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(read_probe_doc, "read_bandwidth_probe(buffer, streamed=False)\n--\n\n"
-                             "Reads a buffer, to its last whole 512 bytes, with the widest loads: in one stream or in 8 "
-                             "side by side.");
+PyDoc_STRVAR(read_probe_doc,
+             "read_bandwidth_probe(buffer, streamed=False)\n--\n\n"
+             "Reads a buffer, to its last whole 512 bytes, with the widest loads: in one stream or in 8 "
+             "side by side.");
 
 static PyObject *read_probe(PyObject *module, PyObject *args)
 {
@@ -249,10 +250,8 @@ static PyObject *read_probe(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "O|p:read_bandwidth_probe", &object, &streamed) ||
         PyObject_GetBuffer(object, &buffer, PyBUF_SIMPLE))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    ra_read_probe(buffer.buf, (size_t)buffer.len, streamed);
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&buffer);
+    Py_BEGIN_ALLOW_THREADS ra_read_probe(buffer.buf, (size_t)buffer.len, streamed);
+    Py_END_ALLOW_THREADS PyBuffer_Release(&buffer);
     Py_RETURN_NONE;
 }
 

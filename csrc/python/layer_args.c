@@ -63,12 +63,12 @@ int ra_head_number(const layer_object *self, PyObject *object, int64_t *out)
 void ra_release(ra_buffers *b)
 {
     while (b->count)
-        PyBuffer_Release(&b->held[--b->count]);
+        PyBuffer_Release(&b->views[--b->count]);
 }
 
 void *ra_take(ra_buffers *b, PyObject *object, const char *name, char kind, Py_ssize_t count, int writable)
 {
-    if (ra_buffer(object, name, kind, count, writable, &b->held[b->count]))
+    if (ra_buffer(object, name, kind, count, writable, &b->views[b->count]))
         return NULL;
-    return b->held[b->count++].buf;
+    return b->views[b->count++].buf;
 }

@@ -6,7 +6,10 @@
 
 static Py_ssize_t rows_of(const layer_object *self) { return (Py_ssize_t)ra_layer_rows(self->layer); }
 
-static Py_ssize_t pairs_of(const layer_object *self) { return rows_of(self) * (Py_ssize_t)ra_layer_kv_heads(self->layer); }
+static Py_ssize_t pairs_of(const layer_object *self)
+{
+    return rows_of(self) * (Py_ssize_t)ra_layer_kv_heads(self->layer);
+}
 
 /* 0 or the missing pages as a Python int, else an error. */
 static PyObject *pages_or_error(ra_status status, int64_t missing, const char *what)
@@ -14,11 +17,12 @@ static PyObject *pages_or_error(ra_status status, int64_t missing, const char *w
     return status == RA_OK || status == RA_ERR_NO_PAGES ? PyLong_FromLongLong(missing) : ra_raise(status, what);
 }
 
-const char ra_cut_doc[] = "cut(totals, protect_below, score, route, budgets, lost, cut)\n--\n\n"
-                          "Scores, routes and evicts every row whose slots exceed totals[row] (int64 [B]; negative: leave "
-                          "alone), all or none. score = (scorer, alpha, threshold, kernel, seed), route = (heads, gamma, lo, "
-                          "hi, mu, safeguard). Writes budgets int64 [B, H], lost float64 [B, H] of the rows that were cut, and "
-                          "cut bool [B]. Returns 0, or the pages to add before calling again.";
+const char ra_cut_doc
+    [] = "cut(totals, protect_below, score, route, budgets, lost, cut)\n--\n\n"
+         "Scores, routes and evicts every row whose slots exceed totals[row] (int64 [B]; negative: leave "
+         "alone), all or none. score = (scorer, alpha, threshold, kernel, seed), route = (heads, gamma, lo, "
+         "hi, mu, safeguard). Writes budgets int64 [B, H], lost float64 [B, H] of the rows that were cut, and "
+         "cut bool [B]. Returns 0, or the pages to add before calling again.";
 
 static PyObject *do_cut(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -37,18 +41,17 @@ static PyObject *do_cut(layer_object *self, PyObject *const *args, Py_ssize_t co
         !(cut.cut = ra_take(&b, args[6], "cut", 'b', rows_of(self), 1)))
         goto end;
     ra_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = ra_layer_cut(self->layer, &cut, parallel, &missing);
-    Py_END_ALLOW_THREADS
-    result = pages_or_error(status, missing, "cut");
+    Py_BEGIN_ALLOW_THREADS status = ra_layer_cut(self->layer, &cut, parallel, &missing);
+    Py_END_ALLOW_THREADS result = pages_or_error(status, missing, "cut");
 end:
     ra_release(&b);
     return result;
 }
 RA_METHOD(cut, 7, 7)
 
-const char ra_cut_score_doc[] = "cut_score(totals, score, cut)\n--\n\nBegins a cut: scores every row whose slots exceed "
-                                "totals[row], score as in cut or None (zeros, to be set), and writes cut bool [B].";
+const char
+    ra_cut_score_doc[] = "cut_score(totals, score, cut)\n--\n\nBegins a cut: scores every row whose slots exceed "
+                         "totals[row], score as in cut or None (zeros, to be set), and writes cut bool [B].";
 
 static PyObject *do_cut_score(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -67,10 +70,8 @@ static PyObject *do_cut_score(layer_object *self, PyObject *const *args, Py_ssiz
     }
     ra_status status;
     ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS
-    status = ra_cut_score(self->layer, totals, scored ? &config : NULL, cut, parallel);
-    Py_END_ALLOW_THREADS
-    ra_release(&b);
+    Py_BEGIN_ALLOW_THREADS status = ra_cut_score(self->layer, totals, scored ? &config : NULL, cut, parallel);
+    Py_END_ALLOW_THREADS ra_release(&b);
     if (status != RA_OK)
         return ra_raise(status, "scores");
     Py_RETURN_NONE;
@@ -99,8 +100,9 @@ static PyObject *copy_scores(layer_object *self, PyObject *const *args, bool set
     Py_RETURN_NONE;
 }
 
-const char ra_cut_scores_doc[] = "cut_scores(row, out)\n--\n\nScores of a row that is being cut: of each head's older tokens, "
-                                 "head after head, into float32 out.";
+const char
+    ra_cut_scores_doc[] = "cut_scores(row, out)\n--\n\nScores of a row that is being cut: of each head's older tokens, "
+                          "head after head, into float32 out.";
 
 static PyObject *do_cut_scores(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -118,8 +120,9 @@ static PyObject *do_cut_set_scores(layer_object *self, PyObject *const *args, Py
 }
 RA_METHOD(cut_set_scores, 2, 2)
 
-const char ra_cut_allocate_doc[] = "cut_allocate(protect_below, route, budgets)\n--\n\nHead budgets of the rows that are "
-                                   "being cut, into int64 budgets [B, H].";
+const char
+    ra_cut_allocate_doc[] = "cut_allocate(protect_below, route, budgets)\n--\n\nHead budgets of the rows that are "
+                            "being cut, into int64 budgets [B, H].";
 
 static PyObject *do_cut_allocate(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -142,8 +145,9 @@ static PyObject *do_cut_allocate(layer_object *self, PyObject *const *args, Py_s
 }
 RA_METHOD(cut_allocate, 3, 3)
 
-const char ra_cut_choose_doc[] = "cut_choose(protect_below, budgets, lost)\n--\n\nChooses the slots that stay, by budgets int64 "
-                                 "[B, H]; writes lost float64 [B, H] of the rows that are being cut.";
+const char ra_cut_choose_doc
+    [] = "cut_choose(protect_below, budgets, lost)\n--\n\nChooses the slots that stay, by budgets int64 "
+         "[B, H]; writes lost float64 [B, H] of the rows that are being cut.";
 
 static PyObject *do_cut_choose(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -162,18 +166,17 @@ static PyObject *do_cut_choose(layer_object *self, PyObject *const *args, Py_ssi
     }
     ra_status status;
     ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS
-    status = ra_cut_choose(self->layer, protect, budgets, lost, parallel);
-    Py_END_ALLOW_THREADS
-    ra_release(&b);
+    Py_BEGIN_ALLOW_THREADS status = ra_cut_choose(self->layer, protect, budgets, lost, parallel);
+    Py_END_ALLOW_THREADS ra_release(&b);
     if (status != RA_OK)
         return ra_raise(status, status == RA_ERR_ARGUMENT ? "no cut has begun, or budgets below the window" : "scores");
     Py_RETURN_NONE;
 }
 RA_METHOD(cut_choose, 3, 3)
 
-const char ra_cut_kept_doc[] = "cut_kept(row, head)\n--\n\nThe slots that a head of a row that is being cut keeps, ascending, as "
-                               "int32 bytes.";
+const char ra_cut_kept_doc
+    [] = "cut_kept(row, head)\n--\n\nThe slots that a head of a row that is being cut keeps, ascending, as "
+         "int32 bytes.";
 
 static PyObject *do_cut_kept(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -188,8 +191,9 @@ static PyObject *do_cut_kept(layer_object *self, PyObject *const *args, Py_ssize
 }
 RA_METHOD(cut_kept, 2, 2)
 
-const char ra_cut_apply_doc[] = "cut_apply()\n--\n\nEvicts what was not chosen. Returns 0, or the pages to add before calling "
-                                "again.";
+const char
+    ra_cut_apply_doc[] = "cut_apply()\n--\n\nEvicts what was not chosen. Returns 0, or the pages to add before calling "
+                         "again.";
 
 static PyObject *do_cut_apply(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -197,10 +201,8 @@ static PyObject *do_cut_apply(layer_object *self, PyObject *const *args, Py_ssiz
     int64_t missing = 0;
     ra_status status;
     ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS
-    status = ra_cut_apply(self->layer, parallel, &missing);
-    Py_END_ALLOW_THREADS
-    return pages_or_error(status, missing, "no cut has begun, or nothing was chosen");
+    Py_BEGIN_ALLOW_THREADS status = ra_cut_apply(self->layer, parallel, &missing);
+    Py_END_ALLOW_THREADS return pages_or_error(status, missing, "no cut has begun, or nothing was chosen");
 }
 RA_METHOD(cut_apply, 0, 0)
 

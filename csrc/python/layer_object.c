@@ -34,7 +34,10 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!LLLL|zL:Layer", names, state->pool_type, &pool, &rows,
                                                &kv_heads, &query_heads, &window, &scorer, &ahead))
         return NULL;
-    const ra_layer_config config = {.rows = rows, .kv_heads = kv_heads, .query_heads = query_heads, .window = window,
+    const ra_layer_config config = {.rows = rows,
+                                    .kv_heads = kv_heads,
+                                    .query_heads = query_heads,
+                                    .window = window,
                                     .scorer = scorer ? ra_scorer_find(scorer) : NULL};
     if (ahead < 0)
         return PyErr_Format(PyExc_ValueError, "ahead must not be negative, got %lld", ahead);
@@ -91,8 +94,9 @@ static int take_begin(layer_object *self, ra_buffers *b, PyObject *object, const
     return *begin ? 0 : -1;
 }
 
-PyDoc_STRVAR(reserve_doc, "reserve(begin)\n--\n\nMakes room for a step: begin is the number of new tokens of every row, or "
-                          "int64 [rows + 1] as in step. Returns 0, or the pages to add before calling again.");
+PyDoc_STRVAR(reserve_doc,
+             "reserve(begin)\n--\n\nMakes room for a step: begin is the number of new tokens of every row, or "
+             "int64 [rows + 1] as in step. Returns 0, or the pages to add before calling again.");
 
 static PyObject *do_reserve(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -110,9 +114,9 @@ static PyObject *do_reserve(layer_object *self, PyObject *const *args, Py_ssize_
 }
 static RA_METHOD(reserve, 1, 1)
 
-/* A [rows, heads, tokens, D] tensor. tokens -1: any number. rows 1 where all rows are packed into one. */
-static int view_tokens(layer_object *self, PyObject *object, const char *name, int64_t heads, int64_t *tokens, bool *packed,
-                       ra_tokens *out)
+    /* A [rows, heads, tokens, D] tensor. tokens -1: any number. rows 1 where all rows are packed into one. */
+    static int view_tokens(layer_object *self, PyObject *object, const char *name, int64_t heads, int64_t *tokens,
+                           bool *packed, ra_tokens *out)
 {
     module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     dl_tensor view;
@@ -137,8 +141,11 @@ static int view_tokens(layer_object *self, PyObject *object, const char *name, i
         PyErr_Format(PyExc_ValueError, "%s must be contiguous in its last dimension", name);
         return -1;
     }
-    *out = (ra_tokens){.data = view.data, .dtype = dtype, .stride_row = *packed ? 0 : view.strides[0],
-                       .stride_head = view.strides[1], .stride_token = view.strides[2]};
+    *out = (ra_tokens){.data = view.data,
+                       .dtype = dtype,
+                       .stride_row = *packed ? 0 : view.strides[0],
+                       .stride_head = view.strides[1],
+                       .stride_token = view.strides[2]};
     return 0;
 }
 
@@ -158,20 +165,23 @@ static int view_out(layer_object *self, PyObject *object, int64_t tokens, bool p
                      (long long)rows, (long long)tokens, (long long)heads, (long long)d);
         return -1;
     }
-    *out = (ra_output){.data = view.data, .dtype = dtype, .stride_row = packed ? 0 : view.strides[0],
+    *out = (ra_output){.data = view.data,
+                       .dtype = dtype,
+                       .stride_row = packed ? 0 : view.strides[0],
                        .stride_token = view.strides[1]};
     return 0;
 }
 
-PyDoc_STRVAR(step_doc,
-             "step(queries, keys, values, out, scale, cut_in=None, begin=None, index=None, softcap=0.0, sinks=None, "
-             "visible=None)\n--\n\n"
-             "Appends the new tokens, remembers their queries and, unless out is None, attends. queries [B, Hq, T, D], keys "
-             "and values [B, H, T, D], out [B, T, Hq, D]; with begin and index also B = 1, all rows packed. cut_in int64 [B]: "
-             "steps that follow before a row's next cut. begin int64 [B + 1], index int64 [begin[B]]: row b's new tokens "
-             "stand at index[begin[b]:begin[b + 1]]; the rest is padding, which out keeps as it is. sinks float32 [Hq]. "
-             "visible bool [begin[B], columns]: whether a token sees a position. ra_layer_step has the rest. Returns 0, or the "
-             "number of pages to add before calling again; then nothing has changed.");
+PyDoc_STRVAR(
+    step_doc,
+    "step(queries, keys, values, out, scale, cut_in=None, begin=None, index=None, softcap=0.0, sinks=None, "
+    "visible=None)\n--\n\n"
+    "Appends the new tokens, remembers their queries and, unless out is None, attends. queries [B, Hq, T, D], keys "
+    "and values [B, H, T, D], out [B, T, Hq, D]; with begin and index also B = 1, all rows packed. cut_in int64 [B]: "
+    "steps that follow before a row's next cut. begin int64 [B + 1], index int64 [begin[B]]: row b's new tokens "
+    "stand at index[begin[b]:begin[b + 1]]; the rest is padding, which out keeps as it is. sinks float32 [Hq]. "
+    "visible bool [begin[B], columns]: whether a token sees a position. ra_layer_step has the rest. Returns 0, or the "
+    "number of pages to add before calling again; then nothing has changed.");
 
 static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t count, ra_buffers *b)
 {
@@ -179,9 +189,11 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
     int64_t rows = ra_layer_rows(layer), tokens = -1, total;
     ra_step step = {0};
     PyObject *const none = Py_None;
-    PyObject *cut_in = count > 5 ? args[5] : none, *begin = count > 6 ? args[6] : none, *index = count > 7 ? args[7] : none,
-             *sinks = count > 9 ? args[9] : none, *visible = count > 10 ? args[10] : none;
-    if (ra_finite_number(args[4], "scale", &step.scale) || (count > 8 && ra_finite_number(args[8], "softcap", &step.softcap)))
+    PyObject *cut_in = count > 5 ? args[5] : none, *begin = count > 6 ? args[6] : none,
+             *index = count > 7 ? args[7] : none, *sinks = count > 9 ? args[9] : none,
+             *visible = count > 10 ? args[10] : none;
+    if (ra_finite_number(args[4], "scale", &step.scale) ||
+        (count > 8 && ra_finite_number(args[8], "softcap", &step.softcap)))
         return NULL;
     if (step.softcap < 0)
         return PyErr_Format(PyExc_ValueError, "softcap must not be negative, got %R", args[8]);
@@ -190,8 +202,10 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
     if (begin != none && !(step.begin = ra_take(b, begin, "begin", 'i', (Py_ssize_t)rows + 1, 0)))
         return NULL;
     if (step.begin && (step.begin[rows] < 0 || step.begin[rows] > PY_SSIZE_T_MAX / 64))
-        return PyErr_Format(PyExc_ValueError, "begin must rise from 0, got an end of %lld", (long long)step.begin[rows]);
-    if (index != none && (!step.begin || !(step.index = ra_take(b, index, "index", 'i', (Py_ssize_t)step.begin[rows], 0))))
+        return PyErr_Format(PyExc_ValueError, "begin must rise from 0, got an end of %lld",
+                            (long long)step.begin[rows]);
+    if (index != none &&
+        (!step.begin || !(step.index = ra_take(b, index, "index", 'i', (Py_ssize_t)step.begin[rows], 0))))
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "index needs begin");
     if (sinks != none && !(step.sinks = ra_take(b, sinks, "sinks", 'f', (Py_ssize_t)ra_layer_query_heads(layer), 0)))
         return NULL;
@@ -212,9 +226,9 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
             return PyErr_Format(PyExc_ValueError, "row %lld has more new tokens than the tensors' %lld", (long long)row,
                                 (long long)tokens);
     if (visible != none) {
-        if (PyObject_GetBuffer(visible, &b->held[b->count], PyBUF_FORMAT | PyBUF_C_CONTIGUOUS))
+        if (PyObject_GetBuffer(visible, &b->views[b->count], PyBUF_FORMAT | PyBUF_C_CONTIGUOUS))
             return NULL;
-        const Py_buffer *mask = &b->held[b->count++];
+        const Py_buffer *mask = &b->views[b->count++];
         int64_t most = 0;
         for (int64_t row = 0; row < rows; row++) {
             int64_t fresh = step.begin ? step.begin[row + 1] - step.begin[row] : tokens;
@@ -233,8 +247,7 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
     if (status == RA_ERR_NO_PAGES)
         return PyLong_FromLongLong(missing);
     if (status == RA_OK) {
-        Py_BEGIN_ALLOW_THREADS
-        status = ra_layer_step(layer, &step, parallel);
+        Py_BEGIN_ALLOW_THREADS status = ra_layer_step(layer, &step, parallel);
         Py_END_ALLOW_THREADS
     }
     if (status == RA_ERR_ARGUMENT)
@@ -253,9 +266,10 @@ static PyObject *do_step(layer_object *self, PyObject *const *args, Py_ssize_t c
 }
 static RA_METHOD(step, 5, 11)
 
-/* ---- Rows ---- */
+    /* ---- Rows ---- */
 
-PyDoc_STRVAR(reorder_doc, "reorder(source)\n--\n\nRow i becomes row source[i] (int64 array), sharing its pages; -1: empty.");
+    PyDoc_STRVAR(reorder_doc,
+                 "reorder(source)\n--\n\nRow i becomes row source[i] (int64 array), sharing its pages; -1: empty.");
 
 static PyObject *do_reorder(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -273,7 +287,7 @@ static PyObject *do_reorder(layer_object *self, PyObject *const *args, Py_ssize_
 }
 static RA_METHOD(reorder, 1, 1)
 
-static PyObject *do_fork(layer_object *self, PyObject *const *args, Py_ssize_t count)
+    static PyObject *do_fork(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)count;
     int64_t from, to;
@@ -286,7 +300,7 @@ static PyObject *do_fork(layer_object *self, PyObject *const *args, Py_ssize_t c
 }
 static RA_METHOD(fork, 2, 2)
 
-static PyObject *do_release(layer_object *self, PyObject *const *args, Py_ssize_t count)
+    static PyObject *do_release(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)count;
     int64_t row;
@@ -299,8 +313,10 @@ static PyObject *do_release(layer_object *self, PyObject *const *args, Py_ssize_
 }
 static RA_METHOD(release, 1, 1)
 
-PyDoc_STRVAR(crop_doc, "crop(tokens)\n--\n\nForgets the newest tokens of each row (an int for all, or int64 [rows]); ValueError "
-                       "if one was evicted.");
+    PyDoc_STRVAR(
+        crop_doc,
+        "crop(tokens)\n--\n\nForgets the newest tokens of each row (an int for all, or int64 [rows]); ValueError "
+        "if one was evicted.");
 
 static PyObject *do_crop(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -330,7 +346,7 @@ static PyObject *do_crop(layer_object *self, PyObject *const *args, Py_ssize_t c
 }
 static RA_METHOD(crop, 1, 1)
 
-static PyObject *do_reset(layer_object *self, PyObject *const *args, Py_ssize_t count)
+    static PyObject *do_reset(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)args, (void)count;
     ra_layer_reset(self->layer);
@@ -338,7 +354,7 @@ static PyObject *do_reset(layer_object *self, PyObject *const *args, Py_ssize_t 
 }
 static RA_METHOD(reset, 0, 0)
 
-PyDoc_STRVAR(copy_doc, "copy()\n--\n\nA layer that holds the same, sharing pages.");
+    PyDoc_STRVAR(copy_doc, "copy()\n--\n\nA layer that holds the same, sharing pages.");
 
 static PyObject *do_copy(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -351,9 +367,9 @@ static PyObject *do_copy(layer_object *self, PyObject *const *args, Py_ssize_t c
 }
 static RA_METHOD(copy, 0, 0)
 
-/* ---- Reading ---- */
+    /* ---- Reading ---- */
 
-PyDoc_STRVAR(slots_doc, "slots(out)\n--\n\nSlots kept by each head into int64 out [B, H].");
+    PyDoc_STRVAR(slots_doc, "slots(out)\n--\n\nSlots kept by each head into int64 out [B, H].");
 
 static PyObject *do_slots(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -370,12 +386,13 @@ static PyObject *do_slots(layer_object *self, PyObject *const *args, Py_ssize_t 
 }
 static RA_METHOD(slots, 1, 1)
 
-static int64_t slots_of(const layer_object *self, int64_t row, int64_t head)
+    static int64_t slots_of(const layer_object *self, int64_t row, int64_t head)
 {
     return ra_layer_slots(self->layer)[row * ra_layer_kv_heads(self->layer) + head];
 }
 
-PyDoc_STRVAR(table_doc, "table()\n--\n\n(M, int32 bytes of [B, H, M]): page numbers of each head, as many as its slots fill.");
+PyDoc_STRVAR(table_doc,
+             "table()\n--\n\n(M, int32 bytes of [B, H, M]): page numbers of each head, as many as its slots fill.");
 
 static PyObject *do_table(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -387,7 +404,7 @@ static PyObject *do_table(layer_object *self, PyObject *const *args, Py_ssize_t 
 }
 static RA_METHOD(table, 0, 0)
 
-PyDoc_STRVAR(positions_doc, "positions(row, head)\n--\n\nPositions of a head's slots, ascending, as int32 bytes.");
+    PyDoc_STRVAR(positions_doc, "positions(row, head)\n--\n\nPositions of a head's slots, ascending, as int32 bytes.");
 
 static PyObject *do_positions(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -400,7 +417,8 @@ static PyObject *do_positions(layer_object *self, PyObject *const *args, Py_ssiz
 }
 static RA_METHOD(positions, 2, 2)
 
-PyDoc_STRVAR(read_doc, "read(row, head, values, out)\n--\n\nA head's keys (values if true) into float32 out [N, D].");
+    PyDoc_STRVAR(read_doc,
+                 "read(row, head, values, out)\n--\n\nA head's keys (values if true) into float32 out [N, D].");
 
 static PyObject *do_read(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -423,7 +441,7 @@ static PyObject *do_read(layer_object *self, PyObject *const *args, Py_ssize_t c
 }
 static RA_METHOD(read, 4, 4)
 
-PyDoc_STRVAR(queries_doc, "queries(row)\n--\n\n(n, float32 bytes of [Hq, n, D]): the row's newest queries.");
+    PyDoc_STRVAR(queries_doc, "queries(row)\n--\n\n(n, float32 bytes of [Hq, n, D]): the row's newest queries.");
 
 static PyObject *do_queries(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -441,7 +459,7 @@ static PyObject *do_queries(layer_object *self, PyObject *const *args, Py_ssize_
 }
 static RA_METHOD(queries, 1, 1)
 
-PyDoc_STRVAR(tokens_doc, "tokens(row)\n--\n\nTokens that the row was given, evicted ones included.");
+    PyDoc_STRVAR(tokens_doc, "tokens(row)\n--\n\nTokens that the row was given, evicted ones included.");
 
 static PyObject *do_tokens(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -451,7 +469,7 @@ static PyObject *do_tokens(layer_object *self, PyObject *const *args, Py_ssize_t
 }
 static RA_METHOD(tokens, 1, 1)
 
-static PyObject *layer_times(PyObject *object, PyObject *const *args, Py_ssize_t count)
+    static PyObject *layer_times(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     (void)args, (void)count;
     ra_times t = ((layer_object *)object)->times;
@@ -479,8 +497,9 @@ static PyObject *layer_softcap(PyObject *object, void *unused)
 
 /* ---- Restoring ---- */
 
-PyDoc_STRVAR(restore_doc, "restore(row, head, positions, keys, values)\n--\n\nFills a head of an empty row: int32 [N], float32 "
-                          "[N, D] twice. Returns 0, or the pages to add before calling again.");
+PyDoc_STRVAR(restore_doc,
+             "restore(row, head, positions, keys, values)\n--\n\nFills a head of an empty row: int32 [N], float32 "
+             "[N, D] twice. Returns 0, or the pages to add before calling again.");
 
 static PyObject *do_restore(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -498,15 +517,17 @@ static PyObject *do_restore(layer_object *self, PyObject *const *args, Py_ssize_
     PyObject *result = NULL;
     if (values) {
         ra_status status = ra_layer_restore(self->layer, row, head, n, positions, keys, values, &missing);
-        result = status == RA_OK || status == RA_ERR_NO_PAGES ? PyLong_FromLongLong(missing) : ra_raise(status, "restore");
+        result = status == RA_OK || status == RA_ERR_NO_PAGES ? PyLong_FromLongLong(missing)
+                                                              : ra_raise(status, "restore");
     }
     ra_release(&b);
     return result;
 }
 static RA_METHOD(restore, 5, 5)
 
-PyDoc_STRVAR(restore_row_doc, "restore_row(row, tokens, count, queries, scale, softcap)\n--\n\nThe rest of a restored row: tokens "
-                              "given, its newest `count` queries float32 [Hq, count, D], scale and soft-capping of logits.");
+    PyDoc_STRVAR(restore_row_doc,
+                 "restore_row(row, tokens, count, queries, scale, softcap)\n--\n\nThe rest of a restored row: tokens "
+                 "given, its newest `count` queries float32 [Hq, count, D], scale and soft-capping of logits.");
 
 static PyObject *do_restore_row(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -533,36 +554,39 @@ static PyObject *do_restore_row(layer_object *self, PyObject *const *args, Py_ss
 }
 static RA_METHOD(restore_row, 6, 6)
 
-#define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))layer_##name, METH_FASTCALL, doc}
+#define FAST(name, doc)                                                                                                \
+    {                                                                                                                  \
+#name, (PyCFunction)(void (*)(void))layer_##name, METH_FASTCALL, doc                                           \
+    }
 
-static PyMethodDef methods[] = {
-    FAST(reserve, reserve_doc),
-    FAST(step, step_doc),
-    {"cut", (PyCFunction)(void (*)(void))layer_cut, METH_FASTCALL, ra_cut_doc},
-    {"cut_score", (PyCFunction)(void (*)(void))layer_cut_score, METH_FASTCALL, ra_cut_score_doc},
-    {"cut_scores", (PyCFunction)(void (*)(void))layer_cut_scores, METH_FASTCALL, ra_cut_scores_doc},
-    {"cut_set_scores", (PyCFunction)(void (*)(void))layer_cut_set_scores, METH_FASTCALL, ra_cut_set_scores_doc},
-    {"cut_allocate", (PyCFunction)(void (*)(void))layer_cut_allocate, METH_FASTCALL, ra_cut_allocate_doc},
-    {"cut_choose", (PyCFunction)(void (*)(void))layer_cut_choose, METH_FASTCALL, ra_cut_choose_doc},
-    {"cut_kept", (PyCFunction)(void (*)(void))layer_cut_kept, METH_FASTCALL, ra_cut_kept_doc},
-    {"cut_apply", (PyCFunction)(void (*)(void))layer_cut_apply, METH_FASTCALL, ra_cut_apply_doc},
-    {"cut_abandon", (PyCFunction)(void (*)(void))layer_cut_abandon, METH_FASTCALL, ra_cut_abandon_doc},
-    FAST(reorder, reorder_doc),
-    FAST(fork, "fork(source, target)\n--\n\nRow `target` becomes row `source`, sharing its pages."),
-    FAST(release, "release(row)\n--\n\nEmpties a row."),
-    FAST(crop, crop_doc),
-    FAST(reset, "reset()\n--\n\nDrops every token; pages go home."),
-    FAST(copy, copy_doc),
-    FAST(slots, slots_doc),
-    FAST(table, table_doc),
-    FAST(positions, positions_doc),
-    FAST(read, read_doc),
-    FAST(queries, queries_doc),
-    FAST(tokens, tokens_doc),
-    FAST(times, "times()\n--\n\n(score, route, evict, attend) in nanoseconds, as of the last call."),
-    FAST(restore, restore_doc),
-    FAST(restore_row, restore_row_doc),
-    {NULL, NULL, 0, NULL},
+    static PyMethodDef methods[] = {
+        FAST(reserve, reserve_doc),
+        FAST(step, step_doc),
+        {"cut", (PyCFunction)(void (*)(void))layer_cut, METH_FASTCALL, ra_cut_doc},
+        {"cut_score", (PyCFunction)(void (*)(void))layer_cut_score, METH_FASTCALL, ra_cut_score_doc},
+        {"cut_scores", (PyCFunction)(void (*)(void))layer_cut_scores, METH_FASTCALL, ra_cut_scores_doc},
+        {"cut_set_scores", (PyCFunction)(void (*)(void))layer_cut_set_scores, METH_FASTCALL, ra_cut_set_scores_doc},
+        {"cut_allocate", (PyCFunction)(void (*)(void))layer_cut_allocate, METH_FASTCALL, ra_cut_allocate_doc},
+        {"cut_choose", (PyCFunction)(void (*)(void))layer_cut_choose, METH_FASTCALL, ra_cut_choose_doc},
+        {"cut_kept", (PyCFunction)(void (*)(void))layer_cut_kept, METH_FASTCALL, ra_cut_kept_doc},
+        {"cut_apply", (PyCFunction)(void (*)(void))layer_cut_apply, METH_FASTCALL, ra_cut_apply_doc},
+        {"cut_abandon", (PyCFunction)(void (*)(void))layer_cut_abandon, METH_FASTCALL, ra_cut_abandon_doc},
+        FAST(reorder, reorder_doc),
+        FAST(fork, "fork(source, target)\n--\n\nRow `target` becomes row `source`, sharing its pages."),
+        FAST(release, "release(row)\n--\n\nEmpties a row."),
+        FAST(crop, crop_doc),
+        FAST(reset, "reset()\n--\n\nDrops every token; pages go home."),
+        FAST(copy, copy_doc),
+        FAST(slots, slots_doc),
+        FAST(table, table_doc),
+        FAST(positions, positions_doc),
+        FAST(read, read_doc),
+        FAST(queries, queries_doc),
+        FAST(tokens, tokens_doc),
+        FAST(times, "times()\n--\n\n(score, route, evict, attend) in nanoseconds, as of the last call."),
+        FAST(restore, restore_doc),
+        FAST(restore_row, restore_row_doc),
+        {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef getset[] = {

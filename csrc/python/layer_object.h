@@ -5,8 +5,7 @@
 #include "module.h"
 
 typedef struct layer_object {
-    PyObject_HEAD
-    ra_layer *layer;
+    PyObject_HEAD ra_layer *layer;
     pool_object *pool;
     dead_layer *grave; /* made with the layer, so that its end needs no memory */
     ra_times times;    /* as of the last call */
@@ -21,9 +20,9 @@ PyObject *ra_call(PyObject *object, PyObject *const *args, Py_ssize_t count, Py_
 
 /* The method layer_<name> around the body do_<name>. */
 #define RA_METHOD(name, least, most)                                                                                   \
-    PyObject *layer_##name(PyObject *object, PyObject *const *args, Py_ssize_t count)                                 \
+    PyObject *layer_##name(PyObject *object, PyObject *const *args, Py_ssize_t count)                                  \
     {                                                                                                                  \
-        return ra_call(object, args, count, least, most, #name, do_##name);                                           \
+        return ra_call(object, args, count, least, most, #name, do_##name);                                            \
     }
 
 /* ---- Arguments; 0, or -1 with an error set ---- */
@@ -36,7 +35,7 @@ int ra_head_number(const layer_object *self, PyObject *object, int64_t *out);
 
 /* Buffers of a call; released together. */
 typedef struct ra_buffers {
-    Py_buffer held[8];
+    Py_buffer views[8];
     int count;
 } ra_buffers;
 /* Memory of one more; NULL with an error set. kind as of ra_buffer. */

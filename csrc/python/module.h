@@ -41,8 +41,7 @@ typedef struct dead_layer {
 } dead_layer;
 
 typedef struct pool_object {
-    PyObject_HEAD
-    ra_pool *pool;
+    PyObject_HEAD ra_pool *pool;
     PyObject *slabs; /* dict: slab id -> tensor that owns the memory; NULL once the collector has cleared it */
     int64_t head_dim;
     ra_pool_info info; /* as it was when the pool was left */

@@ -98,7 +98,8 @@ static const struct {
     Py_ssize_t size;
     const char *text;
 } kinds[] = {
-    {'i', "lq", 8, "int64"}, {'d', "d", 8, "float64"}, {'f', "f", 4, "float32"}, {'b', "?", 1, "bool"}, {'p', "il", 4, "int32"},
+    {'i', "lq", 8, "int64"}, {'d', "d", 8, "float64"}, {'f', "f", 4, "float32"},
+    {'b', "?", 1, "bool"},   {'p', "il", 4, "int32"},
 };
 
 int ra_buffer(PyObject *object, const char *name, char kind, Py_ssize_t count, int writable, Py_buffer *out)
@@ -111,8 +112,8 @@ int ra_buffer(PyObject *object, const char *name, char kind, Py_ssize_t count, i
     const char *got = out->format ? out->format : "B";
     bool fits = got[0] && !got[1] && strchr(kinds[k].formats, got[0]) && out->itemsize == kinds[k].size;
     if (!fits || out->len / out->itemsize != count) {
-        PyErr_Format(PyExc_ValueError, "%s must hold %zd items of %s, got %zd of format '%s'", name, count, kinds[k].text,
-                     out->itemsize ? out->len / out->itemsize : 0, got);
+        PyErr_Format(PyExc_ValueError, "%s must hold %zd items of %s, got %zd of format '%s'", name, count,
+                     kinds[k].text, out->itemsize ? out->len / out->itemsize : 0, got);
         PyBuffer_Release(out);
         return -1;
     }

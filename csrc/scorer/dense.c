@@ -28,9 +28,9 @@ static dense take(ra_scratch *scratch, int64_t group, int64_t window, int64_t to
 static bool sizes_are_good(int64_t group, int64_t window, int64_t tokens, int64_t d)
 {
     int64_t queries, keys, logits;
-    return group >= 1 && window >= 1 && tokens >= window && d >= 1 && d <= RA_MAX_HEAD_DIM && tokens <= INT32_MAX - PAGE &&
-           ra_size_of(group, window, d, 64, &queries) && ra_size_of(tokens, d, 64, 1, &keys) &&
-           ra_size_of(window, tokens, 64, 1, &logits);
+    return group >= 1 && window >= 1 && tokens >= window && d >= 1 && d <= RA_MAX_HEAD_DIM &&
+           tokens <= INT32_MAX - PAGE && ra_size_of(group, window, d, 64, &queries) &&
+           ra_size_of(tokens, d, 64, 1, &keys) && ra_size_of(window, tokens, 64, 1, &logits);
 }
 
 ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, const float *keys, int64_t tokens,
@@ -55,16 +55,22 @@ ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, co
     for (int64_t p = 0; p < ra_pages_for(tokens); p++)
         x.ids[p] = (int32_t)p;
     for (int64_t i = 0; i < tokens; i += PAGE) {
-        const ra_rows rows = {.data = (const char *)(keys + i * d), .stride = d * (int64_t)sizeof *keys, .dtype = RA_F32};
-        format->write(x.pages + (size_t)(i / PAGE) * format->page_bytes(d), 0, ra_min(PAGE, tokens - i), d, &rows, &rows);
+        const ra_rows rows = {.data = (const char *)(keys + i * d),
+                              .stride = d * (int64_t)sizeof *keys,
+                              .dtype = RA_F32};
+        format->write(x.pages + (size_t)(i / PAGE) * format->page_bytes(d), 0, ra_min(PAGE, tokens - i), d, &rows,
+                      &rows);
     }
     for (int64_t g = 0; g < group; g++)
         for (int64_t w = 0; w < window; w++)
             memcpy(x.queries + (w * group + g) * d, queries + (g * window + w) * d, (size_t)d * sizeof *x.queries);
     ra_kernels_get()->scale(x.queries, (size_t)(group * window * d), 1 / sqrtf((float)d));
-    ra_score_view view = {.span = ra_span_with(format, d, tokens, x.ids), .older = tokens - window,
-                          .window = {.queries = x.queries, .count = window, .group = group}, .nearest = x.nearest,
-                          .importance = importance, .redundancy = redundancy};
+    ra_score_view view = {.span = ra_span_with(format, d, tokens, x.ids),
+                          .older = tokens - window,
+                          .window = {.queries = x.queries, .count = window, .group = group},
+                          .nearest = x.nearest,
+                          .importance = importance,
+                          .redundancy = redundancy};
     view.span.base = x.pages;
     ra_status status = config->scorer->score(&view, config, &x.rest, out);
     for (int64_t i = 0; status == RA_OK && importance && config->scorer->stat_count == 1 && i < view.older; i++)

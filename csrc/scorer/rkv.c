@@ -1,14 +1,15 @@
 /* R-KV (arXiv 2505.24133): alpha * importance - (1 - alpha) * redundancy; centred: redundancy counts from its mean 1 / N. */
 #include "scorer.h"
 
-static ra_status combine(ra_score_view *view, const ra_score_config *config, float level, ra_scratch *scratch, float *out)
+static ra_status combine(ra_score_view *view, const ra_score_config *config, float level, ra_scratch *scratch,
+                         float *out)
 {
-    float *redundancy =
-        view->redundancy ? view->redundancy : ra_scratch_take(scratch, view->span.slots, sizeof *redundancy);
+    float *redundancy = view->redundancy ? view->redundancy
+                                         : ra_scratch_take(scratch, view->span.slots, sizeof *redundancy);
     if (!redundancy)
         return RA_ERR_NO_MEMORY;
-    ra_status status =
-        ra_importance(&view->span, &view->window, view->attention, view->older, config->kernel, scratch, out);
+    ra_status status = ra_importance(&view->span, &view->window, view->attention, view->older, config->kernel, scratch,
+                                     out);
     for (int64_t i = 0; status == RA_OK && view->importance && i < view->older; i++)
         view->importance[i] = out[i];
     if (status == RA_OK)

@@ -11,9 +11,9 @@ typedef struct ra_score_view {
     ra_span span;
     const int32_t *positions; /* [N] */
     int64_t head, older;
-    ra_window window;         /* the newest queries */
-    const float *attention;   /* window attention's sum over the queries, [older], or NULL: not gathered */
-    ra_nearest nearest;       /* what is known of similar keys; filled only for scorers that need it */
+    ra_window window;               /* the newest queries */
+    const float *attention;         /* window attention's sum over the queries, [older], or NULL: not gathered */
+    ra_nearest nearest;             /* what is known of similar keys; filled only for scorers that need it */
     float *importance, *redundancy; /* NULL, or where parts of the score are wanted: [older], [N] */
 } ra_score_view;
 

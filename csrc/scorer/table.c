@@ -64,8 +64,10 @@ bool ra_window_of(const ra_layer *layer, int64_t pair, ra_scratch *scratch, ra_w
 ra_status ra_score_head(ra_layer *layer, int64_t pair, const ra_score_config *config, ra_scratch *scratch, float *out)
 {
     const ra_scorer *scorer = config->scorer;
-    ra_score_view view = {.span = ra_span_of(layer, pair), .positions = ra_positions_of(layer, pair),
-                          .head = pair % layer->kv_heads, .older = ra_older(layer, pair)};
+    ra_score_view view = {.span = ra_span_of(layer, pair),
+                          .positions = ra_positions_of(layer, pair),
+                          .head = pair % layer->kv_heads,
+                          .older = ra_older(layer, pair)};
     if (!view.older)
         return RA_OK;
     if (uses(scorer, RA_STAT_WINDOW_ATTENTION)) {

@@ -117,22 +117,22 @@ static void move(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t kee
 {
     (void)before;
     ra_nearest nearest = ra_nearest_of(layer, pair);
-    int64_t known = nearest.state->slots, survivors = 0;
-    if (!known)
+    int64_t cached = nearest.state->slots, survivors = 0;
+    if (!cached)
         return;
-    for (int64_t slot = 0; slot < known; slot++) { /* places[slot]: survivors before it */
+    for (int64_t slot = 0; slot < cached; slot++) { /* places[slot]: survivors before it */
         while (survivors < keep && kept[survivors] < slot)
             survivors++;
         places[slot] = (int32_t)survivors;
     }
-    while (survivors < keep && kept[survivors] < known)
+    while (survivors < keep && kept[survivors] < cached)
         survivors++;
-    places[known] = (int32_t)survivors;
+    places[cached] = (int32_t)survivors;
     for (int64_t i = 0; i < survivors; i++) {
         int32_t similar = nearest.similar[kept[i]];
         if (similar >= 0)
             similar = places[similar] < keep && kept[places[similar]] == similar ? places[similar]
-                                                                                : ra_similar_before(places[similar]);
+                                                                                 : ra_similar_before(places[similar]);
         else if (similar != RA_NONE_SIMILAR)
             similar = ra_similar_before(places[ra_similar_bound(similar)]);
         nearest.similar[i] = similar; /* i <= kept[i]: nothing that is still to be read */

@@ -15,10 +15,10 @@ static inline int32_t ra_similar_before(int64_t bound) { return (int32_t)(-2 - b
 static inline int64_t ra_similar_bound(int32_t similar) { return -2 - (int64_t)similar; }
 
 typedef struct ra_nearest_state {
-    int64_t slots;   /* the first `slots` slots are known; 0 at first */
-    int64_t moved;   /* unit keys added to the sum or taken off it since it was computed afresh */
+    int64_t slots; /* the first `slots` slots are known; 0 at first */
+    int64_t moved; /* unit keys added to the sum or taken off it since it was computed afresh */
     float threshold;
-    double sum[];    /* [D]: sum of the known unit keys */
+    double sum[]; /* [D]: sum of the known unit keys */
 } ra_nearest_state;
 
 /* What is known of a head's keys. */

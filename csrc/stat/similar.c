@@ -9,9 +9,9 @@
 #include "ahead.h"
 #include "nearest_key.h"
 
-#define BATCH 4         /* newest keys that are compared at a time: a tile of the kernels */
+#define BATCH 4          /* newest keys that are compared at a time: a tile of the kernels */
 #define MOST_QUERIES 255 /* of the sweep: bounds its scratch memory */
-#define PATIENCE 11     /* newest keys after which a page with few keys left is swept no further */
+#define PATIENCE 11      /* newest keys after which a page with few keys left is swept no further */
 #define FEW 4
 #define SLICES 8 /* comparisons of a page over which the next one is brought in */
 
@@ -26,7 +26,7 @@ typedef struct sweep_result {
 typedef struct search {
     const ra_span *span;
     ra_nearest *nearest;
-    int64_t known; /* slots known before */
+    int64_t cached; /* slots known before */
     float threshold;
     ra_streams streams;
     int64_t queries, gathered; /* newest keys that the sweep may use, and those that lie in `rows` */
@@ -46,8 +46,8 @@ static void unit_key(const search *s, int64_t slot, float *out)
 /* One past the slots that still have to be looked at among those known before. */
 static int64_t old_bound(const search *s, int64_t slot)
 {
-    if (slot >= s->known)
-        return s->known;
+    if (slot >= s->cached)
+        return s->cached;
     int32_t similar = s->nearest->similar[slot];
     return similar >= RA_NONE_SIMILAR ? 0 : ra_similar_bound(similar);
 }
@@ -76,13 +76,13 @@ static int64_t count_bits(uint32_t bits)
 static void leave_for_batch(search *s, int64_t slot, int64_t from)
 {
     int64_t query = s->span->slots - 1 - slot;
-    if (slot >= s->known && from <= s->known && query < s->queries &&
-        s->swept[query].pages == ra_pages_for(s->known)) {
+    if (slot >= s->cached && from <= s->cached && query < s->queries &&
+        s->swept[query].pages == ra_pages_for(s->cached)) {
         found(s, slot, s->swept[query].newest, s->swept[query].cosine);
-    } else if (from > s->known || old_bound(s, slot)) {
+    } else if (from > s->cached || old_bound(s, slot)) {
         s->left[s->left_count] = slot;
         s->from[s->left_count++] = from;
-    } else if (slot >= s->known || s->nearest->similar[slot] < RA_NONE_SIMILAR) {
+    } else if (slot >= s->cached || s->nearest->similar[slot] < RA_NONE_SIMILAR) {
         s->nearest->similar[slot] = RA_NONE_SIMILAR;
     }
 }
@@ -91,7 +91,7 @@ static void leave_for_batch(search *s, int64_t slot, int64_t from)
 static void remember(search *s, int64_t query, int64_t base, uint32_t hits, const float *products, const float *inverse)
 {
     s->swept[query].pages++;
-    for (int64_t t = ra_min(PAGE, s->known - base) - 1; t >= 0; t--)
+    for (int64_t t = ra_min(PAGE, s->cached - base) - 1; t >= 0; t--)
         if (hits >> t & 1) {
             s->swept[query].newest = (int32_t)(base + t);
             s->swept[query].cosine = products[t] * inverse[t];
@@ -125,7 +125,7 @@ static void sweep_page(search *s, int64_t page)
             int64_t similar = n - 1 - done - i;
             uint32_t hits = ra_kernels_get()->above(products, inverse, s->threshold);
             hits = with_diagonal(s, hits, similar - base);
-            if (base < s->known)
+            if (base < s->cached)
                 remember(s, done + i, base, hits, products, inverse);
             hits &= left;
             left &= ~hits;
@@ -149,13 +149,13 @@ typedef struct batch {
 
 static bool wants(const search *s, const batch *b, int64_t r, int64_t similar)
 {
-    return similar >= s->known ? similar < b->from[r] : similar < b->bound[r];
+    return similar >= s->cached ? similar < b->from[r] : similar < b->bound[r];
 }
 
 /* Whether row r is done with everything from `page` on: no key before it is wanted. */
 static bool is_through(const search *s, const batch *b, int64_t r, int64_t page)
 {
-    return b->bound[r] == 0 && page * PAGE <= s->known;
+    return b->bound[r] == 0 && page * PAGE <= s->cached;
 }
 
 static void visit_page(search *s, batch *b, int64_t page, bool needed)
@@ -179,7 +179,7 @@ static void visit_page(search *s, batch *b, int64_t page, bool needed)
         if (hit)
             continue;
         if (is_through(s, b, r, page) || page == 0) {
-            if (b->slot[r] >= s->known || s->nearest->similar[b->slot[r]] < RA_NONE_SIMILAR)
+            if (b->slot[r] >= s->cached || s->nearest->similar[b->slot[r]] < RA_NONE_SIMILAR)
                 s->nearest->similar[b->slot[r]] = RA_NONE_SIMILAR;
             continue;
         }
@@ -209,7 +209,7 @@ static void search_batch(search *s, int64_t first, float *rows)
     }
     for (int64_t page = ra_pages_for(s->span->slots) - 1; page >= 0 && b.count; page--) {
         int64_t begin = page * PAGE, end = begin + PAGE;
-        bool needed = begin < bound || (end > s->known && begin < from);
+        bool needed = begin < bound || (end > s->cached && begin < from);
         visit_page(s, &b, page, needed);
     }
 }
@@ -236,9 +236,14 @@ size_t ra_find_similar_bytes(int64_t slots, int64_t head_dim)
 
 ra_status ra_find_similar(ra_nearest *nearest, const ra_span *span, float threshold, ra_scratch *scratch, float *dots)
 {
-    int64_t n = span->slots, known = nearest->state->slots, d = span->d;
-    search s = {.span = span, .nearest = nearest, .known = known, .threshold = threshold,
-                .queries = ra_min(n - known, MOST_QUERIES), .dots = dots, .streams = ra_streams_of(span->value_offset)};
+    int64_t n = span->slots, cached = nearest->state->slots, d = span->d;
+    search s = {.span = span,
+                .nearest = nearest,
+                .cached = cached,
+                .threshold = threshold,
+                .queries = ra_min(n - cached, MOST_QUERIES),
+                .dots = dots,
+                .streams = ra_streams_of(span->value_offset)};
     float *rows;
     if (!take_scratch(&s, n, d, scratch, &rows))
         return RA_ERR_NO_MEMORY;

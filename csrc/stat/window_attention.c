@@ -169,7 +169,8 @@ static void group_logits(const ra_span *span, const ra_window *window, int64_t o
         int64_t tokens = ra_min(PAGE, older - start);
         for (int64_t first = 0; first < rows; first += RA_TILE_ROWS) {
             int64_t m = ra_min(RA_TILE_ROWS, rows - first);
-            span->kernels->qk(window->queries + first * d, (size_t)m, ra_span_k(span, start / PAGE), (size_t)d, NULL, dots);
+            span->kernels->qk(window->queries + first * d, (size_t)m, ra_span_k(span, start / PAGE), (size_t)d, NULL,
+                              dots);
             for (int64_t i = 0; i < m; i++) {
                 float *row = &logits[(first + i) / window->group * older + start];
                 for (int64_t t = 0; t < tokens; t++)
@@ -242,7 +243,8 @@ void ra_newest_mass(const ra_span *span, const ra_window *window, const float *s
     const float *query = window->queries + (window->count - 1) * window->group * span->d;
     for (int64_t g = 0; g < window->group; g++) {
         for (int64_t page = 0; page * PAGE < span->slots; page++)
-            span->kernels->qk(query + g * span->d, 1, ra_span_k(span, page), (size_t)span->d, NULL, logits + page * PAGE);
+            span->kernels->qk(query + g * span->d, 1, ra_span_k(span, page), (size_t)span->d, NULL,
+                              logits + page * PAGE);
         ra_softcap(logits, span->slots, window->softcap);
         ra_softmax(logits, span->slots, sinks ? sinks[g] : -INFINITY);
         for (int64_t i = 0; i < span->slots; i++)

@@ -33,8 +33,7 @@ static void call(const char *name, ra_op_body body, uint64_t tensors, ra_stable_
 /* X(name, body, tensors, schema after the name) */
 #define OPERATORS(X)                                                                                                   \
     X(attend, ra_op_attend, 4, "(Tensor query, Tensor pages, Tensor table, Tensor lengths, float scale) -> Tensor")    \
-    X(append_, ra_op_append, 5,                                                                                        \
-      "(Tensor(a!) pages, Tensor keys, Tensor values, Tensor table, Tensor lengths) -> ()")                            \
+    X(append_, ra_op_append, 5, "(Tensor(a!) pages, Tensor keys, Tensor values, Tensor table, Tensor lengths) -> ()")  \
     X(rkv_score, ra_op_rkv_score, 2,                                                                                   \
       "(Tensor queries, Tensor keys, float alpha, float threshold, int kernel) -> Tensor")                             \
     X(redundancy, ra_op_redundancy, 1, "(Tensor keys, float threshold) -> Tensor")                                     \

@@ -101,9 +101,7 @@ bool ra_op_append(const ra_stable_value *stack, ra_tensor_handle *out, ra_failur
     void *pages = NULL;
     if (ra_torch.torch_get_mutable_data_ptr(p.pages.handle, &pages) != 0)
         return ra_fail(failure, "pages cannot be written");
-    const ra_status status =
-        ra_append_paged(p.dtype, keys.data, values.data, pages, p.pages.size[0], p.table.data, p.lengths.data, p.rows,
-                        p.kv_heads, p.tokens, p.head_dim, p.table_pages);
-    return status == RA_OK ||
-           explain(&p, 0, p.table_pages * RA_PAGE_TOKENS - p.tokens, p.tokens, status, failure);
+    const ra_status status = ra_append_paged(p.dtype, keys.data, values.data, pages, p.pages.size[0], p.table.data,
+                                             p.lengths.data, p.rows, p.kv_heads, p.tokens, p.head_dim, p.table_pages);
+    return status == RA_OK || explain(&p, 0, p.table_pages * RA_PAGE_TOKENS - p.tokens, p.tokens, status, failure);
 }

@@ -137,6 +137,7 @@ bool ra_op_importance(const ra_stable_value *stack, ra_tensor_handle *out, ra_fa
 
 bool ra_op_redundancy(const ra_stable_value *stack, ra_tensor_handle *out, ra_failure *failure)
 {
-    score_call call = {.config = {.scorer = ra_scorer_find("rkv"), .threshold = (float)ra_double_of(stack[1]), .kernel = 1}};
+    score_call call = {
+        .config = {.scorer = ra_scorer_find("rkv"), .threshold = (float)ra_double_of(stack[1]), .kernel = 1}};
     return view_keys(stack[0], RA_ANY_SIZE, &call, failure) && run(&call, call.tokens, out, failure);
 }

@@ -18,10 +18,7 @@ bool ra_fail(ra_failure *failure, const char *format, ...)
     return false;
 }
 
-bool ra_fail_status(ra_failure *failure, ra_status status)
-{
-    return ra_fail(failure, "%s", ra_status_text(status));
-}
+bool ra_fail_status(ra_failure *failure, ra_status status) { return ra_fail(failure, "%s", ra_status_text(status)); }
 
 /* "[2, *, 64]"; cut short where it is too long. */
 static const char *shape_text(const int64_t *size, int64_t dim, char text[SHAPE_TEXT])

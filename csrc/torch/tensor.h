@@ -39,10 +39,7 @@ bool ra_cache_dtype(const ra_view *view, ra_dtype *out, ra_failure *failure);
 bool ra_new_tensor(int32_t dtype, int64_t dim, const int64_t *size, ra_tensor_handle *out, void **data,
                    ra_failure *failure);
 
-static inline ra_tensor_handle ra_handle_of(ra_stable_value value)
-{
-    return (ra_tensor_handle)(uintptr_t)value;
-}
+static inline ra_tensor_handle ra_handle_of(ra_stable_value value) { return (ra_tensor_handle)(uintptr_t)value; }
 
 /* The schema's float is a double. */
 double ra_double_of(ra_stable_value value);

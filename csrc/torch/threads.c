@@ -7,7 +7,4 @@ static void spread(int64_t count, int64_t grain, ra_body body, void *context)
     (void)ra_torch.torch_parallel_for(0, count, grain, body, context);
 }
 
-ra_parallel ra_torch_parallel(void)
-{
-    return ra_torch_load(NULL) == 0 ? spread : NULL;
-}
+ra_parallel ra_torch_parallel(void) { return ra_torch_load(NULL) == 0 ? spread : NULL; }

@@ -30,8 +30,8 @@ static void failed(const char *what, const char *isa, const char *dtype, size_t 
 {
     if (++failures <= MAX_FAILURES)
         fprintf(stderr,
-                "FAIL %s isa=%s dtype=%s m=%zu d=%zu count=%zu at %zu: %.9g, expected %.9g, off by %.3g > %.3g\n",
-                what, isa, dtype, m, d, count, index, got, expected, fabs(got - expected), bound);
+                "FAIL %s isa=%s dtype=%s m=%zu d=%zu count=%zu at %zu: %.9g, expected %.9g, off by %.3g > %.3g\n", what,
+                isa, dtype, m, d, count, index, got, expected, fabs(got - expected), bound);
 }
 
 /* ---- Buffers ----------------------------------------------------------------------------------------------------- */
@@ -58,16 +58,10 @@ static uint32_t random_bits(void)
     return (uint32_t)(random_state >> 32);
 }
 
-static size_t random_below(size_t n)
-{
-    return random_bits() % n;
-}
+static size_t random_below(size_t n) { return random_bits() % n; }
 
 /* In [-1, 1]. */
-static float random_float(void)
-{
-    return (float)(int32_t)random_bits() * 0x1p-31f;
-}
+static float random_float(void) { return (float)(int32_t)random_bits() * 0x1p-31f; }
 
 static float *random_floats(size_t n)
 {
@@ -390,9 +384,23 @@ static void test_halves(const ra_kernels *kernels, ra_dtype dtype)
         }
 
     /* Too large, infinite, too small and not a number. */
-    const float odd[] = {FLT_MAX, -FLT_MAX, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-45f, -1e-45f, FLT_MIN, 65519.996f,
-                         65520.0f, 1e6f, bits_float(0x7fc00000), bits_float(0xffc00001), bits_float(0x7f800001),
-                         bits_float(0x7fffffff), bits_float(0xffffffff)};
+    const float odd[] = {FLT_MAX,
+                         -FLT_MAX,
+                         INFINITY,
+                         -INFINITY,
+                         0.0f,
+                         -0.0f,
+                         1e-45f,
+                         -1e-45f,
+                         FLT_MIN,
+                         65519.996f,
+                         65520.0f,
+                         1e6f,
+                         bits_float(0x7fc00000),
+                         bits_float(0xffc00001),
+                         bits_float(0x7f800001),
+                         bits_float(0x7fffffff),
+                         bits_float(0xffffffff)};
     memcpy(wide, odd, sizeof odd);
     convert(kernels, dtype, wide, COUNT(odd), back);
     for (size_t i = 0; i < COUNT(odd); i++)
@@ -477,7 +485,7 @@ static void test_exp_sum(const ra_kernels *kernels)
 
     const float small[] = {0.0f, -0.0f, -1e-45f, -1e-30f, -FLT_MIN, -0x1p-24f, -0x1p-25f, -1e-3f};
     check_exp_row(kernels, small, COUNT(small), 0);
-    const float large[] = {-87.3f,  -87.33654f, -87.336548f, -87.34f, -88.0f,   -100.0f, -103.9f,  -104.0f, -127.5f,
+    const float large[] = {-87.3f,  -87.33654f, -87.336548f, -87.34f, -88.0f,  -100.0f, -103.9f,  -104.0f,  -127.5f,
                            -200.0f, -1000.0f,   -1e5f,       -1e9f,   -2.2e9f, -1e20f,  -FLT_MAX, -INFINITY};
     check_exp_row(kernels, large, COUNT(large), 0);
     const float shifted[] = {1000.0f, 999.5f, 912.7f, 900.0f, -1000.0f, -FLT_MAX, -INFINITY};
@@ -566,8 +574,8 @@ static const struct {
     float middle, spread;
     int visible; /* negative: a random number of lanes */
 } softmax_pages[] = {
-    {0, 5, -1}, {-3, 1, 16}, {6, 2, -1}, {6, 2, 0}, {7, 0.5f, 15}, {7, 4, -1}, {-70, 30, 1}, {40, 60, -1}, {500, 3, -1},
-    {480, 25, -1},
+    {0, 5, -1}, {-3, 1, 16},  {6, 2, -1},   {6, 2, 0},    {7, 0.5f, 15},
+    {7, 4, -1}, {-70, 30, 1}, {40, 60, -1}, {500, 3, -1}, {480, 25, -1},
 };
 
 /* Row i sees nothing of the first i / 3 pages. With `equal` the logits of a page are equal, so that maxima tie. */

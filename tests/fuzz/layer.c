@@ -32,7 +32,7 @@ typedef struct m_head {
 } m_head;
 
 typedef struct m_row {
-    int64_t tokens, queries;             /* queries: of the newest `window`, oldest first */
+    int64_t tokens, queries;                 /* queries: of the newest `window`, oldest first */
     float query[WINDOW * QUERY_HEADS * DIM]; /* [queries][Hq][D] */
     m_head head[HEADS];
 } m_row;
@@ -237,7 +237,8 @@ static void add_slab(int64_t pages)
     ra_status status;
     CALL(status, ra_pool_add_slab(w.pool, memory, pages, &id));
     PROMISE(status == RA_OK && id >= 0 && id < SLABS && !w.slab[id]);
-    PROMISE(ra_pool_add_slab(w.pool, (char *)memory + 64 * below((int64_t)(size + 63) / 64), 1, &id) == RA_ERR_ARGUMENT);
+    PROMISE(ra_pool_add_slab(w.pool, (char *)memory + 64 * below((int64_t)(size + 63) / 64), 1, &id) ==
+            RA_ERR_ARGUMENT);
     w.slab[id] = memory;
     w.slab_pages[id] = pages;
     w.pages += pages;
@@ -258,7 +259,8 @@ static void compare_head(const m_layer *m, int64_t row, int64_t head, bool all)
     const m_head *h = &m->row[row].head[head];
     PROMISE(ra_layer_slots(m->layer)[row * w.heads + head] == h->slots);
     if (h->slots)
-        PROMISE(!memcmp(ra_layer_positions(m->layer, row, head), h->positions, (size_t)h->slots * sizeof *h->positions));
+        PROMISE(
+            !memcmp(ra_layer_positions(m->layer, row, head), h->positions, (size_t)h->slots * sizeof *h->positions));
     if (!all || !h->slots)
         return;
     float *got = exactly((size_t)(h->slots * w.d) * sizeof *got);
@@ -453,7 +455,7 @@ static void check_scores(const m_row *row, int64_t head, const ra_score_config *
         return;
     double alpha = (double)c->alpha, level = strcmp(name, "rkv-centred") ? 0 : 1 / (double)h->slots;
     for (int64_t i = 0; i < older; i++) {
-        double want = rkv                          ? alpha * important[i] - (1 - alpha) * (redundant[i] - level)
+        double want = rkv                           ? alpha * important[i] - (1 - alpha) * (redundant[i] - level)
                       : !strcmp(name, "importance") ? important[i]
                       : !strcmp(name, "recency")    ? (double)h->positions[i]
                                                     : hash_score(c->seed, head, h->positions[i]);
@@ -558,7 +560,8 @@ static void reserve(m_layer *m, const step_plan *p)
     int64_t missing, need = pages_of_step(m, p), ahead = below(3) ? 0 : below(40);
     for (;;) {
         ra_status status;
-        CALL(status, ra_layer_reserve(m->layer, p->plain ? NULL : p->begin, p->plain ? p->tokens : -1, ahead, &missing));
+        CALL(status,
+             ra_layer_reserve(m->layer, p->plain ? NULL : p->begin, p->plain ? p->tokens : -1, ahead, &missing));
         if (status == RA_OK)
             break;
         m->reserved = 0; /* what was reserved before is free again */
@@ -632,10 +635,9 @@ static int64_t spoil(const m_layer *m, const step_plan *p, tensor *x, float *bef
     while (!fresh_of(p, row))
         row = (row + 1) % m->rows;
     int64_t at = element(x, row, below(x->heads), place_of(p, row, below(fresh_of(p, row)))) + below(w.d);
-    float value = bad[below(dtype_of(ra_format_name(0)) == RA_F32 && x->t.dtype == RA_BF16 &&
-                                    w.format == ra_format_find("float16")
-                                ? 4
-                                : 3)];
+    float value = bad[below(
+        dtype_of(ra_format_name(0)) == RA_F32 && x->t.dtype == RA_BF16 && w.format == ra_format_find("float16") ? 4
+                                                                                                                : 3)];
     *before = get(x->t.dtype, x->memory, at);
     put(x->t.dtype, x->memory, at, value);
     return at;
@@ -674,8 +676,8 @@ static void append(m_layer *m, const step_plan *p, const tensor *q, const tensor
                 memmove(row->query, row->query + Hq * w.d, (size_t)(--row->queries * Hq * w.d) * sizeof *row->query);
             for (int64_t h = 0; h < Hq; h++)
                 for (int64_t c = 0; c < w.d; c++)
-                    row->query[(row->queries * Hq + h) * w.d + c] =
-                        get(q->t.dtype, q->memory, element(q, r, h, place_of(p, r, i)) + c);
+                    row->query[(row->queries * Hq + h) * w.d + c] = get(q->t.dtype, q->memory,
+                                                                        element(q, r, h, place_of(p, r, i)) + c);
             row->queries++;
         }
         row->tokens += fresh;
@@ -722,7 +724,8 @@ static void check_padding(const m_layer *m, const step_plan *p, const ra_step *s
     uint8_t *out = s->out.data;
     for (int64_t r = 0; r < m->rows; r++)
         for (int64_t i = 0; i < fresh_of(p, r); i++)
-            memset(out + (r * s->out.stride_row + place_of(p, r, i) * s->out.stride_token) * size, before, (size_t)each);
+            memset(out + (r * s->out.stride_row + place_of(p, r, i) * s->out.stride_token) * size, before,
+                   (size_t)each);
     for (int64_t i = 0; i < size_of_out; i++)
         PROMISE(out[i] == before);
 }
@@ -740,8 +743,14 @@ static void op_step(m_layer *m, int64_t wanted, int64_t cut_in)
     fill(m, &p, &q, false);
     fill(m, &p, &k, true);
     fill(m, &p, &v, false);
-    ra_step s = {.begin = p.plain ? NULL : p.begin, .index = p.index, .tokens = p.tokens, .queries = q.t, .keys = k.t,
-                 .values = v.t, .scale = w.scale, .softcap = w.softcap};
+    ra_step s = {.begin = p.plain ? NULL : p.begin,
+                 .index = p.index,
+                 .tokens = p.tokens,
+                 .queries = q.t,
+                 .keys = k.t,
+                 .values = v.t,
+                 .scale = w.scale,
+                 .softcap = w.softcap};
     int64_t announced[ROWS], out_bytes = 0, longest = 0;
     uint8_t options = take_byte(w.b), *visible = NULL, sentinel = 0x55;
     for (int64_t r = 0; r < m->rows; r++) {
@@ -762,7 +771,8 @@ static void op_step(m_layer *m, int64_t wanted, int64_t cut_in)
         s.out.dtype = (ra_dtype)below(RA_DTYPES);
         s.out.stride_token = w.heads * w.group * w.d + below(3);
         s.out.stride_row = p.packed ? 0 : p.tokens * s.out.stride_token + below(3);
-        out_bytes = (p.packed ? p.tokens * s.out.stride_token : m->rows * s.out.stride_row) * (int64_t)ra_dtype_size(s.out.dtype);
+        out_bytes = (p.packed ? p.tokens * s.out.stride_token : m->rows * s.out.stride_row) *
+                    (int64_t)ra_dtype_size(s.out.dtype);
         s.out.data = exactly((size_t)out_bytes);
         memset(s.out.data, sentinel, (size_t)out_bytes);
     }
@@ -825,8 +835,11 @@ static ra_score_config draw_score(void)
 
 static ra_route_config draw_route(void)
 {
-    return (ra_route_config){.heads = (ra_heads)below(3), .gamma = (double)below(4), .lo = (double)below(5) / 4,
-                             .hi = 1 + (double)below(5) / 2, .mu = (double)below(5) / 4,
+    return (ra_route_config){.heads = (ra_heads)below(3),
+                             .gamma = (double)below(4),
+                             .lo = (double)below(5) / 4,
+                             .hi = 1 + (double)below(5) / 2,
+                             .mu = (double)below(5) / 4,
                              .safeguard = (double)below(5) / 4};
 }
 
@@ -957,7 +970,9 @@ static void begin_cut(m_layer *m, cut_values *c)
     *c = (cut_values){.score = draw_score(), .route = draw_route(), .scored = below(3) != 0, .feasible = true};
     for (int64_t r = 0; r < m->rows; r++) {
         int64_t slots = row_slots(m, r);
-        c->totals[r] = below(4) == 0 ? -1 : below(5) == 0 ? below(slots + 3) : most(w.heads * w.window, slots / 2 + below(slots / 2 + 2));
+        c->totals[r] = below(4) == 0   ? -1
+                       : below(5) == 0 ? below(slots + 3)
+                                       : most(w.heads * w.window, slots / 2 + below(slots / 2 + 2));
         c->protect[r] = below(2) ? 0 : below(m->row[r].tokens + 2);
         c->cut[r] = c->totals[r] >= 0 && slots > c->totals[r];
         if (c->cut[r] && c->totals[r] < w.heads * w.window)
@@ -1093,8 +1108,13 @@ static void op_cut(m_layer *m)
     if (!routed || !c.feasible || !c.scored)
         return;
     cut_values again_ = c; /* the same, bit for bit */
-    ra_cut all = {.totals = c.totals, .protect_below = c.protect, .score = c.score, .route = c.route,
-                  .budgets = again_.budgets, .lost = again_.lost, .cut = again_.cut};
+    ra_cut all = {.totals = c.totals,
+                  .protect_below = c.protect,
+                  .score = c.score,
+                  .route = c.route,
+                  .budgets = again_.budgets,
+                  .lost = again_.lost,
+                  .cut = again_.cut};
     int64_t prefix[ROWS * HEADS], fresh[ROWS * HEADS], missing;
     for (;;) {
         memset(again_.cut, 1, sizeof again_.cut);
@@ -1236,8 +1256,11 @@ static void destroy(m_layer *m)
 
 static void create(m_layer *m)
 {
-    ra_layer_config config = {.rows = 1 + below(ROWS), .kv_heads = w.heads, .query_heads = w.heads * w.group,
-                              .window = w.window, .scorer = w.scorer};
+    ra_layer_config config = {.rows = 1 + below(ROWS),
+                              .kv_heads = w.heads,
+                              .query_heads = w.heads * w.group,
+                              .window = w.window,
+                              .scorer = w.scorer};
     ra_status status;
     ra_layer *made = NULL;
     CALL(status, ra_layer_create(w.pool, &config, &made));
@@ -1300,7 +1323,8 @@ static void op_restore(m_layer *m)
         const m_head *head = &source->head[h];
         ra_status status;
         for (;;) {
-            CALL(status, ra_layer_restore(to->layer, row, h, head->slots, head->positions, head->keys, head->values, &missing));
+            CALL(status,
+                 ra_layer_restore(to->layer, row, h, head->slots, head->positions, head->keys, head->values, &missing));
             if (status == RA_OK)
                 break;
             PROMISE(status == RA_ERR_NO_PAGES);
@@ -1326,8 +1350,9 @@ static void op_restore(m_layer *m)
         empty_row(target);
     } else {
         if (source->tokens && source->head[0].slots)
-            PROMISE(ra_layer_restore_row(to->layer, row, source->head[0].positions[source->head[0].slots - 1], queries, 0,
-                                         w.scale, w.softcap) == RA_ERR_ARGUMENT); /* fewer tokens than positions say */
+            PROMISE(ra_layer_restore_row(to->layer, row, source->head[0].positions[source->head[0].slots - 1], queries,
+                                         0, w.scale,
+                                         w.softcap) == RA_ERR_ARGUMENT); /* fewer tokens than positions say */
         PROMISE(ra_layer_restore_row(to->layer, row, source->tokens, queries, n, w.scale, w.softcap) == RA_OK);
         target->tokens = source->tokens;
         target->queries = n;

@@ -109,10 +109,7 @@ RA_INLINE void store_part_16bit(uint16_t *x, __m128i v, size_t n)
     memcpy(x, lanes, n * sizeof *x);
 }
 
-RA_INLINE vec widen_bf16(__m128i x)
-{
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
-}
+RA_INLINE vec widen_bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 
 /* As ra_f32_to_bf16 does it. */
 RA_INLINE __m128i narrow_bf16(vec x)
@@ -126,15 +123,9 @@ RA_INLINE __m128i narrow_bf16(vec x)
     return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
 
-RA_INLINE vec widen_f16(__m128i x)
-{
-    return _mm256_cvtph_ps(x);
-}
+RA_INLINE vec widen_f16(__m128i x) { return _mm256_cvtph_ps(x); }
 
-RA_INLINE __m128i narrow_f16(vec x)
-{
-    return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+RA_INLINE __m128i narrow_f16(vec x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 RA_INLINE vec load_bf16(const uint16_t *x) { return widen_bf16(load_16bit(x)); }
 RA_INLINE vec load_part_bf16(const uint16_t *x, size_t n) { return widen_bf16(load_part_16bit(x, n)); }

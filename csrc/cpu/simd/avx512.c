@@ -25,10 +25,7 @@
 
 typedef __m512 vec;
 
-RA_INLINE __mmask16 first(size_t n)
-{
-    return (__mmask16)((1u << n) - 1u);
-}
+RA_INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1u); }
 
 RA_INLINE vec vec_zero(void) { return _mm512_setzero_ps(); }
 RA_INLINE vec vec_set1(float x) { return _mm512_set1_ps(x); }
@@ -52,20 +49,11 @@ RA_INLINE vec vec_keep(vec x, vec test, float bound)
 
 RA_INLINE vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
 
-RA_INLINE uint32_t vec_above(vec x, float bound)
-{
-    return _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GT_OQ);
-}
+RA_INLINE uint32_t vec_above(vec x, float bound) { return _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GT_OQ); }
 
-RA_INLINE float vec_top(vec x)
-{
-    return _mm512_reduce_max_ps(x);
-}
+RA_INLINE float vec_top(vec x) { return _mm512_reduce_max_ps(x); }
 
-RA_INLINE float vec_sum(vec x)
-{
-    return _mm512_reduce_add_ps(x);
-}
+RA_INLINE float vec_sum(vec x) { return _mm512_reduce_add_ps(x); }
 
 /* Sums of 4 vectors within each 128-bit lane: lane = [a b c d]. */
 RA_INLINE vec lane_sums(vec a, vec b, vec c, vec d)
@@ -97,8 +85,8 @@ RA_INLINE void store_part_16bit(uint16_t *x, __m256i v, size_t n) { _mm256_mask_
 /* One shuffle into the upper halves; widening and shifting would take two operations from those that multiply. */
 RA_INLINE vec widen_bf16(__m256i x)
 {
-    const __m512i order = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4,
-                                           0, 3, 0, 2, 0, 1, 0, 0, 0);
+    const __m512i order = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0,
+                                           3, 0, 2, 0, 1, 0, 0, 0);
     return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, order, _mm512_castsi256_si512(x)));
 }
 
@@ -113,15 +101,9 @@ RA_INLINE __m256i narrow_bf16(vec x)
     return _mm512_cvtepi32_epi16(high);
 }
 
-RA_INLINE vec widen_f16(__m256i x)
-{
-    return _mm512_cvtph_ps(x);
-}
+RA_INLINE vec widen_f16(__m256i x) { return _mm512_cvtph_ps(x); }
 
-RA_INLINE __m256i narrow_f16(vec x)
-{
-    return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+RA_INLINE __m256i narrow_f16(vec x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 RA_INLINE vec load_bf16(const uint16_t *x) { return widen_bf16(load_16bit(x)); }
 RA_INLINE vec load_part_bf16(const uint16_t *x, size_t n) { return widen_bf16(load_part_16bit(x, n)); }

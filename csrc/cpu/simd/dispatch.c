@@ -85,10 +85,7 @@ const ra_kernels *ra_kernels_get(void)
     return kernels;
 }
 
-const char *ra_isa(void)
-{
-    return ra_kernels_get()->name;
-}
+const char *ra_isa(void) { return ra_kernels_get()->name; }
 
 ra_status ra_set_isa(const char *name)
 {

@@ -106,15 +106,9 @@ RA_INLINE uint16x4_t narrow_bf16(vec x)
     return vmovn_u32(vbslq_u32(vceqq_f32(x, x), vshrq_n_u32(rounded, 16), quiet)); /* only NaN differs from itself */
 }
 
-RA_INLINE vec widen_f16(uint16x4_t x)
-{
-    return vcvt_f32_f16(vreinterpret_f16_u16(x));
-}
+RA_INLINE vec widen_f16(uint16x4_t x) { return vcvt_f32_f16(vreinterpret_f16_u16(x)); }
 
-RA_INLINE uint16x4_t narrow_f16(vec x)
-{
-    return vreinterpret_u16_f16(vcvt_f16_f32(x));
-}
+RA_INLINE uint16x4_t narrow_f16(vec x) { return vreinterpret_u16_f16(vcvt_f16_f32(x)); }
 
 RA_INLINE vec load_bf16(const uint16_t *x) { return widen_bf16(vld1_u16(x)); }
 RA_INLINE vec load_part_bf16(const uint16_t *x, size_t n) { return widen_bf16(load_part_16bit(x, n)); }
