@@ -199,10 +199,14 @@ static PyObject *score_dense(PyObject *module, PyObject *args)
                       &buffers[open]))
             goto cleanup;
     ra_status status;
-    Py_BEGIN_ALLOW_THREADS status = ra_score_dense(buffers[0].buf, group, window, buffers[1].buf, tokens, d, &config,
-                                                   buffers[2].buf, buffers[3].buf, buffers[4].buf);
-    Py_END_ALLOW_THREADS if (status == RA_OK) result = Py_NewRef(Py_None);
-    else ra_raise(status, "queries or keys");
+    Py_BEGIN_ALLOW_THREADS
+    status = ra_score_dense(buffers[0].buf, group, window, buffers[1].buf, tokens, d, &config, buffers[2].buf,
+                            buffers[3].buf, buffers[4].buf);
+    Py_END_ALLOW_THREADS
+    if (status == RA_OK)
+        result = Py_NewRef(Py_None);
+    else
+        ra_raise(status, "queries or keys");
 cleanup:
     while (open--)
         PyBuffer_Release(&buffers[open]);
@@ -250,8 +254,10 @@ static PyObject *read_probe(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "O|p:read_bandwidth_probe", &object, &streamed) ||
         PyObject_GetBuffer(object, &buffer, PyBUF_SIMPLE))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS ra_read_probe(buffer.buf, (size_t)buffer.len, streamed);
-    Py_END_ALLOW_THREADS PyBuffer_Release(&buffer);
+    Py_BEGIN_ALLOW_THREADS
+    ra_read_probe(buffer.buf, (size_t)buffer.len, streamed);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&buffer);
     Py_RETURN_NONE;
 }
 

@@ -41,8 +41,10 @@ static PyObject *do_cut(layer_object *self, PyObject *const *args, Py_ssize_t co
         !(cut.cut = ra_take(&b, args[6], "cut", 'b', rows_of(self), 1)))
         goto end;
     ra_status status;
-    Py_BEGIN_ALLOW_THREADS status = ra_layer_cut(self->layer, &cut, parallel, &missing);
-    Py_END_ALLOW_THREADS result = pages_or_error(status, missing, "cut");
+    Py_BEGIN_ALLOW_THREADS
+    status = ra_layer_cut(self->layer, &cut, parallel, &missing);
+    Py_END_ALLOW_THREADS
+    result = pages_or_error(status, missing, "cut");
 end:
     ra_release(&b);
     return result;
@@ -70,8 +72,10 @@ static PyObject *do_cut_score(layer_object *self, PyObject *const *args, Py_ssiz
     }
     ra_status status;
     ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS status = ra_cut_score(self->layer, totals, scored ? &config : NULL, cut, parallel);
-    Py_END_ALLOW_THREADS ra_release(&b);
+    Py_BEGIN_ALLOW_THREADS
+    status = ra_cut_score(self->layer, totals, scored ? &config : NULL, cut, parallel);
+    Py_END_ALLOW_THREADS
+    ra_release(&b);
     if (status != RA_OK)
         return ra_raise(status, "scores");
     Py_RETURN_NONE;
@@ -166,8 +170,10 @@ static PyObject *do_cut_choose(layer_object *self, PyObject *const *args, Py_ssi
     }
     ra_status status;
     ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS status = ra_cut_choose(self->layer, protect, budgets, lost, parallel);
-    Py_END_ALLOW_THREADS ra_release(&b);
+    Py_BEGIN_ALLOW_THREADS
+    status = ra_cut_choose(self->layer, protect, budgets, lost, parallel);
+    Py_END_ALLOW_THREADS
+    ra_release(&b);
     if (status != RA_OK)
         return ra_raise(status, status == RA_ERR_ARGUMENT ? "no cut has begun, or budgets below the window" : "scores");
     Py_RETURN_NONE;
@@ -201,8 +207,10 @@ static PyObject *do_cut_apply(layer_object *self, PyObject *const *args, Py_ssiz
     int64_t missing = 0;
     ra_status status;
     ra_parallel parallel = ra_torch_parallel();
-    Py_BEGIN_ALLOW_THREADS status = ra_cut_apply(self->layer, parallel, &missing);
-    Py_END_ALLOW_THREADS return pages_or_error(status, missing, "no cut has begun, or nothing was chosen");
+    Py_BEGIN_ALLOW_THREADS
+    status = ra_cut_apply(self->layer, parallel, &missing);
+    Py_END_ALLOW_THREADS
+    return pages_or_error(status, missing, "no cut has begun, or nothing was chosen");
 }
 RA_METHOD(cut_apply, 0, 0)
 

@@ -114,9 +114,9 @@ static PyObject *do_reserve(layer_object *self, PyObject *const *args, Py_ssize_
 }
 static RA_METHOD(reserve, 1, 1)
 
-    /* A [rows, heads, tokens, D] tensor. tokens -1: any number. rows 1 where all rows are packed into one. */
-    static int view_tokens(layer_object *self, PyObject *object, const char *name, int64_t heads, int64_t *tokens,
-                           bool *packed, ra_tokens *out)
+/* A [rows, heads, tokens, D] tensor. tokens -1: any number. rows 1 where all rows are packed into one. */
+static int view_tokens(layer_object *self, PyObject *object, const char *name, int64_t heads, int64_t *tokens,
+                       bool *packed, ra_tokens *out)
 {
     module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     dl_tensor view;
@@ -247,7 +247,8 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
     if (status == RA_ERR_NO_PAGES)
         return PyLong_FromLongLong(missing);
     if (status == RA_OK) {
-        Py_BEGIN_ALLOW_THREADS status = ra_layer_step(layer, &step, parallel);
+        Py_BEGIN_ALLOW_THREADS
+        status = ra_layer_step(layer, &step, parallel);
         Py_END_ALLOW_THREADS
     }
     if (status == RA_ERR_ARGUMENT)
@@ -266,10 +267,10 @@ static PyObject *do_step(layer_object *self, PyObject *const *args, Py_ssize_t c
 }
 static RA_METHOD(step, 5, 11)
 
-    /* ---- Rows ---- */
+/* ---- Rows ---- */
 
-    PyDoc_STRVAR(reorder_doc,
-                 "reorder(source)\n--\n\nRow i becomes row source[i] (int64 array), sharing its pages; -1: empty.");
+PyDoc_STRVAR(reorder_doc,
+             "reorder(source)\n--\n\nRow i becomes row source[i] (int64 array), sharing its pages; -1: empty.");
 
 static PyObject *do_reorder(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -287,7 +288,7 @@ static PyObject *do_reorder(layer_object *self, PyObject *const *args, Py_ssize_
 }
 static RA_METHOD(reorder, 1, 1)
 
-    static PyObject *do_fork(layer_object *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *do_fork(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)count;
     int64_t from, to;
@@ -300,7 +301,7 @@ static RA_METHOD(reorder, 1, 1)
 }
 static RA_METHOD(fork, 2, 2)
 
-    static PyObject *do_release(layer_object *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *do_release(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)count;
     int64_t row;
@@ -313,10 +314,9 @@ static RA_METHOD(fork, 2, 2)
 }
 static RA_METHOD(release, 1, 1)
 
-    PyDoc_STRVAR(
-        crop_doc,
-        "crop(tokens)\n--\n\nForgets the newest tokens of each row (an int for all, or int64 [rows]); ValueError "
-        "if one was evicted.");
+PyDoc_STRVAR(crop_doc,
+             "crop(tokens)\n--\n\nForgets the newest tokens of each row (an int for all, or int64 [rows]); ValueError "
+             "if one was evicted.");
 
 static PyObject *do_crop(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -346,7 +346,7 @@ static PyObject *do_crop(layer_object *self, PyObject *const *args, Py_ssize_t c
 }
 static RA_METHOD(crop, 1, 1)
 
-    static PyObject *do_reset(layer_object *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *do_reset(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)args, (void)count;
     ra_layer_reset(self->layer);
@@ -354,7 +354,7 @@ static RA_METHOD(crop, 1, 1)
 }
 static RA_METHOD(reset, 0, 0)
 
-    PyDoc_STRVAR(copy_doc, "copy()\n--\n\nA layer that holds the same, sharing pages.");
+PyDoc_STRVAR(copy_doc, "copy()\n--\n\nA layer that holds the same, sharing pages.");
 
 static PyObject *do_copy(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -367,9 +367,9 @@ static PyObject *do_copy(layer_object *self, PyObject *const *args, Py_ssize_t c
 }
 static RA_METHOD(copy, 0, 0)
 
-    /* ---- Reading ---- */
+/* ---- Reading ---- */
 
-    PyDoc_STRVAR(slots_doc, "slots(out)\n--\n\nSlots kept by each head into int64 out [B, H].");
+PyDoc_STRVAR(slots_doc, "slots(out)\n--\n\nSlots kept by each head into int64 out [B, H].");
 
 static PyObject *do_slots(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -386,7 +386,7 @@ static PyObject *do_slots(layer_object *self, PyObject *const *args, Py_ssize_t 
 }
 static RA_METHOD(slots, 1, 1)
 
-    static int64_t slots_of(const layer_object *self, int64_t row, int64_t head)
+static int64_t slots_of(const layer_object *self, int64_t row, int64_t head)
 {
     return ra_layer_slots(self->layer)[row * ra_layer_kv_heads(self->layer) + head];
 }
@@ -404,7 +404,7 @@ static PyObject *do_table(layer_object *self, PyObject *const *args, Py_ssize_t 
 }
 static RA_METHOD(table, 0, 0)
 
-    PyDoc_STRVAR(positions_doc, "positions(row, head)\n--\n\nPositions of a head's slots, ascending, as int32 bytes.");
+PyDoc_STRVAR(positions_doc, "positions(row, head)\n--\n\nPositions of a head's slots, ascending, as int32 bytes.");
 
 static PyObject *do_positions(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -417,8 +417,7 @@ static PyObject *do_positions(layer_object *self, PyObject *const *args, Py_ssiz
 }
 static RA_METHOD(positions, 2, 2)
 
-    PyDoc_STRVAR(read_doc,
-                 "read(row, head, values, out)\n--\n\nA head's keys (values if true) into float32 out [N, D].");
+PyDoc_STRVAR(read_doc, "read(row, head, values, out)\n--\n\nA head's keys (values if true) into float32 out [N, D].");
 
 static PyObject *do_read(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -441,7 +440,7 @@ static PyObject *do_read(layer_object *self, PyObject *const *args, Py_ssize_t c
 }
 static RA_METHOD(read, 4, 4)
 
-    PyDoc_STRVAR(queries_doc, "queries(row)\n--\n\n(n, float32 bytes of [Hq, n, D]): the row's newest queries.");
+PyDoc_STRVAR(queries_doc, "queries(row)\n--\n\n(n, float32 bytes of [Hq, n, D]): the row's newest queries.");
 
 static PyObject *do_queries(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -459,7 +458,7 @@ static PyObject *do_queries(layer_object *self, PyObject *const *args, Py_ssize_
 }
 static RA_METHOD(queries, 1, 1)
 
-    PyDoc_STRVAR(tokens_doc, "tokens(row)\n--\n\nTokens that the row was given, evicted ones included.");
+PyDoc_STRVAR(tokens_doc, "tokens(row)\n--\n\nTokens that the row was given, evicted ones included.");
 
 static PyObject *do_tokens(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -469,7 +468,7 @@ static PyObject *do_tokens(layer_object *self, PyObject *const *args, Py_ssize_t
 }
 static RA_METHOD(tokens, 1, 1)
 
-    static PyObject *layer_times(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *layer_times(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     (void)args, (void)count;
     ra_times t = ((layer_object *)object)->times;
@@ -525,9 +524,9 @@ static PyObject *do_restore(layer_object *self, PyObject *const *args, Py_ssize_
 }
 static RA_METHOD(restore, 5, 5)
 
-    PyDoc_STRVAR(restore_row_doc,
-                 "restore_row(row, tokens, count, queries, scale, softcap)\n--\n\nThe rest of a restored row: tokens "
-                 "given, its newest `count` queries float32 [Hq, count, D], scale and soft-capping of logits.");
+PyDoc_STRVAR(restore_row_doc,
+             "restore_row(row, tokens, count, queries, scale, softcap)\n--\n\nThe rest of a restored row: tokens "
+             "given, its newest `count` queries float32 [Hq, count, D], scale and soft-capping of logits.");
 
 static PyObject *do_restore_row(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -559,34 +558,34 @@ static RA_METHOD(restore_row, 6, 6)
 #name, (PyCFunction)(void (*)(void))layer_##name, METH_FASTCALL, doc                                           \
     }
 
-    static PyMethodDef methods[] = {
-        FAST(reserve, reserve_doc),
-        FAST(step, step_doc),
-        {"cut", (PyCFunction)(void (*)(void))layer_cut, METH_FASTCALL, ra_cut_doc},
-        {"cut_score", (PyCFunction)(void (*)(void))layer_cut_score, METH_FASTCALL, ra_cut_score_doc},
-        {"cut_scores", (PyCFunction)(void (*)(void))layer_cut_scores, METH_FASTCALL, ra_cut_scores_doc},
-        {"cut_set_scores", (PyCFunction)(void (*)(void))layer_cut_set_scores, METH_FASTCALL, ra_cut_set_scores_doc},
-        {"cut_allocate", (PyCFunction)(void (*)(void))layer_cut_allocate, METH_FASTCALL, ra_cut_allocate_doc},
-        {"cut_choose", (PyCFunction)(void (*)(void))layer_cut_choose, METH_FASTCALL, ra_cut_choose_doc},
-        {"cut_kept", (PyCFunction)(void (*)(void))layer_cut_kept, METH_FASTCALL, ra_cut_kept_doc},
-        {"cut_apply", (PyCFunction)(void (*)(void))layer_cut_apply, METH_FASTCALL, ra_cut_apply_doc},
-        {"cut_abandon", (PyCFunction)(void (*)(void))layer_cut_abandon, METH_FASTCALL, ra_cut_abandon_doc},
-        FAST(reorder, reorder_doc),
-        FAST(fork, "fork(source, target)\n--\n\nRow `target` becomes row `source`, sharing its pages."),
-        FAST(release, "release(row)\n--\n\nEmpties a row."),
-        FAST(crop, crop_doc),
-        FAST(reset, "reset()\n--\n\nDrops every token; pages go home."),
-        FAST(copy, copy_doc),
-        FAST(slots, slots_doc),
-        FAST(table, table_doc),
-        FAST(positions, positions_doc),
-        FAST(read, read_doc),
-        FAST(queries, queries_doc),
-        FAST(tokens, tokens_doc),
-        FAST(times, "times()\n--\n\n(score, route, evict, attend) in nanoseconds, as of the last call."),
-        FAST(restore, restore_doc),
-        FAST(restore_row, restore_row_doc),
-        {NULL, NULL, 0, NULL},
+static PyMethodDef methods[] = {
+    FAST(reserve, reserve_doc),
+    FAST(step, step_doc),
+    {"cut", (PyCFunction)(void (*)(void))layer_cut, METH_FASTCALL, ra_cut_doc},
+    {"cut_score", (PyCFunction)(void (*)(void))layer_cut_score, METH_FASTCALL, ra_cut_score_doc},
+    {"cut_scores", (PyCFunction)(void (*)(void))layer_cut_scores, METH_FASTCALL, ra_cut_scores_doc},
+    {"cut_set_scores", (PyCFunction)(void (*)(void))layer_cut_set_scores, METH_FASTCALL, ra_cut_set_scores_doc},
+    {"cut_allocate", (PyCFunction)(void (*)(void))layer_cut_allocate, METH_FASTCALL, ra_cut_allocate_doc},
+    {"cut_choose", (PyCFunction)(void (*)(void))layer_cut_choose, METH_FASTCALL, ra_cut_choose_doc},
+    {"cut_kept", (PyCFunction)(void (*)(void))layer_cut_kept, METH_FASTCALL, ra_cut_kept_doc},
+    {"cut_apply", (PyCFunction)(void (*)(void))layer_cut_apply, METH_FASTCALL, ra_cut_apply_doc},
+    {"cut_abandon", (PyCFunction)(void (*)(void))layer_cut_abandon, METH_FASTCALL, ra_cut_abandon_doc},
+    FAST(reorder, reorder_doc),
+    FAST(fork, "fork(source, target)\n--\n\nRow `target` becomes row `source`, sharing its pages."),
+    FAST(release, "release(row)\n--\n\nEmpties a row."),
+    FAST(crop, crop_doc),
+    FAST(reset, "reset()\n--\n\nDrops every token; pages go home."),
+    FAST(copy, copy_doc),
+    FAST(slots, slots_doc),
+    FAST(table, table_doc),
+    FAST(positions, positions_doc),
+    FAST(read, read_doc),
+    FAST(queries, queries_doc),
+    FAST(tokens, tokens_doc),
+    FAST(times, "times()\n--\n\n(score, route, evict, attend) in nanoseconds, as of the last call."),
+    FAST(restore, restore_doc),
+    FAST(restore_row, restore_row_doc),
+    {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef getset[] = {
