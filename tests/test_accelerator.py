@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 import reasonalloc as ra
-from reasonalloc.hf import layer
+from reasonalloc.hf import states
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.decode import Sampling
 from reasonalloc.hf.decode import generate as chains
@@ -24,7 +24,7 @@ def device(request, monkeypatch):
         if not torch.cuda.is_available():
             pytest.skip("no GPU here")
         return "cuda"
-    monkeypatch.setattr(layer, "in_host_memory", layer.copied)
+    monkeypatch.setattr(states, "in_host_memory", states.copied)
     return "cpu"
 
 
@@ -34,7 +34,7 @@ def build(device, name="llama", **changes):
 
 def test_the_parts_of_one_copy():
     query, key, value = torch.randn(2, 6, 5, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
-    for given, got in zip((query, key, value), layer.copied(query, key, value), strict=True):
+    for given, got in zip((query, key, value), states.copied(query, key, value), strict=True):
         assert torch.equal(given, got)
         assert got.stride(-1) == 1
         assert got.data_ptr() != given.data_ptr()

@@ -76,7 +76,7 @@ def test_moving_the_rows_of_an_interrupted_cache():
     assert_works(cache, model)
 
 
-@pytest.mark.parametrize("where", ["_store", "_leave"])
+@pytest.mark.parametrize("where", ["_store", "_end_pass"])
 def test_an_error_after_the_first_layer_has_stored(monkeypatch, where):
     model = models.tiny()
     cache = cache_of(model, method="reasonalloc")

@@ -50,9 +50,7 @@ except ImportError:  # of another torch: as if a compiler were always on
         return True
 
 
-def _compiler_is_on() -> bool:
-    """Whether frames that are called now would be looked at by a compiler."""
-    return get_eval_frame_callback() not in (None, False)
+_NO_COMPILER = (None, False)
 
 
 def _alone(function: F) -> F:
@@ -76,18 +74,20 @@ class Attends(Protocol):
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float | None,
-        **options: Any,
+        options: dict[str, Any],
     ) -> torch.Tensor:
         """[B, T, Hq, Dv] for the keys that a layer was given last."""
 
 
-class _Expected(threading.local):
-    """The cache, by a weak reference, and its layer whose keys the next attention of this thread is about."""
+# A cache, one of its layers, and the keys that the layer has just returned to the model.
+_Turn = tuple[weakref.ref[Any], int, torch.Tensor]
 
-    cache: weakref.ref[Any] | None = None
-    layer = 0
-    key: torch.Tensor | None = None
-    mask: torch.Tensor | None = None  # [B, columns] that the pass was given
+
+class _Expected(threading.local):
+    """What this thread's next attention is about, and the mask [B, columns] that its pass was given."""
+
+    turn: _Turn | None = None
+    mask: torch.Tensor | None = None
 
 
 _expected = _Expected()
@@ -99,27 +99,20 @@ SERVED = "_reasonalloc_served"
 
 
 @_alone  # the tensors are real ones then: a compiled model breaks its graph here
-def expect(cache: Attends, layer: int, key: torch.Tensor) -> None:
+def expect(cache: weakref.ref[Any], layer: int, key: torch.Tensor) -> None:
     """Announces that the next attention belongs to a layer of a cache, which just returned `key` to the model."""
-    _expected.cache, _expected.layer, _expected.key = weakref.ref(cache), layer, key
+    _expected.turn = (cache, layer, key)
 
 
 @_alone
 def _forget_expected() -> None:
-    _expected.cache = _expected.key = None
+    _expected.turn = None
 
 
-def _take_expected(module: Any, key: torch.Tensor) -> tuple[Attends, int] | None:
-    """The cache and layer that `key` belongs to. Some models rebuild keys after the cache returned them."""
-    cache = _expected.cache() if _expected.cache is not None else None
-    own = _expected.key
-    if cache is None or own is None:
-        return None
-    rebuilt = key.shape[0] == own.shape[0] and key.shape[2] == own.shape[2]
-    if key is not own and not (rebuilt and getattr(module, "layer_idx", _expected.layer) == _expected.layer):
-        return None
-    _forget_expected()
-    return cache, _expected.layer
+def _is_rebuilt(module: Any, key: torch.Tensor, layer: int, own: torch.Tensor) -> bool:
+    """Whether `key` was made of what a layer returned: some models rebuild keys then."""
+    alike = key.shape[0] == own.shape[0] and key.shape[2] == own.shape[2]
+    return alike and bool(getattr(module, "layer_idx", layer) == layer)
 
 
 def own_attention(
@@ -175,12 +168,13 @@ def attention_forward(
 
     What one of our caches does not expect goes to the model's own attention, so a model stays as it was without them.
     """
-    if _compiler_is_on():  # nothing that is called from here may be compiled; this has a price
-        output: tuple[torch.Tensor, torch.Tensor | None] = _attention_uncompiled(
-            module, query, key, value, attention_mask, scaling, options
-        )
-        return output
-    return _attention(module, query, key, value, attention_mask, scaling, options)
+    if get_eval_frame_callback() in _NO_COMPILER:
+        return _attention(module, query, key, value, attention_mask, scaling, options)
+    # Frames that are called now would be looked at by a compiler, which is to leave ours alone; this has a price.
+    output: tuple[torch.Tensor, torch.Tensor | None] = _attention_uncompiled(
+        module, query, key, value, attention_mask, scaling, options
+    )
+    return output
 
 
 def _attention(
@@ -192,16 +186,18 @@ def _attention(
     scaling: float | None,
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    expected = _take_expected(module, key)
-    if expected is None:
-        if (served := getattr(key, SERVED, None)) is not None:
-            raise ValueError(
-                f"{type(module).__name__} reads the keys of layer {served} a second time, which ReasonAllocCache does"
-                " not serve"
-            )
-        return own_attention(module, query, key, value, attention_mask, scaling, **options)
-    cache, layer = expected
-    return cache.attend(layer, module, query, key, value, attention_mask, scaling, **options), None
+    turn = _expected.turn
+    if turn is not None and (key is turn[2] or _is_rebuilt(module, key, *turn[1:])):
+        cache: Attends | None = turn[0]()
+        if cache is not None:
+            _expected.turn = None
+            return cache.attend(turn[1], module, query, key, value, attention_mask, scaling, options), None
+    if (served := getattr(key, SERVED, None)) is not None:
+        raise ValueError(
+            f"{type(module).__name__} reads the keys of layer {served} a second time, which ReasonAllocCache does"
+            " not serve"
+        )
+    return own_attention(module, query, key, value, attention_mask, scaling, **options)
 
 
 _attention_uncompiled = torch.compiler.disable(_attention)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.hf import saving
 from reasonalloc.hf.architectures import refusal
@@ -21,8 +21,9 @@ from reasonalloc.hf.attention import NAME, SERVED, AttentionSpec, activate, expe
 from reasonalloc.hf.compat import budgeted_layers, check_not_prefix_tuned, is_full_attention, stock_layers, unwrapped
 from reasonalloc.hf.copying import check_not_amid_pass, independent_copy
 from reasonalloc.hf.dense import prompt_attention
-from reasonalloc.hf.layer import RaggedLayer, in_rows, one_dtype, one_size
+from reasonalloc.hf.layer import RaggedLayer
 from reasonalloc.hf.rope import check_rope, drops_caches, rope_switch
+from reasonalloc.hf.states import States, one_dtype
 from reasonalloc.hf.stats import CacheStats, Seconds
 from reasonalloc.hf.step import Part, Step
 from reasonalloc.policy.budgets import Budgets
@@ -104,7 +105,7 @@ class ReasonAllocCache(Cache):
         self._by_hand = own_policy
         self._whole_masks = whole_masks
         self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
-        self._own_modules: set[int] = set()  # ids of the model's modules that have asked for attention
+        self._states = States(model)
         # Whether a prompt is known to come in one pass, and not in chunks: then it is cut at its end, not a pass later.
         self.prompts_in_one_pass = False
         activate(model)
@@ -121,7 +122,7 @@ class ReasonAllocCache(Cache):
         self._pool: PagePool | None = None
         self._rows = 0
         self._routings = self._byte_sum = 0
-        self._good_states: Any = None  # shapes and dtypes that have been checked
+        self._states.clear()
         self._cutter: Cutter | None = None
         self._recorder: recorder.Recorder | None = None
         self._cut_seconds = 0.0
@@ -146,8 +147,8 @@ class ReasonAllocCache(Cache):
             self._begin_step(key_states)
         layer = self.layers[layer_idx]
         if isinstance(layer, RaggedLayer):
-            expect(self, layer_idx, key_states)
-            return layer.update(key_states, value_states)
+            expect(weakref.ref(self), layer_idx, key_states)
+            return key_states, value_states
         result = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         self.step.leave()
         return result
@@ -172,7 +173,8 @@ class ReasonAllocCache(Cache):
             check_rope(self._rope_switch, length, tokens)
         if not length:
             self._rows = rows
-            self._cutter = self._good_states = None
+            self._cutter = None
+            self._states.clear()
             for layer in self.ragged:
                 layer.core = None  # left over where a first step failed
             if not self.policy.unlimited:
@@ -196,86 +198,60 @@ class ReasonAllocCache(Cache):
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float | None,
-        **options: Any,
+        options: dict[str, Any],
     ) -> torch.Tensor:
         """Stores a layer's new tokens and returns their attention, [B, T, Hq, Dv]; cuts what is due."""
         ragged, step = self.layers[layer], self.step
         first, before = step.is_first_turn, ragged.seen() if step.is_first_turn else 0
         try:
             spec = AttentionSpec.of(module, query, scaling, options)
-            given, (query, key, value) = key, one_dtype(query, key, value)
-            self._check_states(ragged, module, query, key, value)
             dense = ragged.length == 0 and step.tokens > 1
+            states = self._states.prepare(layer, module, query, key, value)
+            if self._cutter is None:
+                self._cutter = self._make_cutter(states[1])
             parts = step.parts(attention_mask, dense)
-            states, pool = in_rows(one_size(query, key, value)), self.pool_for(key, value)
+            pool = self._pool if self._pool is not None else self._make_pool(states[1])
             if dense:
-                out = prompt_attention(module, query, key, value, attention_mask, spec, options)
+                out = prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
                 ragged.step(pool, states, spec, parts[0].new)
-                self._store(ragged, states[0], parts[0])
             else:
                 rows, heads, tokens, size = states[0].shape
                 # What stands between a row's tokens is padding, whose attention is 0.
                 make = states[0].new_zeros if parts[0].new.begin is not None else states[0].new_empty
                 out = make((rows, tokens, heads, size))
-                for part in parts:
+            for part in parts:
+                if not dense:
                     ragged.step(pool, states, spec, part.new, out, part.cut_in)
+                if step.prefill or part.any_due:
                     self._store(ragged, states[0], part)
-                out = out[..., : value.shape[3]] if size != value.shape[3] else out
-                if not query.is_cpu or out.dtype != value.dtype:
-                    out = out.to(query.device, value.dtype)
             ragged.length += step.tokens
-            self._leave(ragged, parts, dense)
-            setattr(given, SERVED, layer)
+            if states[2] is not value and not dense:
+                out = out[..., : value.shape[3]].to(query.device)
+            if not self._states.heads:
+                self._states.hold((query, key, value), states)
+            step.leave()
+            if ragged is self.ragged[-1]:
+                self._end_pass(parts, dense)
+            setattr(key, SERVED, layer)
         except BaseException as error:
             if not first or ragged.seen() != before:  # something has changed
                 step.close(error)
             raise
         return out
 
-    def _check_states(
-        self, layer: RaggedLayer, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> None:
-        """Everything that is known of a layer's tensors beforehand, before anything changes."""
-        kind = (query.shape, key.shape, value.shape, key.dtype)
-        if kind != self._good_states:
-            self._check_shapes(layer, key, value)
-        if id(module) not in self._own_modules:
-            if not any(each is module for each in self.model.modules()):
-                raise ValueError(
-                    f"the cache was made for a {type(self.model).__name__} and is used by another model, of the same"
-                    f" shape: its {type(module).__name__} is not part of the first"
-                )
-            self._own_modules.add(id(module))
-        if self._cutter is None:
-            self._cutter = self._make_cutter(key, value)
-        if self.ragged[0].core is not None:
-            self._good_states = kind
-
-    def _check_shapes(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
-        _, heads, _, head_dim = key.shape
-        if value.shape[:3] != key.shape[:3]:
-            raise ValueError(
-                f"keys {list(key.shape)} and values {list(value.shape)} must have one shape, but for the head size"
-            )
-        head_dim = max(head_dim, value.shape[3])
-        if head_dim > _core.MAX_HEAD_DIM:
-            raise ValueError(f"head sizes up to {_core.MAX_HEAD_DIM} are supported, got {head_dim}")
-        known = self.ragged[0]
-        if known.core is not None and (heads, head_dim) != (known.heads, known.head_dim):
-            raise ValueError(
-                f"layer {layer.index} is given keys {list(key.shape)}, but the cache holds {known.heads} heads of size"
-                f" {known.head_dim}"
-            )
-
-    def _make_cutter(self, key: torch.Tensor, value: torch.Tensor) -> Cutter:
+    def _make_cutter(self, key: torch.Tensor) -> Cutter:
         """Raises ValueError if the budget does not fit this batch."""
-        page_bytes = self.policy.storage.page_bytes(key.dtype, max(key.shape[3], value.shape[3]))
+        page_bytes = self.policy.storage.page_bytes(key.dtype, key.shape[3])
         profile, size = self.config.profile, self.config.size()
         budgets = Budgets(size, self.policy, profile, len(self.ragged), key.shape[1], page_bytes)
         budgets.start(self._rows)
         self._recorder = recorder.Recorder(self._rows) if self.record else None
         own = [] if self._recorder is None else [self._recorder]
         return Cutter(self.policy, budgets, [*own, *self.observers])
+
+    def _make_pool(self, key: torch.Tensor) -> PagePool:
+        self._pool = PagePool(self.policy.storage.page_format(key.dtype), key.shape[3])
+        return self._pool
 
     def _store(self, layer: RaggedLayer, query: torch.Tensor, part: Part) -> None:
         """A layer has stored a part of a pass: keeps what its wave is measured from, or cuts what is due."""
@@ -300,12 +276,9 @@ class ReasonAllocCache(Cache):
         self.cutter.cut(layers, self.pool, due)
         self._cut_seconds += time.perf_counter() - start
 
-    def _leave(self, layer: RaggedLayer, parts: Sequence[Part], dense: bool) -> None:
-        """A layer has had its turn; closes the pass after the last one."""
+    def _end_pass(self, parts: Sequence[Part], dense: bool) -> None:
+        """The last layer has had its turn."""
         step = self.step
-        step.leave()
-        if layer.order < len(self.ragged) - 1:
-            return
         any_due = any(part.any_due for part in parts)
         if any_due:
             for part in parts:
@@ -337,12 +310,6 @@ class ReasonAllocCache(Cache):
         heads = self._rows * sum(layer.heads for layer in self.ragged)
         ahead = 1 if self.policy.unlimited else self.policy.schedule.interval // PAGE_TOKENS + 1
         self.pool.trim(keep_free=heads * ahead)
-
-    def pool_for(self, key: torch.Tensor, value: torch.Tensor) -> PagePool:
-        if self._pool is None:
-            size = max(key.shape[3], value.shape[3])
-            self._pool = PagePool(self.policy.storage.page_format(key.dtype), size)
-        return self._pool
 
     @property
     def cutter(self) -> Cutter:

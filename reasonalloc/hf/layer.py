@@ -14,10 +14,9 @@ from reasonalloc import _core
 from reasonalloc.hf.attention import AttentionSpec
 from reasonalloc.hf.columns import NewTokens
 from reasonalloc.hf.compat import query_length
+from reasonalloc.hf.states import Three
 from reasonalloc.policy.layers import LayerAllocator
-from reasonalloc.store.pages import DTYPES, PagePool
-
-_Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+from reasonalloc.store.pages import PagePool
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -74,7 +73,7 @@ class RaggedLayer(CacheLayerMixin):
     def step(
         self,
         pool: PagePool,
-        states: _Three,
+        states: Three,
         spec: AttentionSpec,
         new: NewTokens,
         out: torch.Tensor | None = None,
@@ -85,27 +84,23 @@ class RaggedLayer(CacheLayerMixin):
         states: queries [B, Hq, T, D], keys and values [B, H, T, D], in host memory. cut_in: [B] steps before each row's
         next cut.
         """
-        query, key, _ = states
+        query, key, value = states
         if self.core is None:
             self.lazy_initialization(key, key)
             self.heads, self.query_heads, self.head_dim = key.shape[1], query.shape[1], key.shape[3]
             self.core = _core.Layer(
                 pool.core, key.shape[0], self.heads, self.query_heads, self.window, self.scorer, self.ahead
             )
-        self.sinks = sinks = None if spec.sinks is None else spec.sinks.detach().float().cpu().contiguous().numpy()
+        core, softcap, sinks = self.core, spec.softcap or 0.0, None
+        if spec.sinks is not None:
+            sinks = spec.sinks.detach().float().cpu().contiguous().numpy()
+        self.sinks = sinks
+        begin, index, visible = new.begin, new.index, new.visible
         try:
-            pool.step(
-                self.core,
-                *states,
-                out,
-                spec.scale,
-                cut_in,
-                new.begin,
-                new.index,
-                spec.softcap or 0.0,
-                sinks,
-                new.visible,
-            )
+            while missing := core.step(
+                query, key, value, out, spec.scale, cut_in, begin, index, softcap, sinks, visible
+            ):
+                pool.grow(missing)
         except (ValueError, TypeError) as error:
             raise type(error)(f"layer {self.index}: {error}") from None
 
@@ -174,49 +169,3 @@ class RaggedLayer(CacheLayerMixin):
 
     def crop(self, tokens: int) -> None:
         raise NotImplementedError("call the method of the cache")
-
-
-def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
-    """From an accelerator, in one piece: each copy waits for the device."""
-    parts = torch.cat([query, key, value], 1).cpu()
-    first, second = query.shape[1], query.shape[1] + key.shape[1]
-    return parts[:, :first], parts[:, first:second], parts[:, second:]
-
-
-def in_host_memory(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
-    """The three where the pages are."""
-    return (query, key, value) if query.is_cpu else copied(query, key, value)
-
-
-def in_rows(states: _Three) -> _Three:
-    """The three in host memory, each token's numbers in one piece."""
-    query, key, value = in_host_memory(*states)
-    if query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
-        return query, key, value
-    return query.contiguous(), key.contiguous(), value.contiguous()
-
-
-def one_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
-    """The three as attention computes with them: in autocast's dtype, else the values'. Rotary embeddings kept in
-    float32 leave queries and keys wider than the values.
-
-    Raises TypeError for a dtype that the cache does not hold.
-    """
-    dtype = value.dtype
-    if torch.is_autocast_enabled(value.device.type):
-        dtype = torch.get_autocast_dtype(value.device.type)
-    if query.dtype == key.dtype == value.dtype == dtype and dtype in DTYPES:
-        return query, key, value
-    wrong = next((x.dtype for x in (query, key, value) if x.dtype not in DTYPES), None)
-    if wrong is not None:
-        raise TypeError(f"the cache holds float32, bfloat16 and float16, got {wrong}")
-    return query.to(dtype), key.to(dtype), value.to(dtype)
-
-
-def one_size(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> _Three:
-    """The three with zeros up to the larger head size: a page's keys and values have one. No logit changes."""
-    if key.shape[3] == value.shape[3]:
-        return query, key, value
-    size = max(key.shape[3], value.shape[3])
-    query, key, value = (torch.nn.functional.pad(x, (0, size - x.shape[3])) for x in (query, key, value))
-    return query, key, value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,7 @@ from reasonalloc.hf.attention import AttentionSpec, expect, using
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, is_full_attention, stock_layers
 from reasonalloc.hf.decode import Sampling, chains
 from reasonalloc.hf.dense import prompt_attention
-from reasonalloc.hf.layer import one_dtype
+from reasonalloc.hf.states import one_dtype
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile, demand, digest, fingerprint
 from reasonalloc.protocols import Model, Tokenizer
@@ -36,7 +37,7 @@ class _Probe(Cache):
     ) -> Any:
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if is_full_attention(self.layers[layer_idx]):
-            expect(self, layer_idx, keys)
+            expect(weakref.ref(self), layer_idx, keys)
         return keys, values
 
     def attend(
@@ -48,7 +49,7 @@ class _Probe(Cache):
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float | None,
-        **options: Any,
+        options: dict[str, Any],
     ) -> torch.Tensor:
         spec = AttentionSpec.of(module, query, scaling, options)
         newest = query[0, :, -self.queries :]

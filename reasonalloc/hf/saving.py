@@ -236,8 +236,7 @@ def _fill(cache: Any, header: Header, arrays: Arrays) -> None:
         raise ValueError(f"its layers have {first.heads} heads of size {first.head_dim}")
     like = torch.empty(rows, first.heads, 0, first.head_dim, dtype=dtypes[header.dtype])
     cache._rows = rows
-    cache._cutter = cache._make_cutter(like, like)
-    pool = cache.pool_for(like, like)
+    cache._cutter, pool = cache._make_cutter(like), cache._make_pool(like)
     tokens = take(arrays, "tokens", torch.int64, (rows,))
     if not 0 <= int(tokens.min()) <= int(tokens.max()) <= header.length:
         raise ValueError(f"its rows have {tokens.tolist()} tokens of {header.length}")
