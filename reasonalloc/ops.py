@@ -22,7 +22,11 @@ _MAX_HEAD_DIM = 1024
 _CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _core.register_torch_ops()
-_ops = torch.ops.reasonalloc
+_ATTEND = torch.ops.reasonalloc.attend.default
+_APPEND = torch.ops.reasonalloc.append_.default
+_RKV_SCORE = torch.ops.reasonalloc.rkv_score.default
+_REDUNDANCY = torch.ops.reasonalloc.redundancy.default
+_IMPORTANCE = torch.ops.reasonalloc.importance.default
 
 
 def attend(query: Tensor, pages: Tensor, table: Tensor, lengths: Tensor, scale: float) -> Tensor:
@@ -33,7 +37,7 @@ def attend(query: Tensor, pages: Tensor, table: Tensor, lengths: Tensor, scale: 
     T newest included. Query t sees the first ``length - T + t + 1`` slots. Returns [B, T, Hq, D] in query's dtype;
     sums are float32. RuntimeError for a length below T or above 16 M, and for a page that does not exist.
     """
-    return _ops.attend.default(query, pages, table, lengths, scale)  # type: ignore[no-any-return]
+    return _ATTEND(query, pages, table, lengths, scale)  # type: ignore[no-any-return]
 
 
 def append_(pages: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor) -> None:
@@ -45,7 +49,7 @@ def append_(pages: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths:
     """
     if pages.requires_grad and pages.is_leaf and torch.is_grad_enabled():
         raise RuntimeError("pages is a leaf that requires grad, which cannot be written in place")
-    _ops.append_.default(pages, keys, values, table, lengths)
+    _APPEND(pages, keys, values, table, lengths)
     if not torch.compiler.is_compiling():  # a compiler sees the write in the operator's schema
         torch.autograd.graph.increment_version(pages)
 
@@ -57,7 +61,7 @@ def rkv_score(queries: Tensor, keys: Tensor, alpha: float = 0.1, threshold: floa
     newest tokens. keys: [H, N, D] float32, oldest first, N >= W. Returns [H, N - W] float32. RuntimeError where a score
     is not finite.
     """
-    return _ops.rkv_score.default(queries, keys, alpha, threshold, kernel)  # type: ignore[no-any-return]
+    return _RKV_SCORE(queries, keys, alpha, threshold, kernel)  # type: ignore[no-any-return]
 
 
 def redundancy(keys: Tensor, threshold: float = 0.5) -> Tensor:
@@ -66,7 +70,7 @@ def redundancy(keys: Tensor, threshold: float = 0.5) -> Tensor:
     keys: [H, N, D] float32, oldest first. threshold: the newest token whose cosine with a key is above it does not
     count as its copy. Returns [H, N] float32; each row sums to 1.
     """
-    return _ops.redundancy.default(keys, threshold)  # type: ignore[no-any-return]
+    return _REDUNDANCY(keys, threshold)  # type: ignore[no-any-return]
 
 
 def importance(queries: Tensor, keys: Tensor, kernel: int = 7) -> Tensor:
@@ -75,7 +79,7 @@ def importance(queries: Tensor, keys: Tensor, kernel: int = 7) -> Tensor:
     queries: [Hq, W, D] float32. keys: [H, N, D] float32, oldest first, N >= W. kernel: odd width of the pool, 1 for
     none. Returns [H, N - W] float32: max over the heads that share a KV head, softmax, mean over the window, pool.
     """
-    return _ops.importance.default(queries, keys, kernel)  # type: ignore[no-any-return]
+    return _IMPORTANCE(queries, keys, kernel)  # type: ignore[no-any-return]
 
 
 # ---- Fakes: csrc/torch's checks of shapes and dtypes, for tracing ---------------------------------------------------

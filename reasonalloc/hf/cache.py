@@ -295,9 +295,9 @@ class ReasonAllocCache(Cache):
             return
         self._finish(self.step.clocks.settle())
 
-    def _finish(self, due: npt.NDArray[np.bool_]) -> None:
-        """Cuts rows [B] whose prompt has turned out to be over, between two passes."""
-        if not due.any():
+    def _finish(self, due: npt.NDArray[np.bool_] | None) -> None:
+        """Cuts rows [B] whose prompt has turned out to be over, between two passes; None: no row."""
+        if due is None or not due.any():
             return
         self._cut_rows(self.ragged, due)
         if self.cutter.take_flag():

@@ -44,6 +44,9 @@ class NewTokens:
         return NewTokens(whole.real, begin, whole.index[places], visible)
 
 
+ALL = NewTokens()
+
+
 class Columns:
     """Of each row, which of the columns given so far were real tokens. They are counted only once one was padding."""
 

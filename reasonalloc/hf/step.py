@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from reasonalloc.hf.columns import Columns, Flags, Ints, NewTokens, visible_positions
-from reasonalloc.policy.clock import Clocks, ClockState, CommonClock
+from reasonalloc.hf.columns import ALL, Columns, Flags, Ints, NewTokens, visible_positions
+from reasonalloc.policy.clock import Clocks, ClockState, CommonClock, Segment
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A part of a pass: the tokens that are stored and attended, and what is due then.
 
     due: [B] rows that are cut after it; any_due: whether there are any. cut_in: [B] passes of one token that follow
@@ -60,6 +60,7 @@ class Step:
         self.clocks: Clocks | CommonClock | None = None
         self.columns = Columns()
         self._turn = 0
+        self._columns: Ints = np.zeros(0, np.int64)  # [rows] `tokens` of each
         self._one_pass = False
         self._flags: torch.Tensor | None = None  # the pass's mask [B, columns], where transformers was given one
         self._parts: list[Part] | None = None
@@ -117,6 +118,8 @@ class Step:
         """A forward pass over so many columns. one_pass: the prompt comes in one. flags: the mask [B, all columns]."""
         self._parts, self._planned, self._real = None, None, None  # one that failed may have left some
         first = not self.columns.length
+        if (rows, tokens) != (self.rows, self.tokens):
+            self._columns = np.full(rows, tokens, np.int64)
         self.rows, self.tokens, self._one_pass = rows, tokens, one_pass
         # The first pass is the prefill even if it is of one token: in a batch that row would be beside longer ones.
         self.prefill = first or (tokens > 1 and self.prefill)
@@ -137,24 +140,23 @@ class Step:
         self._real = new.real
         if self.clocks is None:
             return [Part(new, np.zeros(self.rows, np.bool_), False, None)]
-        if new.begin is None:
-            fresh = np.full(self.rows, self.tokens, np.int64)
-        else:
-            fresh = np.diff(new.begin)
+        fresh = self._columns if new.begin is None else np.diff(new.begin)
         self._planned = self.clocks.copy()
         segments = self._planned.plan(fresh, self.tokens, self._one_pass)
-        done = np.zeros(self.rows, np.int64)
-        parts = []
+        if len(segments) == 1:
+            return [self._part(new, segments[0])]
+        done, parts = np.zeros(self.rows, np.int64), []
         for segment in segments:
-            whole = len(segments) == 1
-            own = new if whole else new.part(self.rows, self.tokens, done, segment.tokens)
-            parts.append(Part(own, segment.due, bool(segment.due.any()), segment.cut_in if self.announces else None))
+            parts.append(self._part(new.part(self.rows, self.tokens, done, segment.tokens), segment))
             done = done + segment.tokens
         return parts
 
+    def _part(self, new: NewTokens, segment: Segment) -> Part:
+        return Part(new, segment.due, segment.any_due, segment.cut_in if self.announces else None)
+
     def _new_tokens(self, mask: torch.Tensor | None, dense: bool) -> NewTokens:
         if mask is None and self._flags is None:
-            return NewTokens()
+            return ALL
         if mask is not None and mask.shape[-1] != self.tokens and not self.whole_masks:
             raise ValueError(
                 f"the attention mask covers {mask.shape[-1]} columns, but {self.tokens} are new: masks [batch, 1, new,"
@@ -169,18 +171,18 @@ class Step:
             hidden = self.columns.hidden(shown[:, : self.columns.length])
             real = shown[:, self.columns.length :]
         elif seen is None:
-            return NewTokens()
+            return ALL
         else:
             real = seen.any(1)  # a token that none sees, itself neither, is padding
         if dense:
-            return NewTokens() if real.all() else NewTokens.of(real)
+            return ALL if real.all() else NewTokens.of(real)
         causal = np.tril(np.ones((self.tokens, self.tokens), np.bool_))
         pairs = real[:, :, None] & real[:, None, :]
         seen = causal & pairs if seen is None else seen & pairs
         if (seen & ~causal).any():
             raise ValueError("once the cache holds tokens, an attention mask may not show tokens that come later")
         if hidden is None and np.array_equal(seen, causal & pairs):
-            return NewTokens() if real.all() else NewTokens.of(real)
+            return ALL if real.all() else NewTokens.of(real)
         return NewTokens.of(real, visible_positions(self.columns, hidden, real, seen))
 
     def leave(self) -> bool:
@@ -209,7 +211,7 @@ class Step:
         if self.clocks is not None:
             self.clocks.move_rows(source)
         self.columns.move_rows(source)
-        self.rows = len(source)
+        self.rows, self.tokens = len(source), 0
 
 
 def _seen(mask: torch.Tensor, tokens: int, rows: int) -> Flags:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +14,15 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A part of a forward pass. tokens: [rows] of each row; due: [rows] which of them are cut after it.
+class Segment(NamedTuple):
+    """A part of a forward pass. tokens: [rows] of each row; due: [rows] which of them are cut after it, any_due: if any.
 
     cut_in: [rows] passes of one token that follow before the next cut, 0 where it comes right after this segment.
     """
 
     tokens: Ints
     due: Flags
+    any_due: bool
     cut_in: Ints
 
 
@@ -62,18 +63,18 @@ class Clocks:
         self.open: Flags = np.zeros(rows, np.bool_)  # in its prompt, and not known to be at its end
         self._width = 0  # of the chunks of the prompt that is being fed
         self._all_cut, self._none = False, np.zeros(rows, np.bool_)  # not self.never.any(), and no row
+        self._at_most = interval  # max of since, or more
         self._prefilling = True
 
-    def ended(self, width: int) -> Flags:
-        """Rows that must be cut before a pass of this width, since their prompt is over. Call it once for a pass."""
-        if width > 1 and self._prefilling:
-            return np.zeros(len(self.since), np.bool_)
-        return self.settle()
+    def ended(self, width: int) -> Flags | None:
+        """Rows that must be cut before a pass of this width, since their prompt is over; None: no row. Call it once for
+        a pass."""
+        return None if width > 1 and self._prefilling else self.settle()
 
-    def settle(self) -> Flags:
-        """The prompt is over: rows to be cut now."""
+    def settle(self) -> Flags | None:
+        """The prompt is over: rows to be cut now; None: no row."""
         if not self._prefilling:  # nothing is open
-            return self.open
+            return None
         due = self.open & self._is_due()
         self.open = np.zeros_like(self.open)
         self._prefilling = self._prefilling and not (self.prompt > 0).any()
@@ -95,7 +96,7 @@ class Clocks:
         """
         self._width = self._width or width
         if not self._prefilling:
-            return [self._segment(fresh, None)]
+            return [self._segment(fresh, width, None)]
         segments = []
         left = fresh.copy()
         while True:
@@ -106,26 +107,33 @@ class Clocks:
             at_place = (take > 0) & (self.prompt % self._width == 0) & (not self.whole_prompts)
             self.open = np.where(take > 0, ~at_place, self.open)
             final = last and not left.any()
-            segments.append(self._segment(take, at_place | (self.open & final)))
+            segments.append(self._segment(take, width, at_place | (self.open & final)))
             if final:
                 self.open = np.zeros_like(self.open)
                 self._prefilling = False
             if not left.any():
                 return segments
 
-    def _segment(self, tokens: Ints, ends: Flags | None) -> Segment:
+    def _segment(self, tokens: Ints, width: int, ends: Flags | None) -> Segment:
         """ends: rows for which a cut may come after these tokens; None: all."""
         self.since = self.since + tokens
-        if self._all_cut and self.since.max() < self.interval:
-            return Segment(tokens, self._none, self.interval - self.since)
+        if self._all_cut and self._is_far(width):
+            return Segment(tokens, self._none, False, self.interval - self.since)
         due = (tokens > 0) & self._is_due()
         if ends is not None:
             due &= ends
-        ahead = self.interval - self.since
-        if due.any() or (ahead <= 0).any():
+        ahead, any_due = self.interval - self.since, bool(due.any())
+        if any_due or (ahead <= 0).any():
             ahead = np.where(due, 0, np.where(ahead > 0, ahead, -1))  # -1: near, but not known to come right after this
             self._reset(due)
-        return Segment(tokens, due, ahead)
+        return Segment(tokens, due, any_due, ahead)
+
+    def _is_far(self, width: int) -> bool:
+        """No row is due after at most `width` more tokens."""
+        self._at_most += width
+        if self._at_most >= self.interval:
+            self._at_most = int(self.since.max())
+        return self._at_most < self.interval
 
     def crop(self, tokens: Ints) -> None:
         """The newest tokens [rows] were taken back."""
@@ -153,6 +161,7 @@ class Clocks:
         self.since, self.prompt = np.array(state.since, np.int64), np.array(state.prompt, np.int64)
         self.never, self.open = np.array(state.never, np.bool_), np.zeros(len(state.since), np.bool_)
         self._width, self._prefilling = state.width, state.prefilling
+        self._at_most = self.interval
 
     def copy(self) -> Clocks:
         """One that goes on from here; arrays are never changed in place."""
@@ -168,20 +177,18 @@ class CommonClock:
         self.rows, self.steps_left = rows, steps_left
         self.length = self.since = 0
 
-    def ended(self, width: int) -> Flags:
+    def ended(self, width: int) -> None:
         """No row: cuts come after passes."""
-        return np.zeros(self.rows, np.bool_)
 
-    def settle(self) -> Flags:
+    def settle(self) -> None:
         """No row."""
-        return np.zeros(self.rows, np.bool_)
 
     def plan(self, fresh: Ints, width: int, last: bool = False) -> list[Segment]:
         """One segment. May raise ValueError for a pass that cannot be; nothing has changed then."""
         ahead = self.steps_left(self.rows, self.length, self.since, width)
         self.length += width
         self.since = 0 if ahead == 0 else self.since + width
-        return [Segment(fresh, np.full(self.rows, ahead == 0), np.full(self.rows, ahead))]
+        return [Segment(fresh, np.full(self.rows, ahead == 0), ahead == 0, np.full(self.rows, ahead))]
 
     def crop(self, tokens: Ints) -> None:
         """The newest tokens [rows] were taken back, as many of each row."""
