@@ -15,7 +15,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Segment(NamedTuple):
-    """A part of a forward pass. tokens: [rows] of each row; due: [rows] which of them are cut after it, any_due: if any.
+    """A part of a forward pass. tokens, due: [rows] its tokens of each row, and which are cut after it, if any_due.
 
     cut_in: [rows] passes of one token that follow before the next cut, 0 where it comes right after this segment.
     """
