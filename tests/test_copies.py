@@ -83,7 +83,7 @@ def test_copy_with_smoothing_and_record():
     twin = copy.deepcopy(cache)
     assert_alike(model, cache, uncopied)
     assert_alike(model, twin, small(model, **options))
-    ids = np.ones(cache.ragged[0].held.tokens(1), np.int64)
+    ids = np.ones(cache.ragged[0].core.tokens(1), np.int64)
     one, two = cache.trace(ids, row=1), twin.trace(ids, row=1)
     assert np.array_equal(one.gone, two.gone)
     assert len(one.cuts) == len(two.cuts) > 3
@@ -255,8 +255,8 @@ def test_loaded_cache_goes_on(name, dtype, tmp_path):
         slots = len(cache.positions(layer.index)[0])
         one, two = np.empty((2, slots, layer.head_dim), np.float32)
         for values in (False, True):
-            layer.held.read(0, 0, values, one)
-            other.held.read(0, 0, values, two)
+            layer.core.read(0, 0, values, one)
+            other.core.read(0, 0, values, two)
             assert np.array_equal(one, two)
             assert np.abs(one).max() > 0
     twin = copy.deepcopy(loaded)  # read and compressed once, for many
@@ -312,7 +312,7 @@ def test_settings_and_records_come_back(options, tmp_path):
         each.batch_repeat_interleave(2)
     assert_alike(model, cache, loaded, 30, rows=4)
     if "record" in options:
-        ids = np.ones(cache.ragged[0].held.tokens(1), np.int64)
+        ids = np.ones(cache.ragged[0].core.tokens(1), np.int64)
         one, two = cache.trace(ids, row=1), loaded.trace(ids, row=1)
         for name in ("gone", "budgets", "cuts"):
             assert np.array_equal(getattr(one, name), getattr(two, name)), name

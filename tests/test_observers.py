@@ -152,7 +152,7 @@ def test_scores_are_those_of_the_definition():
     models.step(model, full, models.prompt(50))
     assert [cut.layer for cut in watcher.cuts] == [0, 1, 2]
     for cut in watcher.cuts[:1]:  # later layers see what the cut of the first one left
-        core = full.ragged[cut.layer].held
+        core = full.ragged[cut.layer].core
         count, raw = core.queries(0)
         queries = np.frombuffer(raw, np.float32).reshape(-1, count, 8).astype(np.float64)
         for h in range(2):

@@ -176,7 +176,7 @@ class ReasonAllocCache(Cache):
             self._cutter = None
             self._states.clear()
             for layer in self.ragged:
-                layer.core = None  # left over where a first step failed
+                layer.drop()  # left over where a first step failed
             if not self.policy.unlimited:
                 self.step.clocks = self.policy.schedule.clocks(rows, self._measures)
         elif self.step.clocks is not None:
@@ -202,7 +202,7 @@ class ReasonAllocCache(Cache):
     ) -> torch.Tensor:
         """Stores a layer's new tokens and returns their attention, [B, T, Hq, Dv]; cuts what is due."""
         ragged, step = self.layers[layer], self.step
-        first, before = step.is_first_turn, ragged.seen() if step.is_first_turn else 0
+        first, before = step.is_first_turn, ragged.token_count() if step.is_first_turn else 0
         try:
             spec = AttentionSpec.of(module, query, scaling, options)
             dense = ragged.length == 0 and step.tokens > 1
@@ -234,7 +234,7 @@ class ReasonAllocCache(Cache):
                 self._end_pass(parts, dense)
             setattr(key, SERVED, layer)
         except BaseException as error:
-            if not first or ragged.seen() != before:  # something has changed
+            if not first or ragged.token_count() != before:  # something has changed
                 step.close(error)
             raise
         return out
@@ -257,7 +257,7 @@ class ReasonAllocCache(Cache):
         """A layer has stored a part of a pass: keeps what its wave is measured from, or cuts what is due."""
         budgets = self.cutter.budgets
         if self.step.prefill and layer.order == 0:
-            self.cutter.prompt = np.array([layer.held.tokens(row) for row in range(self._rows)])
+            self.cutter.prompt = np.array([layer.core.tokens(row) for row in range(self._rows)])
         if self.step.prefill and not budgets.measured.all():
             layer.keep_probes(query, part.new, PROBE_QUERIES)
         # At once, so that a long prompt is whole in one layer at a time; but waves that are measured belong together.
@@ -359,7 +359,7 @@ class ReasonAllocCache(Cache):
         with self._all_or_closed():
             for layer in self.layers:
                 if isinstance(layer, RaggedLayer):
-                    layer.held.reorder(rows)
+                    layer.core.reorder(rows)
                 else:
                     getattr(layer, method)(argument)
             self.cutter.move_rows(rows)
@@ -400,13 +400,13 @@ class ReasonAllocCache(Cache):
             )
         shortest = 0
         if remove:
-            shortest = min(self.ragged[0].held.tokens(row) for row in range(self._rows))
+            shortest = min(self.ragged[0].core.tokens(row) for row in range(self._rows))
             if remove > shortest:
                 raise ValueError(f"cannot crop {remove} tokens: a row has only {shortest} that are not padding")
         with self._all_or_closed():
             self._crop_others(remove)
             for layer in self.ragged if remove else ():
-                layer.held.crop(remove)
+                layer.core.crop(remove)
                 layer.length -= remove
             if remove:
                 self.step.crop(remove)
@@ -483,7 +483,7 @@ class ReasonAllocCache(Cache):
         ragged = {x.index: x for x in self.ragged}.get(layer)
         if ragged is None:
             raise ValueError(f"layer {layer} has no budget; those that have are {[x.index for x in self.ragged]}")
-        if ragged.core is None:
+        if ragged.is_empty:
             return []
         return [np.frombuffer(ragged.core.positions(row, h), np.int32) for h in range(ragged.heads)]
 
@@ -492,7 +492,7 @@ class ReasonAllocCache(Cache):
         self._settle()
         slots = np.zeros((self._rows, len(self.ragged), max((x.heads for x in self.ragged), default=0)), dtype=np.int64)
         for layer in self.ragged:
-            if layer.core is not None:
+            if not layer.is_empty:
                 own = np.zeros((self._rows, layer.heads), dtype=np.int64)
                 layer.core.slots(own)
                 slots[:, layer.order] = own
@@ -522,7 +522,7 @@ class ReasonAllocCache(Cache):
         of = recorder.Recorded(
             layers=tuple(x.index for x in self.ragged),
             heads=self.ragged[0].heads,
-            tokens=self.ragged[0].held.tokens(row),
+            tokens=self.ragged[0].core.tokens(row),
             prompt=int(cutter.prompt[row]),
             config=self.config,
             policy=self.policy,
@@ -543,11 +543,11 @@ class ReasonAllocCache(Cache):
         """
         nanoseconds, slots = np.zeros(4), self.slots()
         for layer in self.ragged:
-            if layer.core is not None:
+            if not layer.is_empty:
                 nanoseconds += layer.core.times()
         seconds = (nanoseconds / 1e9).tolist()
         cutter, pool = self._cutter, self._pool
-        full = sum(x.core.tokens(row) * x.heads for x in self.ragged if x.core is not None for row in range(self._rows))
+        full = sum(x.core.tokens(row) * x.heads for x in self.ragged if not x.is_empty for row in range(self._rows))
         other = sum(
             t.numel() * t.element_size()
             for x in self.layers

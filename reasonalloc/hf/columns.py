@@ -97,10 +97,10 @@ class Columns:
         return hidden if hidden.any() else None
 
 
-def visible_positions(columns: Columns, hidden: Flags | None, new: Flags, seen: Flags) -> Flags:
+def visible_positions(columns: Columns, hidden: Flags | None, new: Flags, pairs: Flags) -> Flags:
     """[new tokens, positions] whether each sees a position of its row.
 
-    hidden: [B, length] real columns that are hidden; None: none. new: [B, T] real new tokens. seen: [B, T, T] which new
+    hidden: [B, length] real columns that are hidden; None: none. new: [B, T] real new tokens. pairs: [B, T, T] which new
     tokens see which.
     """
     parts = []
@@ -108,7 +108,7 @@ def visible_positions(columns: Columns, hidden: Flags | None, new: Flags, seen: 
         old = np.ones(columns.length, np.bool_) if hidden is None else ~hidden[row]
         if columns.real is not None:
             old = old[columns.real[row]]
-        block = seen[row][own][:, own]
+        block = pairs[row][own][:, own]
         parts.append(np.concatenate([np.broadcast_to(old, (len(block), len(old))), block], 1))
     most = max(part.shape[1] for part in parts)
     out = np.zeros((sum(map(len, parts)), most), np.bool_)

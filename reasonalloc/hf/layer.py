@@ -41,7 +41,7 @@ class RaggedLayer(CacheLayerMixin):
         super().__init__()
         self.index, self.order, self.whole_masks = index, order, whole_masks
         self.window, self.scorer, self.ahead = window, scorer, ahead
-        self.core: _core.Layer | None = None
+        self._core: _core.Layer | None = None  # the layer's C object, None while it is empty
         self.heads = self.query_heads = self.head_dim = 0
         self.sinks: npt.NDArray[np.float32] | None = None  # [Hq] logits of attention sinks in the newest step
         self.length = 0  # tokens given, padding and evicted ones included
@@ -53,15 +53,26 @@ class RaggedLayer(CacheLayerMixin):
     def __deepcopy__(self, memo: dict[int, Any]) -> RaggedLayer:
         twin = copy(self)
         twin.probes = list(self.probes)
-        twin.core = None if self.core is None else self.core.copy()
+        twin._core = None if self._core is None else self._core.copy()
         return twin
 
     @property
-    def held(self) -> _core.Layer:
+    def is_empty(self) -> bool:
+        """No token has come yet."""
+        return self._core is None
+
+    @property
+    def core(self) -> _core.Layer:
         """The layer's C object; RuntimeError before the first token."""
-        if self.core is None:
+        if self._core is None:
             raise RuntimeError(f"layer {self.index} of the cache is empty")
-        return self.core
+        return self._core
+
+    def start(self, pool: PagePool, rows: int, key_heads: int, query_heads: int, head_dim: int) -> _core.Layer:
+        """Makes the C object, for tokens of this shape."""
+        self.heads, self.query_heads, self.head_dim = key_heads, query_heads, head_dim
+        self._core = _core.Layer(pool.core, rows, key_heads, query_heads, self.window, self.scorer, self.ahead)
+        return self._core
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -85,13 +96,11 @@ class RaggedLayer(CacheLayerMixin):
         next cut.
         """
         query, key, value = states
-        if self.core is None:
+        core = self._core
+        if core is None:
             self.lazy_initialization(key, key)
-            self.heads, self.query_heads, self.head_dim = key.shape[1], query.shape[1], key.shape[3]
-            self.core = _core.Layer(
-                pool.core, key.shape[0], self.heads, self.query_heads, self.window, self.scorer, self.ahead
-            )
-        core, softcap, sinks = self.core, spec.softcap or 0.0, None
+            core = self.start(pool, key.shape[0], key.shape[1], query.shape[1], key.shape[3])
+        softcap, sinks = spec.softcap or 0.0, None
         if spec.sinks is not None:
             sinks = spec.sinks.detach().float().cpu().contiguous().numpy()
         self.sinks = sinks
@@ -104,9 +113,9 @@ class RaggedLayer(CacheLayerMixin):
         except (ValueError, TypeError) as error:
             raise type(error)(f"layer {self.index}: {error}") from None
 
-    def seen(self) -> int:
+    def token_count(self) -> int:
         """Tokens that all rows together have been given, padding not counted."""
-        return sum(self.core.tokens(row) for row in range(self.core.rows)) if self.core is not None else 0
+        return sum(self._core.tokens(row) for row in range(self._core.rows)) if self._core is not None else 0
 
     # ---- the layer's part of the wave ----
 
@@ -123,13 +132,13 @@ class RaggedLayer(CacheLayerMixin):
         """How many tokens the newest queries of a row need, by what the layer holds; the queries are let go."""
         query = self.probes[row]
         self.probes[row] = query[:, :0]
-        tokens = self.held.tokens(row)
+        tokens = self.core.tokens(row)
         if not tokens or not query.shape[1]:
             return 1.0
         keys = np.empty((self.heads, tokens, self.head_dim), np.float32)
         for head in range(self.heads):
-            self.held.read(row, head, False, keys[head])
-        return allocator.demand(query, torch.from_numpy(keys), self.held.scale, self.held.softcap or None)
+            self.core.read(row, head, False, keys[head])
+        return allocator.demand(query, torch.from_numpy(keys), self.core.scale, self.core.softcap or None)
 
     def move_probes(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""
@@ -159,9 +168,14 @@ class RaggedLayer(CacheLayerMixin):
         raise NotImplementedError("ReasonAllocCache cannot be offloaded")
 
     def reset(self) -> None:
-        if self.core is not None:
-            self.core.reset()
-        self.core, self.length, self.is_initialized, self.probes = None, 0, False, []
+        if self._core is not None:
+            self._core.reset()
+        self.drop()
+        self.length, self.is_initialized, self.probes = 0, False, []
+
+    def drop(self) -> None:
+        """Forgets the C object."""
+        self._core = None
 
     # Rows are moved by the cache as a whole, so that its figures of each row move along.
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

@@ -92,7 +92,7 @@ def save(cache: Any, path: str | Path) -> None:
             step=asdict(cache.step.state),
             figures=figures,
             layers=tuple(
-                Layer(x.index, x.heads, x.query_heads, x.head_dim, x.held.scale, x.held.softcap)
+                Layer(x.index, x.heads, x.query_heads, x.head_dim, x.core.scale, x.core.softcap)
                 for x in (cache.ragged if rows else ())
             ),
             stock=tuple(stock),
@@ -105,7 +105,7 @@ def save(cache: Any, path: str | Path) -> None:
 def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
     """Heads one after the other, row by row: keys, values [S, D] in the cache's dtype, positions [S]; slots [B, H];
     queries: [Hq, n, D] of each row, flat, and counts [B] of each n."""
-    core, d = layer.held, layer.head_dim
+    core, d = layer.core, layer.head_dim
     slots = np.zeros((rows, layer.heads), np.int64)
     core.slots(slots)
     positions = [np.frombuffer(core.positions(row, h), np.int32) for row in range(rows) for h in range(layer.heads)]
@@ -136,7 +136,7 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
 def _cutter_arrays(cache: Any, rows: int) -> dict[str, npt.NDArray[Any]]:
     cutter = cache._cutter
     arrays = {
-        "tokens": np.array([cache.ragged[0].held.tokens(row) for row in range(rows)], np.int64),
+        "tokens": np.array([cache.ragged[0].core.tokens(row) for row in range(rows)], np.int64),
         "prompt": np.asarray(cutter.prompt, np.int64),
         "demand": cutter.budgets.demand,
         "measured": cutter.budgets.measured,
@@ -268,8 +268,7 @@ def _fill_layer(
     positions = take(arrays, name + "positions", torch.int32, (whole,)).numpy()
     queries = take(arrays, name + "queries", torch.float32, (sum(counts) * saved.query_heads * d,)).numpy()
     layer.lazy_initialization(keys, values)
-    layer.heads, layer.query_heads, layer.head_dim = saved.heads, saved.query_heads, d
-    layer.core = _core.Layer(pool.core, rows, saved.heads, saved.query_heads, layer.window, layer.scorer, layer.ahead)
+    layer.start(pool, rows, saved.heads, saved.query_heads, d)
     if name + "sinks" in arrays:
         _set_sinks(layer, take(arrays, name + "sinks", torch.float32, (saved.query_heads,)), saved, pool)
     begin, asked = 0, 0
@@ -287,7 +286,7 @@ def _fill_layer(
 
 def _set_sinks(layer: RaggedLayer, sinks: torch.Tensor, saved: Layer, pool: PagePool) -> None:
     """As a step would, for rows that are cut before the next one. The layer is empty before and after."""
-    layer.sinks, core = sinks.numpy(), layer.held
+    layer.sinks, core = sinks.numpy(), layer.core
     none = torch.zeros(core.rows, saved.query_heads, 1, saved.head_dim)
     states = (none, none[:, : saved.heads], none[:, : saved.heads])
     pool.step(core, *states, None, saved.scale, None, None, None, saved.softcap, layer.sinks, None)

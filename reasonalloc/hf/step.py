@@ -164,26 +164,26 @@ class Step:
             )
         if mask is not None and mask.shape[1] != 1:
             raise ValueError(f"the attention mask {list(mask.shape)} is another one for each head")
-        seen = None if mask is None else _seen(mask, self.tokens, self.rows)
+        visible = None if mask is None else _visible_pairs(mask, self.tokens, self.rows)
         hidden = None
         if self._flags is not None:
             shown = self._flags.cpu().numpy() != 0
             hidden = self.columns.hidden(shown[:, : self.columns.length])
             real = shown[:, self.columns.length :]
-        elif seen is None:
+        elif visible is None:
             return ALL
         else:
-            real = seen.any(1)  # a token that none sees, itself neither, is padding
+            real = visible.any(1)  # a token that none sees, itself neither, is padding
         if dense:
             return ALL if real.all() else NewTokens.of(real)
         causal = np.tril(np.ones((self.tokens, self.tokens), np.bool_))
         pairs = real[:, :, None] & real[:, None, :]
-        seen = causal & pairs if seen is None else seen & pairs
-        if (seen & ~causal).any():
+        visible = causal & pairs if visible is None else visible & pairs
+        if (visible & ~causal).any():
             raise ValueError("once the cache holds tokens, an attention mask may not show tokens that come later")
-        if hidden is None and np.array_equal(seen, causal & pairs):
+        if hidden is None and np.array_equal(visible, causal & pairs):
             return ALL if real.all() else NewTokens.of(real)
-        return NewTokens.of(real, visible_positions(self.columns, hidden, real, seen))
+        return NewTokens.of(real, visible_positions(self.columns, hidden, real, visible))
 
     def leave(self) -> bool:
         """A layer is done; whether it was the last one."""
@@ -214,8 +214,8 @@ class Step:
         self.rows, self.tokens = len(source), 0
 
 
-def _seen(mask: torch.Tensor, tokens: int, rows: int) -> Flags:
-    """[B, T, T] which new tokens see which; additive masks hold 0 where a token is seen."""
+def _visible_pairs(mask: torch.Tensor, tokens: int, rows: int) -> Flags:
+    """[B, T, T] which new tokens see which; additive masks hold 0 where a token is visible."""
     mask = mask[:, 0, :, mask.shape[-1] - tokens :]
-    seen: Flags = (mask if mask.dtype == torch.bool else mask == 0).cpu().numpy()
-    return np.broadcast_to(seen, (rows, tokens, tokens))
+    visible: Flags = (mask if mask.dtype == torch.bool else mask == 0).cpu().numpy()
+    return np.broadcast_to(visible, (rows, tokens, tokens))

@@ -29,12 +29,12 @@ class CutLayer(Protocol):
     head_dim: int
 
     @property
-    def held(self) -> _core.Layer: ...
+    def core(self) -> _core.Layer: ...
 
 
 def row_tokens(layer: CutLayer) -> list[int]:
     """[rows] tokens that each row of a layer has been given."""
-    return [layer.held.tokens(row) for row in range(layer.held.rows)]
+    return [layer.core.tokens(row) for row in range(layer.core.rows)]
 
 
 class CoreCut:
@@ -47,7 +47,7 @@ class CoreCut:
     """
 
     def __init__(self, layer: CutLayer, pool: PagePool, window: int, totals: Ints, protect: Ints) -> None:
-        self.layer, self.core, self.pool, self.window = layer, layer.held, pool, window
+        self.layer, self.core, self.pool, self.window = layer, layer.core, pool, window
         self.totals, self.protect = totals, protect
         self.slots = self._slots()
         self.rows: list[int] = np.flatnonzero((totals >= 0) & (self.slots.sum(1) > totals)).tolist()

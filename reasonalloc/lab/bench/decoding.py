@@ -125,7 +125,7 @@ class Decoder:
         """Into the pages alone: attention of thousands of tokens would take minutes."""
         for layer in self.cache.ragged:
             query, key, value = self._part(layer.index, begin, count)
-            self.cache.pool.step(layer.held, query, key, value, None, 1.0)
+            self.cache.pool.step(layer.core, query, key, value, None, 1.0)
             layer.length += count
 
     def _into_stock(self, begin: int, count: int) -> None:
