@@ -100,8 +100,8 @@ class Columns:
 def visible_positions(columns: Columns, hidden: Flags | None, new: Flags, pairs: Flags) -> Flags:
     """[new tokens, positions] whether each sees a position of its row.
 
-    hidden: [B, length] real columns that are hidden; None: none. new: [B, T] real new tokens. pairs: [B, T, T] which new
-    tokens see which.
+    hidden: [B, length] real columns that are hidden; None: none. new: [B, T] real new tokens. pairs: [B, T, T] which
+    new tokens see which.
     """
     parts = []
     for row, own in enumerate(new):
