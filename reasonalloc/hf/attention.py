@@ -36,7 +36,7 @@ class AttentionSpec(NamedTuple):
         """What an attention module asks for; ValueError for what the cache does not compute."""
         if options.get("position_bias") is not None:
             raise ValueError(f"{type(module).__name__} adds a position bias to its logits, which the cache does not")
-        scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return cls(scale, options.get("softcap"), options.get("s_aux"))
 
 
@@ -44,10 +44,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 try:
     from torch._C._dynamo.eval_frame import get_eval_frame_callback
-except ImportError:  # of another torch: as if a compiler were always on
+
+    _COMPILER_CAN_BE_SEEN = True
+except ImportError:  # of another torch
+    _COMPILER_CAN_BE_SEEN = False
 
     def get_eval_frame_callback():  # type: ignore[no-untyped-def,misc]
-        return True
+        return None
 
 
 _NO_COMPILER = (None, False)
@@ -93,7 +96,8 @@ class _Expected(threading.local):
 _expected = _Expected()
 
 # Models whose own attention is an eager function: their masks are never left out, for not all say that they are causal.
-_eager_models: weakref.WeakSet[Any] = weakref.WeakSet()
+# By the ids of their configs.
+_eager_configs: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 # Of a layer's new keys whose attention a cache has computed: nobody may take them for all of its keys.
 SERVED = "_reasonalloc_served"
 
@@ -168,24 +172,12 @@ def attention_forward(
 
     What one of our caches does not expect goes to the model's own attention, so a model stays as it was without them.
     """
-    if get_eval_frame_callback() in _NO_COMPILER:
-        return _attention(module, query, key, value, attention_mask, scaling, options)
-    # Frames that are called now would be looked at by a compiler, which is to leave ours alone; this has a price.
-    output: tuple[torch.Tensor, torch.Tensor | None] = _attention_uncompiled(
-        module, query, key, value, attention_mask, scaling, options
-    )
-    return output
-
-
-def _attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None,
-    options: dict[str, Any],
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if get_eval_frame_callback() not in _NO_COMPILER:
+        # Frames that are called from here would be compiled, which they are not made for; the detour has a price.
+        shielded: tuple[torch.Tensor, torch.Tensor | None] = _uncompiled(
+            module, query, key, value, attention_mask, scaling, **options
+        )
+        return shielded
     turn = _expected.turn
     if turn is not None and (key is turn[2] or _is_rebuilt(module, key, *turn[1:])):
         cache: Attends | None = turn[0]()
@@ -200,7 +192,7 @@ def _attention(
     return own_attention(module, query, key, value, attention_mask, scaling, **options)
 
 
-_attention_uncompiled = torch.compiler.disable(_attention)
+_uncompiled = torch.compiler.disable(attention_forward)
 
 
 @_alone
@@ -218,14 +210,14 @@ def take_mask() -> torch.Tensor | None:
 def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
     _forget_expected()  # a new forward pass: what was expected went with one that failed
     _keep_mask(kwargs.get("attention_mask"))
-    if any(model.config is config or model.config.get_text_config(decoder=True) is config for model in _eager_models):
+    if config is not None and _eager_configs.get(id(config)) is config:
         kwargs["allow_is_causal_skip"] = False
     mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
     return mask
 
 
 # Without the second line transformers would silently pass no mask at all.
-AttentionInterface.register(NAME, attention_forward)
+AttentionInterface.register(NAME, attention_forward if _COMPILER_CAN_BE_SEEN else _uncompiled)
 AttentionMaskInterface.register(NAME, _mask)
 
 
@@ -255,7 +247,7 @@ def activate(model: Any) -> None:
     for module, name in own:
         setattr(module, _PREVIOUS, name)
     if "eager" in previous.values():
-        _eager_models.add(model)
+        _eager_configs.update({id(each): each for each in (model.config, text_config(model))})
     setattr(model, _PREVIOUS, previous)
 
 
@@ -265,7 +257,8 @@ def deactivate(model: Any) -> None:
     previous = getattr(model, _PREVIOUS, None)
     if previous is None:
         return
-    _eager_models.discard(model)
+    for each in (model.config, text_config(model)):
+        _eager_configs.pop(id(each), None)
     model.set_attn_implementation(previous if len(previous) > 1 else previous[""])
     for module in model.modules():
         vars(module).pop(_PREVIOUS, None)

@@ -62,11 +62,8 @@ class States:
     def prepare(self, layer: int, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:
         """The three in host memory, of one dtype and size, each token's numbers in one piece."""
         if (
-            query.dtype == key.dtype == value.dtype == self._dtype
-            and query.is_cpu
-            and id(module) in self._own_modules
-            and not torch.is_autocast_enabled("cpu")
-        ):  # as the ones before
+            query.dtype == key.dtype == value.dtype == self._dtype and query.is_cpu and id(module) in self._own_modules
+        ):  # as the ones before; in another autocast the values would have another dtype
             return in_rows(query, key, value)
         self.check(layer, module, query, key, value)
         return in_rows(*in_host_memory(*one_size(*one_dtype(query, key, value))))
@@ -86,6 +83,8 @@ def in_host_memory(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) 
 
 def in_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:
     """The three, each token's numbers in one piece."""
+    if query.is_contiguous() and key.is_contiguous() and value.is_contiguous():  # asked first, since it costs less
+        return query, key, value
     if query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         return query, key, value
     return query.contiguous(), key.contiguous(), value.contiguous()
