@@ -385,7 +385,7 @@ def test_prefix_tuning_is_refused():
 # ---- Layers that share keys ------------------------------------------------------------------------------------------
 
 
-def sharing(name):
+def sharing(name, **changes):
     kinds = ["sliding_attention", "full_attention", "full_attention"] * 2 + ["sliding_attention", "full_attention"]
     extra = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": models.VOCAB, "sliding_window": 8,
              "layer_types": kinds, "num_hidden_layers": 8, "num_kv_shared_layers": 2, "head_dim": 16}  # fmt: skip
@@ -394,7 +394,7 @@ def sharing(name):
     else:
         extra |= {"laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 8, "altup_num_inputs": 2,
                   "intermediate_size": [48] * 8}  # fmt: skip
-    config = getattr(transformers, f"{name}TextConfig")(**models._COMMON | extra)
+    config = getattr(transformers, f"{name}TextConfig")(**models._COMMON | extra | changes)
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
@@ -417,6 +417,29 @@ def test_layers_that_read_others_keys(name):
     assert torch.equal(given[1, 40:], alone[0, 23:])
     assert list(ra.hf.profile.measure(model, ids[:1])) == [1, 2, 4]
     assert len(ra.profile(model, models.Words(), ["some words"], max_new_tokens=2, progress=False).demand) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "last", "budgeted"),
+    [
+        ("Gemma3n", 0, ["sliding_attention", "full_attention"], [1, 2, 4, 5, 7]),
+        ("Gemma4", 0, ["sliding_attention", "full_attention"], [1, 2, 4, 5, 7]),
+        ("Gemma3n", 1, ["full_attention", "sliding_attention"], [1, 2, 4, 5, 6]),  # no reader has full attention
+    ],
+)
+def test_a_layer_that_none_reads_has_a_budget(name, shared, last, budgeted):
+    """transformers 5.24 says that the last layer of each kind stores keys for others, whether there are any or not."""
+    if not hasattr(transformers, f"{name}ForCausalLM"):
+        pytest.skip(f"no {name} in this transformers")
+    kinds = ["sliding_attention", "full_attention", "full_attention"] * 2 + last
+    model = sharing(name, num_kv_shared_layers=shared, layer_types=kinds)
+    if not DynamicCache(config=model.config).layers:
+        pytest.skip("this transformers makes no cache layers where none is shared")
+    expected = generate(model)
+    given, cache = with_cache(model)
+    assert torch.equal(given, expected)
+    assert cache.stats()["layers"] == budgeted
+    assert with_cache(model, SMALL)[1].stats()["evicted"]
 
 
 # ---- Results ---------------------------------------------------------------------------------------------------------

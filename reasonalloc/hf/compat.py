@@ -100,10 +100,13 @@ def kv_sources(model: Any) -> set[int]:
     config = model.config.get_text_config(decoder=True)
     modes = getattr(config, "kv_sharing_modes", None)  # since 5.24
     if modes is not None:
-        return {i for i, mode in enumerate(modes) if mode == "store"}
+        # it calls the last layer of each kind "store" even where none is left to read it
+        read = {config.layer_types[i] for i, mode in enumerate(modes) if mode not in (None, "store")}
+        return {i for i, mode in enumerate(modes) if mode == "store" and config.layer_types[i] in read}
     shared = getattr(config, "num_kv_shared_layers", None) or 0
-    own = list(config.layer_types[: config.num_hidden_layers - shared]) if shared else []
-    return {len(own) - 1 - own[::-1].index(kind) for kind in own}
+    own = config.layer_types[: config.num_hidden_layers - shared] if shared else []
+    read = set(config.layer_types[len(own) :]) if shared else set()
+    return {len(own) - 1 - own[::-1].index(kind) for kind in read}
 
 
 def budgeted_layers(model: Any) -> list[int]:
