@@ -11,7 +11,7 @@ import torch
 
 import reasonalloc as ra
 from reasonalloc.cli import main
-from reasonalloc.hf.compat import cache_argument
+from reasonalloc.hf.compat import CACHE_NAME, cache_argument
 from reasonalloc.lab.models import missing_for_embedded
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +81,29 @@ def test_traces_are_recorded_and_replayed(tmp_path, monkeypatch):
     exec(second, names)
     assert len(names["log_probs"]) == 7  # before each token of the chain but the last, which the cache was not given
     assert torch.isfinite(torch.stack(names["log_probs"])).all()
+
+
+def test_a_prompt_is_read_once_for_many_answers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, words = models.tiny(), models.Words()
+    prompt, questions = "what stands in a long prompt " * 20, ["first question", "another one"]
+    names = {"model": model, "prompt": prompt, "questions": questions}
+    names["tokenizer"] = lambda text, return_tensors: {"input_ids": words(text).input_ids}
+    first, second = blocks("docs/prefix.md")
+    outputs: list = []
+    first = first.replace("past_key_values", CACHE_NAME).replace("512)", "8, do_sample=False)\n    outputs.append(output)")
+    exec(first, names | {"outputs": outputs})
+    assert len(outputs) == 2
+    for question, output in zip(questions, outputs, strict=True):
+        alone = ra.ReasonAllocCache(model, ra.Config(method="reasonalloc", budget=256))
+        models.step(model, alone, words(prompt).input_ids)
+        assert alone.stats()["evicted"]
+        ids = words(prompt + question).input_ids
+        assert torch.equal(output, model.generate(ids, max_new_tokens=8, do_sample=False, **cache_argument(alone)))
+    names |= {"ra": ra, "cache": alone}
+    exec(second, names)
+    assert names["cache"] is not alone
+    assert names["cache"].stats()["slots"] == alone.stats()["slots"]
 
 
 # ---- what is said ----
