@@ -106,3 +106,10 @@ class Config:
     def policy(self) -> Policy:
         """The method's parts, each with its settings."""
         return compose(self)[1]
+
+
+def check_config(config: object) -> None:
+    """TypeError for anything but a Config."""
+    if not isinstance(config, Config):
+        hint = ": write ra.Config(**config)" if isinstance(config, Mapping) else ""
+        raise TypeError(f"config must be a reasonalloc.Config, got the {type(config).__name__} {config!r:.80}{hint}")

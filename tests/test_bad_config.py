@@ -40,7 +40,7 @@ import reasonalloc as ra
         ({"ratio": 0}, "ratio must be above 0"),
         ({"ratio": 1.5}, "ratio must lie"),
         ({"ratio": float("nan")}, "ratio must lie"),
-        ({"max_bytes": "12 potatoes"}, "max_bytes must be a number or like '512MiB'.*'12 potatoes'"),
+        ({"max_bytes": "12 potatoes"}, "max_bytes must be a number of bytes or like '512MiB'.*'12 potatoes'"),
         ({"max_bytes": -5}, "max_bytes"),
         ({"budget": 64, "interval": 0}, "interval must lie"),
         ({"budget": 64, "interval": 2.5}, "interval must be a whole number"),

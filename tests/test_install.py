@@ -82,6 +82,28 @@ def test_a_config_that_does_not_fit_fails_at_once(model):
     assert_untouched(model)
 
 
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        (None, {"budget": 24}, r"config must be a reasonalloc\.Config, got the dict .*write ra\.Config\(\*\*config\)"),
+        (None, "snapkv", "config must be a reasonalloc.Config, got the str 'snapkv'"),
+        ("gpt2", CONFIG, "the model must be one of transformers, got 'gpt2': load it first"),
+        (torch.nn.Linear(2, 2), CONFIG, "the model must be one of transformers, got a Linear"),
+        (torch.nn.DataParallel(torch.nn.Linear(2, 2)), CONFIG, "the model must be one of transformers, got a DataPar"),
+    ],
+)
+def test_what_is_no_model_or_no_config(model, config, message):
+    own = models.tiny() if model is None else model
+    with pytest.raises(TypeError, match=message):
+        ra.install(own, config)
+    if model is None:
+        assert "generate" not in vars(own) and own.config._attn_implementation != "reasonalloc"
+    else:
+        for use in (ra.uninstall, lambda x: ra.ReasonAllocCache(x, CONFIG)):
+            with pytest.raises(TypeError, match=message):
+                use(own)
+
+
 def test_without_a_block(model):
     session = ra.install(model, CONFIG)
     generate(model)

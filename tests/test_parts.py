@@ -142,6 +142,24 @@ def test_bytes_beyond_any_machine(value):
     assert parse_bytes("1.5 GiB") == 3 * 2**29
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("512M", 512 * 10**6), ("512 mb", 512 * 10**6), ("512MiB", 2**29), ("512mi", 2**29), ("2 G", 2 * 10**9),
+        ("0.5TiB", 2**39), ("1k", 1000), ("64 KB", 64000), ("64", 64), ("64B", 64), (64, 64),
+    ],
+)  # fmt: skip
+def test_units_of_bytes(text, value):
+    assert parse_bytes(text) == value
+    assert ra.Config(max_bytes=text).max_bytes == text
+
+
+@pytest.mark.parametrize("text", ["", "M", "iB", "5iB", "5 potatoes", "-5", "5MM", "5PB", True, None])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match="max_bytes must be a number of bytes or like '512MiB'"):
+        parse_bytes(text)
+
+
 def test_names_in_any_case():
     config = ra.Config(method="SnapKV", budget=64, scorer="RKV", layers="Wave", heads="AdaKV")
     assert config.method == "snapkv" and config == ra.Config(

@@ -91,7 +91,8 @@ def test_a_prompt_is_read_once_for_many_answers(tmp_path, monkeypatch):
     names["tokenizer"] = lambda text, return_tensors: {"input_ids": words(text).input_ids}
     first, second = blocks("docs/prefix.md")
     outputs: list = []
-    first = first.replace("past_key_values", CACHE_NAME).replace("512)", "8, do_sample=False)\n    outputs.append(output)")
+    first = first.replace("past_key_values", CACHE_NAME).replace("=512)", "=8, do_sample=False)")
+    first += "    outputs.append(output)\n"
     exec(first, names | {"outputs": outputs})
     assert len(outputs) == 2
     for question, output in zip(questions, outputs, strict=True):

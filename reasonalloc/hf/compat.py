@@ -54,7 +54,11 @@ def generation_setting(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside of torch.compile, a parallel wrapper or PEFT; the model itself otherwise."""
+    """The transformers model inside of torch.compile, a parallel wrapper or PEFT; the model itself otherwise.
+
+    TypeError for what is no transformers model.
+    """
+    outermost = model
     while not isinstance(model, PreTrainedModel):
         if hasattr(model, "get_base_model"):
             inner = model.get_base_model()
@@ -62,7 +66,9 @@ def unwrapped(model: Any) -> Any:
             modules = getattr(model, "_modules", {})
             inner = modules.get("_orig_mod", modules.get("module"))
         if inner is None:
-            break
+            hint = ": load it first, by AutoModelForCausalLM.from_pretrained say" if isinstance(model, str) else ""
+            got = repr(outermost) if isinstance(outermost, str) else f"a {type(outermost).__name__}"
+            raise TypeError(f"the model must be one of transformers, got {got:.80}{hint}")
         model = inner
     return model
 

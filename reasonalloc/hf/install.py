@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
-from reasonalloc.config import Config
+from reasonalloc.config import Config, check_config
 from reasonalloc.hf.attention import activate, deactivate, is_active
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument, generation_setting, given_cache, unwrapped, without_cache
@@ -60,6 +60,7 @@ class Session:
     """
 
     def __init__(self, model: Any, config: Config, record: bool = False) -> None:
+        check_config(config)
         self.model, self.config, self.record = unwrapped(model), config, record
         if _has_own_generate(self.model):
             raise ValueError("the model has a session already, or its generate was replaced; leave that one first")

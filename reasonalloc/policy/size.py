@@ -7,18 +7,22 @@ from dataclasses import dataclass
 
 from reasonalloc.policy.setting import check_settings, setting
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MOST_BYTES = 2**63 - 1
 
 
 def parse_bytes(value: int | str) -> int:
-    """ "512MiB", "2GB" or a number as bytes; ValueError for anything else and for more than 2**63 - 1."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-    if not match or match[2] not in _UNITS:
+    """ "512MiB", "2GB" or a number as bytes; ValueError for anything else and for more than 2**63 - 1.
+
+    K, M, G and T are powers of 1000, Ki, Mi, Gi and Ti of 1024; the B may be left out, and case does not matter.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", str(value), re.IGNORECASE)
+    if not match or (match[3] and not match[2]):
         raise ValueError(
-            f"max_bytes must be a number or like '512MiB' (units {', '.join(list(_UNITS)[1:])}), got {value!r}"
+            "max_bytes must be a number of bytes or like '512MiB' (units KB, MB, GB, TB of 1000, KiB, MiB, GiB, TiB of"
+            f" 1024), got {value!r}"
         )
-    size = float(match[1]) * _UNITS[match[2]]
+    size = float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()]
     if size > _MOST_BYTES:
         raise ValueError(f"max_bytes must be at most {_MOST_BYTES}, got {value!r}")
     return int(size)
