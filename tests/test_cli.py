@@ -14,6 +14,9 @@ from transformers import PreTrainedTokenizerFast
 import reasonalloc as ra
 from reasonalloc import _core
 from reasonalloc.cli import main
+from reasonalloc.hf.compat import cache_argument
+from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.lab.models import load
 from reasonalloc.lab.problems import find, math500
 
 WORDS = ["<pad>", "<end>", "<unk>", *(f"w{i}" for i in range(94))]
@@ -50,6 +53,15 @@ def test_version(capsys):
     assert capsys.readouterr().out.split() == ["reasonalloc", ra.__version__]
 
 
+@pytest.mark.parametrize("command", [[], ["--help"]])
+def test_without_a_command_there_is_help(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 0
+    out, err = capsys.readouterr()
+    assert "answer a prompt with a compressed cache" in out and not err
+
+
 def test_profile_generate(folder, tmp_path, capsys):
     assert main(["profile", "--model", folder, "--prompts", "2", "--max-new-tokens", "8", "-o", "w.json"]) == 0
     assert "█" in capsys.readouterr().out
@@ -62,6 +74,18 @@ def test_profile_generate(folder, tmp_path, capsys):
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["prompt_tokens"] == 60
     assert result["stats"]["wave"] == "profile" and result["stats"]["evicted"] > 0
+
+    own = ["--method", "RKV", "--keep-prompt", "--alpha", "0.5", "--max-new-tokens", "30", "--json", "kept.json"]
+    assert main([*command, *own]) == 0
+    config = ra.Config("rkv", budget=24, interval=8, keep_prompt=True, alpha=0.5)
+    model, tokenizer, _ = load(folder)
+    cache = ra.ReasonAllocCache(model, config)
+    ids = encode_prompt(tokenizer, prompt(60), "cpu")
+    model.generate(ids, max_new_tokens=30, do_sample=False, pad_token_id=0, **cache_argument(cache))
+    result = json.loads((tmp_path / "kept.json").read_text())["stats"]
+    for name in ("slots", "evicted", "lost_mass"):
+        assert result[name] == cache.stats()[name]
+    capsys.readouterr()
 
     assert main([*command, "--sample", "--seed", "3", "--max-new-tokens", "5", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["new_tokens"] <= 5
@@ -164,7 +188,7 @@ def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        ([], "COMMAND"),
+        (["--"], "COMMAND"),
         (["generate", "--prompt", "w1", "--budgets", "64"], "--budgets 64 (see reasonalloc generate --help)"),
         (["evaluate", "fidelity", "--budget-s", "64"], "(see reasonalloc evaluate fidelity --help)"),
         (["dance"], "dance"),

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 where a check failed, 2 for input that cannot be used, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = parser().parse_args(arguments)
+        args = parser().parse_args(arguments or ["--help"])
         return int(args.run(args) or 0)
     except _USER_ERRORS as error:
         if "--traceback" in arguments:

@@ -10,12 +10,13 @@ from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
 
 
 def add(subparsers: Any) -> None:
-    listed = "; ".join(f"{x.name}: {x.question}" for x in ABLATIONS.values())
+    listed = "\n".join(f"  {x.name:<10} {x.question}" for x in ABLATIONS.values())
     parser = subparsers.add_parser(
         "ablate",
         help="vary one thing and measure the answers",
-        description=f"Measures accuracy as `evaluate accuracy` does, around ReasonAlloc at one budget. {listed}"
-        " Several ablations may share a folder: what they have in common is made once.",
+        description="Measures accuracy as `evaluate accuracy` does, around ReasonAlloc at one budget. Several ablations"
+        f" may\nshare a folder: what they have in common is made once.\n\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", type=_name, metavar="NAME", help=", ".join(ABLATIONS))
     study.add(parser, "ablations-out")
@@ -23,10 +24,7 @@ def add(subparsers: Any) -> None:
     cache.add_argument("--budget", type=options.positive, default=256, metavar="SLOTS", help="of a KV head (256)")
     options.add_interval(cache)
     options.add_keep_prompt(cache)
-    cache.add_argument(
-        "--alpha", type=options.from_0_to_1, metavar="X",
-        help="weight of importance against redundancy, in all methods (theirs); a folder has one of them",
-    )  # fmt: skip
+    options.add_alpha(cache, "; a folder has one")
     parser.set_defaults(run=run)
 
 

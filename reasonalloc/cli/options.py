@@ -117,12 +117,16 @@ def write_json(target: str | None, data: Any) -> None:
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """The options of `config_of`."""
     group = parser.add_argument_group("cache")
-    group.add_argument("--method", default="reasonalloc", choices=methods(), metavar="NAME", help=", ".join(methods()))
+    group.add_argument(
+        "--method", default="reasonalloc", type=str.lower, choices=methods(), metavar="NAME", help=", ".join(methods())
+    )
     size = group.add_mutually_exclusive_group()
     size.add_argument("--budget", type=positive, metavar="SLOTS", help="tokens that a KV head keeps, on the average")
     size.add_argument("--ratio", type=share, metavar="SHARE", help="the same as a share of the full cache")
     size.add_argument("--max-bytes", metavar="SIZE", help="the same as bytes of the whole cache, like 512MiB")
     add_interval(group)
+    add_keep_prompt(group)
+    add_alpha(group)
     add_profile(group)
 
 
@@ -134,9 +138,15 @@ def add_keep_prompt(parser: Any, note: str = "") -> None:
     """keep_prompt: True, False, or None for each method's own."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        "--keep-prompt", action="store_true", default=None, help=f"evict the prompt last, in all methods{note}"
+        "--keep-prompt", action="store_true", default=None, help=f"evict the prompt last, whatever the method{note}"
     )
     group.add_argument("--drop-prompt", dest="keep_prompt", action="store_false", help="treat it as any other text")
+
+
+def add_alpha(parser: Any, note: str = "") -> None:
+    parser.add_argument(
+        "--alpha", type=from_0_to_1, metavar="X", help=f"R-KV's weight of importance against redundancy (0.1){note}"
+    )
 
 
 def add_profile(parser: Any) -> None:
@@ -156,5 +166,7 @@ def config_of(args: argparse.Namespace) -> Config:
         ratio=args.ratio,
         max_bytes=args.max_bytes,
         interval=args.interval,
+        keep_prompt=args.keep_prompt,
         profile=profile_of(args),
+        **({} if args.alpha is None else {"alpha": args.alpha}),
     )
