@@ -78,7 +78,7 @@ def save(cache: Any, path: str | Path) -> None:
         arrays |= {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in _cutter_arrays(cache, rows).items()}
     figures = Figures(cache._routings, cache._byte_sum, 0, 0.0, 0)
     if rows:
-        figures = Figures(cache._routings, cache._byte_sum, cutter.evicted, cutter._lost, cutter._lost_count)
+        figures = Figures(cache._routings, cache._byte_sum, cutter.evicted, cutter.lost_sum, cutter.lost_count)
     saved_file.write(
         path,
         Header(
@@ -87,7 +87,7 @@ def save(cache: Any, path: str | Path) -> None:
             rows=rows,
             length=cache.ragged[0].length,
             dtype=_name(cache.ragged[0].dtype) if rows else identity.dtype,
-            fixed=cutter.budgets._fixed if rows else None,
+            fixed=cutter.budgets.fixed if rows else None,
             record=cache.record,
             step=asdict(cache.step.state),
             figures=figures,
@@ -140,7 +140,7 @@ def _cutter_arrays(cache: Any, rows: int) -> dict[str, npt.NDArray[Any]]:
         "prompt": np.asarray(cutter.prompt, np.int64),
         "demand": cutter.budgets.demand,
         "measured": cutter.budgets.measured,
-        "too_short": cutter.budgets._too_short,
+        "too_short": cutter.budgets.too_short,
         "budgets": cutter.budgets_now,
         "totals": cutter.totals_now,
     }
@@ -305,11 +305,11 @@ def _fill_cutter(cache: Any, header: Header, arrays: Arrays, tokens: npt.NDArray
         raise ValueError(f"demands of layers are positive numbers, got {budgets.demand.tolist()}")
     if cutter.prompt.min() < 0 or (cutter.prompt > tokens).any():
         raise ValueError(f"its prompts have {cutter.prompt.tolist()} of {tokens.tolist()} tokens")
-    if (header.fixed is None) != (budgets._fixed is None) or (header.fixed is not None and header.fixed < 1):
-        raise ValueError(f"a head has {header.fixed} slots by its config, here {budgets._fixed}")
-    budgets._fixed = header.fixed
+    if (header.fixed is None) != (budgets.fixed is None) or (header.fixed is not None and header.fixed < 1):
+        raise ValueError(f"a head has {header.fixed} slots by its config, here {budgets.fixed}")
+    budgets.fixed = header.fixed
     budgets.measured = take(arrays, "measured", torch.bool, (rows,)).numpy()
-    budgets._too_short = take(arrays, "too_short", torch.bool, (rows,)).numpy()
+    budgets.too_short = take(arrays, "too_short", torch.bool, (rows,)).numpy()
     if not budgets.measured.all():  # rows without a token
         for layer in cache.ragged:
             layer.probes = [torch.zeros(layer.query_heads, 0, layer.head_dim)] * rows
@@ -318,7 +318,7 @@ def _fill_cutter(cache: Any, header: Header, arrays: Arrays, tokens: npt.NDArray
     if cache._recorder is not None:
         cache._recorder.restore(_record(arrays, (*shape, header.length + 1), budgets.heads))
     figures = header.figures
-    cutter.evicted, cutter._lost, cutter._lost_count = figures.evicted, figures.lost, figures.lost_count
+    cutter.evicted, cutter.lost_sum, cutter.lost_count = figures.evicted, figures.lost, figures.lost_count
     cache._routings, cache._byte_sum = figures.routings, figures.byte_sum
 
 

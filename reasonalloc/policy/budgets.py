@@ -34,7 +34,8 @@ class Budgets:
     """Turns a size into layer totals of each row.
 
     demand: [rows, layers], the wave of each row (all ones where the policy does not use it).
-    measured: [rows] whose wave is there; a row that takes it from its prompt is not cut before.
+    measured: [rows] whose wave is there; a row that takes it from its prompt is not cut before. too_short: [rows] whose
+    prompt is one token, which says nothing. fixed: slots of a head, None where they depend on the row.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class Budgets:
         self.layers, self.heads, self.page_bytes = layers, heads, page_bytes
         self._measures = policy.needs_wave and profile is None
         self.measured = np.zeros(0, np.bool_)
-        self._too_short = np.zeros(0, np.bool_)  # rows whose prompt is one token, which says nothing
-        self._fixed: int | None = None  # slots a head that do not depend on the row
+        self.too_short = np.zeros(0, np.bool_)
+        self.fixed: int | None = None
         self._totals: dict[tuple[int, bytes], npt.NDArray[np.int64]] = {}
         self._newest: tuple[list[int], bytes, npt.NDArray[np.int64]] = ([], b"", np.zeros((0, layers), np.int64))
         self.demand = np.ones((0, layers))
@@ -54,20 +55,20 @@ class Budgets:
         """Fixes what depends on the batch; ValueError if the size does not fit it."""
         self.demand = np.ones((rows, self.layers))
         self.measured = np.full(rows, not self._measures)
-        self._too_short = np.zeros(rows, np.bool_)
+        self.too_short = np.zeros(rows, np.bool_)
         if self.policy.needs_wave and self.profile is not None:
             self.demand[:] = self.profile.demand
         if self.size.budget is not None:
-            self._fixed = self.size.budget
+            self.fixed = self.size.budget
         elif self.size.max_bytes is not None:
-            self._fixed = self._slots_in(self.size.max_bytes, rows)
+            self.fixed = self._slots_in(self.size.max_bytes, rows)
         if not self.policy.unlimited:
             self.of_rows([0] * rows)  # an allocator's own totals are checked before anything is stored
 
     def set_wave(self, row: int, demand: Sequence[float]) -> None:
         """The wave that was measured on a row's prompt: [layers]."""
         self.demand[row], self.measured[row] = demand, True
-        self._too_short[row] = max(demand) <= 1
+        self.too_short[row] = max(demand) <= 1
 
     @property
     def wave_source(self) -> str:
@@ -78,7 +79,7 @@ class Budgets:
             return "profile"
         if not self.measured.any():
             return "to be measured on the first prefill"
-        short = np.flatnonzero(self._too_short).tolist()
+        short = np.flatnonzero(self.too_short).tolist()
         return "measured on the first prefill" + (f", too short in rows {short}: uniform there" if short else "")
 
     def fitting(self, rows: int) -> int | None:
@@ -86,9 +87,9 @@ class Budgets:
 
         More rows than before share max_bytes, so that each has less; ValueError if that is too little.
         """
-        if self.size.max_bytes is None or self._fixed is None or rows <= len(self.demand):
-            return self._fixed
-        return min(self._fixed, self._slots_in(self.size.max_bytes, rows))
+        if self.size.max_bytes is None or self.fixed is None or rows <= len(self.demand):
+            return self.fixed
+        return min(self.fixed, self._slots_in(self.size.max_bytes, rows))
 
     def _slots_in(self, size: int | str, rows: int) -> int:
         window, interval = self.policy.schedule.window, self.policy.schedule.interval
@@ -106,8 +107,8 @@ class Budgets:
 
     def per_head(self, tokens: int) -> int:
         """Mean slots of a KV head for a row of that many tokens."""
-        if self._fixed is not None:
-            return self._fixed
+        if self.fixed is not None:
+            return self.fixed
         return max(int((self.size.ratio or 0.0) * tokens), 2 * self.policy.schedule.window)
 
     def of_rows(self, tokens: list[int]) -> npt.NDArray[np.int64]:
@@ -138,6 +139,6 @@ class Budgets:
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""
-        self._fixed = self.fitting(len(source))
+        self.fixed = self.fitting(len(source))
         self.demand, self.measured = self.demand[source], self.measured[source]
-        self._too_short = self._too_short[source]
+        self.too_short = self.too_short[source]

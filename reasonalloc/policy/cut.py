@@ -32,7 +32,8 @@ class Cutter:
     """Cuts layers to their totals; keeps what it did of each row, layer and head.
 
     prompt: [rows] tokens of each row's prompt. totals_now: [rows, layers]. budgets_now: [rows, layers, heads] of the
-    last cut, -1 before. evicted: slots in all. observers: are shown every cut. busy: a cut is under way.
+    last cut, -1 before. evicted: slots in all. lost_sum, lost_count: attention lost by cuts of heads, and their number.
+    observers: are shown every cut. busy: a cut is under way.
     """
 
     def __init__(self, policy: Policy, budgets: Budgets, observers: Sequence[CutObserver] = ()) -> None:
@@ -45,7 +46,7 @@ class Cutter:
         if not policy.unlimited:
             self.totals_now[:] = budgets.of_rows([0] * rows)
         self.evicted = 0
-        self._lost, self._lost_count, self._flag = 0.0, 0, False
+        self.lost_sum, self.lost_count, self._flag = 0.0, 0, False
         self.busy = False
 
     def cut(self, layers: Sequence[CutLayer], pool: PagePool, due: npt.NDArray[np.bool_]) -> None:
@@ -159,8 +160,8 @@ class Cutter:
         self.budgets_now[rows, layer.order] = cut.budgets[rows]
         went = cut.evicted > 0
         self.evicted += int(cut.evicted.sum())
-        self._lost += float(cut.lost[went].sum())
-        self._lost_count += int(went.sum())
+        self.lost_sum += float(cut.lost[went].sum())
+        self.lost_count += int(went.sum())
         self._flag = True
 
     def take_flag(self) -> bool:
@@ -171,7 +172,7 @@ class Cutter:
     @property
     def lost_mass(self) -> float:
         """Attention of the newest query on what was evicted, the mean over the cuts of heads."""
-        return self._lost / self._lost_count if self._lost_count else 0.0
+        return self.lost_sum / self.lost_count if self.lost_count else 0.0
 
     def budget_lists(self) -> list[Any]:
         """[rows][layers][heads] of the last cut; the even share before it, -1 without a limit."""
