@@ -179,7 +179,7 @@ def test_an_error_while_rows_move(name):
     cache = cache_of(model, budget=400)
     models.step(model, cache, models.prompt(12, rows=2))
     models.step(model, cache, models.prompt(1, rows=2))
-    cache.ragged[1].core = Failing(cache.ragged[1].core, name)
+    cache.ragged[1]._core = Failing(cache.ragged[1].core, name)
     with pytest.raises(MemoryError):
         cache.reorder_cache(torch.tensor([1, 0])) if name == "reorder" else cache.crop(-1)
     assert_closed(cache, model, "none left")
