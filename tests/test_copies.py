@@ -13,7 +13,7 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import DynamicCache
+from transformers import DynamicCache, cache_utils
 
 import reasonalloc as ra
 from reasonalloc.hf.compat import cache_argument
@@ -272,6 +272,8 @@ def test_loaded_cache_goes_on(name, dtype, tmp_path):
 @pytest.mark.parametrize("kind", ["qwen3_next", "lfm2", "gpt_oss", "gemma2"])
 def test_other_layers_and_logits(kind, tmp_path):
     """Recurrent states, convolutions, sinks and soft-capping."""
+    if kind in ("qwen3_next", "lfm2") and not hasattr(cache_utils, "LinearAttentionLayer"):
+        pytest.skip("states had caches of their own in this transformers")
     model = tiny.build(kind)
     cache = ra.ReasonAllocCache(model, ra.Config(method="rkv", max_bytes="200KiB", interval=8, window=4))
     models.step(model, cache, models.prompt(60, 2))

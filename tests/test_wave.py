@@ -252,3 +252,9 @@ def test_the_real_models_wave(smol):
     assert len(values) == 30
     assert values[:3].mean() > 1.5 * values[10:25].mean()
     assert (values >= 1).all()
+
+
+@pytest.mark.parametrize("demand", [0.0, -1.0, float("nan"), float("inf"), 10**400, "1", None])
+def test_what_is_no_demand(demand):
+    with pytest.raises(ValueError, match="demands must be positive numbers that a double can hold"):
+        ra.WaveProfile((1.0, demand), (0, 1), {})

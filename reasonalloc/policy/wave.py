@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -87,8 +88,8 @@ class WaveProfile:
     def __post_init__(self) -> None:
         if len(self.demand) != len(self.layers) or not self.demand:
             raise ValueError(f"a wave has one demand a layer, got {len(self.demand)} for {len(self.layers)} layers")
-        if not all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in self.demand):
-            raise ValueError(f"demands must be positive numbers, got {self.demand}")
+        if not all(isinstance(x, (int, float)) and 0 < x <= sys.float_info.max for x in self.demand):
+            raise ValueError(f"demands must be positive numbers that a double can hold, got {self.demand!r:.200}")
         if not (self.layers[0] >= 0 and all(a < b for a, b in pairwise(self.layers))):
             raise ValueError(f"layers of a wave are numbers from 0 in ascending order, got {self.layers}")
         if not 0 < self.rho < 1:
