@@ -53,16 +53,10 @@ plt.rcParams.update({"legend.frameon": False, "figure.dpi": 120})
 model, tokenizer, label = models.load(MODEL)
 problem = tasks.items("ledger", count=1, settings=["restated"])[0]
 ids = encode_prompt(tokenizer, problem.prompt, model.device)
-cache = ra.ReasonAllocCache(model, ra.Config(budget=BUDGET, interval=INTERVAL), record=True)
-out = model.generate(
-    input_ids=ids,
-    attention_mask=torch.ones_like(ids),
-    max_new_tokens=TOKENS,
-    do_sample=False,
-    past_key_values=cache,
-)
-ra.uninstall(model)
+with ra.install(model, ra.Config(budget=BUDGET, interval=INTERVAL), record=True) as session:
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
 
+cache = session.last_cache
 trace = cache.trace(out, tokenizer, model_id=label)
 trace.save(OUT / "budgets.trace")
 print(f"{len(trace.ids)} tokens, {len(trace.cuts)} cuts, {len(trace.layers)} layers of {trace.heads} KV heads")
