@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 import reasonalloc as ra
 from reasonalloc.lab.evaluate import forced_log_probs
 
-pytest.importorskip("lm_eval", reason='lm-evaluation-harness is not installed: pip install "reasonalloc[lm-eval]"')
+pytest.importorskip("lm_eval", reason='lm-evaluation-harness is not installed: pip install ".[lm-eval]"')
 
 import datasets
 import lm_eval

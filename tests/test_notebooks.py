@@ -15,7 +15,7 @@ RESULTS = FOLDER.parent / "benchmarks/results/ablations"
 ABLATED = "parts"
 
 for needed in ("IPython", "math_verify", "matplotlib", "scipy"):
-    pytest.importorskip(needed, reason=f"notebooks need {needed}: pip install 'reasonalloc[notebooks]'")
+    pytest.importorskip(needed, reason=f"notebooks need {needed}: pip install '.[notebooks]'")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def small(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("script", [*SCRIPTS, *SINGLE], ids=lambda x: x.stem)
 def test_both_forms_are_the_same(script):
-    jupytext = pytest.importorskip("jupytext", reason="pip install 'reasonalloc[notebooks]'")
+    jupytext = pytest.importorskip("jupytext", reason="pip install '.[notebooks]'")
     pair = [jupytext.read(script.with_suffix(ending)) for ending in (".py", ".ipynb")]
     cells = [[(x.cell_type, x.source) for x in notebook.cells] for notebook in pair]
     assert cells[0] == cells[1], "run: jupytext --sync notebooks/[0-9]*.py notebooks/ablations/*.py"
@@ -139,7 +139,7 @@ def test_ablations_draws_what_was_measured(folder, capsys):
 def test_a_notebook_runs_as_a_notebook(tmp_path):
     """In a kernel, through what `make notebooks` runs; the rest of them differ from their scripts in nothing."""
     for needed in ("nbclient", "ipykernel"):
-        pytest.importorskip(needed, reason="pip install 'reasonalloc[notebooks]'")
+        pytest.importorskip(needed, reason="pip install '.[notebooks]'")
     main = runpy.run_path(str(FOLDER / "run.py"))["main"]
     main(["07_ablations"])
     notebook = json.loads((tmp_path / "notebooks-out" / "07_ablations.ipynb").read_text(encoding="utf-8"))

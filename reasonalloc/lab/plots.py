@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reasonalloc.lab.evaluate.summary import Row, Summary
     from reasonalloc.lab.evaluate.transfer_result import Transfer
 
-INSTALL = 'pip install "reasonalloc[demo]"'
+INSTALL = "pip install '.[demo]' in a checkout of reasonalloc"
 _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,

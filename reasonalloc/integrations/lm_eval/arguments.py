@@ -10,7 +10,7 @@ from reasonalloc.config import Config
 from reasonalloc.lab.models import DTYPES
 from reasonalloc.policy.wave import WaveProfile
 
-INSTALL = 'pip install "reasonalloc[lm-eval]"'
+INSTALL = "pip install '.[lm-eval]' in a checkout of reasonalloc"
 SCORED = ("cache", "full")
 
 # Options of lm_eval's own model that go on to it; those that say how to load a model are not among them.

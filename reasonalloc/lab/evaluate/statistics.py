@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-INSTALL = "pip install 'reasonalloc[evaluate]'"
+INSTALL = "pip install '.[evaluate]' in a checkout of reasonalloc"
 
 
 @dataclass(frozen=True)

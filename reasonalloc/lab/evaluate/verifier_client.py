@@ -16,7 +16,7 @@ from typing import IO, Any
 
 SECONDS, STARTS = 10.0, 120.0  # for one comparison; for the process to come up on a busy machine
 MEMORY = 4 << 30  # bytes of address space that it may take
-INSTALL = "pip install 'reasonalloc[evaluate]'"
+INSTALL = "pip install '.[evaluate]' in a checkout of reasonalloc"
 _TRIES = 2  # one that dies may have been killed for what is not the answer's fault
 
 

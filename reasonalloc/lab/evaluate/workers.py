@@ -17,7 +17,7 @@ from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import place
 
-INSTALL = "pip install 'reasonalloc[ray]'"
+INSTALL = "pip install '.[ray]' in a checkout of reasonalloc"
 ATTEMPTS = 4  # of a batch whose worker dies, before the run gives up
 
 
