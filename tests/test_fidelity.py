@@ -94,6 +94,24 @@ def test_intervals(model, result):
     assert single.full_nll == Measure(single.full_nll.mean)
 
 
+def test_methods_at_equal_bytes(model, tmp_path):
+    """At equal budgets one that is cut every token weighs less than one that is cut at intervals of 128."""
+    texts, base, peaks = [text(3, 20, 240)], ra.Config(method="full", window=4), []
+    for budgets, sizes in (([64], []), ([], ["96 KiB"])):
+        found = evaluate_fidelity(model, texts, points_of(["rkv", "streaming"], budgets, [], base, sizes))
+        found.save(tmp_path / "f.json")
+        assert Fidelity.load(tmp_path / "f.json") == found
+        peaks.append([p.peak_bytes.mean for p in found.points])
+    assert peaks[0][0] > 2 * peaks[0][1]
+    assert all(0.85 * 96 * 1024 < peak <= 96 * 1024 for peak in peaks[1])
+    assert [p.setting for p in found.points] == ["0.09375 MiB"] * 2 and found.points[0].max_bytes == 96 * 1024
+    pytest.importorskip("matplotlib")
+    from reasonalloc.lab import plots
+
+    plots.fidelity(found, tmp_path / "f.png")
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_same_seed_same_result(model):
     configs, texts = [ra.Config(method="random", budget=16, interval=8)], [text(3, 30, 10), text(4, 30, 10)]
     assert evaluate_fidelity(model, texts, configs).points == evaluate_fidelity(model, texts, configs).points

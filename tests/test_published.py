@@ -32,7 +32,10 @@ def test_all_kinds_are_there():
 @pytest.mark.parametrize("path", FILES, ids=lambda x: str(x.relative_to(RESULTS)))
 def test_results(path):
     found = FILES[path].load(path)
-    assert json.loads(json.dumps(asdict(found))) == json.loads(path.read_text(encoding="utf-8"))
+    own, written = json.loads(json.dumps(asdict(found))), json.loads(path.read_text(encoding="utf-8"))
+    for point in own.get("points", []) if FILES[path] is Fidelity else []:
+        assert point.pop("max_bytes") is None  # no point had it when these were made
+    assert own == written
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.jsonl.gz")), ids=lambda x: str(x.relative_to(RESULTS)))

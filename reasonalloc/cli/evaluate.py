@@ -43,6 +43,10 @@ def add(subparsers: Any) -> None:
         "--budgets", type=options.comma(options.positive), metavar="N,N", help="slots of a KV head (64,128,256)"
     )
     size.add_argument("--ratios", type=options.comma(options.share), metavar="X,X", help="shares of the full cache")
+    size.add_argument(
+        "--max-bytes", type=options.comma(str), metavar="SIZE,SIZE",
+        help="bytes of the whole cache at its largest after the prompt, however often a method is cut",
+    )  # fmt: skip
     options.add_interval(fidelity)
     options.add_profile(fidelity)
     fidelity.add_argument("--problems", type=options.positive, default=4, metavar="N", help="of MATH-500 or FILE (4)")
@@ -88,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _configs(args: argparse.Namespace) -> list[Config]:
     base = Config(method="full", interval=args.interval, profile=options.profile_of(args))
-    budgets = [] if args.ratios else args.budgets or [64, 128, 256]
-    return points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], base)
+    budgets = [] if args.ratios or args.max_bytes else args.budgets or [64, 128, 256]
+    return points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], base, args.max_bytes or [])
 
 
 def _provenance(args: argparse.Namespace, label: str) -> dict[str, Any]:

@@ -106,17 +106,19 @@ _PANELS = (
 
 
 def fidelity(result: Fidelity, path: str | Path) -> None:
-    """Three panels over the budget (or ratio), one line a method, bars for the bootstrap intervals."""
+    """Three panels over the budget (or ratio, or bytes), one line a method, bars for the bootstrap intervals."""
     lines: dict[str, list[Point]] = {}
     for point in result.points:
-        if point.budget is not None or point.ratio is not None:
+        if point.setting != "all":
             lines.setdefault(point.method, []).append(point)
     with _figure(path, 1, 3, (12, 3.8)) as (figure, axes):
-        by_budget = any(p.budget is not None for x in lines.values() for p in x)
+        by_budget = not any(p.ratio is not None for x in lines.values() for p in x)
+        by_bytes = any(p.max_bytes is not None for x in lines.values() for p in x)
+        over = "MiB of the whole cache" if by_bytes else "budget (slots a KV head)"
         for axis, (metric, label) in zip(axes[0], _PANELS, strict=True):
             for i, (method, points) in enumerate(lines.items()):
                 _line(axis, metric, method, points, by_budget, shift=i - (len(lines) - 1) / 2)
-            axis.set(xlabel="budget (slots a KV head)" if by_budget else "share of the full cache", ylabel=label)
+            axis.set(xlabel=over if by_budget else "share of the full cache", ylabel=label)
             axis.axhline(1.0 if metric == "agreement" else 0.0, color="#888888", linewidth=0.8, linestyle="--")
             _budget_axis(axis, {_place(p, by_budget) for x in lines.values() for p in x}, by_budget)
         if lines:
@@ -137,6 +139,9 @@ def _bars(measures: Sequence[Measure]) -> npt.NDArray[np.float64] | None:
 
 def _place(point: Point | Row, by_budget: bool) -> float:
     value = point.budget if by_budget else point.ratio
+    size = getattr(point, "max_bytes", None)
+    if size is not None:
+        return float(size) / 2**20
     return float(value) if value is not None else 0.0
 
 

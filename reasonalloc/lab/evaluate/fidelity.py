@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from reasonalloc.config import Config
+from reasonalloc.config import Config, parse_bytes
 from reasonalloc.fields import build
 from reasonalloc.files import read_saved, replace_text
 from reasonalloc.hf.attention import using
@@ -30,7 +30,7 @@ METRICS = ("nll", "excess_nll", "kl", "agreement", "mean_bytes", "peak_bytes", "
 
 @dataclass(frozen=True)
 class Point:
-    """One method at one budget (slots of a KV head) or ratio; both None for the full cache.
+    """One method at one budget (slots of a KV head), ratio or max_bytes; all None for the full cache.
 
     nll: negative log-likelihood of the reference text, nats a token; excess_nll: the same less the full cache's.
     kl: KL(full || compressed), nats a token. agreement: share of tokens where both rank the same token first.
@@ -49,9 +49,12 @@ class Point:
     peak_bytes: Measure
     slots_ratio: Measure
     problems: list[dict[str, Any]]
+    max_bytes: int | None = None
 
     @property
     def setting(self) -> str:
+        if self.max_bytes is not None:
+            return f"{self.max_bytes / 2**20:g} MiB"
         if self.budget is None and self.ratio is None:
             return "all"
         return str(self.budget) if self.budget is not None else f"{self.ratio:g}"
@@ -105,7 +108,8 @@ def evaluate_fidelity(
 ) -> Fidelity:
     """Measures each config on each text by teacher forcing: the prompt as prefill, then one token a step.
 
-    configs: one for each point, each with a budget or a ratio, or method "full". seed: of the bootstrap over texts.
+    configs: one for each point, each with a budget, a ratio or max_bytes, or method "full". seed: of the bootstrap over
+    texts.
     progress: called with the number of steps done since the last call. Raises ValueError for no configs or texts.
     """
     if not configs:
@@ -124,6 +128,7 @@ def evaluate_fidelity(
     points = [
         Point(
             config.method, config.budget, config.ratio, problems=own,
+            max_bytes=None if config.max_bytes is None else parse_bytes(config.max_bytes),
             **{metric: bootstrap([x[metric] for x in own], chosen) for metric in METRICS},
         )
         for config, own in zip(configs, rows, strict=True)
@@ -167,8 +172,15 @@ def _measure(
     }
 
 
-def points_of(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Config]:
-    """A config for each method at each budget or ratio, the rest as in `base`; one alone for a method without a budget.
+def points_of(
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    ratios: Sequence[float],
+    base: Config,
+    sizes: Sequence[int | str] = (),
+) -> list[Config]:
+    """A config for each method at each budget, ratio or size in bytes, the rest as in `base`; one alone for a method
+    without a budget.
 
     base: any valid config; its method, budget, ratio and max_bytes do not matter.
     """
@@ -180,4 +192,5 @@ def points_of(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[f
         else:
             configs += [replace(base, **{**bare, "budget": b}) for b in budgets]
             configs += [replace(base, **{**bare, "ratio": r}) for r in ratios]
+            configs += [replace(base, **{**bare, "max_bytes": s}) for s in sizes]
     return configs
