@@ -442,6 +442,28 @@ def test_a_layer_that_none_reads_has_a_budget(name, shared, last, budgeted):
     assert with_cache(model, SMALL)[1].stats()["evicted"]
 
 
+@pytest.mark.parametrize("shared", [0, 2])
+def test_an_assistant_that_reads_the_models_keys(shared):
+    """Its drafts may be worse for it, the text is not."""
+    if not hasattr(transformers, "Gemma4AssistantForCausalLM"):
+        pytest.skip("no assistant of Gemma 4 in this transformers")
+    model = sharing("Gemma4", num_kv_shared_layers=shared)
+    text = {**models._COMMON, "model_type": "gemma4_text", "sliding_window": 8, "head_dim": 16, "global_head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2, "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}  # fmt: skip
+    config = transformers.Gemma4AssistantConfig(text_config=text, backbone_hidden_size=32)
+    expected = generate(model)
+    try:
+        assistant = transformers.Gemma4AssistantForCausalLM(config).eval()
+        assistant.generation_config.num_assistant_tokens = 3
+        assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        assert torch.equal(generate(model, assistant_model=assistant), expected)
+    except (TypeError, ValueError) as error:
+        pytest.skip(f"not in this transformers: {error}")
+    given, _ = with_cache(model, assistant_model=assistant)
+    assert torch.equal(given, expected)
+
+
 # ---- Results ---------------------------------------------------------------------------------------------------------
 
 
