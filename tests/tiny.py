@@ -59,7 +59,10 @@ _OWN: dict[str, dict] = {
     "modernbert-decoder": {"bos_token_id": 1, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     "opt": {"ffn_dim": 48}, "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1}, "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
-    "zamba2": {**_MAMBA}, "xmod": {"default_language": "en_XX"},
+    "zamba2": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2, "hybrid_layer_ids": [1, 3],
+               "num_key_value_heads": 4, "num_mem_blocks": 1, "adapter_rank": 4, "mamba_ngroups": 1,
+               "n_mamba_heads": 8, "mamba_headdim": 8, "mamba_d_state": 8, "use_mamba_kernels": False},
+    "xmod": {"default_language": "en_XX"},
     "phi3": {"sliding_window": None}, "phimoe": {"sliding_window": None},
     "bigbird_pegasus": {"attention_type": "original_full"},
 }  # fmt: skip

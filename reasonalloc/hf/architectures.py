@@ -59,7 +59,7 @@ _REFUSED = {
     "it has no layer with plain full attention: states or windows only": """
         falcon_mamba inkling2_loop_text inkling2_text inkling_text mamba mamba2 recurrent_gemma
     """,
-    "its attention layers hold a recurrent state too": "falcon_h1 zamba",
+    "its attention layers hold a recurrent state too": "falcon_h1 zamba zamba2",
     "an index chooses the tokens that its attention reads": "axk2 deepseek_v32 deepseek_v4 glm_moe_dsa hy_v4",
     "it reads the keys of a layer twice, with other values": "diffllama",
     "its mask is another one for each head": "doge",
