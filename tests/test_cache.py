@@ -2,8 +2,9 @@
 
 import models
 import pytest
+import tiny
 import torch
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, cache_utils, set_seed
 from transformers.cache_utils import DynamicCache
 
 import reasonalloc as ra
@@ -230,6 +231,36 @@ def test_rows_are_repeated_selected_and_reordered(name):
     if name == "llama":
         with pytest.raises(ValueError, match=r"row numbers must lie in 0\.\.0"):
             caches[1].reorder_cache(torch.tensor([1]))
+
+
+@pytest.mark.parametrize("kind", ["bamba", "lfm2", "qwen3_next", "gpt_oss", "gemma4_text"])
+@pytest.mark.parametrize("budget", [24, 4000])
+def test_rows_of_models_with_states(kind, budget):
+    """What is left of the rows goes on as if these rows had been read."""
+    if kind not in tiny.kinds() or not hasattr(cache_utils, "LinearAttentionLayer"):
+        pytest.skip("states had caches of their own in this transformers")
+    model = tiny.build(kind)
+    changes = [
+        (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
+        (lambda cache: cache.reorder_cache(torch.tensor([5, 0, 3, 3, 1, 2])), [5, 0, 3, 3, 1, 2]),
+        (lambda cache: cache.batch_select_indices(torch.tensor([0, 1, 4])), [0, 1, 4]),
+        (lambda cache: cache.batch_select_indices(torch.tensor([True, True, False])), [0, 1]),
+    ]
+    text, cache = models.prompt(40, rows=3), cache_of(model, budget=budget, window=4)
+    models.step(model, cache, text)
+    for change, rows in changes:
+        change(cache)
+        text = text[rows]
+        alone = cache_of(model, budget=budget, window=4)
+        models.step(model, alone, text[:, :40])
+        for i in range(40, text.shape[1]):
+            models.step(model, alone, text[:, i : i + 1])
+        for _ in range(9):
+            token = models.prompt(1, rows=len(rows), seed=text.shape[1])
+            ours, expected = (models.step(model, each, token) for each in (cache, alone))
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+            text = torch.cat([text, token], 1)
+    assert bool(cache.stats()["evicted"]) == (budget == 24)
 
 
 def test_forked_rows_share_their_pages():

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from models import prompt, tiny
-from transformers import DynamicCache, GenerationConfig
+from tiny import build, kinds
+from transformers import DynamicCache, GenerationConfig, cache_utils
 
 import reasonalloc as ra
 from reasonalloc.hf import decode
 from reasonalloc.hf.decode import Sampling, generate, not_applied
+from reasonalloc.hf.decode import chains as chains_of
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.records import Record, Records, pack, read
 
@@ -86,6 +88,24 @@ def test_rows_leave_as_they_end():
         assert x.ids == (free[x.key].ids if cut is None else free[x.key].ids[: cut + 1])
         assert x.finish == ("length" if cut is None else "stop")
     assert [len(x.ids) for x in made] == sorted(len(x.ids) for x in made)
+
+
+@pytest.mark.parametrize("config", [FULL, SMALL])
+def test_rows_leave_models_with_states(config):
+    """Also with transformers' own cache."""
+    if "bamba" not in kinds() or not hasattr(cache_utils, "LinearAttentionLayer"):
+        pytest.skip("states had caches of their own in this transformers")
+    model, sampling = build("bamba"), Sampling(max_new_tokens=20)
+    given = [(str(i), prompt(20, seed=i)[0].tolist()) for i in range(3)]
+    free = {x.key: x.ids for x in generate(model, config, given, frozenset(), sampling)}
+    stop = frozenset({free["1"][4]})
+    made = {x.key: x.ids for x in generate(model, config, given, stop, sampling)}
+    assert len(made["1"]) <= 5 and len({len(x) for x in made.values()}) > 1
+    for key, ids in free.items():
+        assert made[key] == ids[: len(made[key])]
+    if config is FULL:
+        stock = chains_of(model, DynamicCache(config=model.config), given, stop, sampling)
+        assert {x.key: x.ids for x in stock} == made
 
 
 def test_samples_depend_on_seed_and_key_alone():

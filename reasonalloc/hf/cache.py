@@ -346,12 +346,13 @@ class ReasonAllocCache(Cache):
             self.step.close(error)
             raise
 
-    def _move_rows(self, source: torch.Tensor, method: str, argument: Any) -> None:
-        """Row i becomes row source[i]; the layers that are not ours do it by their own method."""
+    def _move_rows(self, source: torch.Tensor) -> None:
+        """Row i becomes row source[i]."""
         self.step.check_between()
         if not self.ragged[0].length:
             return
-        rows = np.ascontiguousarray(source.detach().cpu().numpy().reshape(-1), dtype=np.int64)
+        source = source.detach().cpu().reshape(-1).long()
+        rows = np.ascontiguousarray(source.numpy())
         if not len(rows) or rows.min() < 0 or rows.max() >= self._rows:
             raise ValueError(f"row numbers must lie in 0..{self._rows - 1}, got {rows.tolist()}")
         budgets = self.cutter.budgets
@@ -360,8 +361,8 @@ class ReasonAllocCache(Cache):
             for layer in self.layers:
                 if isinstance(layer, RaggedLayer):
                     layer.core.reorder(rows)
-                else:
-                    getattr(layer, method)(argument)
+                else:  # the one method for rows that all of transformers' layers have
+                    layer.reorder_cache(source)
             self.cutter.move_rows(rows)
             self.step.move_rows(rows)
             for layer in self.ragged:
@@ -373,16 +374,15 @@ class ReasonAllocCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes row beam_idx[i]; pages are shared and copied on write."""
-        self._move_rows(beam_idx, "reorder_cache", beam_idx)
+        self._move_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row `repeats` times, one after the other, sharing pages."""
-        self._move_rows(torch.arange(self._rows).repeat_interleave(repeats), "batch_repeat_interleave", repeats)
+        self._move_rows(torch.arange(self._rows).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps the rows named."""
-        indices = indices.cpu()  # the layers that are not ours may lie on several devices
-        self._move_rows(torch.arange(self._rows)[indices], "batch_select_indices", indices)
+        self._move_rows(torch.arange(self._rows)[indices.cpu()])
 
     def crop(self, tokens: int) -> None:
         """Forgets the newest -tokens tokens (tokens < 0), or all but the first `tokens` (tokens > 0).

@@ -150,7 +150,7 @@ class DecodeBatch:
         """Only these rows go on, in this order."""
         index = torch.tensor(rows, dtype=torch.long)
         if rows:
-            self.cache.batch_select_indices(index)
+            self.cache.reorder_cache(index)  # not every layer of transformers has batch_select_indices
         index = index.to(self.mask.device)
         self.tokens, self.mask, self.positions = self.tokens[index], self.mask[index], self.positions[index]
 
