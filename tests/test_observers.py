@@ -114,7 +114,7 @@ def test_what_an_observer_is_shown(changes):
     """Against what the cache holds before and after, and against the rule by which tokens stay."""
     model, watcher, config = models.tiny(), Watcher(), config_of("rkv", **changes)
     cache = ra.ReasonAllocCache(model, config, observers=[watcher])
-    cache.prompts_in_one_pass = True  # so that its cut comes with it
+    cache.prompt_columns = 0  # so that its cut comes with it
     unwatched = 0
     for i in range(25):
         before = {} if i == 0 else {(x, r): cache.positions(x, r) for x in range(3) for r in (0, 1)}

@@ -245,3 +245,49 @@ def test_turns_of_other_lengths_change_nothing(method, second):
     together = _generated(model, rows, None, turn, method)
     for own, row, more in zip(together, rows, turn, strict=True):
         assert _generated(model, [row], None, [more], method) == [own]
+
+
+@pytest.mark.parametrize("method", ["rkv", "reasonalloc", "snapkv"])
+@pytest.mark.parametrize("chunk", [1, 20, 40])
+@pytest.mark.parametrize("how", ["session", "columns"])
+def test_a_last_chunk_of_one_token_is_the_prompts(method, chunk, how):
+    """Where the prompt's length is known, as in a session, nothing tells its chunks from one pass, nor rows from
+    rows alone."""
+    if not _stock_chunks_are_right():
+        pytest.skip("this transformers gives a padded prompt in chunks wrong positions")
+    model, rows = models.tiny(), _rows(41, 25, 41)
+    options = {"method": method, "budget": 24, "interval": 16, "window": 4, "keep_prompt": method == "rkv"}
+    config = ra.Config(**options)
+
+    def run(given, chunk):
+        ids, mask = left_padded(given)
+        said = {"max_new_tokens": 13, "do_sample": False, "attention_mask": mask}
+        said |= {"prefill_chunk_size": chunk} if chunk else {}
+        if how == "session":
+            with ra.install(model, config) as session:
+                out, cache = model.generate(ids, **said), session.last_cache
+        else:
+            cache = ra.ReasonAllocCache(model, config)
+            cache.prompt_columns = ids.shape[1]
+            out = model.generate(ids, **said, **cache_argument(cache))
+        kept = [[[h.tolist() for h in cache.positions(i, r)] for i in range(3)] for r in range(len(given))]
+        prompts = cache.cutter.prompt.tolist()
+        assert prompts == [len(row) for row in given]
+        return [(tokens, places) for tokens, places in zip(out[:, ids.shape[1] :].tolist(), kept, strict=True)]
+
+    together = run(rows, chunk)
+    for own, row in zip(together, rows, strict=True):
+        assert run([row], chunk) == [own]
+    if method == "reasonalloc":  # its prompts are whole when they are cut
+        assert together == run(rows, None)
+
+
+def test_a_last_chunk_of_one_token_counts_as_decoding_where_the_length_is_not_known():
+    """docs/limits.md"""
+    model = models.tiny()
+    for tokens, prompt in ((40, 40), (41, 40), (42, 42)):
+        cache = cache_of(model, method="reasonalloc")
+        ids = models.prompt(tokens)
+        model.generate(ids, max_new_tokens=3, do_sample=False, prefill_chunk_size=20, **cache_argument(cache))
+        assert cache.cutter.prompt.tolist() == [prompt]
+        assert cache.get_seq_length() == tokens + 2

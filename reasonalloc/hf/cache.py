@@ -67,6 +67,10 @@ class ReasonAllocCache(Cache):
     observers: functions of a `CutView`, called for each row of each layer that is cut.
     policy: parts put together by hand, in place of those that `config` names.
 
+    prompt_columns: how many columns the prompt has, where that is known, as in a session; 0: as many as the first pass.
+    Then it is cut at its end; otherwise a pass later, for passes of several tokens may all belong to it, and its last
+    chunk counts as decoding if it is a single token.
+
     Raises ValueError for a model without full-attention layers, a profile of another model or a budget that does not
     fit; TypeError for dtypes other than float32, bfloat16, float16.
     """
@@ -106,8 +110,7 @@ class ReasonAllocCache(Cache):
         self._whole_masks = whole_masks
         self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
         self._states = States(model)
-        # Whether a prompt is known to come in one pass, and not in chunks: then it is cut at its end, not a pass later.
-        self.prompts_in_one_pass = False
+        self.prompt_columns: int | None = None
         activate(model)
         self._text_config = text_config(model)
         self._clear()
@@ -165,7 +168,7 @@ class ReasonAllocCache(Cache):
                 "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
             )
         rows, _, tokens, _ = key.shape
-        length = self.ragged[0].length
+        length, columns = self.ragged[0].length, self.prompt_columns
         if length and rows != self._rows:
             raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
         mask = take_mask()
@@ -179,10 +182,11 @@ class ReasonAllocCache(Cache):
                 layer.drop()  # left over where a first step failed
             if not self.policy.unlimited:
                 self.step.clocks = self.policy.schedule.clocks(rows, self._measures)
-        elif self.step.clocks is not None:
+        elif self.step.clocks is not None and not (columns and length < columns):
             self._finish(self.step.clocks.ended(tokens))
         self._byte_sum += self._pool.bytes if self._pool is not None else 0  # as the last pass has left it
-        self.step.begin(rows, tokens, self.prompts_in_one_pass, mask)
+        in_prompt = tokens > 1 if columns is None else length < columns
+        self.step.begin(rows, tokens, in_prompt, columns is not None and length + tokens >= columns, mask)
 
     @property
     def _measures(self) -> bool:

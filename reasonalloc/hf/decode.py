@@ -126,7 +126,7 @@ class DecodeBatch:
     def __init__(self, model: Model, cache: Any, prompts: Sequence[Sequence[int] | torch.Tensor], pad: int = 0) -> None:
         self.model, self.cache = model, cache
         if isinstance(cache, ReasonAllocCache):
-            cache.prompts_in_one_pass = True
+            cache.prompt_columns = 0
         self.tokens, self.mask = (x.to(model.device) for x in left_padded(prompts, pad))
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from types import MethodType, TracebackType
 from typing import Any
 
+import torch
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from reasonalloc.config import Config, check_config
@@ -30,8 +32,9 @@ class _Generate:
         if not chosen and not unused:
             argument = self.session.make_argument()
             if self.session.last_cache is not None:
-                chunk = generation_setting(model, args, kwargs, "prefill_chunk_size")
-                self.session.last_cache.prompts_in_one_pass = chunk is None
+                chunks = generation_setting(model, args, kwargs, "prefill_chunk_size") is not None
+                known = None if model.config.is_encoder_decoder else _columns(args, kwargs)
+                self.session.last_cache.prompt_columns = known if chunks else 0
             kwargs = without_cache(kwargs) | cache_argument(argument)
         return self.plain(*args, **kwargs)
 
@@ -41,6 +44,13 @@ class _Generate:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.session.model, "generate")  # of a model whose own attributes are not read yet
+
+
+def _columns(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Of the prompt of a call `generate(*args, **kwargs)`; None if it is not known."""
+    given = [kwargs.get(name) for name in ("inputs_embeds", "input_ids", "inputs")] + list(args[:1])
+    prompt = next((x for x in given if isinstance(x, torch.Tensor)), None)
+    return int(prompt.shape[1]) if prompt is not None and prompt.ndim > 1 else None
 
 
 def _has_own_generate(model: Any) -> bool:

@@ -61,7 +61,7 @@ class Step:
         self.columns = Columns()
         self._turn = 0
         self._columns: Ints = np.zeros(0, np.int64)  # [rows] `tokens` of each
-        self._one_pass = False
+        self._ends_prompt = False
         self._flags: torch.Tensor | None = None  # the pass's mask [B, columns], where transformers was given one
         self._parts: list[Part] | None = None
         self._planned: Clocks | CommonClock | None = None  # the clocks after this pass
@@ -114,15 +114,19 @@ class Step:
             self.closed = "a forward pass was interrupted between layers"
             self.check_open()
 
-    def begin(self, rows: int, tokens: int, one_pass: bool, flags: torch.Tensor | None) -> None:
-        """A forward pass over so many columns. one_pass: the prompt comes in one. flags: the mask [B, all columns]."""
+    def begin(self, rows: int, tokens: int, in_prompt: bool, ends_prompt: bool, flags: torch.Tensor | None) -> None:
+        """A forward pass over so many columns.
+
+        in_prompt: it may belong to the prompt, if all before it did. ends_prompt: no more of the prompt follows, where
+        that is known. flags: the mask [B, all columns].
+        """
         self._parts, self._planned, self._real = None, None, None  # one that failed may have left some
         first = not self.columns.length
         if (rows, tokens) != (self.rows, self.tokens):
             self._columns = np.full(rows, tokens, np.int64)
-        self.rows, self.tokens, self._one_pass = rows, tokens, one_pass
+        self.rows, self.tokens, self._ends_prompt = rows, tokens, ends_prompt
         # The first pass is the prefill even if it is of one token: in a batch that row would be beside longer ones.
-        self.prefill = first or (tokens > 1 and self.prefill)
+        self.prefill = first or (in_prompt and self.prefill)
         fits = flags is not None and flags.ndim == 2 and tuple(flags.shape) == (rows, self.columns.length + tokens)
         self._flags = flags if fits else None
 
@@ -142,7 +146,7 @@ class Step:
             return [Part(new, np.zeros(self.rows, np.bool_), False, None)]
         fresh = self._columns if new.begin is None else np.diff(new.begin)
         self._planned = self.clocks.copy()
-        segments = self._planned.plan(fresh, self.tokens, self._one_pass)
+        segments = self._planned.plan(fresh, self.tokens, self._ends_prompt)
         if len(segments) == 1:
             return [self._part(new, segments[0])]
         done, parts = np.zeros(self.rows, np.int64), []
