@@ -40,7 +40,8 @@ class Config:
             "rkv-centred", "importance", "recency", "random" / "uniform", "wave", "pyramid" / "uniform", "route",
             "pooled", or one given to `ra.register`) or another method's name, whose part is taken with its options.
         keep_prompt: evict tokens of the prompt last. The prompt is the first step and the steps of several tokens right
-            after it: a prompt fed in chunks counts as one, but for a last chunk of a single token.
+            after it: a prompt fed in chunks counts as one, but for a last chunk of a single token where its length is
+            not known.
         sinks: evict the first tokens last. None, for both: the method's own.
         options: settings of methods and parts written in Python, by name; each goes to all that have it.
     Settings of the parts. One that is not at its default goes to every part that has it; the others do without:

@@ -94,14 +94,14 @@ def test_a_config_that_does_not_fit_fails_at_once(model):
 )
 def test_what_is_no_model_or_no_config(model, config, message):
     own = models.tiny() if model is None else model
-    with pytest.raises(TypeError, match=message):
-        ra.install(own, config)
+    for use in (ra.install, ra.ReasonAllocCache):
+        with pytest.raises(TypeError, match=message):
+            use(own, config)
     if model is None:
         assert "generate" not in vars(own) and own.config._attn_implementation != "reasonalloc"
     else:
-        for use in (ra.uninstall, lambda x: ra.ReasonAllocCache(x, CONFIG)):
-            with pytest.raises(TypeError, match=message):
-                use(own)
+        with pytest.raises(TypeError, match=message):
+            ra.uninstall(own)
 
 
 def test_without_a_block(model):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from reasonalloc.config import Config
+from reasonalloc.config import Config, check_config
 from reasonalloc.hf import saving
 from reasonalloc.hf.architectures import refusal
 from reasonalloc.hf.attention import NAME, SERVED, AttentionSpec, activate, expect, take_mask, text_config
@@ -84,6 +84,7 @@ class ReasonAllocCache(Cache):
         observers: Sequence[CutObserver] = (),
         policy: Policy | None = None,
     ) -> None:
+        check_config(config)
         check_not_prefix_tuned(model)
         model = unwrapped(model)
         if reason := refusal(model):
