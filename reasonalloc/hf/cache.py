@@ -107,7 +107,7 @@ class ReasonAllocCache(Cache):
         self.model, self.config, self.policy, self.record = model, config, policy, record
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
         self.observers = tuple(observers)
-        self._by_hand = own_policy
+        self.by_hand = own_policy
         self._whole_masks = whole_masks
         self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
         self._states = States(model)
@@ -124,11 +124,11 @@ class ReasonAllocCache(Cache):
         turns = [i for i, layer in enumerate(self.layers) if isinstance(layer, CacheLayerMixin)]
         self.step = Step(turns, self.policy.window_attention, self._whole_masks)
         self._pool: PagePool | None = None
-        self._rows = 0
-        self._routings = self._byte_sum = 0
+        self.rows = 0
+        self.routings = self.byte_sum = 0
         self._states.clear()
         self._cutter: Cutter | None = None
-        self._recorder: recorder.Recorder | None = None
+        self.recorder: recorder.Recorder | None = None
         self._cut_seconds = 0.0
 
     # ---- a forward pass: `update`, then `attend` for each layer in turn; for ours the latter ends with `leave` ----
@@ -170,27 +170,27 @@ class ReasonAllocCache(Cache):
             )
         rows, _, tokens, _ = key.shape
         length, columns = self.ragged[0].length, self.prompt_columns
-        if length and rows != self._rows:
-            raise ValueError(f"the cache holds {self._rows} rows, now is given a batch of {rows}; reset() it first")
+        if length and rows != self.rows:
+            raise ValueError(f"the cache holds {self.rows} rows, now is given a batch of {rows}; reset() it first")
         mask = take_mask()
         if self._rope_switch is not None:
             check_rope(self._rope_switch, length, tokens)
         if not length:
-            self._rows = rows
+            self.rows = rows
             self._cutter = None
             self._states.clear()
             for layer in self.ragged:
                 layer.drop()  # left over where a first step failed
             if not self.policy.unlimited:
-                self.step.clocks = self.policy.schedule.clocks(rows, self._measures)
+                self.step.clocks = self.policy.schedule.clocks(rows, self.measures_wave)
         elif self.step.clocks is not None and not (columns and length < columns):
             self._finish(self.step.clocks.ended(tokens))
-        self._byte_sum += self._pool.bytes if self._pool is not None else 0  # as the last pass has left it
+        self.byte_sum += self._pool.bytes if self._pool is not None else 0  # as the last pass has left it
         in_prompt = tokens > 1 if columns is None else length < columns
         self.step.begin(rows, tokens, in_prompt, columns is not None and length + tokens >= columns, mask)
 
     @property
-    def _measures(self) -> bool:
+    def measures_wave(self) -> bool:
         """Whether rows take their wave from their prompt."""
         return self.policy.needs_wave and self.config.profile is None
 
@@ -249,10 +249,19 @@ class ReasonAllocCache(Cache):
         page_bytes = self.policy.storage.page_bytes(key.dtype, key.shape[3])
         profile, size = self.config.profile, self.config.size()
         budgets = Budgets(size, self.policy, profile, len(self.ragged), key.shape[1], page_bytes)
-        budgets.start(self._rows)
-        self._recorder = recorder.Recorder(self._rows) if self.record else None
-        own = [] if self._recorder is None else [self._recorder]
+        budgets.start(self.rows)
+        self.recorder = recorder.Recorder(self.rows) if self.record else None
+        own = [] if self.recorder is None else [self.recorder]
         return Cutter(self.policy, budgets, [*own, *self.observers])
+
+    def make_room(self, like: torch.Tensor) -> PagePool:
+        """Budgets and an empty pool for rows like [B, H, n, D], as a first step makes them, for what a file holds.
+
+        ValueError if the budget does not fit.
+        """
+        self.rows = len(like)
+        self._cutter = self._make_cutter(like)
+        return self._make_pool(like)
 
     def _make_pool(self, key: torch.Tensor) -> PagePool:
         self._pool = PagePool(self.policy.storage.page_format(key.dtype), key.shape[3])
@@ -262,7 +271,7 @@ class ReasonAllocCache(Cache):
         """A layer has stored a part of a pass: keeps what its wave is measured from, or cuts what is due."""
         budgets = self.cutter.budgets
         if self.step.prefill and layer.order == 0:
-            self.cutter.prompt = np.array([layer.core.tokens(row) for row in range(self._rows)])
+            self.cutter.prompt = np.array([layer.core.tokens(row) for row in range(self.rows)])
         if self.step.prefill and not budgets.measured.all():
             layer.keep_probes(query, part.new, PROBE_QUERIES)
         # At once, so that a long prompt is whole in one layer at a time; but waves that are measured belong together.
@@ -290,9 +299,14 @@ class ReasonAllocCache(Cache):
                 self._cut_rows(self.ragged, part.due & ~self.cutter.budgets.measured)
         evicted = self.cutter.take_flag()
         step.end(evicted, padded=parts[0].new.real is not None and not dense)
-        self._routings += evicted
+        self.routings += evicted
         if any_due:
             self._trim()
+
+    @property
+    def is_amid_pass(self) -> bool:
+        """Whether a forward pass or a cut is under way."""
+        return not self.step.is_first_turn or (self._cutter is not None and self._cutter.busy)
 
     def _settle(self) -> None:
         """The caller looks at the cache between two passes: a prompt that may have gone on is over."""
@@ -307,12 +321,12 @@ class ReasonAllocCache(Cache):
         self._cut_rows(self.ragged, due)
         if self.cutter.take_flag():
             self.step.uncut = 0
-            self._routings += 1
+            self.routings += 1
         self._trim()
 
     def _trim(self) -> None:
         """Gives back the memory that was freed, but for what the heads need until their next cut."""
-        heads = self._rows * sum(layer.heads for layer in self.ragged)
+        heads = self.rows * sum(layer.heads for layer in self.ragged)
         ahead = 1 if self.policy.unlimited else self.policy.schedule.interval // PAGE_TOKENS + 1
         self.pool.trim(keep_free=heads * ahead)
 
@@ -358,10 +372,10 @@ class ReasonAllocCache(Cache):
             return
         source = source.detach().cpu().reshape(-1).long()
         rows = np.ascontiguousarray(source.numpy())
-        if not len(rows) or rows.min() < 0 or rows.max() >= self._rows:
-            raise ValueError(f"row numbers must lie in 0..{self._rows - 1}, got {rows.tolist()}")
+        if not len(rows) or rows.min() < 0 or rows.max() >= self.rows:
+            raise ValueError(f"row numbers must lie in 0..{self.rows - 1}, got {rows.tolist()}")
         budgets = self.cutter.budgets
-        tighter = budgets.fitting(len(rows)) != budgets.fitting(self._rows)  # raises if max_bytes has no room for them
+        tighter = budgets.fitting(len(rows)) != budgets.fitting(self.rows)  # raises if max_bytes has no room for them
         with self._all_or_closed():
             for layer in self.layers:
                 if isinstance(layer, RaggedLayer):
@@ -372,7 +386,7 @@ class ReasonAllocCache(Cache):
             self.step.move_rows(rows)
             for layer in self.ragged:
                 layer.move_probes(rows)
-            self._rows = len(rows)
+            self.rows = len(rows)
             if tighter:  # at once: shared pages become each row's own as the rows go on
                 self._finish(np.ones(len(rows), np.bool_))
             self._trim()
@@ -383,11 +397,11 @@ class ReasonAllocCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row `repeats` times, one after the other, sharing pages."""
-        self._move_rows(torch.arange(self._rows).repeat_interleave(repeats))
+        self._move_rows(torch.arange(self.rows).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps the rows named."""
-        self._move_rows(torch.arange(self._rows)[indices.cpu()])
+        self._move_rows(torch.arange(self.rows)[indices.cpu()])
 
     def crop(self, tokens: int) -> None:
         """Forgets the newest -tokens tokens (tokens < 0), or all but the first `tokens` (tokens > 0).
@@ -405,7 +419,7 @@ class ReasonAllocCache(Cache):
             )
         shortest = 0
         if remove:
-            shortest = min(self.ragged[0].core.tokens(row) for row in range(self._rows))
+            shortest = min(self.ragged[0].core.tokens(row) for row in range(self.rows))
             if remove > shortest:
                 raise ValueError(f"cannot crop {remove} tokens: a row has only {shortest} that are not padding")
         with self._all_or_closed():
@@ -495,10 +509,10 @@ class ReasonAllocCache(Cache):
     def slots(self) -> np.ndarray:
         """[batch, L, H] slots that each KV head of the layers with a budget keeps now, int64."""
         self._settle()
-        slots = np.zeros((self._rows, len(self.ragged), max((x.heads for x in self.ragged), default=0)), dtype=np.int64)
+        slots = np.zeros((self.rows, len(self.ragged), max((x.heads for x in self.ragged), default=0)), dtype=np.int64)
         for layer in self.ragged:
             if not layer.is_empty:
-                own = np.zeros((self._rows, layer.heads), dtype=np.int64)
+                own = np.zeros((self.rows, layer.heads), dtype=np.int64)
                 layer.core.slots(own)
                 slots[:, layer.order] = own
         return slots
@@ -506,7 +520,7 @@ class ReasonAllocCache(Cache):
     def page_bytes_by_row(self) -> np.ndarray:
         """[batch] bytes of the pages that each row uses now; a page that rows share counts for each of them."""
         if self._pool is None:
-            return np.zeros(self._rows, dtype=np.int64)
+            return np.zeros(self.rows, dtype=np.int64)
         pages = -(-self.slots() // PAGE_TOKENS)
         return np.asarray(pages.sum((1, 2)) * self._pool.core.page_bytes)
 
@@ -520,10 +534,10 @@ class ReasonAllocCache(Cache):
         """
         self.step.check_between()
         cutter = self.cutter
-        if self._recorder is None:
+        if self.recorder is None:
             raise RuntimeError("the cache does not record: make it with ReasonAllocCache(model, config, record=True)")
-        if not 0 <= row < self._rows:
-            raise ValueError(f"row numbers must lie in 0..{self._rows - 1}, got {row}")
+        if not 0 <= row < self.rows:
+            raise ValueError(f"row numbers must lie in 0..{self.rows - 1}, got {row}")
         of = recorder.Recorded(
             layers=tuple(x.index for x in self.ragged),
             heads=self.ragged[0].heads,
@@ -534,7 +548,7 @@ class ReasonAllocCache(Cache):
             model=fingerprint(self.model),
             model_id=model_id or getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__,
         )
-        return recorder.trace(self._recorder.cuts[row], ids, tokenizer, of)
+        return recorder.trace(self.recorder.cuts[row], ids, tokenizer, of)
 
     def stats(self) -> CacheStats:
         """Figures since creation or `reset()`; [batch][L][H] lists cover the layers named in "layers".
@@ -552,7 +566,7 @@ class ReasonAllocCache(Cache):
                 nanoseconds += layer.core.times()
         seconds = (nanoseconds / 1e9).tolist()
         cutter, pool = self._cutter, self._pool
-        full = sum(x.core.tokens(row) * x.heads for x in self.ragged if not x.is_empty for row in range(self._rows))
+        full = sum(x.core.tokens(row) * x.heads for x in self.ragged if not x.is_empty for row in range(self.rows))
         other = sum(
             t.numel() * t.element_size()
             for x in self.layers
@@ -565,7 +579,7 @@ class ReasonAllocCache(Cache):
             "layers": [x.index for x in self.ragged],
             "bytes": pool.bytes if pool else 0,
             "peak_bytes": pool.peak_bytes if pool else 0,
-            "mean_bytes": (self._byte_sum + pool.bytes) / self.step.count if pool and self.step.count else 0.0,
+            "mean_bytes": (self.byte_sum + pool.bytes) / self.step.count if pool and self.step.count else 0.0,
             "reserved_bytes": pool.reserved_bytes if pool else 0,
             "other_bytes": other,
             "slots": slots.tolist(),
@@ -573,7 +587,7 @@ class ReasonAllocCache(Cache):
             "ratio": float(slots.sum() / full) if full else 1.0,
             "evicted": cutter.evicted if cutter else 0,
             "steps": self.step.count,
-            "routings": self._routings,
+            "routings": self.routings,
             "seconds": Seconds(
                 score=seconds[0], route=seconds[1], evict=seconds[2], attend=seconds[3], cut=self._cut_seconds
             ),

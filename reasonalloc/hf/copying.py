@@ -13,8 +13,7 @@ _SHARED = ("model", "config", "policy", "observers", "replayed", "_pool")
 
 def check_not_amid_pass(cache: Any, what: str) -> None:
     """Raises RuntimeError amid a forward pass or a cut, with the cache as it was. what: for the message."""
-    amid_pass = not cache.step.is_first_turn or (cache._cutter is not None and cache._cutter.busy)
-    if amid_pass and cache.step.closed is None:
+    if cache.is_amid_pass and cache.step.closed is None:
         raise RuntimeError(
             f"a cache cannot be {what} in the middle of a forward pass: some layers have its tokens and others do not;"
             " do it between two passes (where one was interrupted, call reset())"

@@ -59,11 +59,11 @@ def _name(dtype: torch.dtype) -> str:
 
 def save(cache: Any, path: str | Path) -> None:
     """`ReasonAllocCache.save`."""
-    if cache._by_hand:
+    if cache.by_hand:
         raise ValueError(
             "the cache has a policy put together by hand, which no file can hold: save one made by a Config"
         )
-    rows = cache._rows if cache.ragged[0].length else 0
+    rows = cache.rows if cache.ragged[0].length else 0
     arrays: Arrays = {}
     stock = []
     for i, layer in enumerate(cache.layers):
@@ -73,12 +73,13 @@ def save(cache: Any, path: str | Path) -> None:
             arrays |= own
     for layer in cache.ragged if rows else ():
         arrays |= {f"layer.{layer.index}.{name}": x for name, x in _layer_arrays(layer, rows).items()}
-    cutter, identity = cache._cutter, _identity(cache.model)
+    cutter: Any = cache.cutter if rows else None
+    identity = _identity(cache.model)
     if rows:
         arrays |= {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in _cutter_arrays(cache, rows).items()}
-    figures = Figures(cache._routings, cache._byte_sum, 0, 0.0, 0)
+    figures = Figures(cache.routings, cache.byte_sum, 0, 0.0, 0)
     if rows:
-        figures = Figures(cache._routings, cache._byte_sum, cutter.evicted, cutter.lost_sum, cutter.lost_count)
+        figures = Figures(cache.routings, cache.byte_sum, cutter.evicted, cutter.lost_sum, cutter.lost_count)
     saved_file.write(
         path,
         Header(
@@ -134,7 +135,7 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
 
 
 def _cutter_arrays(cache: Any, rows: int) -> dict[str, npt.NDArray[Any]]:
-    cutter = cache._cutter
+    cutter = cache.cutter
     arrays = {
         "tokens": np.array([cache.ragged[0].core.tokens(row) for row in range(rows)], np.int64),
         "prompt": np.asarray(cutter.prompt, np.int64),
@@ -148,8 +149,8 @@ def _cutter_arrays(cache: Any, rows: int) -> dict[str, npt.NDArray[Any]]:
         arrays["columns"] = cache.step.columns.real
     if cutter.smoother is not None:
         arrays |= {f"smooth.{name}": x for name, x in cutter.smoother.arrays().items()}
-    if cache._recorder is not None:
-        arrays |= {f"record.{name}": x for name, x in cache._recorder.arrays(cutter.budgets.heads).items()}
+    if cache.recorder is not None:
+        arrays |= {f"record.{name}": x for name, x in cache.recorder.arrays(cutter.budgets.heads).items()}
     return arrays
 
 
@@ -235,8 +236,7 @@ def _fill(cache: Any, header: Header, arrays: Arrays) -> None:
     if not (first.heads >= 1 and 1 <= first.head_dim <= _core.MAX_HEAD_DIM):
         raise ValueError(f"its layers have {first.heads} heads of size {first.head_dim}")
     like = torch.empty(rows, first.heads, 0, first.head_dim, dtype=dtypes[header.dtype])
-    cache._rows = rows
-    cache._cutter, pool = cache._make_cutter(like), cache._make_pool(like)
+    pool = cache.make_room(like)
     tokens = take(arrays, "tokens", torch.int64, (rows,))
     if not 0 <= int(tokens.min()) <= int(tokens.max()) <= header.length:
         raise ValueError(f"its rows have {tokens.tolist()} tokens of {header.length}")
@@ -294,7 +294,7 @@ def _set_sinks(layer: RaggedLayer, sinks: torch.Tensor, saved: Layer, pool: Page
 
 
 def _fill_cutter(cache: Any, header: Header, arrays: Arrays, tokens: npt.NDArray[np.int64]) -> None:
-    cutter, rows = cache._cutter, header.rows
+    cutter, rows = cache.cutter, header.rows
     budgets = cutter.budgets
     shape = (rows, budgets.layers)
     cutter.prompt = take(arrays, "prompt", torch.int64, (rows,)).numpy()
@@ -315,11 +315,11 @@ def _fill_cutter(cache: Any, header: Header, arrays: Arrays, tokens: npt.NDArray
             layer.probes = [torch.zeros(layer.query_heads, 0, layer.head_dim)] * rows
     if cutter.smoother is not None:
         cutter.smoother.restore(_smooth(arrays, (*shape, budgets.heads)))
-    if cache._recorder is not None:
-        cache._recorder.restore(_record(arrays, (*shape, header.length + 1), budgets.heads))
+    if cache.recorder is not None:
+        cache.recorder.restore(_record(arrays, (*shape, header.length + 1), budgets.heads))
     figures = header.figures
     cutter.evicted, cutter.lost_sum, cutter.lost_count = figures.evicted, figures.lost, figures.lost_count
-    cache._routings, cache._byte_sum = figures.routings, figures.byte_sum
+    cache.routings, cache.byte_sum = figures.routings, figures.byte_sum
 
 
 def _smooth(arrays: Arrays, below: tuple[int, int, int]) -> dict[str, npt.NDArray[Any]]:
@@ -375,7 +375,7 @@ def _fill_step(cache: Any, step: StepState, header: Header, arrays: Arrays) -> N
         real = take(arrays, "columns", torch.bool, (header.rows, header.length)).numpy()
     clocks = None
     if header.rows and not cache.policy.unlimited:
-        clocks = cache.policy.schedule.clocks(header.rows, cache._measures)
+        clocks = cache.policy.schedule.clocks(header.rows, cache.measures_wave)
     cache.step.restore(step, clocks, Columns(header.length, real))
     cache.step.rows = header.rows
 
