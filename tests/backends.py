@@ -1,4 +1,4 @@
-"""Backends that the conformance tests run over: a later backend is one entry in BACKENDS; formats and scorers name themselves."""
+"""Backends of the conformance tests: a later one is one entry in BACKENDS. Formats and scorers name themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cuts on every backend, format and scorer: scores by definition, a row alone is the row in a batch, phases are the whole."""
+"""Cuts on every backend, format and scorer: scores by definition, rows alone as in a batch, phases as the whole cut."""
 
 import numpy as np
 import oracle
