@@ -209,6 +209,13 @@ static outcome op_restore(m_layer *m)
         for (int64_t h = 0; h < Hq; h++)
             memcpy(queries + (h * n + i) * w.d, source->query + (i * Hq + h) * w.d, (size_t)w.d * sizeof *queries);
     if (heads < w.heads && source->tokens) { /* half a row is none */
+        int64_t begin[ROWS + 1] = {0}, restored = 0;
+        for (int64_t h = 0; h < heads; h++)
+            restored += target->head[h].slots;
+        for (int64_t r = row; r < to->rows; r++)
+            begin[r + 1] = 1;
+        if (restored)
+            PROMISE(ra_layer_reserve(to->layer, begin, 0, 0, &missing) == RA_ERR_ARGUMENT);
         PROMISE(ra_layer_release(to->layer, row) == RA_OK);
         unsettle(to);
         empty_row(target);

@@ -293,7 +293,7 @@ static outcome step_once(m_layer *m, int64_t wanted, int64_t cut_in)
         s.out.data = exactly((size_t)out_bytes);
         memset(s.out.data, sentinel, (size_t)out_bytes);
     }
-    if (options >> 6 == 3 && pages_of_step(m, &p) > m->reserved)
+    if (options >> 6 == 3)
         PROMISE(ra_layer_step(m->layer, &s, NULL) == RA_ERR_ARGUMENT); /* nothing was reserved for it */
     reserve(m, &p);
     if (options >> 6 == 2) {
