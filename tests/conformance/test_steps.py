@@ -1,6 +1,7 @@
 """Attention and what is read back, on every backend, format, instruction set and dtype, against float64."""
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from backends import DTYPES as STORED
@@ -10,19 +11,6 @@ from reasonalloc import _core
 
 pytestmark = pytest.mark.core
 EPS = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-
-
-def attention(q, k, v, scale, softcap, sink, visible):
-    """One query [D] on [N, D] keys and values, float64."""
-    logits = k @ q * scale
-    if softcap:
-        logits = softcap * np.tanh(logits / softcap)
-    logits = np.where(visible, logits, -np.inf)
-    top = max(logits.max(initial=-np.inf), sink)
-    if top == -np.inf:
-        return np.zeros(v.shape[1])
-    weights = np.exp(logits - top)
-    return weights @ v / (weights.sum() + np.exp(sink - top))
 
 
 def schedule(random, rows, most):
@@ -90,7 +78,7 @@ def test_steps(backend, page_format, dtype, dim, group, softcap, with_sinks, wit
                     n = len(keys[row][head]) - (len(at) - 1 - i)
                     seen = visible[begin[row] + i, :n] if with_mask else np.ones(n, bool)
                     for query_head in range(head * group, (head + 1) * group):
-                        want = attention(
+                        want = oracle.attend_one(
                             q[source, query_head, at[i]].double().numpy(),
                             keys[row][head][:n],
                             values[row][head][:n],
