@@ -303,7 +303,9 @@ static void fuzz_pages(bytes *b)
     p.table_pages = take_size(b, 0, 4);
     p.page_count = take_between(b, 0, 24);
     __int128 heads = (__int128)p.kv_heads * p.group;
-    int64_t query_heads = heads > INT64_MAX || heads < INT64_MIN ? p.kv_heads : (int64_t)heads;
+    if (heads > INT64_MAX || heads < INT64_MIN)
+        p.group = 1;
+    int64_t query_heads = p.kv_heads * p.group;
     int64_t pairs, entries, query_count, key_count, page_floats;
     bool hostile = false, hostile_queries = false; /* of which ra_append_paged knows nothing */
     if (!product((int64_t[]){p.rows, p.kv_heads}, 2, &pairs, &hostile) ||
