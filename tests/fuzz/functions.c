@@ -167,7 +167,7 @@ static bool product(const int64_t *sizes, size_t n, int64_t *result, bool *hosti
 static void fuzz_score(bytes *b)
 {
     int64_t group = take_size(b, 1, 4), window = take_size(b, 1, 8), tokens = take_size(b, 0, 80);
-    int64_t head_dim = take_size(b, 1, 40), query_count, key_count, older;
+    int64_t head_dim = take_size(b, 1, 40), query_count, key_count, all;
     bool hostile = false;
     ra_score_config config = {.scorer = ra_scorer_find(ra_scorer_name((size_t)take_between(b, 0, 5))),
                               .alpha = (float)take_setting(b, 1)};
@@ -175,15 +175,15 @@ static void fuzz_score(bytes *b)
     config.kernel = take_size(b, 1, 11);
     if (!product((int64_t[]){group, window, head_dim}, 3, &query_count, &hostile) ||
         !product((int64_t[]){tokens, head_dim}, 2, &key_count, &hostile) ||
-        !product((int64_t[]){tokens}, 1, &older, &hostile))
+        !product((int64_t[]){tokens}, 1, &all, &hostile))
         return;
-    older = older > window && window >= 0 ? older - window : 0;
+    int64_t older = all > window && window >= 0 ? all - window : 0;
     float *queries = take_floats(b, (size_t)query_count), *keys = take_floats(b, (size_t)key_count);
     float *out = exactly((size_t)older * sizeof *out), *importance = NULL, *redundancy = NULL;
     if (take_byte(b) & 1)
         importance = exactly((size_t)older * sizeof *importance);
     if (take_byte(b) & 1)
-        redundancy = exactly((size_t)(older + (hostile ? 0 : window)) * sizeof *redundancy);
+        redundancy = exactly((size_t)all * sizeof *redundancy);
     ra_status status = ra_score_dense(queries, group, window, keys, tokens, head_dim, &config, out, importance,
                                       redundancy);
     PROMISE(!hostile || status != RA_OK);
