@@ -249,6 +249,23 @@ def test_the_number_of_threads_changes_nothing(backend, page_format, threads):
         torch.set_num_threads(before)
 
 
+def test_rows_that_multiply(backend, page_format):
+    """Each of them is the one that was, and more of them need more room to work in."""
+    random, one = np.random.default_rng(9), Layer(backend, page_format, 1, "rkv")
+    one.step([new_tokens(backend, random, 700)])
+    many = one.copy()
+    many.core.reorder(np.zeros(40, np.int64))
+    for left in range(WINDOW - 1, -1, -1):
+        tokens = new_tokens(backend, random, 1)
+        (expected,) = one.step([tokens], np.array([left]))
+        outs = many.step([tokens] * 40, np.full(40, left))
+        assert all(torch.equal(out, expected) for out in outs)
+    budgets, lost, _ = one.cut([600])
+    every = many.cut([600] * 40)
+    assert (every[0] == budgets).all() and (every[1] == lost).all()
+    assert all(many.row(r) == one.row(0) for r in (0, 17, 39))
+
+
 def test_large_keys_have_scores(backend):
     """Finite keys whose squares float32 cannot hold."""
     layer, random = Layer(backend, "float32", 1, "rkv"), np.random.default_rng(8)

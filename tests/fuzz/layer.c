@@ -20,11 +20,14 @@ static const struct {
     int often;
     outcome (*run)(m_layer *m);
 } operations[] = {
-    {"step", 115, op_step},      {"cut", 40, op_cut},      {"announced cut", 10, op_announced_cut},
-    {"apply", 3, op_apply},      {"fork", 12, op_fork},    {"release", 8, op_release},
-    {"reorder", 12, op_reorder}, {"crop", 12, op_crop},    {"trim", 10, op_trim},
-    {"reset", 3, op_reset},      {"layers", 8, op_layers}, {"restore", 10, op_restore},
-    {"refused", 6, op_refused},  {"isa", 7, op_isa},
+    {"step", 109, op_step},      {"reserve", 6, op_reserve},
+    {"cut", 40, op_cut},         {"announced cut", 10, op_announced_cut},
+    {"apply", 3, op_apply},      {"fork", 12, op_fork},
+    {"release", 8, op_release},  {"reorder", 12, op_reorder},
+    {"crop", 12, op_crop},       {"trim", 10, op_trim},
+    {"reset", 3, op_reset},      {"layers", 8, op_layers},
+    {"restore", 10, op_restore}, {"refused", 6, op_refused},
+    {"isa", 7, op_isa},
 };
 enum { OPERATIONS = sizeof operations / sizeof *operations };
 static long outcomes[OPERATIONS][OUTCOMES];

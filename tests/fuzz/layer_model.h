@@ -39,7 +39,7 @@ typedef struct m_row {
 typedef struct m_layer {
     ra_layer *layer; /* NULL: none here */
     int64_t rows, reserved;
-    bool sinks; /* the newest step had them */
+    bool sinks, pending; /* the newest step had them; a step is reserved */
     bool begun, chosen, cut[ROWS];
     int64_t keep[ROWS * HEADS];
     int32_t kept[ROWS * HEADS][SLOTS];

@@ -7,7 +7,7 @@
 static void unsettle(m_layer *m)
 {
     m->reserved = 0;
-    m->begun = false;
+    m->pending = m->begun = false;
 }
 
 static outcome op_fork(m_layer *m)
@@ -202,6 +202,7 @@ static outcome op_restore(m_layer *m)
         copy->slots = head->slots;
         for (int64_t p = 0; p < pages_for(head->slots); p++)
             copy->page[p] = take_page();
+        compare(false);
     }
     int64_t Hq = w.heads * w.group, n = source->queries;
     float *queries = exactly((size_t)(n * Hq * w.d) * sizeof *queries);

@@ -83,10 +83,12 @@ static void reserve(m_layer *m, const step_plan *p)
         if (status == RA_OK)
             break;
         m->reserved = 0; /* what was reserved before is free again */
+        m->pending = false;
         PROMISE(status == RA_ERR_NO_PAGES);
         add_missing(missing, need);
     }
     m->reserved = need;
+    m->pending = true;
 }
 
 /* A tensor [rows, heads, T, D] in a layout of its own, NaN where nothing is. */
@@ -293,7 +295,7 @@ static outcome step_once(m_layer *m, int64_t wanted, int64_t cut_in)
         s.out.data = exactly((size_t)out_bytes);
         memset(s.out.data, sentinel, (size_t)out_bytes);
     }
-    if (options >> 6 == 3)
+    if (options >> 6 == 3 && !m->pending)
         PROMISE(ra_layer_step(m->layer, &s, NULL) == RA_ERR_ARGUMENT); /* nothing was reserved for it */
     reserve(m, &p);
     if (options >> 6 == 2) {
@@ -312,6 +314,7 @@ static outcome step_once(m_layer *m, int64_t wanted, int64_t cut_in)
     PROMISE(ra_allocations() == allocations);
     append(m, &p, &q, &k, &v);
     m->reserved = 0;
+    m->pending = false;
     m->sinks = s.sinks != NULL;
     m->begun = false;
     if (s.out.data) {
@@ -328,5 +331,16 @@ static outcome step_once(m_layer *m, int64_t wanted, int64_t cut_in)
 }
 
 static outcome op_step(m_layer *m) { return step_once(m, 0, -2); }
+
+/* For a step that does not come: another reserve, or a call that changes rows, is next. */
+static outcome op_reserve(m_layer *m)
+{
+    step_plan p;
+    bool drawn = draw_plan(m, 0, &p);
+    if (drawn)
+        reserve(m, &p);
+    free(p.index);
+    return drawn ? DONE : SKIPPED;
+}
 
 #endif
