@@ -32,6 +32,17 @@ class Layer:
         twin.__dict__.update(self.__dict__, core=self.core.copy())
         return twin
 
+    def twin(self):
+        """Row 0 as it is read, restored in a layer of a pool of its own."""
+        other = Layer(self.backend, self.pool.format, 1, self.scorer)
+        for head in range(HEADS):
+            keys, values = (read(self.core, 0, head, DIM, which) for which in (False, True))
+            while missing := other.core.restore(0, head, positions(self.core, 0, head).copy(), keys, values):
+                self.backend.add_pages(other.pool, missing)
+        count, raw = self.core.queries(0)
+        other.core.restore_row(0, self.core.tokens(0), count, np.frombuffer(raw, np.float32), SCALE, 0.0)
+        return other
+
     def step(self, given, cut_in=None):
         """given: for each row its tokens or None; all rows packed. Returns the output of each row."""
         begin = np.zeros(len(given) + 1, np.int64)
@@ -250,10 +261,12 @@ def test_the_number_of_threads_changes_nothing(backend, page_format, threads):
 
 
 def test_rows_that_multiply(backend, page_format):
-    """Each of them is the one that was, and more of them need more room to work in."""
-    random, one = np.random.default_rng(9), Layer(backend, page_format, 1, "rkv")
-    one.step([new_tokens(backend, random, 700)])
-    many = one.copy()
+    """Each is the one that was. Restored rows have needed no memory to work in yet, and then many of them do."""
+    random, source = np.random.default_rng(9), Layer(backend, page_format, 1, "rkv")
+    source.step([new_tokens(backend, random, 700)])
+    one, many = source.twin(), source.twin()
+    tokens = new_tokens(backend, random, 1)
+    assert torch.equal(one.step([tokens])[0], many.step([tokens])[0])
     many.core.reorder(np.zeros(40, np.int64))
     for left in range(WINDOW - 1, -1, -1):
         tokens = new_tokens(backend, random, 1)
