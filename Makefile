@@ -27,6 +27,8 @@ C_FLAGS := -std=c11 -g1 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -W
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
 COMPILERS := gcc clang
+FUZZ_FLAGS := -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+FUZZ_FILES := $(wildcard tests/fuzz/*.[ch])
 FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c))
 FORMATTED := $(wildcard csrc/*/*.[ch] csrc/*/*/*.[ch] tests/c/*.c tests/fuzz/*.[ch] examples/*.c)
 NEON_CC := aarch64-linux-gnu-gcc
@@ -76,18 +78,33 @@ train: install ## train a reasoner like the embedded one, for hours; it goes on 
 
 # ---- Checks --------------------------------------------------------------------------------------------------------
 
+# The library without Python, compiled once for each way: $(call objects,directory) by $(call library,directory,compiler).
+objects = $(C_LIBRARY:csrc/%.c=$(1)/library/%.o)
+
+define library
+$(1)/library/%.o: csrc/%.c $(C_FILES)
+	@mkdir -p $$(@D)
+	$(2) -c $$< -o $$@
+endef
+
+# Programs of tests/c and examples with it.
+define programs
+$(call library,$(1),$(2))
+
+$(1)/%: tests/c/%.c $(call objects,$(1)) $(FUZZ_FILES)
+	$(2) $$< $(call objects,$(1)) -lm -lpthread -o $$@
+
+$(1)/%: examples/%.c $(call objects,$(1))
+	$(2) $$< $(call objects,$(1)) -lm -lpthread -o $$@
+endef
+
+.SECONDARY: # objects stay
+
 C_BUILD := build/c
-$(C_BUILD)/%: tests/c/%.c $(C_FILES)
-	@mkdir -p $(@D)
-	$(CC) $(C_FLAGS) -O2 $< $(C_LIBRARY) -lm -lpthread -o $@
-
-build/sanitize/c/%: tests/c/%.c $(C_FILES)
-	@mkdir -p $(@D)
-	$(CC) $(C_FLAGS) $(SANITIZERS) $< $(C_LIBRARY) -lm -lpthread -o $@
-
-build/sanitize/c/%: examples/%.c $(C_FILES)
-	@mkdir -p $(@D)
-	$(CC) $(C_FLAGS) $(SANITIZERS) $< $(C_LIBRARY) -lm -lpthread -o $@
+$(eval $(call programs,$(C_BUILD),$(CC) $(C_FLAGS) -O2))
+$(eval $(call programs,build/sanitize/c,$(CC) $(C_FLAGS) $(SANITIZERS)))
+$(eval $(call programs,build/neon,$(NEON_CC) -static $(C_FLAGS) -O2))
+$(eval $(call library,build/fuzz,clang $(C_FLAGS) $(FUZZ_FLAGS)))
 
 c-tests: $(C_TESTS:tests/c/%.c=$(C_BUILD)/%)
 	for each in $^; do ./$$each; done
@@ -152,9 +169,9 @@ sanitize: install build/sanitize/.built $(SANITIZED) ## the C programs and pytes
 	$(BIN)/python -P -c 'from reasonalloc import _core; assert "sanitize" in _core.__file__, _core.__file__'; \
 	$(BIN)/$(PYTEST) -m "core and not slow" tests
 
-build/fuzz/%: tests/fuzz/%.c $(C_FILES) $(wildcard tests/fuzz/*.h)
+build/fuzz/%: tests/fuzz/%.c $(call objects,build/fuzz) $(FUZZ_FILES)
 	@mkdir -p build/fuzz/corpus/$* tests/fuzz/corpus/$*
-	clang $(C_FLAGS) -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $< $(C_LIBRARY) -lm -lpthread -o $@
+	clang $(C_FLAGS) $(FUZZ_FLAGS) -fsanitize=fuzzer $< $(call objects,build/fuzz) -lm -lpthread -o $@
 
 # New inputs stay in build/fuzz/corpus. What is worth keeping goes into tests/fuzz/corpus by
 #     build/fuzz/NAME -merge=1 tests/fuzz/corpus/NAME build/fuzz/corpus/NAME
@@ -168,13 +185,7 @@ neon-tools:
 	@{ command -v $(NEON_CC) && command -v $(NEON_RUN) && [ -e "$$($(NEON_CC) -print-file-name=libc.a)" ]; } >/dev/null || \
 		{ echo 'make neon needs: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user' >&2; exit 1; }
 
-build/neon/%: tests/c/%.c $(C_FILES) | neon-tools
-	@mkdir -p $(@D)
-	$(NEON_CC) -static $(C_FLAGS) -O2 $< $(C_LIBRARY) -lm -lpthread -o $@
-
-build/neon/%: examples/%.c $(C_FILES) | neon-tools
-	@mkdir -p $(@D)
-	$(NEON_CC) -static $(C_FLAGS) -O2 $< $(C_LIBRARY) -lm -lpthread -o $@
+$(call objects,build/neon): | neon-tools
 
 neon: $(NEON_TESTS) ## cross-compile the C programs for AArch64 and run them under qemu
 	for each in $(NEON_TESTS); do $(NEON_RUN) ./$$each; done

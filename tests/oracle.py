@@ -138,3 +138,25 @@ def attend(queries, keys, values, scale, after=None):
             seen = len(k) - (q.shape[1] - 1 - t if after is None else after[t])
             out[t, h] = softmax(k[:seen] @ q[h, t] * scale) @ v[:seen]
     return out
+
+
+def attend_one(query, keys, values, scale, softcap=0.0, sink=-np.inf, visible=True):
+    """One query [D] on [N, D] keys and values: soft-capped logits, without those that `visible` hides, and a sink."""
+    logits = np.asarray(keys, np.float64) @ np.asarray(query, np.float64) * scale
+    if softcap:
+        logits = softcap * np.tanh(logits / softcap)
+    logits = np.where(visible, logits, -np.inf)
+    top = max(logits.max(initial=-np.inf), sink)
+    if top == -np.inf:
+        return np.zeros(np.shape(values)[1])
+    weights = np.exp(logits - top)
+    return weights @ np.asarray(values, np.float64) / (weights.sum() + np.exp(sink - top))
+
+
+def lost_mass(queries, keys, scale, gone, softcap=0.0, sinks=None):
+    """Mean over queries [G, D] of their attention on the slots that `gone` [N] marks; sinks [G]."""
+    logits = np.asarray(queries, np.float64) @ np.asarray(keys, np.float64).T * scale
+    if softcap:
+        logits = softcap * np.tanh(logits / softcap)
+    sinks = np.full(len(logits), -np.inf) if sinks is None else np.asarray(sinks, np.float64)
+    return softmax(np.concatenate([logits, sinks[:, None]], 1))[:, :-1].mean(0)[gone].sum()

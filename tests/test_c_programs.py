@@ -62,7 +62,7 @@ def test_neon_kernels_under_qemu(tmp_path):
         pytest.skip(f"not installed: {', '.join(missing)}")
     program = tmp_path / "test_kernels"
     sources = [ROOT / "tests/c/test_kernels.c", *ROOT.glob("csrc/cpu/simd/*.c")]
-    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cpu/simd")]
+    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "format", "cpu/simd")]
     subprocess.run(
         ["aarch64-linux-gnu-gcc", "-static", "-ffp-contract=off", *FLAGS, *includes, *sources, "-lm", "-o", program],
         check=True,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import layers
 import numpy as np
@@ -153,6 +154,16 @@ def test_layers_of_impossible_sizes(sizes):
         _core.Layer(_core.Pool("float32", 8), *sizes)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [(4, 2**62, 2**62, 1), (1, 1, 1, 2**61), (2**62, 1, 1, 1), (2**31 - 1, 2**31 - 1, 2**31 - 1, 2**31 - 1)],
+)
+def test_layers_that_fit_into_no_memory(sizes):
+    """Products of sizes that overflow."""
+    with pytest.raises((ValueError, MemoryError)):
+        _core.Layer(_core.Pool("float32", 8), *sizes)
+
+
 def test_pools_of_impossible_kinds():
     for dim in (0, -1, 1025):
         with pytest.raises(ValueError, match="head_dim must be between 1 and 1024"):
@@ -244,6 +255,61 @@ def test_buffers_that_do_not_fit():
         layer.crop(-1)
 
 
+class Hook:
+    """An argument whose own code calls the layer while its other arguments are looked at."""
+
+    def __init__(self, call):
+        self.call, self.errors = call, []
+
+    def run(self):
+        try:
+            self.call()
+        except RuntimeError as error:
+            self.errors.append(str(error))
+
+    def __float__(self):
+        self.run()
+        return 0.35
+
+    def __index__(self):
+        self.run()
+        return 1
+
+    def __len__(self):
+        self.run()
+        return 1
+
+
+def test_arguments_that_change_the_layer():
+    """What they would change is claimed already: the call goes on with what it has checked."""
+    pool, layer = make()
+    step(pool, layer, *tokens((2, 2, 2, 16), 20))
+    before = snapshot(layer)
+    q, k, v = tokens((2, 2, 2, 16), 3, seed=1)
+    add_pages(pool, 32)
+    for change in (lambda: layer.reorder(np.zeros(64, np.int64)), layer.reset, lambda: pool.trim(0), layer.copy):
+        scale, row, source = Hook(change), Hook(change), Hook(change)
+        assert layer.step(q, k, v, None, scale) == 0
+        layer.crop(3)
+        layer.positions(row, row)
+        with pytest.raises((TypeError, BufferError)):
+            layer.reorder(source)
+        told = {"the cache is in use by another thread"}
+        assert set(scale.errors) == set(row.errors) == set(source.errors) == told
+        assert snapshot(layer)[:2] == before[:2]
+
+
+def test_one_row_that_cannot_be_cut_leaves_all():
+    pool, layer = make(window=4)
+    step(pool, layer, *tokens((2, 2, 2, 16), 40))
+    before, flags = snapshot(layer), np.ones(2, np.bool_)
+    arguments = (np.array([20, 3]), np.zeros(2, np.int64), RKV, ROUTE, np.zeros((2, 2), np.int64), np.zeros((2, 2)))
+    with pytest.raises(ValueError):
+        layer.cut(*arguments, flags)
+    assert_same(snapshot(layer), before)
+    assert not flags.any()
+
+
 # ---- Threads ---------------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +355,41 @@ def test_another_thread_is_told():
     assert layer.tokens(0) == 1400
     out = step(pool, layer, *one)  # and the cache is free again, from whatever thread
     assert out.isfinite().all()
+
+
+def test_layers_that_die_beside_another_thread():
+    """Freed, as the garbage collector does, while another thread is in their pool: no page is lost."""
+    shape = (2, 4, 1, 16)
+    pool, busy = make(rows=2, heads=4, group=1)
+    add_pages(pool, 6000)
+    few, many = tokens(shape, 3), tokens(shape, 300)
+    dying = []
+    for _ in range(400):
+        layer = _core.Layer(pool, 2, 4, 4, 8)
+        layer.step(*few, None, 1.0)
+        dying.append(layer)
+    del layer
+    stop, failed = threading.Event(), []
+
+    def work():
+        try:
+            while not stop.is_set():
+                busy.step(*many, None, 1.0)
+                busy.reset()
+        except BaseException as error:
+            failed.append(error)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while dying:
+        dying.pop()
+        time.sleep(1e-5)
+    stop.set()
+    worker.join()
+    busy.reset()
+    assert not failed
+    assert pool.info()[1] == 0
+    assert step(pool, busy, *few).isfinite().all()
 
 
 def test_reading_beside_another_thread_is_refused():

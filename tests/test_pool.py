@@ -121,3 +121,22 @@ def test_slabs_that_do_not_fit(slab, error, message):
     with pytest.raises(error, match=message):
         pool.add_slab(slab(pool.page_bytes))
     assert pool.info() == (0, 0, 0, 0, 0)
+
+
+def test_a_slab_is_lent_once():
+    pool = _core.Pool("float32", 16)
+    slab = torch.zeros(4 * pool.page_bytes, dtype=torch.uint8)
+    pool.add_slab(slab)
+    for again in (slab, slab[pool.page_bytes :], slab[-pool.page_bytes :]):
+        with pytest.raises(ValueError, match="lent once only"):
+            pool.add_slab(again)
+    assert pool.info() == (4, 0, 4, 0, 1)
+
+
+def test_a_slab_without_its_memory():
+    pool = _core.Pool("float32", 16)
+    slab = torch.zeros(4 * pool.page_bytes, dtype=torch.uint8)
+    slab.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="no data"):
+        pool.add_slab(slab)
+    assert pool.info() == (0, 0, 0, 0, 0)

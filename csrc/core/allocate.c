@@ -201,7 +201,8 @@ ra_status ra_route(const float *const *scores, const int64_t *counts, int64_t he
         total > RA_MAX_TOTAL)
         return RA_ERR_ARGUMENT;
     for (int64_t h = 0; h < heads; h++)
-        if (counts[h] < 0 || (counts[h] && !scores[h]) || __builtin_add_overflow(all, counts[h], &all))
+        if (counts[h] < 0 || counts[h] > INT32_MAX || (counts[h] && !scores[h]) ||
+            __builtin_add_overflow(all, counts[h], &all))
             return RA_ERR_ARGUMENT;
     ra_scratch scratch = {0};
     if (!ra_scratch_grow(&scratch, ra_route_bytes(heads, all)))

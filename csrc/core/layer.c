@@ -141,8 +141,8 @@ static void link_layer(ra_layer *layer)
 
 ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer **out)
 {
-    if (!pool || !config || !out || config->rows < 1 || config->kv_heads < 1 || config->window < 1 ||
-        config->query_heads < config->kv_heads || config->query_heads % config->kv_heads ||
+    if (!pool || !config || !out || config->rows < 1 || config->rows > INT32_MAX || config->kv_heads < 1 ||
+        config->window < 1 || config->query_heads < config->kv_heads || config->query_heads % config->kv_heads ||
         config->window > INT32_MAX || config->query_heads > INT32_MAX)
         return RA_ERR_ARGUMENT;
     ra_layer *layer = ra_new_zeroed(1, sizeof *layer);
@@ -319,7 +319,7 @@ ra_status ra_layer_fork(ra_layer *layer, int64_t from, int64_t to)
 
 ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_row_count)
 {
-    if (!layer || !source || new_row_count < 1)
+    if (!layer || !source || new_row_count < 1 || new_row_count > INT32_MAX)
         return RA_ERR_ARGUMENT;
     for (int64_t row = 0; row < new_row_count; row++)
         if (source[row] < -1 || source[row] >= layer->rows)
@@ -388,6 +388,8 @@ ra_status ra_layer_crop(ra_layer *layer, const int64_t *tokens)
 
 /* ---- Reading ---- */
 
+static bool has_row(const ra_layer *layer, int64_t row) { return row >= 0 && row < layer->rows; }
+
 int64_t ra_layer_rows(const ra_layer *layer) { return layer->rows; }
 int64_t ra_layer_kv_heads(const ra_layer *layer) { return layer->kv_heads; }
 int64_t ra_layer_query_heads(const ra_layer *layer) { return layer->query_heads; }
@@ -395,7 +397,7 @@ int64_t ra_layer_window(const ra_layer *layer) { return layer->window; }
 int64_t ra_layer_table_pages(const ra_layer *layer) { return layer->pages; }
 const int32_t *ra_layer_table(const ra_layer *layer) { return layer->table; }
 const int32_t *ra_layer_slots(const ra_layer *layer) { return layer->slots; }
-int64_t ra_layer_tokens(const ra_layer *layer, int64_t row) { return layer->tokens[row]; }
+int64_t ra_layer_tokens(const ra_layer *layer, int64_t row) { return has_row(layer, row) ? layer->tokens[row] : 0; }
 float ra_layer_softcap(const ra_layer *layer) { return layer->softcap; }
 
 float ra_layer_scale(const ra_layer *layer)
@@ -407,11 +409,15 @@ ra_times ra_layer_times(const ra_layer *layer) { return layer->times; }
 
 const int32_t *ra_layer_positions(const ra_layer *layer, int64_t row, int64_t head)
 {
+    if (!has_row(layer, row) || head < 0 || head >= layer->kv_heads)
+        return NULL;
     return ra_positions_of(layer, ra_pair(layer, row, head));
 }
 
 int64_t ra_layer_queries(const ra_layer *layer, int64_t row, float *out)
 {
+    if (!has_row(layer, row))
+        return 0;
     int64_t count = layer->q_end[row] - layer->q_begin[row], d = layer->pool->head_dim;
     for (int64_t i = 0; out && i < count; i++)
         for (int64_t h = 0; h < layer->query_heads; h++)

@@ -72,8 +72,9 @@ static bool overlaps(const ra_pool *pool, const char *memory, size_t bytes)
 ra_status ra_pool_add_slab(ra_pool *pool, void *memory, int64_t pages, int64_t *out_id)
 {
     int64_t bytes;
-    if (!memory || pages < 1 || ((uintptr_t)memory & 63) || pages > INT32_MAX || pool->ids > INT32_MAX - pages ||
-        !ra_size_of(pages, (int64_t)pool->page_bytes, 1, 1, &bytes) || overlaps(pool, memory, (size_t)bytes))
+    if (!pool || !memory || pages < 1 || ((uintptr_t)memory & 63) || pages > INT32_MAX ||
+        pool->ids > INT32_MAX - pages || !ra_size_of(pages, (int64_t)pool->page_bytes, 1, 1, &bytes) ||
+        overlaps(pool, memory, (size_t)bytes))
         return RA_ERR_ARGUMENT;
     int64_t fresh = ra_max(0, pages - pool->spare_count);
     if (!grow_ids(pool, pool->ids + fresh))
@@ -185,7 +186,7 @@ static void rewrite_tables(ra_pool *pool, const int32_t *moved)
 
 ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64_t capacity, int64_t *out_count)
 {
-    if (keep_free < 0 || capacity < 0 || !out_count || (capacity && !out_ids))
+    if (!pool || keep_free < 0 || capacity < 0 || !out_count || (capacity && !out_ids))
         return RA_ERR_ARGUMENT;
     *out_count = 0;
     bool pending = false; /* a step was reserved: it counts on the scratch memory */

@@ -29,7 +29,7 @@ static bool tail_is_shared(const ra_layer *layer, int64_t pair)
 
 /* What a step needs, as far as the host knows. */
 typedef struct needs {
-    int64_t pages;  /* that appending takes; -1 where a row would have too many tokens */
+    int64_t pages;  /* that appending takes; -1 where a row cannot have these tokens */
     int64_t slots;  /* most of a head afterwards */
     int64_t tokens; /* most of a row that are new */
 } needs;
@@ -45,6 +45,8 @@ static needs needs_of(const ra_layer *layer, const int64_t *begin, int64_t token
         for (int64_t head = 0; head < layer->kv_heads; head++) {
             int64_t pair = ra_pair(layer, row, head), slots = layer->slots[pair];
             need.slots = ra_max(need.slots, slots + fresh);
+            if (fresh && slots && !layer->tokens[row])
+                return (needs){.pages = -1}; /* a row that is only half restored */
             if (fresh)
                 need.pages += ra_pages_for(slots + fresh) - ra_pages_for(slots) + tail_is_shared(layer, pair);
         }
@@ -147,7 +149,7 @@ ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parall
         return RA_ERR_NOT_FINITE;
     ra_pool *pool = layer->pool;
     needs need = needs_of(layer, step->begin, step->tokens);
-    if (need.pages < 0 || need.pages > layer->reserved || !is_ready(layer, &need))
+    if (!layer->pending || need.pages < 0 || need.pages > layer->reserved || !is_ready(layer, &need))
         return RA_ERR_ARGUMENT; /* nothing was reserved for it */
     if (!all_finite(layer, step))
         return RA_ERR_NOT_FINITE;

@@ -62,8 +62,10 @@ void *ra_scratch_take(ra_scratch *scratch, int64_t count, size_t size)
 {
     int64_t bytes = (int64_t)size;
     size_t begin = (scratch->used + 63) / 64 * 64;
-    if (!ra_size_times(&bytes, count) || (size_t)bytes > SIZE_MAX / 2 - begin)
+    if (!ra_size_times(&bytes, count) || begin > SIZE_MAX / 8 || (size_t)bytes > SIZE_MAX / 8 - begin) {
+        scratch->used = scratch->memory ? scratch->used : SIZE_MAX / 8; /* a sum of such counts is no small one */
         return NULL;
+    }
     if (!scratch->memory) {
         scratch->used = begin + (size_t)bytes;
         return &scratch->used; /* anything but NULL */

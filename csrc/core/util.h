@@ -38,7 +38,8 @@ typedef struct ra_scratch {
     size_t size, used;
 } ra_scratch;
 
-/* count * size bytes aligned to 64; NULL if they do not fit. While it only counts, what comes back is not memory. */
+/* count * size bytes aligned to 64; NULL if they do not fit. While it only counts, what comes back is not memory, and
+ * what overflows counts as more than there is. */
 void *ra_scratch_take(ra_scratch *scratch, int64_t count, size_t size);
 /* A part with `bytes` of its own, for a task that runs beside others. */
 ra_scratch ra_scratch_part(ra_scratch *scratch, size_t bytes);

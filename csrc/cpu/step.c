@@ -101,8 +101,6 @@ static void observe(ra_layer *layer, const ra_step *step)
         int64_t fresh = fresh_of(step, row), end = layer->tokens[row], first = end - fresh;
         if (!fresh)
             continue;
-        if (layer->q_end[row] != first)
-            layer->q_begin[row] = first; /* a gap: what is there is not contiguous any more */
         for (int64_t i = ra_max(0, fresh - layer->window); i < fresh; i++)
             for (int64_t head = 0; head < layer->query_heads; head++)
                 ra_kernels_get()->page[queries->dtype].to_float(token_at(queries, row, head, place_of(step, row, i)), d,

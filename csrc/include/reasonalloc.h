@@ -194,16 +194,17 @@ int64_t ra_layer_table_pages(const ra_layer *layer);
 /* [R, H, M] page numbers and [R, H] slots, borrowed until the next call that changes the layer: an engine's block table. */
 const int32_t *ra_layer_table(const ra_layer *layer);
 const int32_t *ra_layer_slots(const ra_layer *layer);
-/* Tokens that a row has been given, evicted ones included. */
+/* Tokens that a row has been given, evicted ones included; 0 if there is no such row. */
 int64_t ra_layer_tokens(const ra_layer *layer, int64_t row);
 /* Scale and soft-capping of the logits in the newest step, which scores use too; scale 1 / sqrt(D) before the first. */
 float ra_layer_scale(const ra_layer *layer);
 float ra_layer_softcap(const ra_layer *layer);
-/* Positions (0 = the row's first token) of a head's slots, ascending; borrowed as the table. */
+/* Positions (0 = the row's first token) of a head's slots, ascending; borrowed as the table. NULL if there is no such head. */
 const int32_t *ra_layer_positions(const ra_layer *layer, int64_t row, int64_t head);
 /* Copies a head's keys (values) as float32 [N, D], oldest first. */
 ra_status ra_layer_read(const ra_layer *layer, int64_t row, int64_t head, bool values, float *out);
-/* The newest queries of a row, oldest first, float32 [Hq, n, D] with n <= window; returns n. out may be NULL. */
+/* The newest queries of a row, oldest first, float32 [Hq, n, D] with n <= window; returns n, 0 if there is no such row. out
+ * may be NULL. */
 int64_t ra_layer_queries(const ra_layer *layer, int64_t row, float *out);
 
 /* A tensor [R, heads, T, D] whose last dimension is contiguous; strides count elements. */
@@ -242,7 +243,8 @@ typedef struct ra_step {
 } ra_step;
 
 /* Makes room for a step of these tokens (`begin`, `tokens` as in ra_step), and in the lists for `ahead` more a row. On
- * RA_ERR_NO_PAGES *missing says how many pages to add. */
+ * RA_ERR_NO_PAGES *missing says how many pages to add. It takes the place of an earlier one, even if it fails; a step, and
+ * every call that changes rows, uses it up. */
 ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *missing);
 /* Appends the new tokens, remembers the newest queries, and where `out` is wanted attends: each new token sees its row's
  * slots up to itself. Accumulates in float32. What lies in `out` between the tokens of a row is not touched.
@@ -314,7 +316,8 @@ float *ra_cut_scores(ra_layer *layer, int64_t row, int64_t head, int64_t *count)
 ra_status ra_cut_allocate(ra_layer *layer, const int64_t *protect_below, const ra_route_config *route,
                           int64_t *budgets);
 /* 3. Which slots stay: of each head the window and the best of the older tokens; a head with fewer slots than its budget
- * keeps them. lost (may be NULL) [R, H]: attention mass of the newest query, mean over the group, on what goes. */
+ * keeps them. lost (may be NULL) [R, H]: attention mass of the newest query, mean over the group, on what goes. Once the
+ * work has begun, an error leaves nothing chosen and numbers of no use in lost. */
 ra_status ra_cut_choose(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost,
                         ra_parallel parallel);
 /* The *count slots that a head keeps, ascending. NULL for a row that is not cut. */
@@ -324,7 +327,8 @@ ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing);
 /* Forgets a cut that was begun. */
 void ra_cut_abandon(ra_layer *layer);
 
-/* All four in one call, all or nothing. budgets and lost [R, H] are written for the rows that were cut. */
+/* All four in one call, all or nothing. budgets and lost [R, H] are written for the rows that were cut; on an error they
+ * are of no use, and `cut` is false everywhere. */
 typedef struct ra_cut {
     const int64_t *totals, *protect_below; /* [R] */
     ra_score_config score;

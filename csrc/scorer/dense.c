@@ -42,14 +42,16 @@ ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, co
     if (!ra_score_config_is_good(config) || !queries || !keys || !out || !sizes_are_good(group, window, tokens, d) ||
         !config->scorer->dense)
         return RA_ERR_ARGUMENT;
-    if (!ra_all_finite(RA_F32, keys, tokens * d) || !ra_all_finite(RA_F32, queries, group * window * d))
-        return RA_ERR_NOT_FINITE;
     ra_scratch scratch = {0};
     (void)take(&scratch, group, window, tokens, d);
     size_t bytes = scratch.used + 64;
     scratch = (ra_scratch){0};
     if (!ra_scratch_grow(&scratch, bytes))
         return RA_ERR_NO_MEMORY;
+    if (!ra_all_finite(RA_F32, keys, tokens * d) || !ra_all_finite(RA_F32, queries, group * window * d)) {
+        free(scratch.memory);
+        return RA_ERR_NOT_FINITE;
+    }
     dense x = take(&scratch, group, window, tokens, d);
     memset(x.pages, 0, (size_t)ra_pages_for(tokens) * format->page_bytes(d));
     for (int64_t p = 0; p < ra_pages_for(tokens); p++)

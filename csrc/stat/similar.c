@@ -170,7 +170,7 @@ static void visit_page(search *s, batch *b, int64_t page, bool needed)
         uint32_t hits = 0;
         if (needed)
             hits = ra_kernels_get()->above(dots + r * PAGE, s->nearest->inverse + page * PAGE, s->threshold);
-        hits = with_diagonal(s, hits, b->slot[r] - page * PAGE);
+        hits = with_diagonal(s, hits & ((1u << tokens) - 1), b->slot[r] - page * PAGE);
         for (int64_t t = tokens - 1; t >= 0 && hits && !hit; t--)
             if ((hits >> t & 1) && wants(s, b, r, page * PAGE + t)) {
                 found(s, b->slot[r], page * PAGE + t, dots[r * PAGE + t] * s->nearest->inverse[page * PAGE + t]);

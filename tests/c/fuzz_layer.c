@@ -31,6 +31,9 @@ int main(int argc, char **argv)
         }
         LLVMFuzzerTestOneInput(data, 400 + (size_t)(state >> 33) % 3600);
     }
-    printf("%ld operations hold in %ld s\n", w.operations, (long)(time(NULL) - start));
+    printf("%ld operations hold in %ld s: done, refused, nothing to do\n", w.operations, (long)(time(NULL) - start));
+    for (int op = 0; op < OPERATIONS; op++)
+        printf("%-14s%8ld%8ld%8ld\n", operations[op].name, outcomes[op][DONE], outcomes[op][REFUSED],
+               outcomes[op][SKIPPED]);
     return 0;
 }

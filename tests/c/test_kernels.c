@@ -1,7 +1,7 @@
 /* Every kernel of every instruction set that this machine can run, against sums in float64, over odd sizes.
  *
- *     cc -std=c11 -g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/include -Icsrc/cpu/simd \
- *        tests/c/test_kernels.c csrc/cpu/simd/?*.c -lm
+ *     cc -std=c11 -g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/include -Icsrc/format \
+ *        -Icsrc/cpu/simd tests/c/test_kernels.c csrc/cpu/simd/?*.c -lm
  *
  * (-g1: full debug information doubles the time to compile.) With REASONALLOC_CPU set it also checks that override.
  * Buffers have the exact sizes of the contract, so that the address sanitizer sees every access beyond one. */
@@ -426,6 +426,47 @@ static void test_copies(const ra_kernels *kernels)
     }
 }
 
+static void put_bits(ra_dtype dtype, void *x, size_t i, uint32_t bits)
+{
+    uint16_t half = (uint16_t)bits;
+    memcpy((char *)x + i * dtype_bytes[dtype], dtype == RA_F32 ? (const void *)&bits : &half, dtype_bytes[dtype]);
+}
+
+/* One number that is none, wherever it stands, among n that are: ordinary ones, zeros, the largest and the smallest. */
+static void check_all_finite(const ra_kernels *kernels, ra_dtype dtype, size_t n, size_t step)
+{
+    static const uint32_t good[RA_DTYPES][7] = {
+        {0x7f7fffff, 0xff7fffff, 0x00000001, 0x80000000, 0x3f800000, 0xbf800000, 0x00800000},
+        {0x7f7f, 0xff7f, 0x0001, 0x8000, 0x3f80, 0xbf80, 0x0080},
+        {0x7bff, 0xfbff, 0x0001, 0x8000, 0x3c00, 0xbc00, 0x0400}};
+    static const uint32_t bad[RA_DTYPES][6] = {{0x7f800000, 0xff800000, 0x7fc00000, 0xffc00000, 0x7f800001, 0xffffffff},
+                                               {0x7f80, 0xff80, 0x7fc0, 0xffc0, 0x7f81, 0xffff},
+                                               {0x7c00, 0xfc00, 0x7e00, 0xfe00, 0x7c01, 0xffff}};
+    void *x = allocate(n * dtype_bytes[dtype]);
+    for (size_t i = 0; i < n; i++)
+        put_bits(dtype, x, i, good[dtype][random_below(COUNT(good[dtype]))]);
+    comparisons++;
+    if (!kernels->page[dtype].all_finite(x, n))
+        failed("all_finite", kernels->name, dtype_name[dtype], 1, n, 1, n, 0, 1, 0);
+    for (size_t at = 0; at < n; at += step)
+        for (size_t kind = 0; kind < COUNT(bad[dtype]); kind++) {
+            put_bits(dtype, x, at, bad[dtype][kind]);
+            comparisons++;
+            if (kernels->page[dtype].all_finite(x, n))
+                failed("all_finite", kernels->name, dtype_name[dtype], 1, n, kind, at, 1, 0, 0);
+            put_bits(dtype, x, at, good[dtype][at % COUNT(good[dtype])]);
+        }
+    free(x);
+}
+
+static void test_all_finite(const ra_kernels *kernels, ra_dtype dtype)
+{
+    for (size_t n = 0; n <= 140; n++)
+        check_all_finite(kernels, dtype, n, 1);
+    check_all_finite(kernels, dtype, 1024, 1);
+    check_all_finite(kernels, dtype, 4099, 13);
+}
+
 /* ---- Rows -------------------------------------------------------------------------------------------------------- */
 
 /* Relative 2e-7 where the result is a normal number; below, anything between 0 and the smallest of those. */
@@ -733,6 +774,7 @@ int main(void)
             }
             if (dtype != RA_F32)
                 test_halves(kernels, dtype);
+            test_all_finite(kernels, dtype);
         }
         test_copies(kernels);
         test_exp_sum(kernels);

@@ -167,7 +167,7 @@ static bool product(const int64_t *sizes, size_t n, int64_t *result, bool *hosti
 static void fuzz_score(bytes *b)
 {
     int64_t group = take_size(b, 1, 4), window = take_size(b, 1, 8), tokens = take_size(b, 0, 80);
-    int64_t head_dim = take_size(b, 1, 40), query_count, key_count, older;
+    int64_t head_dim = take_size(b, 1, 40), query_count, key_count, all;
     bool hostile = false;
     ra_score_config config = {.scorer = ra_scorer_find(ra_scorer_name((size_t)take_between(b, 0, 5))),
                               .alpha = (float)take_setting(b, 1)};
@@ -175,15 +175,15 @@ static void fuzz_score(bytes *b)
     config.kernel = take_size(b, 1, 11);
     if (!product((int64_t[]){group, window, head_dim}, 3, &query_count, &hostile) ||
         !product((int64_t[]){tokens, head_dim}, 2, &key_count, &hostile) ||
-        !product((int64_t[]){tokens}, 1, &older, &hostile))
+        !product((int64_t[]){tokens}, 1, &all, &hostile))
         return;
-    older = older > window && window >= 0 ? older - window : 0;
+    int64_t older = all > window && window >= 0 ? all - window : 0;
     float *queries = take_floats(b, (size_t)query_count), *keys = take_floats(b, (size_t)key_count);
     float *out = exactly((size_t)older * sizeof *out), *importance = NULL, *redundancy = NULL;
     if (take_byte(b) & 1)
         importance = exactly((size_t)older * sizeof *importance);
     if (take_byte(b) & 1)
-        redundancy = exactly((size_t)(older + (hostile ? 0 : window)) * sizeof *redundancy);
+        redundancy = exactly((size_t)all * sizeof *redundancy);
     ra_status status = ra_score_dense(queries, group, window, keys, tokens, head_dim, &config, out, importance,
                                       redundancy);
     PROMISE(!hostile || status != RA_OK);
@@ -303,12 +303,14 @@ static void fuzz_pages(bytes *b)
     p.table_pages = take_size(b, 0, 4);
     p.page_count = take_between(b, 0, 24);
     __int128 heads = (__int128)p.kv_heads * p.group;
-    int64_t query_heads = heads > INT64_MAX || heads < INT64_MIN ? p.kv_heads : (int64_t)heads;
+    if (heads > INT64_MAX || heads < INT64_MIN)
+        p.group = 1;
+    int64_t query_heads = p.kv_heads * p.group;
     int64_t pairs, entries, query_count, key_count, page_floats;
-    bool hostile = false;
+    bool hostile = false, hostile_queries = false; /* of which ra_append_paged knows nothing */
     if (!product((int64_t[]){p.rows, p.kv_heads}, 2, &pairs, &hostile) ||
         !product((int64_t[]){p.rows, p.kv_heads, p.table_pages}, 3, &entries, &hostile) ||
-        !product((int64_t[]){p.rows, query_heads, p.tokens, p.head_dim}, 4, &query_count, &hostile) ||
+        !product((int64_t[]){p.rows, query_heads, p.tokens, p.head_dim}, 4, &query_count, &hostile_queries) ||
         !product((int64_t[]){p.rows, p.kv_heads, p.tokens, p.head_dim}, 4, &key_count, &hostile) ||
         !product((int64_t[]){p.page_count, p.head_dim, 2 * T}, 3, &page_floats, &hostile))
         return;
@@ -325,8 +327,8 @@ static void fuzz_pages(bytes *b)
     float scale = (float)take_setting(b, 2);
     void *keys = take_elements(b, p.dtype, key_count), *values = take_elements(b, p.dtype, key_count);
     void *queries = take_elements(b, p.dtype, query_count), *out = exactly((size_t)query_count * size);
-    bool sizes_fit = !hostile && size && p.rows > 0 && p.kv_heads > 0 && p.group > 0 && p.tokens > 0 &&
-                     p.head_dim > 0 && p.head_dim <= RA_MAX_HEAD_DIM && p.table_pages >= 0;
+    bool sizes_fit = !hostile && size && p.rows > 0 && p.kv_heads > 0 && p.tokens > 0 && p.head_dim > 0 &&
+                     p.head_dim <= RA_MAX_HEAD_DIM && p.table_pages >= 0;
     bool fits = sizes_fit && lengths_fit(&p, p.tokens, 0);
 
     ra_status status = ra_append_paged(p.dtype, keys, values, p.memory, p.page_count, p.table, p.lengths, p.rows,
@@ -342,7 +344,7 @@ static void fuzz_pages(bytes *b)
         }
         p.lengths[i] += (int32_t)p.tokens;
     }
-    fits = sizes_fit && isfinite(scale) && lengths_fit(&p, 0, p.tokens);
+    fits = sizes_fit && !hostile_queries && p.group > 0 && isfinite(scale) && lengths_fit(&p, 0, p.tokens);
     status = ra_attend_paged(p.dtype, queries, p.memory, p.page_count, p.table, p.lengths, p.rows, p.kv_heads,
                              query_heads, p.tokens, p.head_dim, p.table_pages, scale, out, NULL);
     PROMISE((status == RA_OK) == fits);

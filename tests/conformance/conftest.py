@@ -1,0 +1,27 @@
+import pytest
+from backends import BACKENDS, DTYPES
+
+from reasonalloc import _core
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request):
+    with request.param.chosen():
+        yield request.param
+
+
+@pytest.fixture(params=_core.formats())
+def page_format(request):
+    """Name of the format that pages have."""
+    return request.param
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    """Of what comes in and of the output; it need not be the format's."""
+    return DTYPES[request.param]
+
+
+@pytest.fixture(params=_core.scorers())
+def scorer(request):
+    return request.param

@@ -1,0 +1,105 @@
+"""Attention and what is read back, on every backend, format, instruction set and dtype, against float64."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from backends import DTYPES as STORED
+from layers import positions, read
+
+from reasonalloc import _core
+
+pytestmark = pytest.mark.core
+EPS = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+def schedule(random, rows, most):
+    """New tokens of each row: none, one or many."""
+    fresh = random.integers(0, most + 1, rows)
+    fresh[random.integers(rows)] = max(1, int(random.integers(0, most + 1)))
+    begin = np.zeros(rows + 1, np.int64)
+    np.cumsum(fresh, out=begin[1:])
+    return fresh, begin
+
+
+@pytest.mark.parametrize(
+    ("dim", "group", "softcap", "with_sinks", "with_mask", "packed"),
+    [
+        (1, 1, 0.0, False, False, False),
+        (3, 7, 0.0, True, False, True),
+        (16, 2, 2.0, False, True, False),
+        (20, 3, 0.0, False, False, True),
+        (64, 4, 1.5, True, True, True),
+        (80, 5, 0.0, True, False, False),
+        (128, 6, 0.0, False, True, True),
+        (256, 1, 3.0, True, False, False),
+    ],
+)
+def test_steps(backend, page_format, dtype, dim, group, softcap, with_sinks, with_mask, packed):
+    random = np.random.default_rng(dim)
+    rows, heads, scale = 3, 2, 0.7 / np.sqrt(dim)
+    pool = backend.pool(page_format, dim)
+    layer = _core.Layer(pool, rows, heads, heads * group, 4)
+    keys, values = ([[np.zeros((0, dim))] * heads for _ in range(rows)] for _ in range(2))
+    sinks = random.standard_normal(heads * group).astype(np.float32) if with_sinks else None
+    scale = float(np.float32(scale))
+    for most in (5, 270, 1, 1, 18, 1):  # 270: heads that are split into chunks later
+        fresh, begin = schedule(random, rows, most)
+        total, places = int(begin[-1]), int(begin[-1]) if packed else int(fresh.max()) + 2
+        index = np.arange(total)
+        if not packed:
+            index = np.concatenate([np.sort(random.permutation(places)[:n]) for n in fresh])
+        q, k, v = (
+            backend.tensor(random.standard_normal((1 if packed else rows, h, places, dim)), dtype)
+            for h in (heads * group, heads, heads)
+        )
+        visible = None
+        if with_mask:
+            visible = random.random((total, 600)) < 0.7
+            visible[0] = False
+        out = torch.full((q.shape[0], places, heads * group, dim), 7.0, dtype=dtype, device=backend.device)
+        arguments = (q, k, v, out, scale, None, begin, index.astype(np.int64), softcap, sinks, visible)
+        while missing := layer.step(*arguments):
+            backend.add_pages(pool, missing)
+        q, k, v, out = (x.cpu() for x in (q, k, v, out))
+        untouched = torch.ones(out.shape[:2], dtype=torch.bool)
+        for row in range(rows):
+            at = index[begin[row] : begin[row + 1]]
+            source = 0 if packed else row
+            untouched[source, at] = False
+            for head in range(heads):
+                for store, new in ((keys, k), (values, v)):
+                    kept = new[source, head, at].to(STORED[page_format]).double().numpy()
+                    store[row][head] = np.concatenate([store[row][head], kept])
+                assert positions(layer, row, head).tolist() == list(range(len(keys[row][head])))
+                np.testing.assert_array_equal(read(layer, row, head, dim, False), keys[row][head])
+                np.testing.assert_array_equal(read(layer, row, head, dim, True), values[row][head])
+                for i in range(0, len(at), max(1, len(at) // 4)):
+                    n = len(keys[row][head]) - (len(at) - 1 - i)
+                    seen = visible[begin[row] + i, :n] if with_mask else np.ones(n, bool)
+                    for query_head in range(head * group, (head + 1) * group):
+                        want = oracle.attend_one(
+                            q[source, query_head, at[i]].double().numpy(),
+                            keys[row][head][:n],
+                            values[row][head][:n],
+                            scale,
+                            softcap,
+                            float(sinks[query_head]) if with_sinks else -np.inf,
+                            seen,
+                        )
+                        got = out[source, at[i], query_head].double().numpy()
+                        np.testing.assert_allclose(got, want, rtol=EPS[dtype], atol=EPS[dtype] + 5e-6)
+        assert (out[untouched] == 7).all()
+
+
+@pytest.mark.parametrize("ours", STORED.values())
+def test_keys_and_values_of_different_dtypes(backend, page_format, dtype, ours):
+    pool = backend.pool(page_format, 20)
+    layer = _core.Layer(pool, 1, 2, 2, 4)
+    q, k, v = (backend.tensor(torch.randn(1, 2, 19, 20), d) for d in (torch.float32, dtype, ours))
+    backend.add_pages(pool, 4)
+    assert layer.reserve(19) == 0
+    assert layer.step(q, k, v, None, 1.0) == 0
+    for head in range(2):
+        np.testing.assert_array_equal(read(layer, 0, head, 20, False), k[0, head].cpu().to(STORED[page_format]).float())
+        np.testing.assert_array_equal(read(layer, 0, head, 20, True), v[0, head].cpu().to(STORED[page_format]).float())
