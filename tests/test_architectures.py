@@ -45,7 +45,7 @@ def test_the_documents_have_the_table():
     assert len(ARCHITECTURES) >= 43
 
 
-@pytest.mark.parametrize("kind", cases("supported", "noted"))
+@pytest.mark.parametrize("kind", cases("supported", "limited"))
 def test_supported(kind):
     model = build(kind)
     if transformers_version < Version(NEWEST_TESTED) and not model._can_set_attn_implementation():

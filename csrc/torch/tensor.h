@@ -5,7 +5,7 @@
 #include "reasonalloc.h"
 #include "shim.h"
 
-/* What the user is told; empty: nothing went wrong. The first failure is kept. */
+/* Message for the user; empty: nothing went wrong. The first failure is kept. */
 typedef struct ra_failure {
     char text[512];
 } ra_failure;

@@ -111,7 +111,7 @@ def _models() -> Iterator[Check]:
     yield Check(f"model {EMBEDDED_LABEL}", "note" if missing else "ok", found)
     here = {kind: each for kind, each in ARCHITECTURES.items() if kind in CONFIG_MAPPING}
     for each, kinds in groups(here).items():
-        what = {"supported": "models", "noted": "models, with a note", "refused": "models refused"}[each.state]
+        what = {"supported": "models", "limited": "models, with a note", "refused": "models refused"}[each.state]
         yield Check(
             what, "ok", f"{each.note}: {', '.join(kinds)}" if each.note else f"supported, tested: {', '.join(kinds)}"
         )
@@ -124,7 +124,7 @@ def _model(args: argparse.Namespace) -> Iterator[Check]:
         yield Check(f"model {label}", "ok", _shape(model))
         known = architecture(model)
         if known is not None and known.note:
-            yield Check("its family", "note" if known.state == "noted" else "broken", known.note)
+            yield Check("its family", "note" if known.state == "limited" else "broken", known.note)
         found = compare(model)
         supported = f"supported: logits within {found.logits:.1g} of their spread of those with transformers' cache"
         yield Check("its cache", "broken" if found.problem else "ok", found.problem or supported)

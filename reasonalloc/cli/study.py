@@ -21,7 +21,7 @@ from reasonalloc.lab.tasks import GRID, TASKS, items
 
 
 def add(parser: argparse.ArgumentParser, folder: str) -> None:
-    """folder: where results go unless told."""
+    """folder: where results go by default."""
     options.add_model(parser, reasoner=True)
     task = parser.add_argument_group("task")
     task.add_argument("--task", default="ledger", metavar="TASK", help=f"{', '.join(TASKS)} or FILE.jsonl (ledger)")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-State = Literal["supported", "noted", "refused"]
+State = Literal["supported", "limited", "refused"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ _SUPPORTED = """
     roc_bert sarvam_moe seed_oss solar_open stablelm starcoder2 xlm-roberta xlm-roberta-xl xmod
 """
 
-_NOTED = {
+_LIMITED = {
     "layers with a sliding window or chunks keep transformers' own cache": """
         afmoe cohere2 cohere2_moe cwm exaone4 exaone_moe flint gemma2 gemma3_text gpt_oss granite_swa granitemoe_swa
         kolibri1 llama4_text mimo_v2_flash ministral mistral modernbert-decoder olmo3 smollm3 vaultgemma
@@ -70,7 +70,7 @@ _REFUSED = {
 
 def _table() -> dict[str, Architecture]:
     table = {name: Architecture("supported") for name in _SUPPORTED.split()}
-    table |= {name: Architecture("noted", note) for note, names in _NOTED.items() for name in names.split()}
+    table |= {name: Architecture("limited", note) for note, names in _LIMITED.items() for name in names.split()}
     table |= {name: Architecture("refused", note) for note, names in _REFUSED.items() for name in names.split()}
     return dict(sorted(table.items()))
 
@@ -81,7 +81,7 @@ ARCHITECTURES = _table()
 def groups(known: Mapping[str, Architecture] = ARCHITECTURES) -> dict[Architecture, list[str]]:
     """The model_types that share a state and a note."""
     found: dict[Architecture, list[str]] = {}
-    for state in ("supported", "noted", "refused"):
+    for state in ("supported", "limited", "refused"):
         for kind, each in known.items():
             if each.state == state:
                 found.setdefault(each, []).append(kind)
@@ -90,7 +90,7 @@ def groups(known: Mapping[str, Architecture] = ARCHITECTURES) -> dict[Architectu
 
 def as_markdown() -> str:
     """The table as docs/models.md has it; `python -m reasonalloc.hf.architectures` prints it."""
-    heads = {"supported": "supported", "noted": "supported:", "refused": "refused:"}
+    heads = {"supported": "supported", "limited": "supported:", "refused": "refused:"}
     lines = ["| | `model_type` |", "| --- | --- |"]
     lines += [f"| {heads[x.state]} {x.note}".rstrip() + f" | {', '.join(kinds)} |" for x, kinds in groups().items()]
     return "\n".join(lines) + "\n"

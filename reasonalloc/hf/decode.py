@@ -113,8 +113,8 @@ def not_applied(model: Model, sampling: Sampling) -> dict[str, Any]:
 def warn_of(ignored: dict[str, Any]) -> None:
     """Says what `not_applied` found, if anything."""
     if ignored:
-        told = ", ".join(f"{key}={value}" for key, value in ignored.items())
-        warnings.warn(f"not applied of the model's generation config: {told}", stacklevel=3)
+        settings = ", ".join(f"{key}={value}" for key, value in ignored.items())
+        warnings.warn(f"not applied of the model's generation config: {settings}", stacklevel=3)
 
 
 class DecodeBatch:
