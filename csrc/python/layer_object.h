@@ -56,4 +56,17 @@ PyObject *layer_cut_abandon(PyObject *, PyObject *const *, Py_ssize_t);
 extern const char ra_cut_doc[], ra_cut_score_doc[], ra_cut_scores_doc[], ra_cut_set_scores_doc[], ra_cut_allocate_doc[],
     ra_cut_choose_doc[], ra_cut_kept_doc[], ra_cut_apply_doc[], ra_cut_abandon_doc[];
 
+/* ---- layer_read.c ---- */
+
+PyObject *layer_slots(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_table(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_positions(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_read(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_queries(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_tokens(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_restore(PyObject *, PyObject *const *, Py_ssize_t);
+PyObject *layer_restore_row(PyObject *, PyObject *const *, Py_ssize_t);
+extern const char ra_slots_doc[], ra_table_doc[], ra_positions_doc[], ra_read_doc[], ra_queries_doc[], ra_tokens_doc[],
+    ra_restore_doc[], ra_restore_row_doc[];
+
 #endif
