@@ -53,17 +53,21 @@ PLAIN = [name for name in ARCHITECTURES if name not in ("mistral-sliding", "gemm
 SUPPORTED = [*PLAIN, "gemma3"]
 
 
+def seeded(cls, config, seed: int = 0):
+    """A model of a class with random weights, which generates to the length that it is asked for."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = cls(config).eval()
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    return model
+
+
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
     """A new model with random weights; the same ones for the same arguments."""
     family, own = ARCHITECTURES[name]
     config = getattr(transformers, f"{family}Config")(**{**_COMMON, **own, **changes})
     cls = {"Gemma3Text": "Gemma3ForCausalLM"}.get(family, f"{family}ForCausalLM")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = getattr(transformers, cls)(config).to(dtype).eval()
-    model.generation_config.pad_token_id = 0
-    model.generation_config.eos_token_id = None
-    return model
+    return seeded(getattr(transformers, cls), config, seed).to(dtype)
 
 
 shared: dict = {}

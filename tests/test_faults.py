@@ -395,10 +395,7 @@ def sharing(name, **changes):
         extra |= {"laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 8, "altup_num_inputs": 2,
                   "intermediate_size": [48] * 8}  # fmt: skip
     config = getattr(transformers, f"{name}TextConfig")(**models._COMMON | extra | changes)
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
-    return model
+    return models.seeded(getattr(transformers, f"{name}ForCausalLM"), config)
 
 
 @pytest.mark.parametrize("name", ["Gemma3n", "Gemma4"])

@@ -53,11 +53,7 @@ def with_picture(before, tokens, after):
 
 
 def seeing(family, config):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
-    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
-    return model
+    return models.seeded(getattr(transformers, f"{family}ForConditionalGeneration"), config)
 
 
 @pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import models
-import torch
 import transformers
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -82,9 +81,4 @@ def build(kind: str, **changes):
     }
     config = text(**known | _OWN.get(kind, {}) | changes)
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = getattr(transformers, name if isinstance(name, str) else name[0])(config).eval()
-    model.generation_config.pad_token_id = 0
-    model.generation_config.eos_token_id = None
-    return model
+    return models.seeded(getattr(transformers, name if isinstance(name, str) else name[0]), config)

@@ -72,3 +72,8 @@ void *ra_take(ra_buffers *b, PyObject *object, const char *name, char kind, Py_s
         return NULL;
     return b->views[b->count++].buf;
 }
+
+PyObject *ra_pages_or_error(ra_status status, int64_t missing, const char *what)
+{
+    return status == RA_OK || status == RA_ERR_NO_PAGES ? PyLong_FromLongLong(missing) : ra_raise(status, what);
+}

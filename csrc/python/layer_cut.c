@@ -11,12 +11,6 @@ static Py_ssize_t pairs_of(const layer_object *self)
     return rows_of(self) * (Py_ssize_t)ra_layer_kv_heads(self->layer);
 }
 
-/* 0 or the missing pages as a Python int, else an error. */
-static PyObject *pages_or_error(ra_status status, int64_t missing, const char *what)
-{
-    return status == RA_OK || status == RA_ERR_NO_PAGES ? PyLong_FromLongLong(missing) : ra_raise(status, what);
-}
-
 const char ra_cut_doc
     [] = "cut(totals, protect_below, score, route, budgets, lost, cut)\n--\n\n"
          "Scores, routes and evicts every row whose slots exceed totals[row] (int64 [B]; negative: leave "
@@ -44,7 +38,7 @@ static PyObject *do_cut(layer_object *self, PyObject *const *args, Py_ssize_t co
     Py_BEGIN_ALLOW_THREADS
     status = ra_layer_cut(self->layer, &cut, parallel, &missing);
     Py_END_ALLOW_THREADS
-    result = pages_or_error(status, missing, "cut");
+    result = ra_pages_or_error(status, missing, "cut");
 end:
     ra_release(&b);
     return result;
@@ -210,7 +204,7 @@ static PyObject *do_cut_apply(layer_object *self, PyObject *const *args, Py_ssiz
     Py_BEGIN_ALLOW_THREADS
     status = ra_cut_apply(self->layer, parallel, &missing);
     Py_END_ALLOW_THREADS
-    return pages_or_error(status, missing, "no cut has begun, or nothing was chosen");
+    return ra_pages_or_error(status, missing, "no cut has begun, or nothing was chosen");
 }
 RA_METHOD(cut_apply, 0, 0)
 

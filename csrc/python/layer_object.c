@@ -108,9 +108,7 @@ static PyObject *do_reserve(layer_object *self, PyObject *const *args, Py_ssize_
         return NULL;
     ra_status status = ra_layer_reserve(self->layer, begin, tokens, self->ahead, &missing);
     ra_release(&b);
-    if (status == RA_OK || status == RA_ERR_NO_PAGES)
-        return PyLong_FromLongLong(missing);
-    return ra_raise(status, "reserve");
+    return ra_pages_or_error(status, missing, "reserve");
 }
 static RA_METHOD(reserve, 1, 1)
 
@@ -393,38 +391,38 @@ static PyObject *layer_softcap(PyObject *object, void *unused)
     return PyFloat_FromDouble((double)ra_layer_softcap(((layer_object *)object)->layer));
 }
 
-#define FAST(name, doc)                                                                                                \
-    {                                                                                                                  \
-#name, (PyCFunction)(void (*)(void))layer_##name, METH_FASTCALL, doc                                           \
-    }
+/* clang-format takes these braces for a block. */
+/* clang-format off */
+#define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))layer_##name, METH_FASTCALL, doc}
+/* clang-format on */
 
 static PyMethodDef methods[] = {
     FAST(reserve, reserve_doc),
     FAST(step, step_doc),
-    {"cut", (PyCFunction)(void (*)(void))layer_cut, METH_FASTCALL, ra_cut_doc},
-    {"cut_score", (PyCFunction)(void (*)(void))layer_cut_score, METH_FASTCALL, ra_cut_score_doc},
-    {"cut_scores", (PyCFunction)(void (*)(void))layer_cut_scores, METH_FASTCALL, ra_cut_scores_doc},
-    {"cut_set_scores", (PyCFunction)(void (*)(void))layer_cut_set_scores, METH_FASTCALL, ra_cut_set_scores_doc},
-    {"cut_allocate", (PyCFunction)(void (*)(void))layer_cut_allocate, METH_FASTCALL, ra_cut_allocate_doc},
-    {"cut_choose", (PyCFunction)(void (*)(void))layer_cut_choose, METH_FASTCALL, ra_cut_choose_doc},
-    {"cut_kept", (PyCFunction)(void (*)(void))layer_cut_kept, METH_FASTCALL, ra_cut_kept_doc},
-    {"cut_apply", (PyCFunction)(void (*)(void))layer_cut_apply, METH_FASTCALL, ra_cut_apply_doc},
-    {"cut_abandon", (PyCFunction)(void (*)(void))layer_cut_abandon, METH_FASTCALL, ra_cut_abandon_doc},
+    FAST(cut, ra_cut_doc),
+    FAST(cut_score, ra_cut_score_doc),
+    FAST(cut_scores, ra_cut_scores_doc),
+    FAST(cut_set_scores, ra_cut_set_scores_doc),
+    FAST(cut_allocate, ra_cut_allocate_doc),
+    FAST(cut_choose, ra_cut_choose_doc),
+    FAST(cut_kept, ra_cut_kept_doc),
+    FAST(cut_apply, ra_cut_apply_doc),
+    FAST(cut_abandon, ra_cut_abandon_doc),
     FAST(reorder, reorder_doc),
     FAST(fork, "fork(source, target)\n--\n\nRow `target` becomes row `source`, sharing its pages."),
     FAST(release, "release(row)\n--\n\nEmpties a row."),
     FAST(crop, crop_doc),
     FAST(reset, "reset()\n--\n\nDrops every token; pages go home."),
     FAST(copy, copy_doc),
-    {"slots", (PyCFunction)(void (*)(void))layer_slots, METH_FASTCALL, ra_slots_doc},
-    {"table", (PyCFunction)(void (*)(void))layer_table, METH_FASTCALL, ra_table_doc},
-    {"positions", (PyCFunction)(void (*)(void))layer_positions, METH_FASTCALL, ra_positions_doc},
-    {"read", (PyCFunction)(void (*)(void))layer_read, METH_FASTCALL, ra_read_doc},
-    {"queries", (PyCFunction)(void (*)(void))layer_queries, METH_FASTCALL, ra_queries_doc},
-    {"tokens", (PyCFunction)(void (*)(void))layer_tokens, METH_FASTCALL, ra_tokens_doc},
+    FAST(slots, ra_slots_doc),
+    FAST(table, ra_table_doc),
+    FAST(positions, ra_positions_doc),
+    FAST(read, ra_read_doc),
+    FAST(queries, ra_queries_doc),
+    FAST(tokens, ra_tokens_doc),
     FAST(times, "times()\n--\n\n(score, route, evict, attend) in nanoseconds, as of the last call."),
-    {"restore", (PyCFunction)(void (*)(void))layer_restore, METH_FASTCALL, ra_restore_doc},
-    {"restore_row", (PyCFunction)(void (*)(void))layer_restore_row, METH_FASTCALL, ra_restore_row_doc},
+    FAST(restore, ra_restore_doc),
+    FAST(restore_row, ra_restore_row_doc),
     {NULL, NULL, 0, NULL},
 };
 

@@ -42,30 +42,22 @@ typedef struct ra_buffers {
 void *ra_take(ra_buffers *b, PyObject *object, const char *name, char kind, Py_ssize_t count, int writable);
 void ra_release(ra_buffers *b);
 
+/* The number of pages to add before a call can be made again, 0 if it was made; else NULL with an error set. */
+PyObject *ra_pages_or_error(ra_status status, int64_t missing, const char *what);
+
+typedef PyObject *ra_method(PyObject *, PyObject *const *, Py_ssize_t);
+
 /* ---- layer_cut.c ---- */
 
-PyObject *layer_cut(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_cut_score(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_cut_scores(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_cut_set_scores(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_cut_allocate(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_cut_choose(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_cut_kept(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_cut_apply(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_cut_abandon(PyObject *, PyObject *const *, Py_ssize_t);
+ra_method layer_cut, layer_cut_score, layer_cut_scores, layer_cut_set_scores, layer_cut_allocate, layer_cut_choose,
+    layer_cut_kept, layer_cut_apply, layer_cut_abandon;
 extern const char ra_cut_doc[], ra_cut_score_doc[], ra_cut_scores_doc[], ra_cut_set_scores_doc[], ra_cut_allocate_doc[],
     ra_cut_choose_doc[], ra_cut_kept_doc[], ra_cut_apply_doc[], ra_cut_abandon_doc[];
 
 /* ---- layer_read.c ---- */
 
-PyObject *layer_slots(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_table(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_positions(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_read(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_queries(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_tokens(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_restore(PyObject *, PyObject *const *, Py_ssize_t);
-PyObject *layer_restore_row(PyObject *, PyObject *const *, Py_ssize_t);
+ra_method layer_slots, layer_table, layer_positions, layer_read, layer_queries, layer_tokens, layer_restore,
+    layer_restore_row;
 extern const char ra_slots_doc[], ra_table_doc[], ra_positions_doc[], ra_read_doc[], ra_queries_doc[], ra_tokens_doc[],
     ra_restore_doc[], ra_restore_row_doc[];
 

@@ -123,8 +123,7 @@ static PyObject *do_restore(layer_object *self, PyObject *const *args, Py_ssize_
     PyObject *result = NULL;
     if (values) {
         ra_status status = ra_layer_restore(self->layer, row, head, n, positions, keys, values, &missing);
-        result = status == RA_OK || status == RA_ERR_NO_PAGES ? PyLong_FromLongLong(missing)
-                                                              : ra_raise(status, "restore");
+        result = ra_pages_or_error(status, missing, "restore");
     }
     ra_release(&b);
     return result;

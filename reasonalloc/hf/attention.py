@@ -103,9 +103,9 @@ SERVED = "_reasonalloc_served"
 
 
 @_alone  # the tensors are real ones then: a compiled model breaks its graph here
-def expect(cache: weakref.ref[Any], layer: int, key: torch.Tensor) -> None:
+def expect(cache: Attends, layer: int, key: torch.Tensor) -> None:
     """Announces that the next attention belongs to a layer of a cache, which just returned `key` to the model."""
-    _expected.turn = (cache, layer, key)
+    _expected.turn = (weakref.ref(cache), layer, key)
 
 
 @_alone

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,7 +150,7 @@ class ReasonAllocCache(Cache):
             self._begin_step(key_states)
         layer = self.layers[layer_idx]
         if isinstance(layer, RaggedLayer):
-            expect(weakref.ref(self), layer_idx, key_states)
+            expect(self, layer_idx, key_states)
             return key_states, value_states
         result = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         self.step.leave()

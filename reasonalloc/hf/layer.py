@@ -105,7 +105,7 @@ class RaggedLayer(CacheLayerMixin):
             sinks = spec.sinks.detach().float().cpu().contiguous().numpy()
         self.sinks = sinks
         begin, index, visible = new.begin, new.index, new.visible
-        try:
+        try:  # pool.step, written out: every layer of every decode step comes here
             while missing := core.step(
                 query, key, value, out, spec.scale, cut_in, begin, index, softcap, sinks, visible
             ):
