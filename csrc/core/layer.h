@@ -68,6 +68,13 @@ static inline ra_span ra_span_of(const ra_layer *layer, int64_t pair)
     span.memory = layer->pool->memory;
     return span;
 }
+/* The page that a head's next token goes to belongs to other rows too. */
+static inline bool ra_tail_is_shared(const ra_layer *layer, int64_t pair)
+{
+    const ra_pool *pool = layer->pool;
+    int64_t slots = layer->slots[pair];
+    return pool->info.shared && slots % PAGE && pool->refs[ra_pages_of(layer, pair)[slots / PAGE]] > 1;
+}
 static inline float *ra_scores_of(const ra_layer *layer, int64_t pair)
 {
     return layer->cut.scores + pair * (layer->cut.pages + 1) * PAGE;

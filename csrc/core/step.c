@@ -20,13 +20,6 @@ static bool begins_well(const ra_layer *layer, const int64_t *begin, int64_t tok
     return true;
 }
 
-/* The page that a head's next token goes to belongs to other rows too. */
-static bool tail_is_shared(const ra_layer *layer, int64_t pair)
-{
-    int64_t slots = layer->slots[pair];
-    return slots % PAGE && layer->pool->refs[ra_pages_of(layer, pair)[slots / PAGE]] > 1;
-}
-
 /* What a step needs, as far as the host knows. */
 typedef struct needs {
     int64_t pages;  /* that appending takes; -1 where a row cannot have these tokens */
@@ -48,7 +41,7 @@ static needs needs_of(const ra_layer *layer, const int64_t *begin, int64_t token
             if (fresh && slots && !layer->tokens[row])
                 return (needs){.pages = -1}; /* a row that is only half restored */
             if (fresh)
-                need.pages += ra_pages_for(slots + fresh) - ra_pages_for(slots) + tail_is_shared(layer, pair);
+                need.pages += ra_pages_for(slots + fresh) - ra_pages_for(slots) + ra_tail_is_shared(layer, pair);
         }
     }
     return need;

@@ -38,7 +38,7 @@ static void take_pages(ra_layer *layer, const ra_step *step)
     for (int64_t pair = 0; pair < ra_pairs(layer); pair++) {
         int64_t fresh = fresh_of(step, pair / layer->kv_heads), slots = layer->slots[pair];
         int32_t *pages = ra_pages_of(layer, pair);
-        if (fresh && slots % PAGE && pool->refs[pages[slots / PAGE]] > 1) { /* its tail is shared */
+        if (fresh && ra_tail_is_shared(layer, pair)) {
             int32_t copy = ra_pool_take(pool), tail = pages[slots / PAGE];
             memcpy(pool->memory[copy], pool->memory[tail], pool->page_bytes);
             ra_pool_drop(pool, tail);

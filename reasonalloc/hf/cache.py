@@ -222,7 +222,7 @@ class ReasonAllocCache(Cache):
                 rows, heads, tokens, size = states[0].shape
                 # What stands between a row's tokens is padding, whose attention is 0.
                 make = states[0].new_zeros if parts[0].new.begin is not None else states[0].new_empty
-                out = make((rows, tokens, heads, size))
+                out = make(rows, tokens, heads, size)  # faster than from a tuple
             for part in parts:
                 if not dense:
                     ragged.step(pool, states, spec, part.new, out, part.cut_in)

@@ -61,9 +61,8 @@ class States:
 
     def prepare(self, layer: int, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:
         """The three in host memory, of one dtype and size, each token's numbers in one piece."""
-        if (
-            query.dtype == key.dtype == value.dtype == self._dtype and query.is_cpu and id(module) in self._own_modules
-        ):  # as the ones before; in another autocast the values would have another dtype
+        # As the ones before; in another autocast the values would have another dtype. The core takes keys of any.
+        if query.dtype is value.dtype is self._dtype and query.is_cpu and id(module) in self._own_modules:
             return in_rows(query, key, value)
         self.check(layer, module, query, key, value)
         return in_rows(*in_host_memory(*one_size(*one_dtype(query, key, value))))
