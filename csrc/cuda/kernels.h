@@ -1,0 +1,121 @@
+/* The CUDA backend's kernels, as plain C sees them. Nothing here allocates, copies to the host or waits; pointers and grids
+ * depend on what the host knows, never on what heads hold, so that launches can be captured in a graph and replayed.
+ *
+ * Pages are those of reasonalloc.h: K [D][16], V [16][D] of one KV head in the pool's format. Lists are those of
+ * core/layer.h in device memory. Memory is uninitialised unless said: slots past a head's end hold anything, NaN included.
+ *
+ * Launchers return 0, a cudaError_t, or -1 for a shape that no kernel serves. `stream` is a cudaStream_t. */
+#ifndef RA_CUDA_KERNELS_H
+#define RA_CUDA_KERNELS_H
+
+#include "reasonalloc.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* In device memory, at an address that stays. */
+typedef struct ra_cuda_pool {
+    void **memory;      /* page id -> address */
+    int32_t *refs;      /* page id -> owners */
+    int32_t *free_ids;  /* stack of pages without owner: the last one is taken first */
+    int32_t free_count;
+} ra_cuda_pool;
+
+/* Bits of ra_cuda_layer.fault. */
+enum {
+    RA_CUDA_FAULT_PAGES = 1,      /* the pool ran out, which the host's reservation rules out */
+    RA_CUDA_FAULT_TOKENS = 2,     /* a new key or value is not finite in the pool's format */
+    RA_CUDA_FAULT_SCORES = 4,     /* a score is not finite */
+    RA_CUDA_FAULT_INFEASIBLE = 8  /* a total below heads * window */
+};
+
+typedef struct ra_cuda_layer {
+    ra_cuda_pool *pool; /* device memory, like all pointers below */
+    ra_dtype format;    /* of the pages' elements */
+    int32_t rows, kv_heads, group, window, head_dim;
+    int32_t pages;      /* M, capacity of a head's list; S = 16 M */
+    int32_t *table;     /* [R, H, M] page ids */
+    int32_t *slots;     /* [R, H] */
+    int32_t *positions; /* [R, H, S] */
+    int32_t *tokens;    /* [R] given so far */
+    float *queries;     /* [R][window][Hq][D], a ring: the query of token i lies at i % window */
+    int32_t *q_begin;   /* [R] oldest and one past the newest query in it */
+    int32_t *q_end;
+    float *sinks;       /* [Hq] of the newest step; -INFINITY: none */
+    uint32_t *tickets;  /* [RA_CUDA_TICKETS], zero between launches */
+    uint32_t *fault;    /* [R] bits; host memory that the device writes */
+} ra_cuda_layer;
+
+#define RA_CUDA_TICKETS 16
+
+/* ---- A step: ra_cuda_append, then ra_cuda_attend ---- */
+
+typedef struct ra_cuda_step {
+    const int32_t *begin; /* [R + 1] as in ra_step, or NULL: every row has `tokens` new ones */
+    const int32_t *index; /* [begin[R]] or NULL: at i - begin[r] */
+    int32_t tokens;       /* most new tokens of a row */
+    ra_tokens queries, keys, values; /* any of the three dtypes each, aligned to their elements only */
+    float scale, softcap; /* as in ra_step */
+    const float *sinks;   /* [Hq] or NULL */
+    const uint8_t *visible; /* as in ra_step */
+    int64_t visible_stride;
+    ra_output out;          /* data NULL: no attention */
+    int32_t most_slots;     /* bound on the slots of a head after the step: fixes grids */
+} ra_cuda_step;
+
+/* Takes pages (in the order of heads, whatever the order of blocks; a shared tail page is copied to a fresh one first),
+ * writes keys, values and positions, puts queries into the ring, sets sinks, slots, tokens, q_begin and q_end: what
+ * cpu/step.c does. */
+size_t ra_cuda_append_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step);
+int ra_cuda_append(const ra_cuda_layer *layer, const ra_cuda_step *step, void *scratch, void *stream);
+
+/* After append: each new token sees its row's slots up to itself (and what `visible` shows of them). tickets: zero between
+ * launches, ra_cuda_attend_tickets() of them. */
+size_t ra_cuda_attend_tickets(const ra_cuda_layer *layer, const ra_cuda_step *step);
+size_t ra_cuda_attend_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step);
+int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *step, uint32_t *tickets, void *scratch, void *stream);
+
+/* ---- A cut: begin, score, allocate, choose, apply ---- */
+
+typedef enum ra_cuda_scorer {
+    RA_CUDA_RKV,
+    RA_CUDA_RKV_CENTRED,
+    RA_CUDA_IMPORTANCE,
+    RA_CUDA_RECENCY,
+    RA_CUDA_RANDOM
+} ra_cuda_scorer;
+
+typedef struct ra_cuda_cut {
+    int32_t most_slots; /* bound on the slots of a head */
+    const int64_t *totals, *protect_below; /* [R] */
+    ra_cuda_scorer scorer;
+    float alpha, threshold; /* ra_score_config */
+    int32_t kernel;
+    uint64_t seed;
+    float scale, softcap; /* of the logits in scores and in lost */
+    ra_route_config route;
+    /* Results, device memory. */
+    int32_t *cut;     /* [R] 1: the row is cut, for its slots exceed totals[r] >= 0 */
+    int32_t *before;  /* [R, H] slots before */
+    float *scores;    /* [R, H, S] of the older tokens of rows that are cut */
+    int32_t *budgets; /* [R, H] of rows that are cut */
+    int32_t *keep;    /* [R, H] slots that stay, of all rows */
+    int32_t *kept;    /* [R, H, S] which, ascending, of rows that are cut */
+    double *lost;     /* [R, H] as in ra_cut_choose, of rows that are cut */
+} ra_cuda_cut;
+
+/* Scratch that any of the five needs. */
+size_t ra_cuda_cut_bytes(const ra_cuda_layer *layer, int32_t most_slots);
+int ra_cuda_cut_begin(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream); /* cut, before */
+int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
+int ra_cuda_allocate(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
+int ra_cuda_choose(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
+/* Survivors move into the head's first pages (into fresh ones where one of those to be written is shared); pages go home in
+ * the order of heads; slots become keep. */
+int ra_cuda_apply(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
