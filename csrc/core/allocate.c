@@ -157,6 +157,18 @@ static void claim(const float *const *scores, const int64_t *counts, int64_t hea
     }
 }
 
+bool ra_route_config_is_good(const ra_route_config *config)
+{
+    switch (config->heads) {
+    case RA_HEADS_UNIFORM: return true;
+    case RA_HEADS_ROUTE:
+        return config->mu >= 0 && config->mu <= 1 && config->gamma >= 0 && config->gamma <= RA_MAX_GAMMA &&
+               config->lo >= 0 && config->lo <= 1 && config->hi >= 1;
+    case RA_HEADS_POOLED: return config->safeguard >= 0 && config->safeguard <= 1;
+    }
+    return false;
+}
+
 ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
                       const ra_route_config *config, ra_scratch *scratch, int64_t *out)
 {

@@ -5,7 +5,30 @@
 
 #include "layer.h"
 
-typedef struct ra_backend {
+/* What a backend adds that keeps pages and lists in memory of its own. The host's lists then are as old as the last pull,
+ * `layer->slots` bounds from above what heads hold, and steps and cuts do not wait for the device. */
+typedef struct ra_device {
+    int type;                              /* of the memory, as DLPack counts */
+    ra_status (*pool_open)(ra_pool *pool); /* pool->device_id and ->stream are set */
+    void (*pool_close)(ra_pool *pool);
+    void (*layer_close)(ra_layer *layer);
+    /* Memory for steps of `tokens` new tokens of a row after which heads have at most `slots`, and for the cuts after them. */
+    ra_status (*reserve)(ra_layer *layer, int64_t tokens, int64_t slots);
+    /* The host's lists of the pool and, where there is one, of the layer become what the device's are. Waits. */
+    ra_status (*pull)(ra_pool *pool, ra_layer *layer);
+    /* Bytes of pages to and from the host, and from page to page. In the order of the stream; down waits. */
+    ra_status (*up)(ra_pool *pool, void *page, const void *from, size_t bytes);
+    ra_status (*down)(ra_pool *pool, void *to, const void *page, size_t bytes);
+    ra_status (*move)(ra_pool *pool, void *to, const void *from, size_t bytes);
+    /* A whole cut without waiting; `totals` and the rest are good, pages are there. Its figures come by `figures`. */
+    ra_status (*cut)(ra_layer *layer, const ra_cut *cut);
+    /* Of the newest cut, as ra_layer_cut writes them; slots [R, H] of before and after. Waits. */
+    ra_status (*figures)(ra_layer *layer, const ra_cut *cut);
+    /* What a kernel found wrong since the last call that reported it; does not wait. */
+    ra_status (*fault)(ra_layer *layer);
+} ra_device;
+
+struct ra_backend {
     const char *name;
     /* Bytes of scratch for a step, and for the cut after it, where rows have at most `tokens` new tokens and heads at most
      * `slots` slots afterwards. */
@@ -20,8 +43,25 @@ typedef struct ra_backend {
     /* Pages that `apply` takes before it gives others back. */
     int64_t (*apply_pages)(const ra_layer *layer);
     ra_status (*apply)(ra_layer *layer, ra_parallel parallel);
-} ra_backend;
+    const ra_device *device; /* NULL: pages and lists lie in host memory */
+};
 
 extern const ra_backend ra_backend_cpu;
+
+/* ---- lists.c: which memory's lists are current. On a backend without a device they do nothing. ---- */
+
+/* The host's lists, brought up to date, are about to change: of the pool alone, of a layer too, of all layers. */
+ra_status ra_pool_write(ra_pool *pool);
+ra_status ra_lists_write(ra_layer *layer);
+ra_status ra_lists_write_all(ra_pool *pool);
+/* They have changed: bounds are exact. */
+void ra_lists_changed(ra_layer *layer);
+/* A layer is about to be freed. */
+void ra_lists_close(ra_layer *layer);
+/* The device has made a step or a cut: bounds follow. */
+void ra_lists_stepped(ra_layer *layer, const int64_t *begin, int64_t tokens);
+void ra_lists_cut(ra_layer *layer, const int64_t *totals);
+/* Most pages that the layer has after a step of these tokens. */
+int64_t ra_lists_pages(const ra_layer *layer, const int64_t *begin, int64_t tokens);
 
 #endif

@@ -48,6 +48,9 @@ ra_status ra_cut_score(ra_layer *layer, const int64_t *totals, const ra_score_co
         return RA_ERR_ARGUMENT;
     int64_t start = ra_now_ns(), over = 0;
     ra_cut_abandon(layer);
+    ra_status status = ra_layer_wait(layer);
+    if (status != RA_OK)
+        return status;
     if (!make_lists(layer))
         return RA_ERR_NO_MEMORY;
     for (int64_t row = 0; row < layer->rows; row++) {
@@ -60,7 +63,7 @@ ra_status ra_cut_score(ra_layer *layer, const int64_t *totals, const ra_score_co
         if (!config && layer->cut.cut[pair / layer->kv_heads])
             memset(ra_scores_of(layer, pair), 0, (size_t)ra_older(layer, pair) * sizeof(float));
     }
-    ra_status status = config && over ? layer->pool->backend->score(layer, config, parallel) : RA_OK;
+    status = config && over ? layer->pool->backend->score(layer, config, parallel) : RA_OK;
     layer->times.score_ns += ra_now_ns() - start;
     if (status != RA_OK)
         return status;
@@ -177,6 +180,16 @@ ra_status ra_cut_choose(ra_layer *layer, const int64_t *protect_below, const int
     return status;
 }
 
+/* The host's bounds after a cut that it has seen whole. */
+static void follow_choice(ra_layer *layer)
+{
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        if (layer->cut.cut[pair / layer->kv_heads])
+            layer->slots[pair] = layer->cut.keep[pair];
+    ra_lists_changed(layer);
+    layer->lists = layer->pool->lists = RA_LISTS_DEVICE;
+}
+
 ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing)
 {
     if (!layer || !layer->cut.begun || !missing)
@@ -187,22 +200,70 @@ ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing)
             return RA_ERR_ARGUMENT; /* nothing was chosen */
     const ra_backend *backend = layer->pool->backend;
     int64_t start = ra_now_ns(), need = layer->pool->info.shared ? backend->apply_pages(layer) : 0;
+    ra_status status = ra_layer_wait(layer);
+    if (status != RA_OK)
+        return status;
     if (need > ra_pool_spare(layer->pool)) {
         *missing = need - ra_pool_spare(layer->pool);
         return RA_ERR_NO_PAGES;
     }
-    ra_status status = backend->apply(layer, parallel);
+    status = backend->apply(layer, parallel);
+    if (status == RA_OK && backend->device)
+        follow_choice(layer);
     if (status == RA_OK)
         ra_cut_abandon(layer); /* it is done */
     layer->times.evict_ns += ra_now_ns() - start;
     return status;
 }
 
+/* Pages that survivors may move into where pages are shared. */
+static int64_t fresh_pages(const ra_layer *layer, const int64_t *totals)
+{
+    int64_t need = 0;
+    for (int64_t row = 0; row < layer->rows && layer->pool->info.shared; row++)
+        for (int64_t head = 0; head < layer->kv_heads && totals[row] >= 0; head++)
+            need += ra_pages_for(ra_min(layer->slots[ra_pair(layer, row, head)], totals[row]));
+    return need;
+}
+
+/* Nobody waits but for figures. */
+static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *missing)
+{
+    const ra_device *device = layer->pool->backend->device;
+    if (!ra_score_config_is_good(&cut->score) || !ra_route_config_is_good(&cut->route))
+        return RA_ERR_ARGUMENT;
+    ra_status status = device->fault(layer);
+    if (status != RA_OK)
+        return status;
+    int64_t need = fresh_pages(layer, cut->totals), spare = ra_pool_spare(layer->pool);
+    if (need > spare) {
+        *missing = need - spare;
+        return RA_ERR_NO_PAGES;
+    }
+    ra_cut_abandon(layer);
+    status = device->cut(layer, cut);
+    if (status != RA_OK)
+        return status;
+    ra_lists_cut(layer, cut->totals);
+    return cut->budgets ? ra_layer_figures(layer, cut) : RA_OK;
+}
+
+ra_status ra_layer_figures(ra_layer *layer, const ra_cut *cut)
+{
+    if (!layer || !cut || !cut->budgets || !cut->lost || !cut->cut || !layer->pool->backend->device)
+        return RA_ERR_ARGUMENT;
+    ra_status status = layer->pool->backend->device->figures(layer, cut);
+    return status == RA_OK ? layer->pool->backend->device->fault(layer) : status;
+}
+
 ra_status ra_layer_cut(ra_layer *layer, const ra_cut *cut, ra_parallel parallel, int64_t *missing)
 {
-    if (!layer || !cut || !cut->totals || !cut->protect_below || !cut->budgets || !cut->lost || !cut->cut || !missing)
+    if (!layer || !cut || !cut->totals || !cut->protect_below || !missing ||
+        (!layer->pool->backend->device && (!cut->budgets || !cut->lost || !cut->cut)))
         return RA_ERR_ARGUMENT;
     *missing = 0;
+    if (layer->pool->backend->device)
+        return cut_on_device(layer, cut, missing);
     ra_status status = ra_cut_score(layer, cut->totals, &cut->score, cut->cut, parallel);
     if (status == RA_OK)
         status = ra_cut_allocate(layer, cut->protect_below, &cut->route, cut->budgets);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend.h"
 #include "scorer.h"
 
 #define DEFAULT_PAGES 4 /* of a head's list in a new layer */
@@ -72,7 +73,8 @@ static bool new_rows(ra_layer *to)
     to->q_begin = ra_new_zeroed(to->rows, sizeof *to->q_begin);
     to->q_end = ra_new_zeroed(to->rows, sizeof *to->q_end);
     to->queries = ra_new(floats, sizeof *to->queries);
-    return to->tokens && to->q_begin && to->q_end && to->queries;
+    to->row_slots = ra_new_zeroed(to->rows, sizeof *to->row_slots);
+    return to->tokens && to->q_begin && to->q_end && to->queries && to->row_slots;
 }
 
 static void free_rows(ra_layer *layer)
@@ -81,6 +83,7 @@ static void free_rows(ra_layer *layer)
     free(layer->q_begin);
     free(layer->q_end);
     free(layer->queries);
+    free(layer->row_slots);
 }
 
 static bool new_sinks(ra_layer *layer)
@@ -165,10 +168,13 @@ ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer
     return RA_OK;
 }
 
-ra_status ra_layer_copy(const ra_layer *layer, ra_layer **out)
+ra_status ra_layer_copy(ra_layer *layer, ra_layer **out)
 {
     if (!layer || !out)
         return RA_ERR_ARGUMENT;
+    ra_status status = ra_lists_write(layer);
+    if (status != RA_OK)
+        return status;
     ra_layer *copy = ra_new_zeroed(1, sizeof *copy);
     if (!copy)
         return RA_ERR_NO_MEMORY;
@@ -188,6 +194,7 @@ ra_status ra_layer_copy(const ra_layer *layer, ra_layer **out)
     memcpy(copy->sinks, layer->sinks, (size_t)layer->query_heads * sizeof *copy->sinks);
     copy->times = layer->times;
     link_layer(copy);
+    ra_lists_changed(copy);
     *out = copy;
     return RA_OK;
 }
@@ -215,6 +222,7 @@ void ra_layer_destroy(ra_layer *layer)
     if (!layer)
         return;
     ra_layer_reset(layer);
+    ra_lists_close(layer);
     if (layer->previous)
         layer->previous->next = layer->next;
     else
@@ -263,7 +271,7 @@ void ra_layer_shrink(ra_layer *layer)
     int64_t most = 0;
     for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
         most = ra_max(most, ra_pages_for(layer->slots[pair]));
-    if (layer->pages <= 2 * most + 32 || layer->cut.begun || layer->pending)
+    if (layer->pages <= 2 * most + 32 || layer->cut.begun || layer->pending || layer->lists != RA_LISTS_HOST)
         return;
     if (resize(layer, most + most / 4 + 8)) /* without memory for it they stay long */
         free_cut(layer);
@@ -286,17 +294,24 @@ void ra_layer_reset(ra_layer *layer)
 {
     unreserve(layer);
     ra_cut_abandon(layer);
+    if (ra_lists_write(layer) != RA_OK)
+        return; /* a dead device: its pages are lost */
     for (int64_t row = 0; row < layer->rows; row++)
         empty_row(layer, row);
+    ra_lists_changed(layer);
 }
 
 ra_status ra_layer_release(ra_layer *layer, int64_t row)
 {
     if (!layer || row < 0 || row >= layer->rows)
         return RA_ERR_ARGUMENT;
+    ra_status status = ra_lists_write(layer);
+    if (status != RA_OK)
+        return status;
     unreserve(layer);
     ra_cut_abandon(layer);
     empty_row(layer, row);
+    ra_lists_changed(layer);
     return RA_OK;
 }
 
@@ -306,6 +321,9 @@ ra_status ra_layer_fork(ra_layer *layer, int64_t from, int64_t to)
         return RA_ERR_ARGUMENT;
     if (from == to)
         return RA_OK;
+    ra_status status = ra_lists_write(layer);
+    if (status != RA_OK)
+        return status;
     unreserve(layer);
     ra_cut_abandon(layer);
     empty_row(layer, to);
@@ -314,6 +332,7 @@ ra_status ra_layer_fork(ra_layer *layer, int64_t from, int64_t to)
         share_pages(layer, ra_pair(layer, to, head));
     }
     copy_row(layer, from, layer, to);
+    ra_lists_changed(layer);
     return RA_OK;
 }
 
@@ -324,6 +343,9 @@ ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_r
     for (int64_t row = 0; row < new_row_count; row++)
         if (source[row] < -1 || source[row] >= layer->rows)
             return RA_ERR_ARGUMENT;
+    ra_status status = ra_lists_write(layer);
+    if (status != RA_OK)
+        return status;
     ra_layer fresh = *layer;
     if (!new_lists(&fresh, new_row_count, layer->pages) || !new_rows(&fresh)) {
         free_lists(&fresh);
@@ -349,6 +371,8 @@ ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_r
     layer->q_begin = fresh.q_begin;
     layer->q_end = fresh.q_end;
     layer->queries = fresh.queries;
+    layer->row_slots = fresh.row_slots;
+    ra_lists_changed(layer);
     return RA_OK;
 }
 
@@ -356,6 +380,9 @@ ra_status ra_layer_crop(ra_layer *layer, const int64_t *tokens)
 {
     if (!layer || !tokens)
         return RA_ERR_ARGUMENT;
+    ra_status status = ra_lists_write(layer);
+    if (status != RA_OK)
+        return status;
     for (int64_t row = 0; row < layer->rows; row++) {
         if (tokens[row] < 0)
             return RA_ERR_ARGUMENT;
@@ -383,6 +410,7 @@ ra_status ra_layer_crop(ra_layer *layer, const int64_t *tokens)
             ra_stats_crop(layer, pair, slots);
         }
     }
+    ra_lists_changed(layer);
     return RA_OK;
 }
 
@@ -431,10 +459,22 @@ ra_status ra_layer_read(const ra_layer *layer, int64_t row, int64_t head, bool v
     if (!layer || row < 0 || row >= layer->rows || head < 0 || head >= layer->kv_heads || !out)
         return RA_ERR_ARGUMENT;
     ra_span span = ra_span_of(layer, ra_pair(layer, row, head));
+    const ra_device *device = layer->pool->backend->device;
+    char *copy = device ? ra_new((int64_t)span.page_bytes, 1) : NULL; /* of a page */
+    if (device && !copy)
+        return RA_ERR_NO_MEMORY;
     for (int64_t slot = 0; slot < span.slots; slot++, out += span.d) {
-        const char *page = ra_span_k(&span, slot / PAGE);
+        const char *page = device ? copy : ra_span_k(&span, slot / PAGE);
+        if (device && slot % PAGE == 0) {
+            ra_status status = device->down(layer->pool, copy, ra_span_k(&span, slot / PAGE), span.page_bytes);
+            if (status != RA_OK) {
+                free(copy);
+                return status;
+            }
+        }
         (values ? span.format->read_value : span.format->read_key)(page, slot % PAGE, span.d, out);
     }
+    free(copy);
     return RA_OK;
 }
 
@@ -457,9 +497,17 @@ ra_status ra_layer_restore(ra_layer *layer, int64_t row, int64_t head, int64_t s
         if (!pool->format->holds(RA_F32, keys + i * d, d) || !pool->format->holds(RA_F32, values + i * d, d))
             return RA_ERR_NOT_FINITE;
     }
-    if (!ra_layer_make_room(layer, pages))
+    ra_status status = ra_lists_write(layer);
+    if (status != RA_OK)
+        return status;
+    const ra_device *device = pool->backend->device;
+    char *copy = device ? ra_new((int64_t)pool->page_bytes, 1) : NULL; /* of a page */
+    if (!ra_layer_make_room(layer, pages) || (device && !copy)) {
+        free(copy);
         return RA_ERR_NO_MEMORY;
+    }
     if (pages > ra_pool_spare(pool)) {
+        free(copy);
         *missing = pages - ra_pool_spare(pool);
         return RA_ERR_NO_PAGES;
     }
@@ -471,12 +519,17 @@ ra_status ra_layer_restore(ra_layer *layer, int64_t row, int64_t head, int64_t s
         const int64_t stride = d * (int64_t)sizeof *keys;
         const ra_rows k = {.data = (const char *)(keys + i * d), .stride = stride, .dtype = RA_F32};
         const ra_rows v = {.data = (const char *)(values + i * d), .stride = stride, .dtype = RA_F32};
-        pool->format->write(pool->memory[ra_pages_of(layer, pair)[i / PAGE]], 0, ra_min(PAGE, slots - i), d, &k, &v);
+        void *page = pool->memory[ra_pages_of(layer, pair)[i / PAGE]];
+        pool->format->write(device ? copy : page, 0, ra_min(PAGE, slots - i), d, &k, &v);
+        if (device && status == RA_OK)
+            status = device->up(pool, page, copy, pool->page_bytes);
     }
+    free(copy);
     if (slots)
         memcpy(ra_positions_of(layer, pair), positions, (size_t)slots * sizeof *positions);
     layer->slots[pair] = (int32_t)slots;
-    return RA_OK;
+    ra_lists_changed(layer);
+    return status;
 }
 
 ra_status ra_layer_restore_row(ra_layer *layer, int64_t row, int64_t tokens, const float *queries, int64_t count,
@@ -494,6 +547,9 @@ ra_status ra_layer_restore_row(ra_layer *layer, int64_t row, int64_t tokens, con
     int64_t d = layer->pool->head_dim;
     if (!ra_all_finite(RA_F32, queries, count * layer->query_heads * d))
         return RA_ERR_NOT_FINITE;
+    ra_status status = ra_lists_write(layer);
+    if (status != RA_OK)
+        return status;
     unreserve(layer);
     ra_cut_abandon(layer);
     layer->tokens[row] = layer->q_end[row] = tokens;

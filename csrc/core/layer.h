@@ -42,6 +42,11 @@ struct ra_layer {
     ra_cut_state cut;
     ra_times times;
     ra_layer *next, *previous;
+    /* Of a backend with a device: */
+    void *device; /* the backend's own */
+    ra_lists lists;
+    int64_t *row_slots; /* [R] no fewer than the row's heads hold together */
+    int64_t promised;   /* pages that it may have taken */
 };
 
 static inline int64_t ra_pairs(const ra_layer *layer) { return layer->rows * layer->kv_heads; }
@@ -121,6 +126,7 @@ void ra_stats_crop(ra_layer *layer, int64_t pair, int64_t slots);
 
 /* ---- allocate.c, select.c ---- */
 
+bool ra_route_config_is_good(const ra_route_config *config);
 /* ra_route for arguments that are good, with scratch of ra_route_bytes(heads, sum of counts). */
 ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
                       const ra_route_config *config, ra_scratch *scratch, int64_t *out);

@@ -7,15 +7,27 @@
 
 ra_status ra_pool_create(const ra_format *format, int64_t head_dim, ra_pool **out)
 {
-    if (!format || head_dim < 1 || head_dim > RA_MAX_HEAD_DIM || !out)
+    return ra_pool_create_on(&ra_backend_cpu, 0, format, head_dim, out);
+}
+
+ra_status ra_pool_create_on(const ra_backend *backend, int device_id, const ra_format *format, int64_t head_dim,
+                            ra_pool **out)
+{
+    if (!backend || !format || head_dim < 1 || head_dim > RA_MAX_HEAD_DIM || !out)
         return RA_ERR_ARGUMENT;
     ra_pool *pool = ra_new_zeroed(1, sizeof *pool);
     if (!pool)
         return RA_ERR_NO_MEMORY;
     pool->format = format;
-    pool->backend = &ra_backend_cpu;
+    pool->backend = backend;
+    pool->device_id = device_id;
     pool->head_dim = head_dim;
     pool->page_bytes = format->page_bytes(head_dim);
+    ra_status status = backend->device ? backend->device->pool_open(pool) : RA_OK;
+    if (status != RA_OK) {
+        free(pool);
+        return status;
+    }
     *out = pool;
     return RA_OK;
 }
@@ -24,6 +36,8 @@ void ra_pool_destroy(ra_pool *pool)
 {
     if (!pool)
         return;
+    if (pool->backend->device)
+        pool->backend->device->pool_close(pool);
     free(pool->memory);
     free(pool->refs);
     free(pool->slab_of);
@@ -41,6 +55,36 @@ const ra_format *ra_pool_format(const ra_pool *pool) { return pool->format; }
 size_t ra_pool_page_bytes(const ra_pool *pool) { return pool->page_bytes; }
 
 ra_pool_info ra_pool_get_info(const ra_pool *pool) { return pool->info; }
+
+int64_t ra_pool_spare(const ra_pool *pool)
+{
+    int64_t spare = pool->backend->device ? pool->info.pages - pool->promised : pool->info.free;
+    return spare - pool->reserved;
+}
+
+void ra_pool_set_stream(ra_pool *pool, void *stream) { pool->stream = stream; }
+
+const ra_backend *ra_pool_backend(const ra_pool *pool) { return pool->backend; }
+
+const char *ra_backend_name(const ra_backend *backend) { return backend->name; }
+
+int ra_backend_memory(const ra_backend *backend) { return backend->device ? backend->device->type : 1; }
+
+void ra_pool_recount(ra_pool *pool)
+{
+    ra_pool_info *info = &pool->info;
+    info->used = info->shared = 0;
+    for (int64_t s = 0; s < pool->slab_count; s++)
+        pool->slabs[s].used = 0;
+    for (int64_t id = 0; id < pool->ids; id++)
+        if (pool->memory[id] && pool->refs[id]) {
+            info->used++;
+            info->shared += pool->refs[id] > 1;
+            pool->slabs[pool->slab_of[id]].used++;
+        }
+    info->free = info->pages - info->used;
+    info->peak_used = ra_max(info->peak_used, info->used);
+}
 
 void ra_pool_reset_peak(ra_pool *pool) { pool->info.peak_used = pool->info.used; }
 
@@ -76,6 +120,9 @@ ra_status ra_pool_add_slab(ra_pool *pool, void *memory, int64_t pages, int64_t *
         pool->ids > INT32_MAX - pages || !ra_size_of(pages, (int64_t)pool->page_bytes, 1, 1, &bytes) ||
         overlaps(pool, memory, (size_t)bytes))
         return RA_ERR_ARGUMENT;
+    ra_status status = ra_pool_write(pool);
+    if (status != RA_OK)
+        return status;
     int64_t fresh = ra_max(0, pages - pool->spare_count);
     if (!grow_ids(pool, pool->ids + fresh))
         return RA_ERR_NO_MEMORY;
@@ -126,8 +173,9 @@ static int32_t take(ra_pool *pool)
 int32_t ra_pool_take(ra_pool *pool)
 {
     int32_t id = take(pool);
-    /* Kernels compute on all 16 lanes of K: no NaN from old memory. */
-    memset(pool->memory[id], 0, pool->format->value_offset(pool->head_dim));
+    /* The CPU's kernels compute on all 16 lanes of K: no NaN from old memory. */
+    if (!pool->backend->device)
+        memset(pool->memory[id], 0, pool->format->value_offset(pool->head_dim));
     return id;
 }
 
@@ -143,6 +191,15 @@ void ra_pool_drop(ra_pool *pool, int32_t page)
     pool->slabs[pool->slab_of[page]].used--;
     pool->info.free++;
     pool->info.used--;
+}
+
+static void copy_page(ra_pool *pool, void *to, const void *from)
+{
+    if (pool->backend->device)
+        (void)pool->backend->device->move(pool, to, from,
+                                          pool->page_bytes); /* a dead device says so at the next step */
+    else
+        memcpy(to, from, pool->page_bytes);
 }
 
 /* Drops from the free stack the pages for which leaves[slab] holds. */
@@ -199,7 +256,13 @@ ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64
     pool->scratch_need = 0;
     for (ra_layer *layer = pool->layers; layer; layer = layer->next)
         ra_layer_shrink(layer);
-    keep_free = ra_min(keep_free, INT64_MAX - pool->reserved) + pool->reserved;
+    keep_free = ra_min(keep_free, INT64_MAX - pool->reserved);
+    if (ra_pool_spare(pool) <= keep_free) /* what a device has taken need not be looked at then */
+        return RA_OK;
+    ra_status status = ra_lists_write_all(pool);
+    if (status != RA_OK)
+        return status;
+    keep_free += pool->reserved;
     if (pool->info.free <= keep_free)
         return RA_OK;
     bool *leaves = ra_new_zeroed(pool->slab_count, sizeof *leaves);
@@ -218,7 +281,7 @@ ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64
                 continue;
             if (pool->refs[id]) {
                 int32_t to = take(pool);
-                memcpy(pool->memory[to], pool->memory[id], pool->page_bytes);
+                copy_page(pool, pool->memory[to], pool->memory[id]);
                 pool->refs[to] = pool->refs[id];
                 pool->info.used--; /* the old page is no longer counted */
                 pool->info.free++;

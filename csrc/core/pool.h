@@ -9,6 +9,9 @@ typedef struct ra_slab {
     int64_t pages, used;
 } ra_slab;
 
+/* Whose lists are current: a device's, which keeps its own, or the host's. */
+typedef enum ra_lists { RA_LISTS_HOST = 0, RA_LISTS_BOTH, RA_LISTS_DEVICE } ra_lists;
+
 struct ra_pool {
     const ra_format *format;
     const struct ra_backend *backend;
@@ -27,6 +30,12 @@ struct ra_pool {
     ra_layer *layers;    /* whose tables trim rewrites */
     ra_scratch scratch;  /* of one call at a time */
     size_t scratch_need; /* of the newest reserve or cut */
+    /* Of a backend with a device: */
+    int device_id;
+    void *stream; /* of the calls to come */
+    void *device; /* the backend's own */
+    ra_lists lists;
+    int64_t promised; /* pages that its layers may have taken */
 };
 
 /* A page with one owner and zeroed keys; the caller made sure that one is free. */
@@ -34,7 +43,9 @@ int32_t ra_pool_take(ra_pool *pool);
 void ra_pool_share(ra_pool *pool, int32_t page);
 void ra_pool_drop(ra_pool *pool, int32_t page);
 /* Pages that nobody has reserved. */
-static inline int64_t ra_pool_spare(const ra_pool *pool) { return pool->info.free - pool->reserved; }
+int64_t ra_pool_spare(const ra_pool *pool);
+/* `info`, slabs and free pages follow from refs. */
+void ra_pool_recount(ra_pool *pool);
 /* Scratch memory of `bytes`, empty; false without memory. */
 bool ra_pool_scratch(ra_pool *pool, size_t bytes);
 

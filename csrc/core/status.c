@@ -11,6 +11,7 @@ const char *ra_status_text(ra_status status)
     case RA_ERR_NOT_FINITE: return "NaN or infinity";
     case RA_ERR_INFEASIBLE: return "the bounds exclude the total";
     case RA_ERR_EVICTED: return "the tokens were evicted";
+    case RA_ERR_DEVICE: return "the device reports an error";
     }
     return "unknown status";
 }

@@ -44,6 +44,8 @@ static needs needs_of(const ra_layer *layer, const int64_t *begin, int64_t token
                 need.pages += ra_pages_for(slots + fresh) - ra_pages_for(slots) + ra_tail_is_shared(layer, pair);
         }
     }
+    if (layer->pool->backend->device)
+        need.pages = ra_max(0, ra_lists_pages(layer, begin, tokens) - layer->promised);
     return need;
 }
 
@@ -54,17 +56,22 @@ static bool is_ready(const ra_layer *layer, const needs *need)
            ra_pages_for(need->slots) <= layer->pages && layer->ready_bytes <= layer->pool->scratch.size;
 }
 
-static bool make_ready(ra_layer *layer, const needs *need, int64_t ahead)
+static ra_status make_ready(ra_layer *layer, const needs *need, int64_t ahead)
 {
     ra_pool *pool = layer->pool;
     int64_t slots = need->slots + ra_min(ahead, INT32_MAX - PAGE - need->slots);
     size_t bytes = pool->backend->step_bytes(layer, need->tokens, slots);
-    if (!ra_layer_make_room(layer, ra_pages_for(slots)) || !ra_pool_scratch(pool, bytes))
-        return false;
+    ra_status status = ra_pages_for(slots) > layer->pages ? ra_lists_write(layer) : RA_OK;
+    if (status == RA_OK && (!ra_layer_make_room(layer, ra_pages_for(slots)) || !ra_pool_scratch(pool, bytes)))
+        status = RA_ERR_NO_MEMORY;
+    if (status == RA_OK && pool->backend->device)
+        status = pool->backend->device->reserve(layer, need->tokens, slots);
+    if (status != RA_OK)
+        return status;
     layer->ready_tokens = need->tokens;
     layer->ready_slots = slots;
     layer->ready_bytes = bytes;
-    return true;
+    return RA_OK;
 }
 
 ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *missing)
@@ -73,11 +80,15 @@ ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens
         return RA_ERR_ARGUMENT;
     ra_pool *pool = layer->pool;
     *missing = 0;
+    ra_status fault = pool->backend->device ? pool->backend->device->fault(layer) : RA_OK;
+    if (fault != RA_OK)
+        return fault;
     needs need = needs_of(layer, begin, tokens);
     if (need.pages < 0)
         return RA_ERR_ARGUMENT;
-    if (!is_ready(layer, &need) && !make_ready(layer, &need, ahead))
-        return RA_ERR_NO_MEMORY;
+    ra_status ready = is_ready(layer, &need) ? RA_OK : make_ready(layer, &need, ahead);
+    if (ready != RA_OK)
+        return ready;
     if (layer->ready_bytes > pool->scratch_need)
         pool->scratch_need = layer->ready_bytes;
     pool->reserved -= layer->reserved;
@@ -138,13 +149,14 @@ ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parall
     if (!tokens_are_good(&step->queries) || !tokens_are_good(&step->keys) || !tokens_are_good(&step->values) ||
         (step->out.data && !ra_dtype_size(step->out.dtype)))
         return RA_ERR_ARGUMENT;
-    if (step->sinks && !ra_all_finite(RA_F32, step->sinks, layer->query_heads))
-        return RA_ERR_NOT_FINITE;
     ra_pool *pool = layer->pool;
+    const bool looks = !pool->backend->device; /* a device looks itself */
+    if (looks && step->sinks && !ra_all_finite(RA_F32, step->sinks, layer->query_heads))
+        return RA_ERR_NOT_FINITE;
     needs need = needs_of(layer, step->begin, step->tokens);
     if (!layer->pending || need.pages < 0 || need.pages > layer->reserved || !is_ready(layer, &need))
         return RA_ERR_ARGUMENT; /* nothing was reserved for it */
-    if (!all_finite(layer, step))
+    if (looks && !all_finite(layer, step))
         return RA_ERR_NOT_FINITE;
     ra_cut_abandon(layer);
     pool->reserved -= layer->reserved;
@@ -152,5 +164,8 @@ ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parall
     layer->pending = false;
     layer->scale = step->scale;
     layer->softcap = step->softcap;
-    return pool->backend->step(layer, step, parallel);
+    ra_status status = pool->backend->step(layer, step, parallel);
+    if (status == RA_OK && pool->backend->device)
+        ra_lists_stepped(layer, step->begin, step->tokens);
+    return status;
 }

@@ -58,7 +58,8 @@ typedef enum ra_status {
     RA_ERR_NO_MEMORY,  /* malloc failed */
     RA_ERR_NOT_FINITE, /* NaN or infinity in keys, values, queries or scores */
     RA_ERR_INFEASIBLE, /* the bounds of an allocation exclude its total */
-    RA_ERR_EVICTED     /* the tokens asked for are gone */
+    RA_ERR_EVICTED,    /* the tokens asked for are gone */
+    RA_ERR_DEVICE      /* the device that a pool lies on reports an error */
 } ra_status;
 
 /* A short English sentence for a status; never NULL, static storage. */
@@ -108,6 +109,19 @@ typedef struct ra_pool ra_pool;
 
 /* A pool of pages for one head size and format, empty at first. */
 ra_status ra_pool_create(const ra_format *format, int64_t head_dim, ra_pool **out);
+/* The same on a backend: "the device" below is the one that its pages and lists lie on, number `device_id` of its kind.
+ * Then slabs, tokens, sinks and outputs are memory of that device; lists, masks and settings stay the host's. */
+typedef struct ra_backend ra_backend;
+ra_status ra_pool_create_on(const ra_backend *backend, int device_id, const ra_format *format, int64_t head_dim,
+                            ra_pool **out);
+const ra_backend *ra_pool_backend(const ra_pool *pool);
+const char *ra_backend_name(const ra_backend *backend);
+/* Kind of the memory that its pages lie in, as DLPack counts: 1 the host's, 2 CUDA's. */
+int ra_backend_memory(const ra_backend *backend);
+/* The stream that later calls put their work on (a cudaStream_t); NULL: the default one. */
+void ra_pool_set_stream(ra_pool *pool, void *stream);
+/* Waits until ra_pool_get_info is as of now; on a device it otherwise is as of the last wait. */
+ra_status ra_pool_wait(ra_pool *pool);
 /* All layers of the pool must have been destroyed. Slabs are not touched: they are the caller's. */
 void ra_pool_destroy(ra_pool *pool);
 /* Bytes of one page. */
@@ -182,9 +196,12 @@ typedef struct ra_layer_config {
 /* A layer of empty rows. The pool must outlive it. */
 ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer **out);
 /* A layer that holds the same, sharing pages. */
-ra_status ra_layer_copy(const ra_layer *layer, ra_layer **out);
+ra_status ra_layer_copy(ra_layer *layer, ra_layer **out);
 void ra_layer_destroy(ra_layer *layer);
 
+/* Steps and cuts on a device are not waited for: what the functions below read is as of the last ra_layer_wait. Other
+ * calls wait by themselves where they must. */
+ra_status ra_layer_wait(ra_layer *layer);
 int64_t ra_layer_rows(const ra_layer *layer);
 int64_t ra_layer_kv_heads(const ra_layer *layer);
 int64_t ra_layer_query_heads(const ra_layer *layer);
@@ -338,6 +355,8 @@ typedef struct ra_cut {
     bool *cut; /* [R] */
 } ra_cut;
 ra_status ra_layer_cut(ra_layer *layer, const ra_cut *cut, ra_parallel parallel, int64_t *missing);
+/* On a device a cut whose budgets, lost and cut are NULL is not waited for; this fetches them afterwards, and waits. */
+ra_status ra_layer_figures(ra_layer *layer, const ra_cut *cut);
 
 typedef struct ra_times {
     int64_t score_ns, route_ns, evict_ns, attend_ns;

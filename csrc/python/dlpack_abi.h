@@ -18,7 +18,7 @@ typedef struct dl_data_type {
     uint16_t lanes;
 } dl_data_type;
 
-enum { DL_CPU = 1 };
+enum { DL_CPU = 1, DL_CUDA = 2 };
 enum { DL_INT = 0, DL_UINT = 1, DL_FLOAT = 2, DL_BFLOAT = 4, DL_BOOL = 6 };
 
 typedef struct dl_tensor {
@@ -44,7 +44,7 @@ typedef struct dl_exchange_api {
     void *managed_tensor_from_py_object;
     void *managed_tensor_to_py_object;
     int (*tensor_from_py_object)(void *object, dl_tensor *out); /* borrowed view; may be NULL */
-    void *current_work_stream;
+    int (*current_work_stream)(int32_t device_type, int32_t device_id, void **out);
 } dl_exchange_api;
 
 #endif

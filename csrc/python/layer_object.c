@@ -119,7 +119,7 @@ static int view_tokens(layer_object *self, PyObject *object, const char *name, i
     module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     dl_tensor view;
     ra_dtype dtype;
-    if (!state || ra_view_numbers(state, object, name, 4, &view, &dtype))
+    if (!state || ra_view_numbers(state, object, name, self->pool->memory, 4, &view, &dtype))
         return -1;
     int64_t rows = ra_layer_rows(self->layer), d = self->pool->head_dim;
     if (*tokens < 0) {
@@ -152,7 +152,7 @@ static int view_out(layer_object *self, PyObject *object, int64_t tokens, bool p
     module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     dl_tensor view;
     ra_dtype dtype;
-    if (!state || ra_view_numbers(state, object, "out", 4, &view, &dtype))
+    if (!state || ra_view_numbers(state, object, "out", self->pool->memory, 4, &view, &dtype))
         return -1;
     int64_t heads = ra_layer_query_heads(self->layer), d = self->pool->head_dim;
     int64_t rows = packed ? 1 : ra_layer_rows(self->layer);
@@ -170,6 +170,25 @@ static int view_out(layer_object *self, PyObject *object, int64_t tokens, bool p
     return 0;
 }
 
+/* [Hq] where the pages lie: an array in host memory, or a tensor. */
+static int view_sinks(layer_object *self, PyObject *object, ra_buffers *b, const float **out)
+{
+    Py_ssize_t heads = (Py_ssize_t)ra_layer_query_heads(self->layer);
+    module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    dl_tensor view;
+    ra_dtype dtype;
+    if (!self->pool->backend)
+        return (*out = ra_take(b, object, "sinks", 'f', heads, 0)) ? 0 : -1;
+    if (!state || ra_view_numbers(state, object, "sinks", self->pool->memory, 1, &view, &dtype))
+        return -1;
+    if (dtype != RA_F32 || view.shape[0] != heads || (heads > 1 && view.strides[0] != 1)) {
+        PyErr_Format(PyExc_ValueError, "sinks must be contiguous float32 [%zd]", heads);
+        return -1;
+    }
+    *out = view.data;
+    return 0;
+}
+
 PyDoc_STRVAR(
     step_doc,
     "step(queries, keys, values, out, scale, cut_in=None, begin=None, index=None, softcap=0.0, sinks=None, "
@@ -177,7 +196,9 @@ PyDoc_STRVAR(
     "Appends the new tokens, remembers their queries and, unless out is None, attends. queries [B, Hq, T, D], keys "
     "and values [B, H, T, D], out [B, T, Hq, D]; with begin and index also B = 1, all rows packed. cut_in int64 [B]: "
     "steps that follow before a row's next cut. begin int64 [B + 1], index int64 [begin[B]]: row b's new tokens "
-    "stand at index[begin[b]:begin[b + 1]]; the rest is padding, which out keeps as it is. sinks float32 [Hq]. "
+    "stand at index[begin[b]:begin[b + 1]]; the rest is padding, which out keeps as it is. sinks float32 [Hq], a "
+    "tensor where the pool "
+    "lies on a device. "
     "visible bool [begin[B], columns]: whether a token sees a position. ra_layer_step has the rest. Returns 0, or the "
     "number of pages to add before calling again; then nothing has changed.");
 
@@ -205,7 +226,7 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
     if (index != none &&
         (!step.begin || !(step.index = ra_take(b, index, "index", 'i', (Py_ssize_t)step.begin[rows], 0))))
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "index needs begin");
-    if (sinks != none && !(step.sinks = ra_take(b, sinks, "sinks", 'f', (Py_ssize_t)ra_layer_query_heads(layer), 0)))
+    if (sinks != none && view_sinks(self, sinks, b, &step.sinks))
         return NULL;
     bool packed = step.index != NULL;
     if (view_tokens(self, args[0], "queries", ra_layer_query_heads(layer), &tokens, &packed, &step.queries) ||

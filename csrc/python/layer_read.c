@@ -1,12 +1,24 @@
 /* _core.Layer: what its heads hold, read and put back. */
 #include "layer_object.h"
 
+/* What is read must be as of now. */
+static int wait_for(layer_object *self)
+{
+    ra_status status = ra_layer_wait(self->layer);
+    if (status == RA_OK)
+        return 0;
+    ra_raise(status, "read");
+    return -1;
+}
+
 const char ra_slots_doc[] = "slots(out)\n--\n\nSlots kept by each head into int64 out [B, H].";
 
 static PyObject *do_slots(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)count;
     ra_buffers b = {.count = 0};
+    if (wait_for(self))
+        return NULL;
     int64_t pairs = ra_layer_rows(self->layer) * ra_layer_kv_heads(self->layer);
     int64_t *out = ra_take(&b, args[0], "out", 'i', (Py_ssize_t)pairs, 1);
     if (!out)
@@ -29,6 +41,8 @@ const char ra_table_doc
 static PyObject *do_table(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)args, (void)count;
+    if (wait_for(self))
+        return NULL;
     int64_t pages = ra_layer_table_pages(self->layer);
     int64_t numbers = pages * ra_layer_rows(self->layer) * ra_layer_kv_heads(self->layer);
     return Py_BuildValue("(Ly#)", (long long)pages, (const char *)ra_layer_table(self->layer),
@@ -42,6 +56,8 @@ static PyObject *do_positions(layer_object *self, PyObject *const *args, Py_ssiz
 {
     (void)count;
     int64_t row, head;
+    if (wait_for(self))
+        return NULL;
     if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
         return NULL;
     return PyBytes_FromStringAndSize((const char *)ra_layer_positions(self->layer, row, head),
@@ -57,6 +73,8 @@ static PyObject *do_read(layer_object *self, PyObject *const *args, Py_ssize_t c
     (void)count;
     ra_buffers b = {.count = 0};
     int64_t row, head;
+    if (wait_for(self))
+        return NULL;
     if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
         return NULL;
     int values = PyObject_IsTrue(args[2]);
@@ -79,6 +97,8 @@ static PyObject *do_queries(layer_object *self, PyObject *const *args, Py_ssize_
 {
     (void)count;
     int64_t row;
+    if (wait_for(self))
+        return NULL;
     if (ra_row_number(self, args[0], &row))
         return NULL;
     int64_t n = ra_layer_queries(self->layer, row, NULL);

@@ -22,10 +22,13 @@ PyObject *ra_raise(ra_status status, const char *what);
 
 /* ---- tensor_view.c ---- */
 
-/* A borrowed view of a CPU tensor with `ndim` dimensions; valid while the object lives. 0, or -1 with an error set. */
-int ra_view(module_state *state, PyObject *object, const char *name, int ndim, dl_tensor *out);
+/* Where a tensor must lie, as DLPack says it. */
+extern const dl_device ra_host_memory;
+/* A borrowed view of a tensor with `ndim` dimensions; valid while the object lives. 0, or -1 with an error set. */
+int ra_view(module_state *state, PyObject *object, const char *name, dl_device where, int ndim, dl_tensor *out);
 /* The same for tensors whose elements are numbers: its dtype too, and not one that is negated lazily. */
-int ra_view_numbers(module_state *state, PyObject *object, const char *name, int ndim, dl_tensor *out, ra_dtype *dtype);
+int ra_view_numbers(module_state *state, PyObject *object, const char *name, dl_device where, int ndim, dl_tensor *out,
+                    ra_dtype *dtype);
 /* Its dtype as ra_dtype. 0, or -1 with an error set. */
 int ra_view_dtype(const dl_tensor *view, const char *name, ra_dtype *out);
 /* A contiguous buffer (numpy array) of `count` items; kind: 'i' int64, 'd' float64, 'f' float32, 'b' bool, 'p' int32.
@@ -42,7 +45,9 @@ typedef struct dead_layer {
 
 typedef struct pool_object {
     PyObject_HEAD ra_pool *pool;
-    PyObject *slabs; /* dict: slab id -> tensor that owns the memory; NULL once the collector has cleared it */
+    PyObject *slabs;   /* dict: slab id -> tensor that owns the memory; NULL once the collector has cleared it */
+    PyObject *backend; /* the capsule, NULL: the CPU's */
+    dl_device memory;  /* of pages, tokens and outputs */
     int64_t head_dim;
     ra_pool_info info; /* as it was when the pool was left */
     int busy;          /* a call is under way, perhaps with the GIL released */
@@ -55,6 +60,8 @@ int ra_pool_enter(pool_object *pool);
 void ra_pool_leave(pool_object *pool);
 /* Destroys a layer now, or when the call that is under way leaves. */
 void ra_pool_bury(pool_object *pool, dead_layer *layer);
+
+#define RA_BACKEND_CAPSULE "reasonalloc.backend.1"
 
 extern PyType_Spec ra_pool_spec, ra_layer_spec;
 extern PyMethodDef ra_functions[];

@@ -3,6 +3,20 @@
 
 #include "module.h"
 
+/* Work is put on the stream that torch uses now. */
+static int set_stream(pool_object *pool)
+{
+    module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)pool));
+    void *stream = NULL;
+    if (!state)
+        return -1;
+    if (pool->memory.type != DL_CPU && state->exchange &&
+        state->exchange->current_work_stream(pool->memory.type, pool->memory.id, &stream))
+        return -1;
+    ra_pool_set_stream(pool->pool, stream);
+    return 0;
+}
+
 int ra_pool_enter(pool_object *pool)
 {
     if (!pool->slabs) {
@@ -13,6 +27,8 @@ int ra_pool_enter(pool_object *pool)
         PyErr_SetString(PyExc_RuntimeError, "the cache is in use by another thread");
         return -1;
     }
+    if (pool->backend && set_stream(pool))
+        return -1;
     pool->busy = 1;
     return 0;
 }
@@ -46,16 +62,22 @@ void ra_pool_bury(pool_object *pool, dead_layer *layer)
 
 static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"format", "head_dim", NULL};
+    static char *names[] = {"format", "head_dim", "backend", "device", NULL};
     const char *name;
     long long head_dim;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sL:Pool", names, &name, &head_dim))
+    PyObject *capsule = Py_None;
+    int device_id = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sL|Oi:Pool", names, &name, &head_dim, &capsule, &device_id))
+        return NULL;
+    const ra_backend *backend = NULL;
+    if (capsule != Py_None && !(backend = PyCapsule_GetPointer(capsule, RA_BACKEND_CAPSULE)))
         return NULL;
     const ra_format *format = ra_format_find(name);
     if (!format)
         return PyErr_Format(PyExc_TypeError, "format '%s' not supported; float32, bfloat16 and float16 are", name);
     ra_pool *pool;
-    ra_status status = ra_pool_create(format, head_dim, &pool);
+    ra_status status = backend ? ra_pool_create_on(backend, device_id, format, head_dim, &pool)
+                               : ra_pool_create(format, head_dim, &pool);
     if (status == RA_ERR_ARGUMENT)
         return PyErr_Format(PyExc_ValueError, "head_dim must be between 1 and %d, got %lld", RA_MAX_HEAD_DIM, head_dim);
     if (status != RA_OK)
@@ -71,6 +93,11 @@ static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->pool = pool;
     self->slabs = slabs;
     self->head_dim = head_dim;
+    self->memory = backend ? (dl_device){.type = ra_backend_memory(backend), .id = device_id} : ra_host_memory;
+    if (backend) {
+        Py_INCREF(capsule);
+        self->backend = capsule;
+    }
     self->info = ra_pool_get_info(pool);
     return (PyObject *)self;
 }
@@ -79,6 +106,7 @@ static int pool_traverse(PyObject *object, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(object));
     Py_VISIT(((pool_object *)object)->slabs);
+    Py_VISIT(((pool_object *)object)->backend);
     return 0;
 }
 
@@ -97,6 +125,7 @@ static void pool_dealloc(PyObject *object)
     destroy_dead(self);
     ra_pool_destroy(self->pool);
     Py_XDECREF(self->slabs);
+    Py_XDECREF(self->backend);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
@@ -107,7 +136,7 @@ static PyObject *lend(pool_object *self, PyObject *tensor)
 {
     module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     dl_tensor view;
-    if (!state || ra_view(state, tensor, "slab", 1, &view))
+    if (!state || ra_view(state, tensor, "slab", self->memory, 1, &view))
         return NULL;
     int64_t page = (int64_t)ra_pool_page_bytes(self->pool), id;
     if (view.dtype.code != DL_UINT || view.dtype.bits != 8 || view.shape[0] < page || view.shape[0] % page ||
@@ -170,7 +199,16 @@ PyDoc_STRVAR(info_doc, "info()\n--\n\n(pages, used, free, peak_used, slabs), pag
 static PyObject *pool_info(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    ra_pool_info i = ((pool_object *)object)->info;
+    pool_object *self = (pool_object *)object;
+    if (self->backend && !self->busy && self->slabs) { /* on a device it is looked at only here */
+        if (ra_pool_enter(self))
+            return NULL;
+        ra_status status = ra_pool_wait(self->pool);
+        ra_pool_leave(self);
+        if (status != RA_OK)
+            return ra_raise(status, "info");
+    }
+    ra_pool_info i = self->info;
     return Py_BuildValue("(LLLLL)", (long long)i.pages, (long long)i.used, (long long)i.free, (long long)i.peak_used,
                          (long long)i.slabs);
 }
@@ -210,14 +248,22 @@ static PyObject *pool_format(PyObject *object, void *unused)
     Py_RETURN_NONE;
 }
 
+static PyObject *pool_backend(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyUnicode_FromString(ra_backend_name(ra_pool_backend(((pool_object *)object)->pool)));
+}
+
 static PyGetSetDef getset[] = {
     {"page_bytes", pool_page_bytes, NULL, "Bytes of one page.", NULL},
     {"format", pool_format, NULL, "Name of the page format.", NULL},
+    {"backend", pool_backend, NULL, "Name of what computes on the pages.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Pool(format, head_dim)\n--\n\nPages of 16 tokens of one KV head; see reasonalloc.h."},
+    {Py_tp_doc, "Pool(format, head_dim, backend=None, device=0)\n--\n\nPages of 16 tokens of one KV head; see "
+                "reasonalloc.h. backend: the capsule of another module than the CPU's."},
     {Py_tp_new, pool_new},
     {Py_tp_dealloc, pool_dealloc},
     {Py_tp_traverse, pool_traverse},

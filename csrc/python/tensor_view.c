@@ -26,7 +26,9 @@ static const dl_exchange_api *exchange_of(module_state *state, PyTypeObject *typ
     return api;
 }
 
-int ra_view(module_state *state, PyObject *object, const char *name, int ndim, dl_tensor *out)
+const dl_device ra_host_memory = {.type = DL_CPU, .id = -1};
+
+int ra_view(module_state *state, PyObject *object, const char *name, dl_device where, int ndim, dl_tensor *out)
 {
     const dl_exchange_api *api = exchange_of(state, Py_TYPE(object));
     if (!api) {
@@ -36,8 +38,12 @@ int ra_view(module_state *state, PyObject *object, const char *name, int ndim, d
     }
     if (api->tensor_from_py_object(object, out))
         return -1;
-    if (out->device.type != DL_CPU) {
-        PyErr_Format(PyExc_TypeError, "%s must be on the CPU, got DLPack device %d", name, (int)out->device.type);
+    if (out->device.type != where.type || (where.type != DL_CPU && out->device.id != where.id)) {
+        if (where.type == DL_CPU)
+            PyErr_Format(PyExc_TypeError, "%s must be on the CPU, got DLPack device %d", name, (int)out->device.type);
+        else
+            PyErr_Format(PyExc_TypeError, "%s must be on DLPack device %d, number %d, got device %d, number %d", name,
+                         (int)where.type, (int)where.id, (int)out->device.type, (int)out->device.id);
         return -1;
     }
     if (out->ndim != ndim) {
@@ -68,9 +74,11 @@ static int is_negated(module_state *state, PyObject *object, const char *name)
     return negated;
 }
 
-int ra_view_numbers(module_state *state, PyObject *object, const char *name, int ndim, dl_tensor *out, ra_dtype *dtype)
+int ra_view_numbers(module_state *state, PyObject *object, const char *name, dl_device where, int ndim, dl_tensor *out,
+                    ra_dtype *dtype)
 {
-    if (ra_view(state, object, name, ndim, out) || ra_view_dtype(out, name, dtype) || is_negated(state, object, name))
+    if (ra_view(state, object, name, where, ndim, out) || ra_view_dtype(out, name, dtype) ||
+        is_negated(state, object, name))
         return -1;
     return 0;
 }

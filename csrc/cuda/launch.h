@@ -5,8 +5,8 @@
  * core/layer.h in device memory. Memory is uninitialised unless said: slots past a head's end hold anything, NaN included.
  *
  * Launchers return 0, a cudaError_t, or -1 for a shape that no kernel serves. `stream` is a cudaStream_t. */
-#ifndef RA_CUDA_KERNELS_H
-#define RA_CUDA_KERNELS_H
+#ifndef RA_CUDA_LAUNCH_H
+#define RA_CUDA_LAUNCH_H
 
 #include "reasonalloc.h"
 
@@ -16,18 +16,18 @@ extern "C" {
 
 /* In device memory, at an address that stays. */
 typedef struct ra_cuda_pool {
-    void **memory;      /* page id -> address */
-    int32_t *refs;      /* page id -> owners */
-    int32_t *free_ids;  /* stack of pages without owner: the last one is taken first */
+    void **memory;     /* page id -> address */
+    int32_t *refs;     /* page id -> owners */
+    int32_t *free_ids; /* stack of pages without owner: the last one is taken first */
     int32_t free_count;
 } ra_cuda_pool;
 
 /* Bits of ra_cuda_layer.fault. */
 enum {
-    RA_CUDA_FAULT_PAGES = 1,      /* the pool ran out, which the host's reservation rules out */
-    RA_CUDA_FAULT_TOKENS = 2,     /* a new key or value is not finite in the pool's format */
-    RA_CUDA_FAULT_SCORES = 4,     /* a score is not finite */
-    RA_CUDA_FAULT_INFEASIBLE = 8  /* a total below heads * window */
+    RA_CUDA_FAULT_PAGES = 1,     /* the pool ran out, which the host's reservation rules out */
+    RA_CUDA_FAULT_TOKENS = 2,    /* a new key or value is not finite in the pool's format */
+    RA_CUDA_FAULT_SCORES = 4,    /* a score is not finite */
+    RA_CUDA_FAULT_INFEASIBLE = 8 /* a total below heads * window */
 };
 
 typedef struct ra_cuda_layer {
@@ -42,9 +42,9 @@ typedef struct ra_cuda_layer {
     float *queries;     /* [R][window][Hq][D], a ring: the query of token i lies at i % window */
     int32_t *q_begin;   /* [R] oldest and one past the newest query in it */
     int32_t *q_end;
-    float *sinks;       /* [Hq] of the newest step; -INFINITY: none */
-    uint32_t *tickets;  /* [RA_CUDA_TICKETS], zero between launches */
-    uint32_t *fault;    /* [R] bits; host memory that the device writes */
+    float *sinks;      /* [Hq] of the newest step; -INFINITY: none */
+    uint32_t *tickets; /* [RA_CUDA_TICKETS], zero between launches */
+    uint32_t *fault;   /* [R] bits; host memory that the device writes */
 } ra_cuda_layer;
 
 #define RA_CUDA_TICKETS 16
@@ -52,16 +52,16 @@ typedef struct ra_cuda_layer {
 /* ---- A step: ra_cuda_append, then ra_cuda_attend ---- */
 
 typedef struct ra_cuda_step {
-    const int32_t *begin; /* [R + 1] as in ra_step, or NULL: every row has `tokens` new ones */
-    const int32_t *index; /* [begin[R]] or NULL: at i - begin[r] */
-    int32_t tokens;       /* most new tokens of a row */
+    const int32_t *begin;            /* [R + 1] as in ra_step, or NULL: every row has `tokens` new ones */
+    const int32_t *index;            /* [begin[R]] or NULL: at i - begin[r] */
+    int32_t tokens;                  /* most new tokens of a row */
     ra_tokens queries, keys, values; /* any of the three dtypes each, aligned to their elements only */
-    float scale, softcap; /* as in ra_step */
-    const float *sinks;   /* [Hq] or NULL */
-    const uint8_t *visible; /* as in ra_step */
+    float scale, softcap;            /* as in ra_step */
+    const float *sinks;              /* [Hq] or NULL */
+    const uint8_t *visible;          /* as in ra_step */
     int64_t visible_stride;
-    ra_output out;          /* data NULL: no attention */
-    int32_t most_slots;     /* bound on the slots of a head after the step: fixes grids */
+    ra_output out;      /* data NULL: no attention */
+    int32_t most_slots; /* bound on the slots of a head after the step: fixes grids */
 } ra_cuda_step;
 
 /* Takes pages (in the order of heads, whatever the order of blocks; a shared tail page is copied to a fresh one first),
@@ -74,7 +74,8 @@ int ra_cuda_append(const ra_cuda_layer *layer, const ra_cuda_step *step, void *s
  * launches, ra_cuda_attend_tickets() of them. */
 size_t ra_cuda_attend_tickets(const ra_cuda_layer *layer, const ra_cuda_step *step);
 size_t ra_cuda_attend_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step);
-int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *step, uint32_t *tickets, void *scratch, void *stream);
+int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *step, uint32_t *tickets, void *scratch,
+                   void *stream);
 
 /* ---- A cut: begin, score, allocate, choose, apply ---- */
 
@@ -87,7 +88,7 @@ typedef enum ra_cuda_scorer {
 } ra_cuda_scorer;
 
 typedef struct ra_cuda_cut {
-    int32_t most_slots; /* bound on the slots of a head */
+    int32_t most_slots;                    /* bound on the slots of a head */
     const int64_t *totals, *protect_below; /* [R] */
     ra_cuda_scorer scorer;
     float alpha, threshold; /* ra_score_config */
@@ -107,7 +108,8 @@ typedef struct ra_cuda_cut {
 
 /* Scratch that any of the five needs. */
 size_t ra_cuda_cut_bytes(const ra_cuda_layer *layer, int32_t most_slots);
-int ra_cuda_cut_begin(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream); /* cut, before */
+int ra_cuda_cut_begin(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch,
+                      void *stream); /* cut, before */
 int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
 int ra_cuda_allocate(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
 int ra_cuda_choose(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);

@@ -1,0 +1,75 @@
+/* The CUDA backend: pages and lists in device memory, kernels of this folder. */
+#include "backend.h"
+
+/* Scratch lies on the device: `reserve` sees to it. */
+static size_t no_host_scratch(const ra_layer *layer, int64_t tokens, int64_t slots)
+{
+    (void)layer, (void)tokens, (void)slots;
+    return 0;
+}
+
+static ra_status up(ra_pool *pool, void *page, const void *from, size_t bytes)
+{
+    int before, error = ra_device_enter(pool->device_id, &before);
+    if (error)
+        return RA_ERR_DEVICE;
+    error = ra_device_up(page, from, bytes, pool->stream);
+    ra_device_leave(before);
+    return ra_cuda_status(error);
+}
+
+static ra_status down(ra_pool *pool, void *to, const void *page, size_t bytes)
+{
+    int before, error = ra_device_enter(pool->device_id, &before);
+    if (error)
+        return RA_ERR_DEVICE;
+    error = ra_device_down(to, page, bytes, pool->stream);
+    if (!error)
+        error = ra_device_wait(pool->stream);
+    ra_device_leave(before);
+    return ra_cuda_status(error);
+}
+
+static ra_status move(ra_pool *pool, void *to, const void *from, size_t bytes)
+{
+    int before, error = ra_device_enter(pool->device_id, &before);
+    if (error)
+        return RA_ERR_DEVICE;
+    error = ra_device_move(to, from, bytes, pool->stream);
+    ra_device_leave(before);
+    return ra_cuda_status(error);
+}
+
+static const ra_device device = {
+#ifdef RA_EMULATE
+    .type = 1, /* the CPU's memory */
+#else
+    .type = 2,
+#endif
+    .pool_open = ra_cuda_pool_open,
+    .pool_close = ra_cuda_pool_close,
+    .layer_close = ra_cuda_layer_close,
+    .reserve = ra_cuda_reserve,
+    .pull = ra_cuda_pull,
+    .up = up,
+    .down = down,
+    .move = move,
+    .cut = ra_cuda_cut_on,
+    .figures = ra_cuda_figures,
+    .fault = ra_cuda_fault,
+};
+
+const ra_backend ra_backend_cuda = {
+#ifdef RA_EMULATE
+    .name = "cuda-emulated",
+#else
+    .name = "cuda",
+#endif
+    .step_bytes = no_host_scratch,
+    .step = ra_cuda_step_on,
+    .score = ra_cuda_score_on,
+    .choose = ra_cuda_choose_on,
+    .apply_pages = ra_cuda_apply_pages,
+    .apply = ra_cuda_apply_on,
+    .device = &device,
+};

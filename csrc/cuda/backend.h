@@ -1,0 +1,93 @@
+/* The CUDA backend's insides, shared by its host files. */
+#ifndef RA_CUDA_BACKEND_H
+#define RA_CUDA_BACKEND_H
+
+#include "../core/backend.h"
+#include "device.h"
+#include "launch.h"
+
+/* Of a pool. Everything but this struct is device memory. */
+typedef struct cuda_pool {
+    ra_cuda_pool *head;
+    void **memory; /* [ids], as are refs and free_ids */
+    int32_t *refs, *free_ids;
+    int64_t ids;
+    uint32_t *tickets; /* of attention */
+    size_t ticket_count;
+    char *scratch; /* of one call at a time */
+    size_t scratch_bytes;
+} cuda_pool;
+
+/* Figures of a cut, as they come to the host. */
+typedef struct cuda_figures {
+    int32_t *cut, *before, *budgets, *keep; /* [R], [R, H] */
+    double *lost;                           /* [R, H] */
+} cuda_figures;
+
+/* Of a layer. */
+typedef struct cuda_layer {
+    int64_t rows, pages; /* that the lists have room for */
+    char *memory;        /* of lists and figures, on the device */
+    char *shared;        /* of faults and figures, on the host */
+    ra_cuda_layer lists;
+    cuda_figures there, here; /* device, host */
+    size_t figure_bytes;
+} cuda_layer;
+
+/* Pieces of memory one behind the other; counts only where memory is NULL. */
+typedef struct cuda_pieces {
+    char *memory;
+    size_t used;
+} cuda_pieces;
+
+static inline void *ra_piece(cuda_pieces *pieces, size_t count, size_t size)
+{
+    size_t begin = (pieces->used + 255) / 256 * 256;
+    pieces->used = begin + count * size;
+    return pieces->memory ? pieces->memory + begin : NULL;
+}
+
+static inline cuda_pool *ra_cuda_pool_of(const ra_pool *pool) { return pool->device; }
+static inline cuda_layer *ra_cuda_layer_of(const ra_layer *layer) { return layer->device; }
+static inline ra_status ra_cuda_status(int error) { return error ? RA_ERR_DEVICE : RA_OK; }
+
+/* ---- lists.c ---- */
+
+ra_status ra_cuda_pool_open(ra_pool *pool);
+void ra_cuda_pool_close(ra_pool *pool);
+void ra_cuda_layer_close(ra_layer *layer);
+ra_status ra_cuda_pull(ra_pool *pool, ra_layer *layer);
+/* The device's lists become the host's where those are newer. */
+ra_status ra_cuda_push(ra_layer *layer);
+/* At least `bytes` of scratch, what lay in it is lost. */
+ra_status ra_cuda_scratch(ra_pool *pool, size_t bytes);
+/* At least `count` tickets. */
+ra_status ra_cuda_tickets(ra_pool *pool, size_t count);
+ra_status ra_cuda_fault(ra_layer *layer);
+/* int64 of the host as int32 of the device. */
+int ra_cuda_up_narrow(int32_t *to, const int64_t *from, int64_t count, void *stream);
+
+/* ---- step.c ---- */
+
+ra_status ra_cuda_reserve(ra_layer *layer, int64_t tokens, int64_t slots);
+ra_status ra_cuda_step_on(ra_layer *layer, const ra_step *step, ra_parallel parallel);
+
+/* ---- cut.c ---- */
+
+size_t ra_cuda_cut_scratch(const ra_layer *layer, int64_t slots);
+ra_status ra_cuda_cut_on(ra_layer *layer, const ra_cut *cut);
+ra_status ra_cuda_figures(ra_layer *layer, const ra_cut *cut);
+ra_status ra_cuda_score_on(ra_layer *layer, const ra_score_config *config, ra_parallel parallel);
+ra_status ra_cuda_choose_on(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost,
+                            ra_parallel parallel);
+int64_t ra_cuda_apply_pages(const ra_layer *layer);
+ra_status ra_cuda_apply_on(ra_layer *layer, ra_parallel parallel);
+
+#ifdef RA_EMULATE
+/* Threads and blocks run in an order drawn from `seed`; 0: in that of their numbers. */
+void ra_emulate_order(unsigned seed);
+#endif
+
+extern const ra_backend ra_backend_cuda;
+
+#endif

@@ -1,0 +1,279 @@
+/* A cut on the device: whole and without waiting, or phase by phase with the host in between. */
+#include <math.h>
+#include <string.h>
+
+#include "../scorer/scorer.h"
+#include "backend.h"
+
+typedef struct cut_pieces {
+    int64_t *totals, *protect_below;
+    float *scores;
+    int32_t *kept;
+    char *rest;
+} cut_pieces;
+
+static cut_pieces lay_cut(const ra_layer *layer, cuda_pieces *pieces)
+{
+    size_t rows = (size_t)layer->rows, entries = (size_t)ra_pairs(layer) * (size_t)layer->pages * PAGE;
+    return (cut_pieces){.totals = ra_piece(pieces, rows, sizeof(int64_t)),
+                        .protect_below = ra_piece(pieces, rows, sizeof(int64_t)),
+                        .scores = ra_piece(pieces, entries, sizeof(float)),
+                        .kept = ra_piece(pieces, entries, sizeof(int32_t)),
+                        .rest = ra_piece(pieces, 0, 1)};
+}
+
+size_t ra_cuda_cut_scratch(const ra_layer *layer, int64_t slots)
+{
+    cuda_pieces count = {0};
+    (void)lay_cut(layer, &count);
+    return count.used + ra_cuda_cut_bytes(&ra_cuda_layer_of(layer)->lists, (int32_t)slots);
+}
+
+static int64_t most_slots(const ra_layer *layer)
+{
+    int64_t most = 0;
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        most = ra_max(most, layer->slots[pair]);
+    return most;
+}
+
+static const struct {
+    const char *name;
+    ra_cuda_scorer number;
+} scorers[] = {
+    {"rkv", RA_CUDA_RKV},         {"rkv-centred", RA_CUDA_RKV_CENTRED}, {"importance", RA_CUDA_IMPORTANCE},
+    {"recency", RA_CUDA_RECENCY}, {"random", RA_CUDA_RANDOM},
+};
+
+static ra_status set_scorer(ra_cuda_cut *job, const ra_score_config *config)
+{
+    for (size_t i = 0; i < sizeof scorers / sizeof scorers[0]; i++)
+        if (!strcmp(scorers[i].name, config->scorer->name)) {
+            job->scorer = scorers[i].number;
+            job->alpha = config->alpha;
+            job->threshold = config->threshold;
+            job->kernel = (int32_t)config->kernel;
+            job->seed = config->seed;
+            return RA_OK;
+        }
+    return RA_ERR_ARGUMENT;
+}
+
+/* Memory for a cut, and its arguments up. protect_below NULL: not wanted. */
+static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *protect_below, ra_cuda_cut *job,
+                         char **rest)
+{
+    ra_pool *pool = layer->pool;
+    ra_status status = ra_cuda_push(layer);
+    if (status == RA_OK)
+        status = ra_cuda_scratch(pool, ra_cuda_cut_scratch(layer, most_slots(layer)));
+    if (status != RA_OK)
+        return status;
+    const cuda_layer *own = ra_cuda_layer_of(layer);
+    cuda_pieces pieces = {.memory = ra_cuda_pool_of(pool)->scratch};
+    cut_pieces at = lay_cut(layer, &pieces);
+    size_t bytes = (size_t)layer->rows * sizeof(int64_t);
+    job->most_slots = (int32_t)most_slots(layer);
+    job->totals = at.totals;
+    job->protect_below = at.protect_below;
+    job->scale = layer->scale != 0 ? layer->scale : 1 / sqrtf((float)layer->pool->head_dim);
+    job->softcap = layer->softcap;
+    job->cut = own->there.cut;
+    job->before = own->there.before;
+    job->budgets = own->there.budgets;
+    job->keep = own->there.keep;
+    job->lost = own->there.lost;
+    job->scores = at.scores;
+    job->kept = at.kept;
+    *rest = at.rest;
+    int error = ra_device_up(at.totals, totals, bytes, pool->stream);
+    if (!error && protect_below)
+        error = ra_device_up(at.protect_below, protect_below, bytes, pool->stream);
+    return ra_cuda_status(error ? error : ra_cuda_cut_begin(&own->lists, job, at.rest, pool->stream));
+}
+
+static ra_status run(ra_layer *layer, const ra_cut *cut)
+{
+    ra_cuda_cut job = {.route = cut->route};
+    char *rest;
+    ra_status status = set_scorer(&job, &cut->score);
+    if (status == RA_OK)
+        status = prepare(layer, cut->totals, cut->protect_below, &job, &rest);
+    if (status != RA_OK)
+        return status;
+    const cuda_layer *own = ra_cuda_layer_of(layer);
+    const ra_cuda_layer *lists = &own->lists;
+    void *stream = layer->pool->stream;
+    int error = ra_cuda_score(lists, &job, rest, stream);
+    if (!error)
+        error = ra_cuda_allocate(lists, &job, rest, stream);
+    if (!error)
+        error = ra_cuda_choose(lists, &job, rest, stream);
+    if (!error)
+        error = ra_cuda_apply(lists, &job, rest, stream);
+    if (!error) /* the figures lie in one piece, in both memories */
+        error = ra_device_down(own->here.lost, own->there.lost, own->figure_bytes, stream);
+    return ra_cuda_status(error);
+}
+
+ra_status ra_cuda_cut_on(ra_layer *layer, const ra_cut *cut)
+{
+    int before;
+    if (ra_device_enter(layer->pool->device_id, &before))
+        return RA_ERR_DEVICE;
+    ra_status status = run(layer, cut);
+    ra_device_leave(before);
+    return status;
+}
+
+static ra_status wait_for(const ra_layer *layer)
+{
+    int before;
+    if (ra_device_enter(layer->pool->device_id, &before))
+        return RA_ERR_DEVICE;
+    int error = ra_device_wait(layer->pool->stream);
+    ra_device_leave(before);
+    return ra_cuda_status(error);
+}
+
+ra_status ra_cuda_figures(ra_layer *layer, const ra_cut *cut)
+{
+    ra_status status = wait_for(layer);
+    const cuda_figures *here = &ra_cuda_layer_of(layer)->here;
+    for (int64_t pair = 0; status == RA_OK && pair < ra_pairs(layer); pair++) {
+        int64_t row = pair / layer->kv_heads;
+        cut->cut[row] = here->cut[row];
+        if (here->cut[row]) {
+            cut->budgets[pair] = here->budgets[pair];
+            cut->lost[pair] = here->lost[pair];
+        }
+    }
+    return status;
+}
+
+/* ---- Phase by phase: the host's lists are current, and so is layer->cut ---- */
+
+static ra_status score(ra_layer *layer, const ra_score_config *config)
+{
+    ra_cuda_cut job = {0};
+    char *rest;
+    ra_status status = set_scorer(&job, config);
+    if (status == RA_OK)
+        status = prepare(layer, layer->cut.totals, NULL, &job, &rest);
+    if (status != RA_OK)
+        return status;
+    void *stream = layer->pool->stream;
+    size_t row = (size_t)layer->pages * PAGE * sizeof(float), more = PAGE * sizeof(float);
+    int error = ra_cuda_score(&ra_cuda_layer_of(layer)->lists, &job, rest, stream);
+    if (!error)
+        error = ra_device_down_runs(layer->cut.scores, row + more, job.scores, row, row, (size_t)ra_pairs(layer),
+                                    stream);
+    if (!error)
+        error = ra_device_wait(stream);
+    return error ? RA_ERR_DEVICE : ra_cuda_fault(layer);
+}
+
+ra_status ra_cuda_score_on(ra_layer *layer, const ra_score_config *config, ra_parallel parallel)
+{
+    int before;
+    (void)parallel;
+    if (ra_device_enter(layer->pool->device_id, &before))
+        return RA_ERR_DEVICE;
+    ra_status status = score(layer, config);
+    ra_device_leave(before);
+    return status;
+}
+
+static bool scores_are_finite(const ra_layer *layer)
+{
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        for (int64_t i = 0; layer->cut.cut[pair / layer->kv_heads] && i < ra_older(layer, pair); i++)
+            if (!isfinite(ra_scores_of(layer, pair)[i]))
+                return false;
+    return true;
+}
+
+static ra_status choose(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost)
+{
+    ra_cuda_cut job = {0};
+    char *rest;
+    if (!scores_are_finite(layer))
+        return RA_ERR_NOT_FINITE;
+    ra_status status = prepare(layer, layer->cut.totals, protect_below, &job, &rest);
+    if (status != RA_OK)
+        return status;
+    const cuda_layer *own = ra_cuda_layer_of(layer);
+    void *stream = layer->pool->stream;
+    size_t pairs = (size_t)ra_pairs(layer), row = (size_t)layer->pages * PAGE * 4, more = PAGE * 4;
+    for (size_t pair = 0; pair < pairs; pair++) /* of the rows that are not cut they may be anything */
+        own->here.budgets[pair] = (int32_t)ra_max(0, ra_min(budgets[pair], INT32_MAX));
+    int error = ra_device_up(job.budgets, own->here.budgets, pairs * sizeof(int32_t), stream);
+    if (!error)
+        error = ra_device_up_runs(job.scores, row, layer->cut.scores, row + more, row, pairs, stream);
+    if (!error)
+        error = ra_cuda_choose(&own->lists, &job, rest, stream);
+    if (!error)
+        error = ra_device_down_runs(layer->cut.kept, row + more, job.kept, row, row, pairs, stream);
+    if (!error)
+        error = ra_device_down(layer->cut.keep, job.keep, pairs * sizeof(int32_t), stream);
+    if (!error)
+        error = ra_device_down(own->here.lost, job.lost, pairs * sizeof(double), stream);
+    if (!error)
+        error = ra_device_wait(stream);
+    for (size_t pair = 0; !error && lost && pair < pairs; pair++)
+        if (layer->cut.cut[pair / (size_t)layer->kv_heads])
+            lost[pair] = own->here.lost[pair];
+    return error ? RA_ERR_DEVICE : ra_cuda_fault(layer);
+}
+
+ra_status ra_cuda_choose_on(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost,
+                            ra_parallel parallel)
+{
+    int before;
+    (void)parallel;
+    if (ra_device_enter(layer->pool->device_id, &before))
+        return RA_ERR_DEVICE;
+    ra_status status = choose(layer, protect_below, budgets, lost);
+    ra_device_leave(before);
+    return status;
+}
+
+int64_t ra_cuda_apply_pages(const ra_layer *layer)
+{
+    int64_t need = 0;
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        if (layer->cut.cut[pair / layer->kv_heads])
+            need += ra_pages_for(layer->cut.keep[pair]);
+    return need;
+}
+
+static ra_status apply(ra_layer *layer)
+{
+    ra_cuda_cut job = {0};
+    char *rest;
+    ra_status status = prepare(layer, layer->cut.totals, NULL, &job, &rest);
+    if (status != RA_OK)
+        return status;
+    void *stream = layer->pool->stream;
+    size_t pairs = (size_t)ra_pairs(layer), row = (size_t)layer->pages * PAGE * 4, more = PAGE * 4;
+    for (size_t pair = 0; pair < pairs; pair++) /* nothing was chosen for rows that are not cut */
+        if (!layer->cut.cut[pair / (size_t)layer->kv_heads])
+            layer->cut.keep[pair] = layer->slots[pair];
+    int error = ra_device_up(job.keep, layer->cut.keep, pairs * sizeof(int32_t), stream);
+    if (!error)
+        error = ra_device_up_runs(job.kept, row, layer->cut.kept, row + more, row, pairs, stream);
+    if (!error)
+        error = ra_cuda_apply(&ra_cuda_layer_of(layer)->lists, &job, rest, stream);
+    return ra_cuda_status(error);
+}
+
+ra_status ra_cuda_apply_on(ra_layer *layer, ra_parallel parallel)
+{
+    int before;
+    (void)parallel;
+    if (ra_device_enter(layer->pool->device_id, &before))
+        return RA_ERR_DEVICE;
+    ra_status status = apply(layer);
+    ra_device_leave(before);
+    return status;
+}

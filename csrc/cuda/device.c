@@ -1,0 +1,182 @@
+#include "device.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+static _Atomic(int64_t) waits, allocations;
+
+int64_t ra_device_waits(void) { return atomic_load(&waits); }
+int64_t ra_device_allocations(void) { return atomic_load(&allocations); }
+
+#ifdef RA_EMULATE
+
+int ra_device_enter(int device, int *before)
+{
+    (void)device;
+    *before = 0;
+    return 0;
+}
+void ra_device_leave(int before) { (void)before; }
+
+/* Aligned as the driver's memory is, and full of what is no number: kernels may rely on nothing. */
+void *ra_device_new(size_t bytes, void *stream)
+{
+    (void)stream;
+    atomic_fetch_add(&allocations, 1);
+    size_t whole = (bytes + 255) / 256 * 256;
+    void *memory = aligned_alloc(256, whole ? whole : 256);
+    if (memory)
+        memset(memory, 0xff, bytes);
+    return memory;
+}
+void ra_device_free(void *memory, void *stream)
+{
+    (void)stream;
+    free(memory);
+}
+void *ra_device_new_shared(size_t bytes)
+{
+    atomic_fetch_add(&allocations, 1);
+    return calloc(1, bytes ? bytes : 1);
+}
+void ra_device_free_shared(void *memory) { free(memory); }
+
+int ra_device_zero(void *memory, size_t bytes, void *stream)
+{
+    (void)stream;
+    memset(memory, 0, bytes);
+    return 0;
+}
+static int copy(void *to, const void *from, size_t bytes)
+{
+    if (bytes)
+        memcpy(to, from, bytes);
+    return 0;
+}
+int ra_device_up(void *to, const void *from, size_t bytes, void *stream)
+{
+    (void)stream;
+    return copy(to, from, bytes);
+}
+int ra_device_down(void *to, const void *from, size_t bytes, void *stream)
+{
+    (void)stream;
+    return copy(to, from, bytes);
+}
+int ra_device_move(void *to, const void *from, size_t bytes, void *stream)
+{
+    (void)stream;
+    return copy(to, from, bytes);
+}
+static int copy_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        copy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, bytes);
+    return 0;
+}
+int ra_device_up_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count,
+                      void *stream)
+{
+    (void)stream;
+    return copy_runs(to, to_pitch, from, from_pitch, bytes, count);
+}
+int ra_device_down_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count,
+                        void *stream)
+{
+    (void)stream;
+    return copy_runs(to, to_pitch, from, from_pitch, bytes, count);
+}
+int ra_device_wait(void *stream)
+{
+    (void)stream;
+    atomic_fetch_add(&waits, 1);
+    return 0;
+}
+
+#else
+
+#include <cuda_runtime_api.h>
+
+int ra_device_enter(int device, int *before)
+{
+    *before = device;
+    cudaError_t error = cudaGetDevice(before);
+    return (int)(error == cudaSuccess && *before != device ? cudaSetDevice(device) : error);
+}
+void ra_device_leave(int before)
+{
+    int now;
+    if (cudaGetDevice(&now) == cudaSuccess && now != before)
+        (void)cudaSetDevice(before);
+}
+
+void *ra_device_new(size_t bytes, void *stream)
+{
+    void *memory = NULL;
+    atomic_fetch_add(&allocations, 1);
+    if (cudaMallocAsync(&memory, bytes ? bytes : 1, stream) == cudaSuccess)
+        return memory;
+    (void)cudaGetLastError(); /* it is told by NULL, not by the next launch */
+    return NULL;
+}
+void ra_device_free(void *memory, void *stream)
+{
+    if (memory)
+        (void)cudaFreeAsync(memory, stream);
+}
+void *ra_device_new_shared(size_t bytes)
+{
+    void *memory = NULL;
+    atomic_fetch_add(&allocations, 1);
+    if (cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocMapped | cudaHostAllocPortable) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return NULL;
+    }
+    memset(memory, 0, bytes);
+    return memory;
+}
+void ra_device_free_shared(void *memory)
+{
+    if (memory)
+        (void)cudaFreeHost(memory);
+}
+
+int ra_device_zero(void *memory, size_t bytes, void *stream) { return (int)cudaMemsetAsync(memory, 0, bytes, stream); }
+static int copy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, void *stream)
+{
+    return bytes ? (int)cudaMemcpyAsync(to, from, bytes, kind, stream) : 0;
+}
+int ra_device_up(void *to, const void *from, size_t bytes, void *stream)
+{
+    return copy(to, from, bytes, cudaMemcpyHostToDevice, stream);
+}
+int ra_device_down(void *to, const void *from, size_t bytes, void *stream)
+{
+    return copy(to, from, bytes, cudaMemcpyDeviceToHost, stream);
+}
+int ra_device_move(void *to, const void *from, size_t bytes, void *stream)
+{
+    return copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
+}
+int ra_device_up_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count,
+                      void *stream)
+{
+    if (!bytes || !count)
+        return 0;
+    return (int)cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyHostToDevice, stream);
+}
+int ra_device_down_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count,
+                        void *stream)
+{
+    if (!bytes || !count)
+        return 0;
+    return (int)cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyDeviceToHost, stream);
+}
+int ra_device_wait(void *stream)
+{
+    atomic_fetch_add(&waits, 1);
+    return (int)cudaStreamSynchronize(stream);
+}
+
+#endif

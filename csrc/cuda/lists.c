@@ -1,0 +1,313 @@
+/* The lists of pools and layers in device memory, and their way there and back. */
+#include <stdlib.h>
+
+#include "backend.h"
+
+int ra_cuda_up_narrow(int32_t *to, const int64_t *from, int64_t count, void *stream)
+{
+    int error = 0;
+    for (int64_t i = 0; i < count && !error;) {
+        int32_t part[64];
+        int64_t n = ra_min(64, count - i);
+        for (int64_t j = 0; j < n; j++)
+            part[j] = (int32_t)from[i + j];
+        error = ra_device_up(to + i, part, (size_t)n * sizeof *part, stream);
+        i += n;
+    }
+    return error;
+}
+
+/* ---- Pool ---- */
+
+ra_status ra_cuda_pool_open(ra_pool *pool)
+{
+    int before;
+    cuda_pool *own = ra_new_zeroed(1, sizeof *own);
+    if (!own)
+        return RA_ERR_NO_MEMORY;
+    if (ra_device_enter(pool->device_id, &before)) {
+        free(own);
+        return RA_ERR_DEVICE;
+    }
+    own->head = ra_device_new(sizeof *own->head, pool->stream);
+    ra_device_leave(before);
+    if (!own->head) {
+        free(own);
+        return RA_ERR_NO_MEMORY;
+    }
+    pool->device = own;
+    return RA_OK;
+}
+
+void ra_cuda_pool_close(ra_pool *pool)
+{
+    int before;
+    cuda_pool *own = ra_cuda_pool_of(pool);
+    if (ra_device_enter(pool->device_id, &before) == 0) {
+        void *const all[] = {own->head, own->memory, own->refs, own->free_ids, own->tickets, own->scratch};
+        for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+            ra_device_free(all[i], pool->stream);
+        ra_device_leave(before);
+    }
+    free(own);
+}
+
+ra_status ra_cuda_scratch(ra_pool *pool, size_t bytes)
+{
+    cuda_pool *own = ra_cuda_pool_of(pool);
+    if (bytes <= own->scratch_bytes)
+        return RA_OK;
+    bytes += bytes / 8; /* a little more, so that slow growth does not come here at every step */
+    char *memory = ra_device_new(bytes, pool->stream);
+    if (!memory)
+        return RA_ERR_NO_MEMORY;
+    ra_device_free(own->scratch, pool->stream);
+    own->scratch = memory;
+    own->scratch_bytes = bytes;
+    return RA_OK;
+}
+
+ra_status ra_cuda_tickets(ra_pool *pool, size_t count)
+{
+    cuda_pool *own = ra_cuda_pool_of(pool);
+    if (count <= own->ticket_count)
+        return RA_OK;
+    uint32_t *tickets = ra_device_new(count * sizeof *tickets, pool->stream);
+    if (!tickets)
+        return RA_ERR_NO_MEMORY;
+    int error = ra_device_zero(tickets, count * sizeof *tickets, pool->stream);
+    ra_device_free(own->tickets, pool->stream);
+    own->tickets = tickets;
+    own->ticket_count = count;
+    return ra_cuda_status(error);
+}
+
+static ra_status push_pool(ra_pool *pool)
+{
+    cuda_pool *own = ra_cuda_pool_of(pool);
+    if (pool->lists != RA_LISTS_HOST)
+        return RA_OK;
+    size_t ids = (size_t)pool->ids;
+    if (own->ids < pool->ids) {
+        void **memory = ra_device_new(ids * sizeof *memory, pool->stream);
+        int32_t *refs = ra_device_new(ids * sizeof *refs, pool->stream),
+                *free_ids = ra_device_new(ids * sizeof *free_ids, pool->stream);
+        if (!memory || !refs || !free_ids) {
+            ra_device_free(memory, pool->stream);
+            ra_device_free(refs, pool->stream);
+            ra_device_free(free_ids, pool->stream);
+            return RA_ERR_NO_MEMORY;
+        }
+        ra_device_free(own->memory, pool->stream);
+        ra_device_free(own->refs, pool->stream);
+        ra_device_free(own->free_ids, pool->stream);
+        own->memory = memory;
+        own->refs = refs;
+        own->free_ids = free_ids;
+        own->ids = pool->ids;
+    }
+    const ra_cuda_pool head = {.memory = own->memory,
+                               .refs = own->refs,
+                               .free_ids = own->free_ids,
+                               .free_count = (int32_t)pool->free_count};
+    int error = ra_device_up(own->memory, pool->memory, ids * sizeof *own->memory, pool->stream);
+    if (!error)
+        error = ra_device_up(own->refs, pool->refs, ids * sizeof *own->refs, pool->stream);
+    if (!error)
+        error = ra_device_up(own->free_ids, pool->free_ids, (size_t)pool->free_count * sizeof *own->free_ids,
+                             pool->stream);
+    if (!error)
+        error = ra_device_up(own->head, &head, sizeof head, pool->stream);
+    if (!error)
+        pool->lists = RA_LISTS_BOTH;
+    return ra_cuda_status(error);
+}
+
+static int pull_pool(ra_pool *pool)
+{
+    cuda_pool *own = ra_cuda_pool_of(pool);
+    size_t ids = (size_t)pool->ids;
+    ra_cuda_pool head;
+    int error = ra_device_down(&head, own->head, sizeof head, pool->stream);
+    if (!error)
+        error = ra_device_down(pool->refs, own->refs, ids * sizeof *own->refs, pool->stream);
+    if (!error)
+        error = ra_device_down(pool->free_ids, own->free_ids, ids * sizeof *own->free_ids, pool->stream);
+    if (!error)
+        error = ra_device_wait(pool->stream);
+    if (!error)
+        pool->free_count = head.free_count;
+    return error;
+}
+
+/* ---- Layer ---- */
+
+static void lay_figures(cuda_figures *figures, cuda_pieces *pieces, size_t rows, size_t pairs)
+{
+    figures->lost = ra_piece(pieces, pairs, sizeof(double));
+    figures->cut = ra_piece(pieces, rows, sizeof(int32_t));
+    figures->before = ra_piece(pieces, pairs, sizeof(int32_t));
+    figures->budgets = ra_piece(pieces, pairs, sizeof(int32_t));
+    figures->keep = ra_piece(pieces, pairs, sizeof(int32_t));
+}
+
+static void lay_lists(const ra_layer *layer, cuda_layer *own, cuda_pieces *pieces)
+{
+    size_t rows = (size_t)layer->rows, pairs = (size_t)ra_pairs(layer), pages = (size_t)layer->pages;
+    size_t floats = (size_t)layer->query_heads * (size_t)layer->pool->head_dim;
+    lay_figures(&own->there, pieces, rows, pairs);
+    own->figure_bytes = pieces->used;
+    own->lists = (ra_cuda_layer){.pool = ra_cuda_pool_of(layer->pool)->head,
+                                 .format = (ra_dtype)layer->pool->format->id,
+                                 .rows = (int32_t)layer->rows,
+                                 .kv_heads = (int32_t)layer->kv_heads,
+                                 .group = (int32_t)layer->group,
+                                 .window = (int32_t)layer->window,
+                                 .head_dim = (int32_t)layer->pool->head_dim,
+                                 .pages = (int32_t)layer->pages,
+                                 .table = ra_piece(pieces, pairs * pages, sizeof(int32_t)),
+                                 .slots = ra_piece(pieces, pairs, sizeof(int32_t)),
+                                 .positions = ra_piece(pieces, pairs * pages * PAGE, sizeof(int32_t)),
+                                 .tokens = ra_piece(pieces, rows, sizeof(int32_t)),
+                                 .queries = ra_piece(pieces, rows * (size_t)layer->window * floats, sizeof(float)),
+                                 .q_begin = ra_piece(pieces, rows, sizeof(int32_t)),
+                                 .q_end = ra_piece(pieces, rows, sizeof(int32_t)),
+                                 .sinks = ra_piece(pieces, (size_t)layer->query_heads, sizeof(float)),
+                                 .tickets = ra_piece(pieces, RA_CUDA_TICKETS, sizeof(uint32_t))};
+}
+
+static void free_layer(const ra_pool *pool, cuda_layer *own)
+{
+    ra_device_free(own->memory, pool->stream);
+    ra_device_free_shared(own->shared);
+    *own = (cuda_layer){0};
+}
+
+void ra_cuda_layer_close(ra_layer *layer)
+{
+    int before;
+    cuda_layer *own = ra_cuda_layer_of(layer);
+    if (own && ra_device_enter(layer->pool->device_id, &before) == 0) {
+        free_layer(layer->pool, own);
+        ra_device_leave(before);
+    }
+    free(own);
+    layer->device = NULL;
+}
+
+/* Room for lists of the host's size. */
+static ra_status make_room(ra_layer *layer)
+{
+    ra_pool *pool = layer->pool;
+    if (!layer->device && !(layer->device = ra_new_zeroed(1, sizeof(cuda_layer))))
+        return RA_ERR_NO_MEMORY;
+    cuda_layer *own = ra_cuda_layer_of(layer);
+    if (own->rows == layer->rows && own->pages == layer->pages)
+        return RA_OK;
+    cuda_layer fresh = {.rows = layer->rows, .pages = layer->pages};
+    cuda_pieces count = {0}, figures = {0};
+    lay_lists(layer, &fresh, &count);
+    size_t faults = (size_t)layer->rows * sizeof(uint32_t), head = (faults + 255) / 256 * 256;
+    fresh.memory = ra_device_new(count.used, pool->stream);
+    fresh.shared = ra_device_new_shared(head + fresh.figure_bytes);
+    if (!fresh.memory || !fresh.shared) {
+        free_layer(pool, &fresh);
+        return RA_ERR_NO_MEMORY;
+    }
+    count = (cuda_pieces){.memory = fresh.memory};
+    lay_lists(layer, &fresh, &count);
+    figures.memory = fresh.shared + head;
+    lay_figures(&fresh.here, &figures, (size_t)layer->rows, (size_t)ra_pairs(layer));
+    fresh.lists.fault = (uint32_t *)(void *)fresh.shared;
+    int error = ra_device_zero(fresh.lists.tickets, RA_CUDA_TICKETS * sizeof(uint32_t), pool->stream);
+    free_layer(pool, own);
+    *own = fresh;
+    return ra_cuda_status(error);
+}
+
+static ra_status push_layer(ra_layer *layer)
+{
+    if (layer->lists != RA_LISTS_HOST)
+        return RA_OK;
+    ra_status status = make_room(layer);
+    if (status != RA_OK)
+        return status;
+    const ra_cuda_layer *to = &ra_cuda_layer_of(layer)->lists;
+    void *stream = layer->pool->stream;
+    size_t pairs = (size_t)ra_pairs(layer), pages = pairs * (size_t)layer->pages;
+    size_t floats = (size_t)(layer->rows * layer->window * layer->query_heads * layer->pool->head_dim);
+    int error = ra_device_up(to->table, layer->table, pages * sizeof(int32_t), stream);
+    if (!error)
+        error = ra_device_up(to->slots, layer->slots, pairs * sizeof(int32_t), stream);
+    if (!error)
+        error = ra_device_up(to->positions, layer->positions, pages * PAGE * sizeof(int32_t), stream);
+    if (!error)
+        error = ra_device_up(to->queries, layer->queries, floats * sizeof(float), stream);
+    if (!error)
+        error = ra_device_up(to->sinks, layer->sinks, (size_t)layer->query_heads * sizeof(float), stream);
+    if (!error)
+        error = ra_cuda_up_narrow(to->tokens, layer->tokens, layer->rows, stream);
+    if (!error)
+        error = ra_cuda_up_narrow(to->q_begin, layer->q_begin, layer->rows, stream);
+    if (!error)
+        error = ra_cuda_up_narrow(to->q_end, layer->q_end, layer->rows, stream);
+    if (!error)
+        layer->lists = RA_LISTS_BOTH;
+    return ra_cuda_status(error);
+}
+
+ra_status ra_cuda_push(ra_layer *layer)
+{
+    ra_status status = push_pool(layer->pool);
+    return status == RA_OK ? push_layer(layer) : status;
+}
+
+/* What a device alone knows; tokens and the ends of the ring the host counts itself. */
+static int pull_layer(ra_layer *layer)
+{
+    const cuda_layer *own = ra_cuda_layer_of(layer);
+    const ra_cuda_layer *from = &own->lists;
+    void *stream = layer->pool->stream;
+    size_t pairs = (size_t)ra_pairs(layer), pages = pairs * (size_t)layer->pages;
+    size_t floats = (size_t)(layer->rows * layer->window * layer->query_heads * layer->pool->head_dim);
+    int error = ra_device_down(layer->table, from->table, pages * sizeof(int32_t), stream);
+    if (!error)
+        error = ra_device_down(layer->slots, from->slots, pairs * sizeof(int32_t), stream);
+    if (!error)
+        error = ra_device_down(layer->positions, from->positions, pages * PAGE * sizeof(int32_t), stream);
+    if (!error)
+        error = ra_device_down(layer->queries, from->queries, floats * sizeof(float), stream);
+    if (!error)
+        error = ra_device_down(layer->sinks, from->sinks, (size_t)layer->query_heads * sizeof(float), stream);
+    return error ? error : ra_device_wait(stream);
+}
+
+ra_status ra_cuda_pull(ra_pool *pool, ra_layer *layer)
+{
+    int before, error = ra_device_enter(pool->device_id, &before);
+    if (error)
+        return RA_ERR_DEVICE;
+    if (pool->lists == RA_LISTS_DEVICE)
+        error = pull_pool(pool);
+    if (!error && layer && layer->lists == RA_LISTS_DEVICE)
+        error = pull_layer(layer);
+    ra_device_leave(before);
+    return ra_cuda_status(error);
+}
+
+ra_status ra_cuda_fault(ra_layer *layer)
+{
+    const cuda_layer *own = ra_cuda_layer_of(layer);
+    volatile uint32_t *fault = own ? own->lists.fault : NULL;
+    uint32_t bits = 0;
+    for (int64_t row = 0; fault && row < own->rows; row++)
+        if (fault[row]) {
+            bits |= fault[row];
+            fault[row] = 0;
+        }
+    if (bits & RA_CUDA_FAULT_PAGES)
+        return RA_ERR_DEVICE;
+    if (bits & (RA_CUDA_FAULT_TOKENS | RA_CUDA_FAULT_SCORES))
+        return RA_ERR_NOT_FINITE;
+    return bits & RA_CUDA_FAULT_INFEASIBLE ? RA_ERR_INFEASIBLE : RA_OK;
+}

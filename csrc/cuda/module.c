@@ -1,0 +1,78 @@
+/* The extension module reasonalloc._cuda: a backend for _core.Pool, and what it counts. It needs no driver to be imported.
+ * Compiled with -DRA_EMULATE it is _cuda_emulated: the same kernels on the CPU, for tests. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "backend.h"
+
+#define CAPSULE "reasonalloc.backend.1" /* the layout of core/backend.h, layer.h and pool.h */
+
+#ifdef RA_EMULATE
+#define NAME "_cuda_emulated"
+#define INIT PyInit__cuda_emulated
+#else
+#define NAME "_cuda"
+#define INIT PyInit__cuda
+#endif
+
+static PyObject *waits(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromLongLong(ra_device_waits());
+}
+
+static PyObject *allocations(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromLongLong(ra_device_allocations());
+}
+
+#ifdef RA_EMULATE
+static PyObject *set_order(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    unsigned long seed = PyLong_AsUnsignedLong(argument);
+    if (seed == (unsigned long)-1 && PyErr_Occurred())
+        return NULL;
+    ra_emulate_order((unsigned)seed);
+    Py_RETURN_NONE;
+}
+#endif
+
+static PyMethodDef functions[] = {
+    {"waits", waits, METH_NOARGS, "waits()\n--\n\nHow often the host has waited for a device."},
+    {"allocations", allocations, METH_NOARGS, "allocations()\n--\n\nAllocations of memory for lists and scratch."},
+#ifdef RA_EMULATE
+    {"set_order", set_order, METH_O,
+     "set_order(seed)\n--\n\nThreads and blocks run in an order drawn from seed; 0: in that of their numbers."},
+#endif
+    {NULL, NULL, 0, NULL},
+};
+
+static int exec(PyObject *module)
+{
+    union {
+        const ra_backend *constant;
+        void *plain; /* a capsule holds no const */
+    } backend = {.constant = &ra_backend_cuda};
+    PyObject *capsule = PyCapsule_New(backend.plain, CAPSULE, NULL);
+    int failed = PyModule_AddObjectRef(module, "backend", capsule);
+    Py_XDECREF(capsule);
+    return failed;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)(intptr_t)exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "reasonalloc." NAME,
+    .m_doc = "CUDA backend of reasonalloc.",
+    .m_methods = functions,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC INIT(void);
+PyMODINIT_FUNC INIT(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,151 @@
+/* A step on the device: the host's arguments go up, kernels do the rest. */
+#include "backend.h"
+
+/* Where the small arrays of a step lie in scratch, in front of what kernels need. */
+typedef struct step_pieces {
+    int32_t *begin, *index;
+    uint8_t *visible;
+    char *rest;
+} step_pieces;
+
+static int64_t total_of(const ra_layer *layer, const ra_step *step)
+{
+    return step->begin ? step->begin[layer->rows] : layer->rows * step->tokens;
+}
+
+static step_pieces lay_step(const ra_layer *layer, const ra_step *step, cuda_pieces *pieces)
+{
+    size_t total = (size_t)total_of(layer, step);
+    step_pieces out = {0};
+    if (step->begin)
+        out.begin = ra_piece(pieces, (size_t)layer->rows + 1, sizeof(int32_t));
+    if (step->index)
+        out.index = ra_piece(pieces, total, sizeof(int32_t));
+    if (step->visible)
+        out.visible = ra_piece(pieces, total, (size_t)step->visible_stride);
+    out.rest = ra_piece(pieces, 0, 1);
+    return out;
+}
+
+static size_t kernel_bytes(const ra_cuda_layer *lists, const ra_cuda_step *step)
+{
+    size_t append = ra_cuda_append_bytes(lists, step), attend = ra_cuda_attend_bytes(lists, step);
+    return append > attend ? append : attend;
+}
+
+static int64_t most_slots(const ra_layer *layer)
+{
+    int64_t most = 0;
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        most = ra_max(most, layer->slots[pair]);
+    return most;
+}
+
+static int64_t most_tokens(const ra_layer *layer, const ra_step *step)
+{
+    int64_t most = step->begin ? 0 : step->tokens;
+    for (int64_t row = 0; step->begin && row < layer->rows; row++)
+        most = ra_max(most, step->begin[row + 1] - step->begin[row]);
+    return most;
+}
+
+static ra_status reserve(ra_layer *layer, int64_t tokens, int64_t slots)
+{
+    ra_status status = ra_cuda_push(layer);
+    if (status != RA_OK)
+        return status;
+    const ra_cuda_layer *lists = &ra_cuda_layer_of(layer)->lists;
+    /* Any strides will do: sizes do not depend on them. */
+    ra_cuda_step one = {.tokens = 1, .most_slots = (int32_t)slots},
+                 many = {.tokens = (int32_t)tokens, .most_slots = (int32_t)slots};
+    size_t bytes = kernel_bytes(lists, &one), other = kernel_bytes(lists, &many),
+           cut = ra_cuda_cut_scratch(layer, slots);
+    size_t tickets = ra_cuda_attend_tickets(lists, &one), more = ra_cuda_attend_tickets(lists, &many);
+    bytes = other > bytes ? other : bytes;
+    bytes = cut > bytes ? cut : bytes;
+    status = ra_cuda_scratch(layer->pool, bytes);
+    return status == RA_OK ? ra_cuda_tickets(layer->pool, more > tickets ? more : tickets) : status;
+}
+
+ra_status ra_cuda_reserve(ra_layer *layer, int64_t tokens, int64_t slots)
+{
+    int before;
+    if (ra_device_enter(layer->pool->device_id, &before))
+        return RA_ERR_DEVICE;
+    ra_status status = reserve(layer, tokens, slots);
+    ra_device_leave(before);
+    return status;
+}
+
+/* What the host counts: tokens, and the ends of the ring of queries. */
+static void count_tokens(ra_layer *layer, const ra_step *step)
+{
+    for (int64_t row = 0; row < layer->rows; row++) {
+        int64_t fresh = step->begin ? step->begin[row + 1] - step->begin[row] : step->tokens;
+        if (!fresh)
+            continue;
+        layer->tokens[row] += fresh;
+        layer->q_end[row] = layer->tokens[row];
+        layer->q_begin[row] = ra_max(layer->q_begin[row], layer->q_end[row] - layer->window);
+    }
+}
+
+static ra_status run(ra_layer *layer, const ra_step *step)
+{
+    ra_pool *pool = layer->pool;
+    cuda_pool *own = ra_cuda_pool_of(pool);
+    void *stream = pool->stream;
+    ra_status status = ra_cuda_push(layer);
+    if (status != RA_OK)
+        return status;
+    const ra_cuda_layer *lists = &ra_cuda_layer_of(layer)->lists;
+    int64_t tokens = most_tokens(layer, step);
+    ra_cuda_step job = {.tokens = (int32_t)tokens,
+                        .queries = step->queries,
+                        .keys = step->keys,
+                        .values = step->values,
+                        .scale = step->scale,
+                        .softcap = step->softcap,
+                        .sinks = step->sinks,
+                        .visible_stride = step->visible_stride,
+                        .out = step->out,
+                        .most_slots = (int32_t)(most_slots(layer) + tokens)};
+    cuda_pieces pieces = {0};
+    (void)lay_step(layer, step, &pieces);
+    status = ra_cuda_scratch(pool, pieces.used + kernel_bytes(lists, &job));
+    if (status == RA_OK)
+        status = ra_cuda_tickets(pool, ra_cuda_attend_tickets(lists, &job));
+    if (status != RA_OK)
+        return status;
+    pieces = (cuda_pieces){.memory = own->scratch};
+    step_pieces at = lay_step(layer, step, &pieces);
+    int error = 0;
+    if (at.begin)
+        error = ra_cuda_up_narrow(at.begin, step->begin, layer->rows + 1, stream);
+    if (at.index && !error)
+        error = ra_cuda_up_narrow(at.index, step->index, total_of(layer, step), stream);
+    if (at.visible && !error)
+        error = ra_device_up(at.visible, step->visible, (size_t)total_of(layer, step) * (size_t)step->visible_stride,
+                             stream);
+    job.begin = at.begin;
+    job.index = at.index;
+    job.visible = at.visible;
+    if (!error)
+        error = ra_cuda_append(lists, &job, at.rest, stream);
+    if (!error && step->out.data)
+        error = ra_cuda_attend(lists, &job, own->tickets, at.rest, stream);
+    if (!error)
+        count_tokens(layer, step);
+    return ra_cuda_status(error);
+}
+
+ra_status ra_cuda_step_on(ra_layer *layer, const ra_step *step, ra_parallel parallel)
+{
+    int before;
+    (void)parallel;
+    if (ra_device_enter(layer->pool->device_id, &before))
+        return RA_ERR_DEVICE;
+    ra_status status = run(layer, step);
+    ra_device_leave(before);
+    return status;
+}
