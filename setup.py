@@ -131,7 +131,9 @@ extensions = [extension("_core", files(DIRECTORIES, ".c"))]
 host = [*files(("csrc/cuda",), ".c"), "csrc/core/util.c"]
 if nvcc() is not None:
     cuda = Path(os.path.realpath(str(nvcc()))).parent.parent
-    cuda = cuda if (cuda / "include/cuda_runtime_api.h").exists() else Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    cuda = (
+        cuda if (cuda / "include/cuda_runtime_api.h").exists() else Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    )
     libraries = [f"-L{cuda}/lib64", "-lcudart_static", "-lrt", "-lpthread"]
     extensions.append(extension("_cuda", host, include_dirs=[str(cuda / "include")], link_args=libraries))
 if enabled("REASONALLOC_EMULATE"):

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
 from reasonalloc import _core
+
+try:  # the CUDA backend's kernels on the CPU: `make install` builds it, an installed package has none
+    from reasonalloc import _cuda_emulated
+except ImportError:
+    _cuda_emulated = None
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,11 +29,18 @@ class Backend:
         Instruction set; None where there is no choice.
     device
         Where its pages, tokens and outputs lie.
+    module
+        That of a backend other than the CPU's, which keeps lists of its own and does not wait: what it finds wrong in
+        tokens it tells later.
+    effort
+        Share of a long test's repetitions that it is given.
     """
 
     name: str
     isa: str | None = None
     device: str = "cpu"
+    module: ModuleType | None = None
+    effort: float = 1
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
@@ -40,7 +53,7 @@ class Backend:
             _core.set_isa(before)
 
     def pool(self, page_format: str, dim: int) -> _core.Pool:
-        return _core.Pool(page_format, dim)
+        return _core.Pool(page_format, dim, self.module and self.module.backend)
 
     def add_pages(self, pool: _core.Pool, pages: int) -> None:
         """Pages of NaN: nothing may rely on zeros."""
@@ -49,5 +62,15 @@ class Backend:
     def tensor(self, x, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.as_tensor(x).to(dtype).to(self.device)
 
+    def sinks(self, x):
+        """Logits [Hq] of attention sinks as a step takes them."""
+        return x if x is None or self.module is None else torch.as_tensor(x, device=self.device)
+
+    def allocations(self) -> int:
+        """Of memory, since the start."""
+        return _core.allocations() + (self.module.allocations() if self.module else 0)
+
 
 BACKENDS = [Backend(f"cpu-{isa}", isa) for isa in _core.isas()]
+if _cuda_emulated is not None:
+    BACKENDS.append(Backend("cuda-emulated", module=_cuda_emulated, effort=0.1))

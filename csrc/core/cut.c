@@ -226,6 +226,19 @@ static int64_t fresh_pages(const ra_layer *layer, const int64_t *totals)
     return need;
 }
 
+/* A row that is over a total with no room for its windows: only then is it looked at what heads hold. */
+static ra_status check_totals(ra_layer *layer, const int64_t *totals)
+{
+    for (int64_t row = 0; row < layer->rows; row++) {
+        if (totals[row] < 0 || totals[row] / layer->kv_heads >= layer->window || layer->row_slots[row] <= totals[row])
+            continue;
+        ra_status status = ra_layer_wait(layer);
+        if (status != RA_OK || row_slots(layer, row) > totals[row])
+            return status != RA_OK ? status : RA_ERR_INFEASIBLE;
+    }
+    return RA_OK;
+}
+
 /* Nobody waits but for figures. */
 static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *missing)
 {
@@ -233,6 +246,8 @@ static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *miss
     if (!ra_score_config_is_good(&cut->score) || !ra_route_config_is_good(&cut->route))
         return RA_ERR_ARGUMENT;
     ra_status status = device->fault(layer);
+    if (status == RA_OK)
+        status = check_totals(layer, cut->totals);
     if (status != RA_OK)
         return status;
     int64_t need = fresh_pages(layer, cut->totals), spare = ra_pool_spare(layer->pool);

@@ -56,6 +56,8 @@ size_t ra_pool_page_bytes(const ra_pool *pool) { return pool->page_bytes; }
 
 ra_pool_info ra_pool_get_info(const ra_pool *pool) { return pool->info; }
 
+int64_t ra_pool_taken(const ra_pool *pool) { return pool->backend->device ? pool->promised : pool->info.used; }
+
 int64_t ra_pool_spare(const ra_pool *pool)
 {
     int64_t spare = pool->backend->device ? pool->info.pages - pool->promised : pool->info.free;

@@ -146,6 +146,8 @@ typedef struct ra_pool_info {
 } ra_pool_info;
 ra_pool_info ra_pool_get_info(const ra_pool *pool);
 void ra_pool_reset_peak(ra_pool *pool);
+/* Pages with an owner; on a device as many as its layers may have taken, whether waited for or not. */
+int64_t ra_pool_taken(const ra_pool *pool);
 
 /* ---- Scorers ------------------------------------------------------------------------------------------------------
  * "rkv"          alpha * importance - (1 - alpha) * redundancy, arXiv 2505.24133

@@ -213,6 +213,12 @@ static PyObject *pool_info(PyObject *object, PyObject *unused)
                          (long long)i.slabs);
 }
 
+static PyObject *pool_taken(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    return PyLong_FromLongLong(ra_pool_taken(((pool_object *)object)->pool));
+}
+
 static PyObject *pool_reset_peak(PyObject *object, PyObject *unused)
 {
     (void)unused;
@@ -234,6 +240,8 @@ static PyMethodDef methods[] = {
     {"add_slab", pool_add_slab, METH_O, add_slab_doc},
     {"trim", pool_trim, METH_O, trim_doc},
     {"info", pool_info, METH_NOARGS, info_doc},
+    {"taken", pool_taken, METH_NOARGS,
+     "taken()\n--\n\nPages in use; on a device those that its layers may have taken: it is not waited for."},
     {"reset_peak", pool_reset_peak, METH_NOARGS, "reset_peak()\n--\n\nStarts the peak anew at what is used now."},
     {NULL, NULL, 0, NULL},
 };

@@ -109,7 +109,7 @@ class ReasonAllocCache(Cache):
         self.by_hand = own_policy
         self._whole_masks = whole_masks
         self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
-        self._states = States(model)
+        self._states = States(model, config.device == "cpu")
         self.prompt_columns: int | None = None
         activate(model)
         self._text_config = text_config(model)
@@ -122,7 +122,7 @@ class ReasonAllocCache(Cache):
     def _clear(self) -> None:
         turns = [i for i, layer in enumerate(self.layers) if isinstance(layer, CacheLayerMixin)]
         self.step = Step(turns, self.policy.window_attention, self._whole_masks)
-        self._pool: PagePool | None = None
+        self._pools: dict[torch.device, PagePool] = {}
         self.rows = 0
         self.routings = self.byte_sum = 0
         self._states.clear()
@@ -184,7 +184,7 @@ class ReasonAllocCache(Cache):
                 self.step.clocks = self.policy.schedule.clocks(rows, self.measures_wave)
         elif self.step.clocks is not None and not (columns and length < columns):
             self._finish(self.step.clocks.ended(tokens))
-        self.byte_sum += self._pool.bytes if self._pool is not None else 0  # as the last pass has left it
+        self.byte_sum += sum(pool.bytes_at_most for pool in self._pools.values())  # as the last pass has left it
         in_prompt = tokens > 1 if columns is None else length < columns
         self.step.begin(rows, tokens, in_prompt, columns is not None and length + tokens >= columns, mask)
 
@@ -214,7 +214,7 @@ class ReasonAllocCache(Cache):
             if self._cutter is None:
                 self._cutter = self._make_cutter(states[1])
             parts = step.parts(attention_mask, dense)
-            pool = self._pool if self._pool is not None else self._make_pool(states[1])
+            pool = self.pool_of(states[1]) if ragged.is_empty else ragged.pool
             if dense:
                 out = prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
                 ragged.step(pool, states, spec, parts[0].new)
@@ -253,18 +253,21 @@ class ReasonAllocCache(Cache):
         own = [] if self.recorder is None else [self.recorder]
         return Cutter(self.policy, budgets, [*own, *self.observers])
 
-    def make_room(self, like: torch.Tensor) -> PagePool:
-        """Budgets and an empty pool for rows like [B, H, n, D], as a first step makes them, for what a file holds.
+    def make_room(self, like: torch.Tensor) -> None:
+        """Budgets for rows like [B, H, n, D], as a first step makes them, for what a file holds.
 
         ValueError if the budget does not fit.
         """
         self.rows = len(like)
         self._cutter = self._make_cutter(like)
-        return self._make_pool(like)
 
-    def _make_pool(self, key: torch.Tensor) -> PagePool:
-        self._pool = PagePool(self.policy.storage.page_format(key.dtype), key.shape[3])
-        return self._pool
+    def pool_of(self, key: torch.Tensor) -> PagePool:
+        """The pool for a layer whose keys are like these, of the device where they lie."""
+        backend = self._states.backend(key)
+        if backend.device not in self._pools:
+            page_format = self.policy.storage.page_format(key.dtype)
+            self._pools[backend.device] = PagePool(page_format, key.shape[3], backend)
+        return self._pools[backend.device]
 
     def _store(self, layer: RaggedLayer, query: torch.Tensor, part: Part) -> None:
         """A layer has stored a part of a pass: keeps what its wave is measured from, or cuts what is due."""
@@ -286,7 +289,7 @@ class ReasonAllocCache(Cache):
         for row in np.flatnonzero(due & ~budgets.measured):
             demand = [layer.demand(int(row), self.policy.layers) for layer in self.ragged]
             budgets.set_wave(int(row), demand)
-        self.cutter.cut(layers, self.pool, due)
+        self.cutter.cut(layers, due)
         self._cut_seconds += time.perf_counter() - start
 
     def _end_pass(self, parts: Sequence[Part], dense: bool) -> None:
@@ -325,9 +328,10 @@ class ReasonAllocCache(Cache):
 
     def _trim(self) -> None:
         """Gives back the memory that was freed, but for what the heads need until their next cut."""
-        heads = self.rows * sum(layer.heads for layer in self.ragged)
         ahead = 1 if self.policy.unlimited else self.policy.schedule.interval // PAGE_TOKENS + 1
-        self.pool.trim(keep_free=heads * ahead)
+        for pool in self._pools.values():
+            heads = self.rows * sum(x.heads for x in self.ragged if not x.is_empty and x.pool is pool)
+            pool.trim(keep_free=heads * ahead)
 
     @property
     def cutter(self) -> Cutter:
@@ -337,9 +341,10 @@ class ReasonAllocCache(Cache):
 
     @property
     def pool(self) -> PagePool:
-        if self._pool is None:
+        """Of the first layer with a budget."""
+        if not self._pools:
             raise RuntimeError("the cache is empty")
-        return self._pool
+        return next(iter(self._pools.values()))
 
     # ---- rows and lengths ----
 
@@ -518,10 +523,10 @@ class ReasonAllocCache(Cache):
 
     def page_bytes_by_row(self) -> np.ndarray:
         """[batch] bytes of the pages that each row uses now; a page that rows share counts for each of them."""
-        if self._pool is None:
+        if not self._pools:
             return np.zeros(self.rows, dtype=np.int64)
         pages = -(-self.slots() // PAGE_TOKENS)
-        return np.asarray(pages.sum((1, 2)) * self._pool.core.page_bytes)
+        return np.asarray(pages.sum((1, 2)) * self.pool.core.page_bytes)
 
     def trace(self, ids: Any, tokenizer: Any = None, row: int = 0, model_id: str = "") -> Trace:
         """Every cut of a row so far, if the cache was made with record=True.
@@ -564,7 +569,8 @@ class ReasonAllocCache(Cache):
             if not layer.is_empty:
                 nanoseconds += layer.core.times()
         seconds = (nanoseconds / 1e9).tolist()
-        cutter, pool = self._cutter, self._pool
+        cutter, pools = self._cutter, self._pools.values()
+        used = sum(pool.bytes for pool in pools)
         full = sum(x.core.tokens(row) * x.heads for x in self.ragged if not x.is_empty for row in range(self.rows))
         other = sum(
             t.numel() * t.element_size()
@@ -576,10 +582,11 @@ class ReasonAllocCache(Cache):
         return {
             "method": self.config.method,
             "layers": [x.index for x in self.ragged],
-            "bytes": pool.bytes if pool else 0,
-            "peak_bytes": pool.peak_bytes if pool else 0,
-            "mean_bytes": (self.byte_sum + pool.bytes) / self.step.count if pool and self.step.count else 0.0,
-            "reserved_bytes": pool.reserved_bytes if pool else 0,
+            "bytes": used,
+            "peak_bytes": sum(pool.peak_bytes for pool in pools),
+            "mean_bytes": (self.byte_sum + used) / self.step.count if pools and self.step.count else 0.0,
+            "reserved_bytes": sum(pool.reserved_bytes for pool in pools),
+            "backends": sorted({f"{pool.backend.name} on {pool.backend.device}" for pool in pools}),
             "other_bytes": other,
             "slots": slots.tolist(),
             "budgets": cutter.budget_lists() if cutter else [],

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 # What copies have in common. Pages are written to by one of their owners only: the pool copies those that have several.
-_SHARED = ("model", "config", "policy", "observers", "replayed", "_pool")
+_SHARED = ("model", "config", "policy", "observers", "replayed")
 
 
 def check_not_amid_pass(cache: Any, what: str) -> None:
@@ -30,7 +30,7 @@ def independent_copy(cache: T, memo: dict[int, Any]) -> T:
             own[id(state[name])] = state[name]
     schedule = state["policy"].schedule  # clocks may hold it
     own[id(schedule)] = schedule
-    own.update({id(observer): observer for observer in state["observers"]})
+    own.update({id(shared): shared for shared in (*state["observers"], *state["_pools"].values())})
     twin = type(cache).__new__(type(cache))
     own[id(cache)] = twin
     vars(twin).update({name: copy.deepcopy(value, own) for name, value in state.items()})

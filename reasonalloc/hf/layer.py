@@ -42,8 +42,9 @@ class RaggedLayer(CacheLayerMixin):
         self.index, self.order, self.whole_masks = index, order, whole_masks
         self.window, self.scorer, self.ahead = window, scorer, ahead
         self._core: _core.Layer | None = None  # the layer's C object, None while it is empty
+        self._pool: PagePool | None = None  # where its pages are from
         self.heads = self.query_heads = self.head_dim = 0
-        self.sinks: npt.NDArray[np.float32] | None = None  # [Hq] logits of attention sinks in the newest step
+        self.sinks: Any = None  # [Hq] float32, logits of attention sinks in the newest step, as `_core` takes them
         self.length = 0  # tokens given, padding and evicted ones included
         self.probes: list[torch.Tensor] = []  # [Hq, n, D] of each row, until its wave is measured
 
@@ -68,9 +69,16 @@ class RaggedLayer(CacheLayerMixin):
             raise RuntimeError(f"layer {self.index} of the cache is empty")
         return self._core
 
+    @property
+    def pool(self) -> PagePool:
+        """Where its pages are from; RuntimeError before the first token."""
+        if self._pool is None:
+            raise RuntimeError(f"layer {self.index} of the cache is empty")
+        return self._pool
+
     def start(self, pool: PagePool, rows: int, key_heads: int, query_heads: int, head_dim: int) -> _core.Layer:
         """Makes the C object, for tokens of this shape."""
-        self.heads, self.query_heads, self.head_dim = key_heads, query_heads, head_dim
+        self.heads, self.query_heads, self.head_dim, self._pool = key_heads, query_heads, head_dim, pool
         self._core = _core.Layer(pool.core, rows, key_heads, query_heads, self.window, self.scorer, self.ahead)
         return self._core
 
@@ -90,20 +98,18 @@ class RaggedLayer(CacheLayerMixin):
         out: torch.Tensor | None = None,
         cut_in: Any = None,
     ) -> None:
-        """Stores new tokens and, where wanted, writes their attention into out [B, T, Hq, D], in host memory.
+        """Stores new tokens and, where wanted, writes their attention into out [B, T, Hq, D].
 
-        states: queries [B, Hq, T, D], keys and values [B, H, T, D], in host memory. cut_in: [B] steps before each row's
-        next cut.
+        states: queries [B, Hq, T, D], keys and values [B, H, T, D], on the pool's device like out. cut_in: [B] steps
+        before each row's next cut.
         """
         query, key, value = states
         core = self._core
         if core is None:
             self.lazy_initialization(key, key)
             core = self.start(pool, key.shape[0], key.shape[1], query.shape[1], key.shape[3])
-        softcap, sinks = spec.softcap or 0.0, None
-        if spec.sinks is not None:
-            sinks = spec.sinks.detach().float().cpu().contiguous().numpy()
-        self.sinks = sinks
+        softcap = spec.softcap or 0.0
+        sinks = self.sinks = None if spec.sinks is None else pool.sinks(spec.sinks)
         begin, index, visible = new.begin, new.index, new.visible
         try:  # pool.step, written out: every layer of every decode step comes here
             while missing := core.step(
@@ -130,7 +136,7 @@ class RaggedLayer(CacheLayerMixin):
 
     def demand(self, row: int, allocator: LayerAllocator) -> float:
         """How many tokens the newest queries of a row need, by what the layer holds; the queries are let go."""
-        query = self.probes[row]
+        query = self.probes[row].cpu()
         self.probes[row] = query[:, :0]
         tokens = self.core.tokens(row)
         if not tokens or not query.shape[1]:
@@ -175,7 +181,7 @@ class RaggedLayer(CacheLayerMixin):
 
     def drop(self) -> None:
         """Forgets the C object."""
-        self._core = None
+        self._core = self._pool = None
 
     # Rows are moved by the cache as a whole, so that its figures of each row move along.
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

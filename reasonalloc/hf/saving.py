@@ -130,7 +130,7 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
         "counts": torch.tensor([count for count, _ in queries], dtype=torch.int64),
     }
     if layer.sinks is not None:
-        own["sinks"] = torch.from_numpy(layer.sinks.copy())
+        own["sinks"] = torch.as_tensor(layer.sinks).cpu().clone()
     return own
 
 
@@ -236,13 +236,14 @@ def _fill(cache: Any, header: Header, arrays: Arrays) -> None:
     if not (first.heads >= 1 and 1 <= first.head_dim <= _core.MAX_HEAD_DIM):
         raise ValueError(f"its layers have {first.heads} heads of size {first.head_dim}")
     like = torch.empty(rows, first.heads, 0, first.head_dim, dtype=dtypes[header.dtype])
-    pool = cache.make_room(like)
+    cache.make_room(like)
     tokens = take(arrays, "tokens", torch.int64, (rows,))
     if not 0 <= int(tokens.min()) <= int(tokens.max()) <= header.length:
         raise ValueError(f"its rows have {tokens.tolist()} tokens of {header.length}")
     for layer, saved in zip(cache.ragged, header.layers, strict=True):
-        _fill_layer(layer, saved, arrays, tokens.tolist(), pool, like.dtype)
-        layer.length, layer.device = header.length, _device(cache.model, layer.index)
+        device = _device(cache.model, layer.index)
+        _fill_layer(layer, saved, arrays, tokens.tolist(), cache.pool_of(like.to(device)), like.dtype)
+        layer.length, layer.device = header.length, device
     own = {i: x for i, x in enumerate(cache.layers) if not isinstance(x, RaggedLayer)}
     if [x.index for x in header.stock] != list(own):
         raise ValueError(
@@ -286,8 +287,8 @@ def _fill_layer(
 
 def _set_sinks(layer: RaggedLayer, sinks: torch.Tensor, saved: Layer, pool: PagePool) -> None:
     """As a step would, for rows that are cut before the next one. The layer is empty before and after."""
-    layer.sinks, core = sinks.numpy(), layer.core
-    none = torch.zeros(core.rows, saved.query_heads, 1, saved.head_dim)
+    layer.sinks, core = pool.sinks(sinks), layer.core
+    none = torch.zeros(core.rows, saved.query_heads, 1, saved.head_dim, device=pool.backend.device)
     states = (none, none[:, : saved.heads], none[:, : saved.heads])
     pool.step(core, *states, None, saved.scale, None, None, None, saved.softcap, layer.sinks, None)
     core.reset()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from reasonalloc import _core
+from reasonalloc.store.backends import Backend, backend_for
 from reasonalloc.store.pages import DTYPES
 
 Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -15,11 +16,12 @@ Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class States:
     """Prepares what the attention modules of one model give its cache. Shapes that the C core checks are left to it.
 
-    heads, head_dim: of the keys that the cache holds, 0 while it is empty.
+    heads, head_dim: of the keys that the cache holds, 0 while it is empty. in_host_memory: the cache lies there,
+    wherever the model does.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, in_host_memory: bool = False) -> None:
+        self.model, self.in_host_memory = model, in_host_memory
         self._own_modules: set[int] = set()  # ids of those that have asked for attention
         self.clear()
 
@@ -27,6 +29,7 @@ class States:
         """The cache is empty."""
         self.heads = self.head_dim = 0
         self._dtype: torch.dtype | None = None  # where all of them can be taken as they come
+        self._is_cpu = True
 
     def check(self, layer: int, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Raises ValueError for what the layer cannot be given, and TypeError for its dtype."""
@@ -56,16 +59,25 @@ class States:
     def hold(self, given: Three, states: Three) -> None:
         """The cache holds its first tokens: what was given, and what that became."""
         _, key, value = states
-        self.heads, self.head_dim = key.shape[1], key.shape[3]
+        self.heads, self.head_dim, self._is_cpu = key.shape[1], key.shape[3], key.is_cpu
         self._dtype = value.dtype if all(x is y for x, y in zip(given, states, strict=True)) else None
 
     def prepare(self, layer: int, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:
-        """The three in host memory, of one dtype and size, each token's numbers in one piece."""
+        """The three where the layer's pages are, of one dtype and size, each token's numbers in one piece."""
         # As the ones before; in another autocast the values would have another dtype. The core takes keys of any.
-        if query.dtype is value.dtype is self._dtype and query.is_cpu and id(module) in self._own_modules:
+        if (
+            query.dtype is value.dtype is self._dtype
+            and query.is_cpu is self._is_cpu
+            and id(module) in self._own_modules
+        ):
             return in_rows(query, key, value)
         self.check(layer, module, query, key, value)
-        return in_rows(*in_host_memory(*one_size(*one_dtype(query, key, value))))
+        states = one_size(*one_dtype(query, key, value))
+        return in_rows(*(states if self.backend(key).device == key.device else in_host_memory(*states)))
+
+    def backend(self, key: torch.Tensor) -> Backend:
+        """Where the pages of a layer are whose keys are these."""
+        return backend_for(key.device, self.in_host_memory)
 
 
 def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:
@@ -76,7 +88,7 @@ def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three
 
 
 def in_host_memory(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:
-    """The three where the pages are."""
+    """The three in host memory."""
     return (query, key, value) if query.is_cpu else copied(query, key, value)
 
 

@@ -30,6 +30,8 @@ class CutLayer(Protocol):
 
     @property
     def core(self) -> _core.Layer: ...
+    @property
+    def pool(self) -> PagePool: ...
 
 
 def row_tokens(layer: CutLayer) -> list[int]:
@@ -46,8 +48,8 @@ class CoreCut:
     over. slots: [rows, heads] before the cut. budgets, lost, evicted: [rows, heads], filled on the way.
     """
 
-    def __init__(self, layer: CutLayer, pool: PagePool, window: int, totals: Ints, protect: Ints) -> None:
-        self.layer, self.core, self.pool, self.window = layer, layer.core, pool, window
+    def __init__(self, layer: CutLayer, window: int, totals: Ints, protect: Ints) -> None:
+        self.layer, self.core, self.pool, self.window = layer, layer.core, layer.pool, window
         self.totals, self.protect = totals, protect
         self.slots = self._slots()
         self.rows: list[int] = np.flatnonzero((totals >= 0) & (self.slots.sum(1) > totals)).tolist()

@@ -17,7 +17,6 @@ from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.scorers import CoreScorer, Scorer
 from reasonalloc.policy.smoothing import Smoother
 from reasonalloc.policy.view import HeadView, LayerView
-from reasonalloc.store.pages import PagePool
 
 
 def _core_scorer(scorer: Scorer) -> TypeGuard[CoreScorer]:
@@ -49,22 +48,22 @@ class Cutter:
         self.lost_sum, self.lost_count, self._flag = 0.0, 0, False
         self.busy = False
 
-    def cut(self, layers: Sequence[CutLayer], pool: PagePool, due: npt.NDArray[np.bool_]) -> None:
+    def cut(self, layers: Sequence[CutLayer], due: npt.NDArray[np.bool_]) -> None:
         """Cuts every row of these layers that is due and over its total. due: [rows]."""
         self.busy = True
         try:
-            self._cut(layers, pool, due)
+            self._cut(layers, due)
         finally:
             self.busy = False
 
-    def _cut(self, layers: Sequence[CutLayer], pool: PagePool, due: npt.NDArray[np.bool_]) -> None:
+    def _cut(self, layers: Sequence[CutLayer], due: npt.NDArray[np.bool_]) -> None:
         schedule = self.policy.schedule
         protect = np.array([schedule.protected(int(n)) for n in self.prompt], dtype=np.int64)
         for layer in layers:
             totals = self._totals(layer)
             self.totals_now[due, layer.order] = totals[due]
             totals[~due] = -1
-            cut = CoreCut(layer, pool, schedule.window, totals, protect)
+            cut = CoreCut(layer, schedule.window, totals, protect)
             if cut.rows:
                 self._run(cut, layer)
                 self._record(cut, layer)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from reasonalloc import _core
+from reasonalloc.store.backends import CPU, Backend
 
 PAGE_TOKENS = _core.PAGE_TOKENS
 _LEAST_SLAB, _MOST_SLAB = 1 << 20, 1 << 26  # bytes: small caches stay small, large ones grow by a quarter at most
@@ -15,10 +16,11 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 
 
 class PagePool:
-    """Pages of one head size and format. `core` is what `_core.Layer` takes."""
+    """Pages of one head size and format, on one device. `core` is what `_core.Layer` takes."""
 
-    def __init__(self, page_format: str, head_dim: int) -> None:
-        self.core = _core.Pool(page_format, head_dim)
+    def __init__(self, page_format: str, head_dim: int, backend: Backend = Backend("cpu", CPU)) -> None:
+        self.backend = backend
+        self.core = _core.Pool(page_format, head_dim, backend.capsule, backend.device.index or 0)
 
     def grow(self, pages: int) -> None:
         """Adds at least `pages` pages; MemoryError if the system has no more."""
@@ -26,8 +28,8 @@ class PagePool:
             # Several slabs rather than a large one: a slab is given back when its last page is empty.
             size = max(min(max(self.reserved_bytes // 4, _LEAST_SLAB), _MOST_SLAB) // self.core.page_bytes, 1)
             try:
-                slab = torch.empty(size * self.core.page_bytes, dtype=torch.uint8)
-            except (RuntimeError, MemoryError) as error:
+                slab = torch.empty(size * self.core.page_bytes, dtype=torch.uint8, device=self.backend.device)
+            except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one of the first
                 bytes_ = size * self.core.page_bytes
                 raise MemoryError(f"no memory for {bytes_} more bytes of the key-value cache: {error}") from error
             self.core.add_slab(slab)
@@ -37,6 +39,11 @@ class PagePool:
         """`layer.step` with as many pages as it asks for."""
         while missing := layer.step(*arguments):
             self.grow(missing)
+
+    def sinks(self, logits: torch.Tensor) -> Any:
+        """Logits [Hq] of attention sinks as `_core.Layer.step` takes them."""
+        own = logits.detach().float().to(self.backend.device).contiguous()
+        return own.numpy() if self.backend.capsule is None else own
 
     def trim(self, keep_free: int) -> None:
         """Moves pages together and gives slabs back to torch as long as `keep_free` pages stay free."""
@@ -51,6 +58,11 @@ class PagePool:
     def bytes(self) -> int:
         """Bytes of the pages in use."""
         return self.used * self.core.page_bytes
+
+    @property
+    def bytes_at_most(self) -> int:
+        """The same; on a device as much as they may be, for it is not waited for."""
+        return self.core.taken() * self.core.page_bytes
 
     @property
     def peak_bytes(self) -> int:

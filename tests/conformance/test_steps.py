@@ -58,7 +58,7 @@ def test_steps(backend, page_format, dtype, dim, group, softcap, with_sinks, wit
             visible = random.random((total, 600)) < 0.7
             visible[0] = False
         out = torch.full((q.shape[0], places, heads * group, dim), 7.0, dtype=dtype, device=backend.device)
-        arguments = (q, k, v, out, scale, None, begin, index.astype(np.int64), softcap, sinks, visible)
+        arguments = (q, k, v, out, scale, None, begin, index.astype(np.int64), softcap, backend.sinks(sinks), visible)
         while missing := layer.step(*arguments):
             backend.add_pages(pool, missing)
         q, k, v, out = (x.cpu() for x in (q, k, v, out))

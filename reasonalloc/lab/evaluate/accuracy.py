@@ -29,6 +29,7 @@ class Cell:
         """Of all that the config says and of the parts that its method stands for; the profile by its content."""
         config, method = self.config, self.config.resolve()
         content: dict[str, Any] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
+        del content["device"]  # where a cache lies changes no result
         if config.profile is not None and method.needs_wave:
             content["profile"] = [float(x) for x in config.profile.demand]
         return digest(content)
