@@ -19,11 +19,12 @@ class CacheStats(TypedDict):
     """Lists are [batch][L][H] over the layers named in `layers`.
 
     method: of the config. layers: those with a budget, by their number in the model. bytes, peak_bytes, mean_bytes:
-    pages in use, now, at most, and on the average over steps. reserved_bytes: the same with free pages. other_bytes:
-    of layers with a sliding window. backends: what computes, and on which device. slots: kept now. budgets: of the last cut, the even share before it, -1 without
-    limit. ratio: slots kept / slots of a full cache. evicted: slots in all. steps: forward passes. routings: cuts.
-    lost_mass: attention of the newest query on what was evicted, mean over cuts of a head. wave: where the layer wave
-    comes from. closed: why the cache cannot be used, or None.
+    pages in use, now, at most, and on the average over steps. reserved_bytes: the same with free pages.
+    other_bytes: of layers with a sliding window. backends: what computes, and on which device. slots: kept now.
+    budgets: of the last cut, the even share before it, -1 without limit. ratio: slots kept / slots of a full cache.
+    evicted: slots in all. steps: forward passes. routings: cuts. lost_mass: attention of the newest query on what
+    was evicted, mean over cuts of a head. wave: where the layer wave comes from. closed: why the cache cannot be
+    used, or None.
     """
 
     method: str

@@ -26,6 +26,9 @@ class Backend(NamedTuple):
     capsule: object | None = None
 
 
+IN_HOST_MEMORY = Backend("cpu", CPU)
+
+
 def backend_for(device: torch.device, in_host_memory: bool = False) -> Backend:
     """Of tensors on a device. in_host_memory: the CPU's, wherever they lie.
 
@@ -35,14 +38,14 @@ def backend_for(device: torch.device, in_host_memory: bool = False) -> Backend:
     if wish and wish not in BACKENDS:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(BACKENDS)}, got {wish!r}")
     if in_host_memory or wish == "cpu":
-        return Backend("cpu", CPU)
+        return IN_HOST_MEMORY
     name = wish or ("cuda" if device.type == "cuda" and not torch.version.hip else "cpu")
     if name == "cpu" or (name == "cuda" and device.type != "cuda"):
-        return Backend("cpu", CPU)
+        return IN_HOST_MEMORY
     try:
         capsule = import_module(_MODULES[name]).backend
     except ImportError as error:
         if not wish:  # built without nvcc
-            return Backend("cpu", CPU)
+            return IN_HOST_MEMORY
         raise ValueError(f"{VARIABLE} is {wish!r}, but {_MODULES[name]} was not built: {error}") from error
     return Backend(name, device if name == "cuda" else CPU, capsule)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from reasonalloc import _core
-from reasonalloc.store.backends import CPU, Backend
+from reasonalloc.store.backends import IN_HOST_MEMORY, Backend
 
 PAGE_TOKENS = _core.PAGE_TOKENS
 _LEAST_SLAB, _MOST_SLAB = 1 << 20, 1 << 26  # bytes: small caches stay small, large ones grow by a quarter at most
@@ -18,7 +18,7 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 class PagePool:
     """Pages of one head size and format, on one device. `core` is what `_core.Layer` takes."""
 
-    def __init__(self, page_format: str, head_dim: int, backend: Backend = Backend("cpu", CPU)) -> None:
+    def __init__(self, page_format: str, head_dim: int, backend: Backend = IN_HOST_MEMORY) -> None:
         self.backend = backend
         self.core = _core.Pool(page_format, head_dim, backend.capsule, backend.device.index or 0)
 
