@@ -22,8 +22,8 @@ typedef struct ra_device {
     ra_status (*move)(ra_pool *pool, void *to, const void *from, size_t bytes);
     /* A whole cut without waiting; `totals` and the rest are good, pages are there. Its figures come by `figures`. */
     ra_status (*cut)(ra_layer *layer, const ra_cut *cut);
-    /* Of the newest cut, as ra_layer_cut writes them; slots [R, H] of before and after. Waits. */
-    ra_status (*figures)(ra_layer *layer, const ra_cut *cut);
+    /* Of the newest cut; before and after may be NULL. Waits for it. */
+    ra_status (*figures)(ra_layer *layer, const ra_figures *figures);
     /* What a kernel found wrong since the last call that reported it; does not wait. */
     ra_status (*fault)(ra_layer *layer);
 } ra_device;

@@ -260,15 +260,18 @@ static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *miss
     if (status != RA_OK)
         return status;
     ra_lists_cut(layer, cut->totals);
-    return cut->budgets ? ra_layer_figures(layer, cut) : RA_OK;
+    if (!cut->budgets)
+        return RA_OK;
+    status = device->figures(layer, &(ra_figures){.cut = cut->cut, .budgets = cut->budgets, .lost = cut->lost});
+    return status == RA_OK ? device->fault(layer) : status;
 }
 
-ra_status ra_layer_figures(ra_layer *layer, const ra_cut *cut)
+ra_status ra_layer_figures(ra_layer *layer, const ra_figures *figures)
 {
-    if (!layer || !cut || !cut->budgets || !cut->lost || !cut->cut || !layer->pool->backend->device)
+    if (!layer || !figures || !figures->cut || !figures->before || !figures->after || !figures->budgets ||
+        !figures->lost || !layer->pool->backend->device)
         return RA_ERR_ARGUMENT;
-    ra_status status = layer->pool->backend->device->figures(layer, cut);
-    return status == RA_OK ? layer->pool->backend->device->fault(layer) : status;
+    return layer->pool->backend->device->figures(layer, figures);
 }
 
 ra_status ra_layer_cut(ra_layer *layer, const ra_cut *cut, ra_parallel parallel, int64_t *missing)

@@ -32,6 +32,7 @@ typedef struct cuda_layer {
     ra_cuda_layer lists;
     cuda_figures there, here; /* device, host */
     size_t figure_bytes;
+    void *done; /* the newest cut is; NULL before the first */
 } cuda_layer;
 
 /* Pieces of memory one behind the other; counts only where memory is NULL. */
@@ -76,7 +77,7 @@ ra_status ra_cuda_step_on(ra_layer *layer, const ra_step *step, ra_parallel para
 
 size_t ra_cuda_cut_scratch(const ra_layer *layer, int64_t slots);
 ra_status ra_cuda_cut_on(ra_layer *layer, const ra_cut *cut);
-ra_status ra_cuda_figures(ra_layer *layer, const ra_cut *cut);
+ra_status ra_cuda_figures(ra_layer *layer, const ra_figures *figures);
 ra_status ra_cuda_score_on(ra_layer *layer, const ra_score_config *config, ra_parallel parallel);
 ra_status ra_cuda_choose_on(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost,
                             ra_parallel parallel);

@@ -101,9 +101,11 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
         status = prepare(layer, cut->totals, cut->protect_below, &job, &rest);
     if (status != RA_OK)
         return status;
-    const cuda_layer *own = ra_cuda_layer_of(layer);
+    cuda_layer *own = ra_cuda_layer_of(layer);
     const ra_cuda_layer *lists = &own->lists;
     void *stream = layer->pool->stream;
+    if (!own->done && !(own->done = ra_device_new_event()))
+        return RA_ERR_NO_MEMORY;
     int error = ra_cuda_score(lists, &job, rest, stream);
     if (!error)
         error = ra_cuda_allocate(lists, &job, rest, stream);
@@ -113,6 +115,8 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
         error = ra_cuda_apply(lists, &job, rest, stream);
     if (!error) /* the figures lie in one piece, in both memories */
         error = ra_device_down(own->here.lost, own->there.lost, own->figure_bytes, stream);
+    if (!error)
+        error = ra_device_mark(own->done, stream);
     return ra_cuda_status(error);
 }
 
@@ -126,29 +130,30 @@ ra_status ra_cuda_cut_on(ra_layer *layer, const ra_cut *cut)
     return status;
 }
 
-static ra_status wait_for(const ra_layer *layer)
+ra_status ra_cuda_figures(ra_layer *layer, const ra_figures *figures)
 {
+    const cuda_layer *own = ra_cuda_layer_of(layer);
     int before;
+    if (!own || !own->done)
+        return RA_ERR_ARGUMENT;
     if (ra_device_enter(layer->pool->device_id, &before))
         return RA_ERR_DEVICE;
-    int error = ra_device_wait(layer->pool->stream);
+    int error = ra_device_wait_for(own->done);
     ra_device_leave(before);
-    return ra_cuda_status(error);
-}
-
-ra_status ra_cuda_figures(ra_layer *layer, const ra_cut *cut)
-{
-    ra_status status = wait_for(layer);
-    const cuda_figures *here = &ra_cuda_layer_of(layer)->here;
-    for (int64_t pair = 0; status == RA_OK && pair < ra_pairs(layer); pair++) {
+    const cuda_figures *here = &own->here;
+    for (int64_t pair = 0; !error && pair < ra_pairs(layer); pair++) {
         int64_t row = pair / layer->kv_heads;
-        cut->cut[row] = here->cut[row];
+        figures->cut[row] = here->cut[row];
+        if (figures->before)
+            figures->before[pair] = here->before[pair];
+        if (figures->after)
+            figures->after[pair] = here->keep[pair];
         if (here->cut[row]) {
-            cut->budgets[pair] = here->budgets[pair];
-            cut->lost[pair] = here->lost[pair];
+            figures->budgets[pair] = here->budgets[pair];
+            figures->lost[pair] = here->lost[pair];
         }
     }
-    return status;
+    return ra_cuda_status(error);
 }
 
 /* ---- Phase by phase: the host's lists are current, and so is layer->cut ---- */

@@ -87,10 +87,22 @@ int ra_device_down_runs(void *to, size_t to_pitch, const void *from, size_t from
     (void)stream;
     return copy_runs(to, to_pitch, from, from_pitch, bytes, count);
 }
+void *ra_device_new_event(void) { return &waits; } /* everything is done at once */
+void ra_device_free_event(void *event) { (void)event; }
+int ra_device_mark(void *event, void *stream)
+{
+    (void)event, (void)stream;
+    return 0;
+}
 int ra_device_wait(void *stream)
 {
     (void)stream;
     atomic_fetch_add(&waits, 1);
+    return 0;
+}
+int ra_device_wait_for(void *event)
+{
+    (void)event;
     return 0;
 }
 
@@ -173,10 +185,32 @@ int ra_device_down_runs(void *to, size_t to_pitch, const void *from, size_t from
         return 0;
     return (int)cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyDeviceToHost, stream);
 }
+void *ra_device_new_event(void)
+{
+    cudaEvent_t event;
+    if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) == cudaSuccess)
+        return event;
+    (void)cudaGetLastError();
+    return NULL;
+}
+void ra_device_free_event(void *event)
+{
+    if (event)
+        (void)cudaEventDestroy(event);
+}
+int ra_device_mark(void *event, void *stream) { return (int)cudaEventRecord(event, stream); }
 int ra_device_wait(void *stream)
 {
     atomic_fetch_add(&waits, 1);
     return (int)cudaStreamSynchronize(stream);
+}
+int ra_device_wait_for(void *event)
+{
+    cudaError_t error = cudaEventQuery(event);
+    if (error != cudaErrorNotReady)
+        return (int)error;
+    atomic_fetch_add(&waits, 1);
+    return (int)cudaEventSynchronize(event);
 }
 
 #endif

@@ -28,8 +28,13 @@ int ra_device_up_runs(void *to, size_t to_pitch, const void *from, size_t from_p
                       void *stream);
 int ra_device_down_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count,
                         void *stream);
-/* The only function that waits for the device. */
+/* Marks a place in a stream; NULL without memory. */
+void *ra_device_new_event(void);
+void ra_device_free_event(void *event);
+int ra_device_mark(void *event, void *stream);
+/* The only functions that wait for the device: until all of a stream is done, until a mark is reached. */
 int ra_device_wait(void *stream);
+int ra_device_wait_for(void *event);
 
 /* Since the library was loaded: waits, and allocations of any kind. */
 int64_t ra_device_waits(void);

@@ -155,8 +155,6 @@ static void lay_lists(const ra_layer *layer, cuda_layer *own, cuda_pieces *piece
 {
     size_t rows = (size_t)layer->rows, pairs = (size_t)ra_pairs(layer), pages = (size_t)layer->pages;
     size_t floats = (size_t)layer->query_heads * (size_t)layer->pool->head_dim;
-    lay_figures(&own->there, pieces, rows, pairs);
-    own->figure_bytes = pieces->used;
     own->lists = (ra_cuda_layer){.pool = ra_cuda_pool_of(layer->pool)->head,
                                  .format = (ra_dtype)layer->pool->format->id,
                                  .rows = (int32_t)layer->rows,
@@ -173,14 +171,15 @@ static void lay_lists(const ra_layer *layer, cuda_layer *own, cuda_pieces *piece
                                  .q_begin = ra_piece(pieces, rows, sizeof(int32_t)),
                                  .q_end = ra_piece(pieces, rows, sizeof(int32_t)),
                                  .sinks = ra_piece(pieces, (size_t)layer->query_heads, sizeof(float)),
-                                 .tickets = ra_piece(pieces, RA_CUDA_TICKETS, sizeof(uint32_t))};
+                                 .tickets = ra_piece(pieces, RA_CUDA_TICKETS, sizeof(uint32_t)),
+                                 .fault = own->fault};
 }
 
-static void free_layer(const ra_pool *pool, cuda_layer *own)
+static void free_figures(const ra_pool *pool, cuda_layer *own)
 {
-    ra_device_free(own->memory, pool->stream);
+    ra_device_free(own->figure_memory, pool->stream);
     ra_device_free_shared(own->shared);
-    *own = (cuda_layer){0};
+    ra_device_free_event(own->done);
 }
 
 void ra_cuda_layer_close(ra_layer *layer)
@@ -188,11 +187,42 @@ void ra_cuda_layer_close(ra_layer *layer)
     int before;
     cuda_layer *own = ra_cuda_layer_of(layer);
     if (own && ra_device_enter(layer->pool->device_id, &before) == 0) {
-        free_layer(layer->pool, own);
+        ra_device_free(own->memory, layer->pool->stream);
+        free_figures(layer->pool, own);
         ra_device_leave(before);
     }
     free(own);
     layer->device = NULL;
+}
+
+/* Room for faults and figures of the host's number of rows; what they were is lost where it is another. */
+static ra_status make_figures(const ra_layer *layer, cuda_layer *own)
+{
+    const ra_pool *pool = layer->pool;
+    if (own->rows == layer->rows)
+        return RA_OK;
+    cuda_layer fresh = {0};
+    cuda_pieces count = {0}, pieces = {0};
+    size_t rows = (size_t)layer->rows, pairs = (size_t)ra_pairs(layer);
+    size_t faults = (rows * sizeof(uint32_t) + 255) / 256 * 256;
+    lay_figures(&fresh.there, &count, rows, pairs);
+    fresh.figure_memory = ra_device_new(count.used, pool->stream);
+    fresh.shared = ra_device_new_shared(faults + count.used);
+    if (!fresh.figure_memory || !fresh.shared) {
+        free_figures(pool, &fresh);
+        return RA_ERR_NO_MEMORY;
+    }
+    pieces.memory = fresh.figure_memory;
+    lay_figures(&own->there, &pieces, rows, pairs);
+    pieces = (cuda_pieces){.memory = fresh.shared + faults};
+    lay_figures(&own->here, &pieces, rows, pairs);
+    free_figures(pool, own);
+    own->figure_memory = fresh.figure_memory;
+    own->figure_bytes = count.used;
+    own->shared = fresh.shared;
+    own->fault = (uint32_t *)(void *)fresh.shared;
+    own->done = NULL;
+    return RA_OK;
 }
 
 /* Room for lists of the host's size. */
@@ -204,25 +234,22 @@ static ra_status make_room(ra_layer *layer)
     cuda_layer *own = ra_cuda_layer_of(layer);
     if (own->rows == layer->rows && own->pages == layer->pages)
         return RA_OK;
-    cuda_layer fresh = {.rows = layer->rows, .pages = layer->pages};
-    cuda_pieces count = {0}, figures = {0};
-    lay_lists(layer, &fresh, &count);
-    size_t faults = (size_t)layer->rows * sizeof(uint32_t), head = (faults + 255) / 256 * 256;
-    fresh.memory = ra_device_new(count.used, pool->stream);
-    fresh.shared = ra_device_new_shared(head + fresh.figure_bytes);
-    if (!fresh.memory || !fresh.shared) {
-        free_layer(pool, &fresh);
-        return RA_ERR_NO_MEMORY;
+    cuda_pieces count = {0};
+    lay_lists(layer, own, &count);
+    char *memory = ra_device_new(count.used, pool->stream);
+    ra_status status = memory ? make_figures(layer, own) : RA_ERR_NO_MEMORY;
+    if (status != RA_OK) {
+        ra_device_free(memory, pool->stream);
+        own->pages = 0; /* what the lists say now is nowhere */
+        return status;
     }
-    count = (cuda_pieces){.memory = fresh.memory};
-    lay_lists(layer, &fresh, &count);
-    figures.memory = fresh.shared + head;
-    lay_figures(&fresh.here, &figures, (size_t)layer->rows, (size_t)ra_pairs(layer));
-    fresh.lists.fault = (uint32_t *)(void *)fresh.shared;
-    int error = ra_device_zero(fresh.lists.tickets, RA_CUDA_TICKETS * sizeof(uint32_t), pool->stream);
-    free_layer(pool, own);
-    *own = fresh;
-    return ra_cuda_status(error);
+    ra_device_free(own->memory, pool->stream);
+    own->memory = memory;
+    own->rows = layer->rows;
+    own->pages = layer->pages;
+    count = (cuda_pieces){.memory = memory};
+    lay_lists(layer, own, &count);
+    return ra_cuda_status(ra_device_zero(own->lists.tickets, RA_CUDA_TICKETS * sizeof(uint32_t), pool->stream));
 }
 
 static ra_status push_layer(ra_layer *layer)
@@ -298,7 +325,7 @@ ra_status ra_cuda_pull(ra_pool *pool, ra_layer *layer)
 ra_status ra_cuda_fault(ra_layer *layer)
 {
     const cuda_layer *own = ra_cuda_layer_of(layer);
-    volatile uint32_t *fault = own ? own->lists.fault : NULL;
+    volatile uint32_t *fault = own ? own->fault : NULL;
     uint32_t bits = 0;
     for (int64_t row = 0; fault && row < own->rows; row++)
         if (fault[row]) {

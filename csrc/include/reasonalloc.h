@@ -357,8 +357,14 @@ typedef struct ra_cut {
     bool *cut; /* [R] */
 } ra_cut;
 ra_status ra_layer_cut(ra_layer *layer, const ra_cut *cut, ra_parallel parallel, int64_t *missing);
-/* On a device a cut whose budgets, lost and cut are NULL is not waited for; this fetches them afterwards, and waits. */
-ra_status ra_layer_figures(ra_layer *layer, const ra_cut *cut);
+/* On a device a cut whose budgets, lost and cut are NULL is not waited for. This fetches them afterwards, with the slots of
+ * all heads before and after, and waits for that cut, not for what came later. RA_ERR_ARGUMENT where there was none. */
+typedef struct ra_figures {
+    bool *cut;                         /* [R] */
+    int64_t *before, *after, *budgets; /* [R, H], budgets of the rows that were cut */
+    double *lost;                      /* likewise */
+} ra_figures;
+ra_status ra_layer_figures(ra_layer *layer, const ra_figures *figures);
 
 typedef struct ra_times {
     int64_t score_ns, route_ns, evict_ns, attend_ns;

@@ -1,4 +1,5 @@
 /* _core.Layer's cut: in one call, or phase by phase with Python in between. */
+#include <stdbool.h>
 #include <string.h>
 
 #include "layer_object.h"
@@ -16,7 +17,8 @@ const char ra_cut_doc
          "Scores, routes and evicts every row whose slots exceed totals[row] (int64 [B]; negative: leave "
          "alone), all or none. score = (scorer, alpha, threshold, kernel, seed), route = (heads, gamma, lo, "
          "hi, mu, safeguard). Writes budgets int64 [B, H], lost float64 [B, H] of the rows that were cut, and "
-         "cut bool [B]. Returns 0, or the pages to add before calling again.";
+         "cut bool [B]. On a device these may be None: then it is not waited for, and figures() has them "
+         "later. Returns 0, or the pages to add before calling again.";
 
 static PyObject *do_cut(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -29,10 +31,12 @@ static PyObject *do_cut(layer_object *self, PyObject *const *args, Py_ssize_t co
     if (ra_parse_score_config(args[2], &cut.score) || ra_parse_route_config(args[3], &cut.route))
         return NULL;
     if (!(cut.totals = ra_take(&b, args[0], "totals", 'i', rows_of(self), 0)) ||
-        !(cut.protect_below = ra_take(&b, args[1], "protect_below", 'i', rows_of(self), 0)) ||
-        !(cut.budgets = ra_take(&b, args[4], "budgets", 'i', pairs_of(self), 1)) ||
-        !(cut.lost = ra_take(&b, args[5], "lost", 'd', pairs_of(self), 1)) ||
-        !(cut.cut = ra_take(&b, args[6], "cut", 'b', rows_of(self), 1)))
+        !(cut.protect_below = ra_take(&b, args[1], "protect_below", 'i', rows_of(self), 0)))
+        goto end;
+    bool later = self->pool->backend && args[4] == Py_None && args[5] == Py_None && args[6] == Py_None;
+    if (!later && (!(cut.budgets = ra_take(&b, args[4], "budgets", 'i', pairs_of(self), 1)) ||
+                   !(cut.lost = ra_take(&b, args[5], "lost", 'd', pairs_of(self), 1)) ||
+                   !(cut.cut = ra_take(&b, args[6], "cut", 'b', rows_of(self), 1))))
         goto end;
     ra_status status;
     Py_BEGIN_ALLOW_THREADS
@@ -44,6 +48,34 @@ end:
     return result;
 }
 RA_METHOD(cut, 7, 7)
+
+const char
+    ra_figures_doc[] = "figures(cut, before, after, budgets, lost)\n--\n\nOf the newest cut, which was not waited "
+                       "for: cut bool [B]; int64 [B, H] slots before and after it, and budgets, float64 lost "
+                       "[B, H] of the rows that were cut.";
+
+static PyObject *do_figures(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    ra_buffers b = {.count = 0};
+    ra_figures figures = {0};
+    if (!(figures.cut = ra_take(&b, args[0], "cut", 'b', rows_of(self), 1)) ||
+        !(figures.before = ra_take(&b, args[1], "before", 'i', pairs_of(self), 1)) ||
+        !(figures.after = ra_take(&b, args[2], "after", 'i', pairs_of(self), 1)) ||
+        !(figures.budgets = ra_take(&b, args[3], "budgets", 'i', pairs_of(self), 1)) ||
+        !(figures.lost = ra_take(&b, args[4], "lost", 'd', pairs_of(self), 1))) {
+        ra_release(&b);
+        return NULL;
+    }
+    ra_status status = ra_layer_figures(self->layer, &figures);
+    ra_release(&b);
+    if (status == RA_ERR_ARGUMENT)
+        return PyErr_Format(PyExc_ValueError, "figures: the layer was not cut yet, or not on a device");
+    if (status != RA_OK)
+        return ra_raise(status, "figures");
+    Py_RETURN_NONE;
+}
+RA_METHOD(figures, 5, 5)
 
 const char
     ra_cut_score_doc[] = "cut_score(totals, score, cut)\n--\n\nBegins a cut: scores every row whose slots exceed "

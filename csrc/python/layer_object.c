@@ -421,6 +421,7 @@ static PyMethodDef methods[] = {
     FAST(reserve, reserve_doc),
     FAST(step, step_doc),
     FAST(cut, ra_cut_doc),
+    FAST(figures, ra_figures_doc),
     FAST(cut_score, ra_cut_score_doc),
     FAST(cut_scores, ra_cut_scores_doc),
     FAST(cut_set_scores, ra_cut_set_scores_doc),
