@@ -27,12 +27,14 @@ typedef struct cuda_figures {
 /* Of a layer. */
 typedef struct cuda_layer {
     int64_t rows, pages; /* that the lists have room for */
-    char *memory;        /* of lists and figures, on the device */
-    char *shared;        /* of faults and figures, on the host */
+    char *memory;        /* of lists */
     ra_cuda_layer lists;
-    cuda_figures there, here; /* device, host */
+    char *figure_memory;      /* on the device */
+    char *shared;             /* of faults and figures, on the host */
+    uint32_t *fault;          /* [R] */
+    cuda_figures there, here; /* device, host; in one piece that begins with `lost` */
     size_t figure_bytes;
-    void *done; /* the newest cut is; NULL before the first */
+    void *done; /* mark of the newest cut; NULL before the first */
 } cuda_layer;
 
 /* Pieces of memory one behind the other; counts only where memory is NULL. */
