@@ -381,6 +381,7 @@ class ReasonAllocCache(Cache):
         budgets = self.cutter.budgets
         tighter = budgets.fitting(len(rows)) != budgets.fitting(self.rows)  # raises if max_bytes has no room for them
         with self._all_or_closed():
+            self.cutter.fetch()
             for layer in self.layers:
                 if isinstance(layer, RaggedLayer):
                     layer.core.reorder(rows)
@@ -565,6 +566,8 @@ class ReasonAllocCache(Cache):
         layer wave comes from. closed: why the cache cannot be used, or None.
         """
         nanoseconds, slots = np.zeros(4), self.slots()
+        if self._cutter is not None:
+            self._cutter.fetch()
         for layer in self.ragged:
             if not layer.is_empty:
                 nanoseconds += layer.core.times()

@@ -23,6 +23,9 @@ def check_not_amid_pass(cache: Any, what: str) -> None:
 def independent_copy(cache: T, memo: dict[int, Any]) -> T:
     """What `copy.deepcopy(cache)` gives. memo: of the copy that is being made."""
     check_not_amid_pass(cache, "copied")
+    cutter = vars(cache)["_cutter"]
+    if cutter is not None:
+        cutter.fetch()  # what is on a device still belongs to this one's layers
     own = dict(memo)  # what caches share others may still want to copy, the model above all
     state = vars(cache)
     for name in _SHARED:

@@ -74,6 +74,8 @@ def save(cache: Any, path: str | Path) -> None:
     for layer in cache.ragged if rows else ():
         arrays |= {f"layer.{layer.index}.{name}": x for name, x in _layer_arrays(layer, rows).items()}
     cutter: Any = cache.cutter if rows else None
+    if cutter is not None:
+        cutter.fetch()
     identity = _identity(cache.model)
     if rows:
         arrays |= {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in _cutter_arrays(cache, rows).items()}

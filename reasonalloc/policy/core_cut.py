@@ -123,6 +123,31 @@ class CoreCut:
         self.core.cut_abandon()
 
 
+class LaterCut:
+    """A cut on a device by parts in C, which nobody waits for: what it did is fetched later.
+
+    budgets, lost, evicted: [rows, heads], rows: those that were cut, as of `fetch`.
+    """
+
+    def __init__(self, layer: CutLayer) -> None:
+        self.layer = layer
+        shape = (layer.core.rows, layer.heads)
+        self._flags = np.zeros(shape[0], dtype=np.bool_)
+        self._before, self._after = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        self.budgets, self.lost = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+        self.rows: list[int] = []
+
+    def run(self, totals: Ints, protect: Ints, score: ScoreArguments, heads: HeadArguments) -> None:
+        """Starts it. totals, protect: as of `CoreCut`."""
+        while missing := self.layer.core.cut(totals, protect, score, _heads(heads), None, None, None):
+            self.layer.pool.grow(missing)
+
+    def fetch(self) -> None:
+        """Waits for this cut, and not for what came after it."""
+        self.layer.core.figures(self._flags, self._before, self._after, self.budgets, self.lost)
+        self.rows, self.evicted = np.flatnonzero(self._flags).tolist(), self._before - self._after
+
+
 def _heads(heads: HeadArguments) -> tuple[int, float, float, float, float, float]:
     return (HEADS[heads.heads], *heads[1:])
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from reasonalloc.policy.budgets import Budgets, checked_shares
-from reasonalloc.policy.core_cut import CoreCut, CutLayer, Floats, read_only, row_tokens
+from reasonalloc.policy.core_cut import CoreCut, CutLayer, Floats, LaterCut, read_only, row_tokens
 from reasonalloc.policy.heads import CoreHeads, HeadAllocator
 from reasonalloc.policy.observers import CutObserver, CutView, RowObserver
 from reasonalloc.policy.policy import Policy
@@ -46,6 +46,7 @@ class Cutter:
             self.totals_now[:] = budgets.of_rows([0] * rows)
         self.evicted = 0
         self.lost_sum, self.lost_count, self._flag = 0.0, 0, False
+        self._later: dict[int, LaterCut] = {}  # by the order of the layer: cuts whose figures are on a device still
         self.busy = False
 
     def cut(self, layers: Sequence[CutLayer], due: npt.NDArray[np.bool_]) -> None:
@@ -63,18 +64,50 @@ class Cutter:
             totals = self._totals(layer)
             self.totals_now[due, layer.order] = totals[due]
             totals[~due] = -1
+            if layer.pool.backend.capsule is not None and self._is_in_c:
+                self._run_later(layer, totals, protect)
+                continue
             cut = CoreCut(layer, schedule.window, totals, protect)
             if cut.rows:
                 self._run(cut, layer)
                 self._record(cut, layer)
+                self._flag = True
 
     def _totals(self, layer: CutLayer) -> npt.NDArray[np.int64]:
         """[rows] slots that a layer may keep now."""
         return self.budgets.of_rows(row_tokens(layer))[:, layer.order].copy()
 
+    @property
+    def _is_in_c(self) -> bool:
+        """A cut is one call: nobody in Python has a part in it or looks on."""
+        policy = self.policy
+        core = _core_scorer(policy.scorer) and _core_heads(policy.heads)
+        return core and not self.observers and self.smoother is None
+
+    def _run_later(self, layer: CutLayer, totals: npt.NDArray[np.int64], protect: npt.NDArray[np.int64]) -> None:
+        scorer, heads = self.policy.scorer, self.policy.heads
+        if (totals < 0).all() or not (_core_scorer(scorer) and _core_heads(heads)):
+            return
+        self._fetch(layer.order)
+        later = LaterCut(layer)
+        later.run(totals, protect, scorer.arguments(layer.index), heads.arguments())
+        self._later[layer.order] = later
+        self._flag = True  # as far as the host knows
+
+    def _fetch(self, order: int) -> None:
+        later = self._later.pop(order, None)
+        if later is not None:
+            later.fetch()
+            self._record(later, later.layer)
+
+    def fetch(self) -> None:
+        """Waits for the figures of cuts on a device: those of this object are as of now then."""
+        for order in list(self._later):
+            self._fetch(order)
+
     def _run(self, cut: CoreCut, layer: CutLayer) -> None:
         scorer, heads = self.policy.scorer, self.policy.heads
-        if not self.observers and self.smoother is None and _core_scorer(scorer) and _core_heads(heads):
+        if self._is_in_c and _core_scorer(scorer) and _core_heads(heads):
             cut.run(scorer.arguments(layer.index), heads.arguments())
             return
         try:
@@ -154,14 +187,13 @@ class Cutter:
 
     # ---- what was done ----
 
-    def _record(self, cut: CoreCut, layer: CutLayer) -> None:
+    def _record(self, cut: CoreCut | LaterCut, layer: CutLayer) -> None:
         rows = cut.rows
         self.budgets_now[rows, layer.order] = cut.budgets[rows]
         went = cut.evicted > 0
         self.evicted += int(cut.evicted.sum())
         self.lost_sum += float(cut.lost[went].sum())
         self.lost_count += int(went.sum())
-        self._flag = True
 
     def take_flag(self) -> bool:
         """Whether anything was cut since the last call."""
@@ -191,7 +223,7 @@ class Cutter:
             self.smoother.forget_from(tokens)
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
-        """Row i becomes row source[i]."""
+        """Row i becomes row source[i]. The figures are fetched before."""
         self.prompt, self.budgets_now = self.prompt[source], self.budgets_now[source]
         self.totals_now = self.totals_now[source]
         self.budgets.move_rows(source)
