@@ -3,6 +3,7 @@
 #   TORCH_INDEX=<index url>  where torch comes from, e.g. https://download.pytorch.org/whl/cpu for the small CPU wheels
 #   TEST_PROCESSES=<number>  that pytest spreads the tests over
 #   FUZZ_SECONDS=<number>    how long each fuzzer runs
+#   REASONALLOC_CUDA=1       builds the CUDA backend with the rest; `make cuda` builds it alone
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -17,8 +18,9 @@ CC ?= cc
 TEST_PROCESSES ?= 2
 PYTEST := pytest -q -n $(TEST_PROCESSES) --dist worksteal
 FUZZ_SECONDS ?= 60
+export REASONALLOC_CUDA ?= 0
 
-C_FILES := $(wildcard csrc/*/*.[ch] csrc/*/*.inc csrc/*/*/*.[ch] csrc/*/*/*.inc)
+C_FILES := $(wildcard csrc/*/*.[ch] csrc/*/*.inc csrc/*/*/*.[ch] csrc/*/*/*.inc csrc/cuda/*.cu csrc/cuda/*.cuh)
 C_TESTS := $(wildcard tests/c/*.c)
 LIBRARY := csrc/core csrc/format csrc/stat csrc/scorer csrc/cpu csrc/cpu/simd
 C_LIBRARY := $(wildcard $(addsuffix /*.c,$(LIBRARY)))
@@ -30,12 +32,13 @@ COMPILERS := gcc clang
 FUZZ_FLAGS := -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 FUZZ_FILES := $(wildcard tests/fuzz/*.[ch])
 FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c))
-FORMATTED := $(wildcard csrc/*/*.[ch] csrc/*/*/*.[ch] tests/c/*.c tests/fuzz/*.[ch] examples/*.c)
+FORMATTED := $(wildcard csrc/*/*.[ch] csrc/*/*/*.[ch] csrc/cuda/*.cu csrc/cuda/*.cuh tests/c/*.c tests/cuda/*.cpp \
+	tests/cuda/*.h tests/fuzz/*.[ch] examples/*.c)
 NEON_CC := aarch64-linux-gnu-gcc
 NEON_RUN := qemu-aarch64
 NEON_TESTS := $(C_TESTS:tests/c/%.c=build/neon/%) build/neon/engine
 
-.PHONY: help install demo test c-tests oldest newest harness bench notebooks paper train lint compilers format format-check \
+.PHONY: help install demo test c-tests cuda cuda-tests oldest newest harness bench notebooks paper train lint compilers format format-check \
 	sanitize fuzz neon neon-tools clean
 
 help: ## list the targets
@@ -54,7 +57,7 @@ $(VENV)/.packages: pyproject.toml setup.py constraints.txt
 
 # The package is editable, so only changed C needs a build.
 $(VENV)/.built: $(VENV)/.packages $(C_FILES)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	REASONALLOC_EMULATE=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 install: $(VENV)/.built ## make .venv with the package, its extras and the demo's model
@@ -109,6 +112,32 @@ $(eval $(call library,build/fuzz,clang $(C_FLAGS) $(FUZZ_FLAGS)))
 c-tests: $(C_TESTS:tests/c/%.c=$(C_BUILD)/%)
 	for each in $^; do ./$$each; done
 
+# The CUDA kernels compiled for the CPU (csrc/cuda/emulate.h), beside float64 and the C library.
+CUDA_TESTS := $(wildcard tests/cuda/*.cpp)
+CUDA_KERNELS := $(wildcard csrc/cuda/*.cu)
+CUDA_FLAGS := -std=c++17 -g1 -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -Werror -DRA_EMULATE -Icsrc/include \
+	$(addprefix -I,$(LIBRARY)) -Icsrc/cuda
+CXX ?= c++
+
+# $(call emulation,directory,flags,directory of the C library)
+define emulation
+$(1)/%.o: csrc/cuda/%.cu $(C_FILES)
+	@mkdir -p $$(@D)
+	$(CXX) $(CUDA_FLAGS) $(2) -x c++ -c $$< -o $$@
+
+$(1)/%: tests/cuda/%.cpp $(wildcard tests/cuda/*.h) $(CUDA_KERNELS:csrc/cuda/%.cu=$(1)/%.o) $(call objects,$(3))
+	$(CXX) $(CUDA_FLAGS) $(2) $$< $(CUDA_KERNELS:csrc/cuda/%.cu=$(1)/%.o) $(call objects,$(3)) -lm -lpthread -o $$@
+endef
+
+$(eval $(call emulation,build/cuda-emulated,-O2,$(C_BUILD)))
+$(eval $(call emulation,build/sanitize/cuda,$(SANITIZERS),build/sanitize/c))
+
+cuda-tests: $(CUDA_TESTS:tests/cuda/%.cpp=build/cuda-emulated/%) ## the CUDA kernels on the CPU, one by one
+	for each in $^; do ./$$each; done
+
+cuda: $(VENV)/.packages ## build the CUDA backend (needs nvcc) into the package
+	REASONALLOC_CUDA=1 REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
 test: install c-tests ## run the C tests and pytest
 	$(BIN)/$(PYTEST) tests
 
@@ -156,11 +185,11 @@ format-check:
 	clang-format --dry-run -Werror $(FORMATTED)
 
 build/sanitize/.built: $(VENV)/.packages $(C_FILES)
-	REASONALLOC_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib build/sanitize/lib --build-temp build/sanitize/tmp
+	REASONALLOC_SANITIZE=1 REASONALLOC_EMULATE=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib build/sanitize/lib --build-temp build/sanitize/tmp
 	touch $@
 
 # A package of its own beside the normal one. Python itself is not instrumented, hence the preload; it leaks by design.
-SANITIZED := $(C_TESTS:tests/c/%.c=build/sanitize/c/%) build/sanitize/c/engine
+SANITIZED := $(C_TESTS:tests/c/%.c=build/sanitize/c/%) build/sanitize/c/engine $(CUDA_TESTS:tests/cuda/%.cpp=build/sanitize/cuda/%)
 sanitize: install build/sanitize/.built $(SANITIZED) ## the C programs and pytest's `core` tests under ASan and UBSan
 	for each in $(SANITIZED); do ./$$each; done
 	$(BIN)/python setup.py --quiet build_py --build-lib build/sanitize/lib
