@@ -4,73 +4,18 @@
 #include <string.h>
 
 #include "layer.h"
+#include "robustify.h"
 
 #define RA_MAX_GAMMA 32 /* the least claim, 1e-9, to a higher power is no number any more */
 
 #define RA_MAX_TOTAL ((int64_t)1 << 52) /* doubles are whole numbers up to there */
-
-typedef struct ra_remainder {
-    double part;
-    int64_t index;
-} ra_remainder;
-
-static int by_remainder(const void *a, const void *b)
-{
-    const ra_remainder *x = a, *y = b;
-    if (x->part != y->part)
-        return x->part > y->part ? -1 : 1;
-    return x->index < y->index ? -1 : 1;
-}
-
-static double clipped_sum(const double *x, int64_t n, double scale, double lo, double hi)
-{
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += fmin(fmax(scale * x[i], lo), hi);
-    return sum;
-}
-
-/* Integers of real[] that sum to total; real lies in [lo, hi], both whole, and sums to about total. */
-static void round_to_total(const double *real, int64_t n, int64_t total, ra_remainder *parts, int64_t *out)
-{
-    int64_t sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        out[i] = (int64_t)floor(real[i]);
-        sum += out[i];
-        parts[i] = (ra_remainder){.part = real[i] - floor(real[i]), .index = i};
-    }
-    qsort(parts, (size_t)n, sizeof *parts, by_remainder);
-    int64_t each = (total - sum) / n, odd = (total - sum) % n;
-    for (int64_t i = 0; i < n; i++)
-        out[parts[i].index] += each + (i < odd);
-}
-
-/* The largest scale at which the clipped claims stay below total. Claims span up to 144 powers of ten, so the middle is
- * geometric until the ends are near each other. */
-static double scale_below(const double *y, int64_t n, double total, double least, double most, double y_least)
-{
-    double below = 0, above = fmax(most, 1) / fmax(y_least, 1e-300); /* every claim at its upper bound */
-    double low = least > 0 ? least : total / (double)n;              /* every claim at its lower bound, or too little */
-    if (low > 0 && low < above && clipped_sum(y, n, low, least, most) < total)
-        below = low;
-    while (above > below) {
-        double middle = below > 0 && above / below > 4 ? sqrt(below) * sqrt(above) : below + (above - below) / 2;
-        if (middle <= below || middle >= above)
-            break;
-        if (clipped_sum(y, n, middle, least, most) < total)
-            below = middle;
-        else
-            above = middle;
-    }
-    return below;
-}
 
 /* Scratch of robustify and of route: `scores` of all heads of a layer together. */
 static size_t robustify_bytes(int64_t n)
 {
     ra_scratch count = {0};
     ra_scratch_take(&count, n, sizeof(double));
-    ra_scratch_take(&count, n, sizeof(ra_remainder));
+    ra_scratch_take(&count, n, sizeof(rb_remainder));
     return count.used + 64;
 }
 
@@ -88,35 +33,16 @@ static ra_status robustify(const double *x, int64_t n, int64_t total, double gam
     if (n < 1 || !x || !out || total < 0 || total > RA_MAX_TOTAL || !(gamma >= 0 && gamma <= RA_MAX_GAMMA) ||
         !(lo >= 0 && lo <= 1) || !(hi >= 1) || !(floor_ >= 0))
         return RA_ERR_ARGUMENT;
-    double highest = 0;
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++)
         if (!(x[i] >= 0) || isinf(x[i]))
             return RA_ERR_ARGUMENT;
-        highest = fmax(highest, x[i]);
-    }
-    double mean = (double)total / (double)n;
-    if (floor_ > mean)
+    if (floor_ > (double)total / (double)n)
         return RA_ERR_INFEASIBLE;
-    /* Whole bounds inside the wished ones, or the nearest whole ones outside where no integers fit inside. */
-    double least = ceil(fmax(lo * mean, floor_)), most = floor(fmin(hi * mean, (double)total));
-    if (least > mean)
-        least = floor(fmax(lo * mean, floor_));
-    if (most < mean)
-        most = ceil(mean);
     double *y = ra_scratch_take(scratch, n, sizeof *y);
-    ra_remainder *parts = ra_scratch_take(scratch, n, sizeof *parts);
+    rb_remainder *parts = ra_scratch_take(scratch, n, sizeof *parts);
     if (!y || !parts)
         return RA_ERR_NO_MEMORY;
-    /* A claim of nothing is a very small claim: it grows once all others have met their upper bound. */
-    double y_least = INFINITY;
-    for (int64_t i = 0; i < n; i++) {
-        y[i] = highest > 0 ? pow(fmax(x[i] / highest, 1e-9), gamma) : 1;
-        y_least = fmin(y_least, y[i]);
-    }
-    double below = scale_below(y, n, (double)total, least, most, y_least);
-    for (int64_t i = 0; i < n; i++)
-        y[i] = fmin(fmax(below * y[i], least), most);
-    round_to_total(y, n, total, parts, out);
+    rb_robustify(x, n, total, gamma, lo, hi, floor_, y, parts, out);
     return RA_OK;
 }
 
@@ -196,11 +122,8 @@ ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t
     if (config->heads == RA_HEADS_ROUTE)
         return robustify(claims, heads, total, config->gamma, config->lo, config->hi,
                          fmax(config->mu * mean, (double)window), scratch, out);
-    double sum = 0, share = config->safeguard;
-    for (int64_t h = 0; h < heads; h++)
-        sum += claims[h];
-    for (int64_t h = 0; h < heads; h++)
-        claims[h] = (1 - share) * claims[h] * (sum > 0 ? (double)total / sum : 1) + share * mean;
+    double share = config->safeguard;
+    rb_safeguard(claims, heads, total, share);
     return robustify(claims, heads, total, 1, 0, (double)heads, fmax(floor(share * mean), (double)window), scratch,
                      out);
 }

@@ -1,0 +1,175 @@
+/* Budgets from claims, one text for C and CUDA, so that both give the same integers: between claims and budgets stand only
+ * operations whose result IEEE 754 fixes, and neither compiler may fuse them (-ffp-contract=off, -fmad=false). */
+#ifndef RA_ROBUSTIFY_H
+#define RA_ROBUSTIFY_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#define RB_FUNCTION static __host__ __device__ inline
+#else
+#define RB_FUNCTION static inline
+#endif
+
+typedef struct rb_remainder {
+    double part;
+    int64_t index;
+} rb_remainder;
+
+/* log(x) for normal x > 0: x = 2^e m with m near 1, log m = 2 artanh((m - 1) / (m + 1)). */
+RB_FUNCTION double rb_log(double x)
+{
+    const double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+    int64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    int64_t exponent = (bits >> 52) - 1023;
+    bits = (bits & 0xfffffffffffffLL) | 0x3ff0000000000000LL;
+    double m;
+    memcpy(&m, &bits, sizeof m);
+    if (m > 1.4142135623730951) {
+        m /= 2;
+        exponent++;
+    }
+    double s = (m - 1) / (m + 1), square = s * s, sum = 0;
+    for (int k = 23; k >= 3; k -= 2)
+        sum = (sum + 1.0 / (double)k) * square;
+    double e = (double)exponent;
+    return e * ln2_high + (2 * s + (2 * s * sum + e * ln2_low));
+}
+
+/* exp(x) for x in [-700, 0]. */
+RB_FUNCTION double rb_exp(double x)
+{
+    const double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+    int64_t k = (int64_t)floor(x / 6.93147180559945286227e-01 + 0.5);
+    double r = (x - (double)k * ln2_high) - (double)k * ln2_low, sum = 1;
+    for (int i = 14; i >= 1; i--)
+        sum = 1 + sum * r / (double)i;
+    int64_t bits = (k + 1023) << 52;
+    double scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return sum * scale;
+}
+
+/* x^gamma for x in [1e-9, 1], gamma in [0, 32]. */
+RB_FUNCTION double rb_power(double x, double gamma)
+{
+    if (gamma == 0 || x == 1)
+        return 1;
+    if (gamma == 1)
+        return x;
+    return gamma == 0.5 ? sqrt(x) : rb_exp(gamma * rb_log(x));
+}
+
+RB_FUNCTION double rb_clipped_sum(const double *x, int64_t n, double scale, double lo, double hi)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += fmin(fmax(scale * x[i], lo), hi);
+    return sum;
+}
+
+/* The largest scale at which the clipped claims stay below total. Claims span up to 144 powers of ten, so the middle is
+ * geometric until the ends are near each other. */
+RB_FUNCTION double rb_scale_below(const double *y, int64_t n, double total, double least, double most, double y_least)
+{
+    double below = 0, above = fmax(most, 1) / fmax(y_least, 1e-300); /* every claim at its upper bound */
+    double low = least > 0 ? least : total / (double)n;              /* every claim at its lower bound, or too little */
+    if (low > 0 && low < above && rb_clipped_sum(y, n, low, least, most) < total)
+        below = low;
+    while (above > below) {
+        double middle = below > 0 && above / below > 4 ? sqrt(below) * sqrt(above) : below + (above - below) / 2;
+        if (middle <= below || middle >= above)
+            break;
+        if (rb_clipped_sum(y, n, middle, least, most) < total)
+            below = middle;
+        else
+            above = middle;
+    }
+    return below;
+}
+
+/* Whether a comes after b: the larger remainder first, then the lower index. */
+RB_FUNCTION int rb_after(rb_remainder a, rb_remainder b)
+{
+    return a.part != b.part ? a.part < b.part : a.index > b.index;
+}
+
+/* Heapsort: no two are equal, so that there is one order. */
+RB_FUNCTION void rb_sort(rb_remainder *x, int64_t n)
+{
+    int64_t begin = n / 2, end = n;
+    while (end > 1) {
+        if (begin > 0) {
+            begin--;
+        } else {
+            rb_remainder last = x[--end];
+            x[end] = x[0];
+            x[0] = last;
+        }
+        int64_t root = begin;
+        for (int64_t child; (child = 2 * root + 1) < end; root = child) {
+            if (child + 1 < end && rb_after(x[child + 1], x[child]))
+                child++;
+            if (!rb_after(x[child], x[root]))
+                break;
+            rb_remainder swap = x[root];
+            x[root] = x[child];
+            x[child] = swap;
+        }
+    }
+}
+
+/* Integers of real[] that sum to total; real lies in [lo, hi], both whole, and sums to about total. */
+RB_FUNCTION void rb_round_to_total(const double *real, int64_t n, int64_t total, rb_remainder *parts, int64_t *out)
+{
+    int64_t sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = (int64_t)floor(real[i]);
+        sum += out[i];
+        parts[i].part = real[i] - floor(real[i]);
+        parts[i].index = i;
+    }
+    rb_sort(parts, n);
+    int64_t each = (total - sum) / n, odd = (total - sum) % n;
+    for (int64_t i = 0; i < n; i++)
+        out[parts[i].index] += each + (i < odd);
+}
+
+/* ra_robustify for good arguments whose floor is feasible. y [n] and parts [n] are scratch; x may be y. */
+RB_FUNCTION void rb_robustify(const double *x, int64_t n, int64_t total, double gamma, double lo, double hi,
+                              double floor_, double *y, rb_remainder *parts, int64_t *out)
+{
+    double highest = 0, mean = (double)total / (double)n, y_least = INFINITY;
+    for (int64_t i = 0; i < n; i++)
+        highest = fmax(highest, x[i]);
+    /* Whole bounds inside the wished ones, or the nearest whole ones outside where no integers fit inside. */
+    double least = ceil(fmax(lo * mean, floor_)), most = floor(fmin(hi * mean, (double)total));
+    if (least > mean)
+        least = floor(fmax(lo * mean, floor_));
+    if (most < mean)
+        most = ceil(mean);
+    /* A claim of nothing is a very small claim: it grows once all others have met their upper bound. */
+    for (int64_t i = 0; i < n; i++) {
+        y[i] = highest > 0 ? rb_power(fmax(x[i] / highest, 1e-9), gamma) : 1;
+        y_least = fmin(y_least, y[i]);
+    }
+    double below = rb_scale_below(y, n, (double)total, least, most, y_least);
+    for (int64_t i = 0; i < n; i++)
+        y[i] = fmin(fmax(below * y[i], least), most);
+    rb_round_to_total(y, n, total, parts, out);
+}
+
+/* Claims of Ada-KV's pooled top-k with a safeguard, in place. */
+RB_FUNCTION void rb_safeguard(double *claims, int64_t n, int64_t total, double share)
+{
+    double sum = 0, mean = (double)total / (double)n;
+    for (int64_t i = 0; i < n; i++)
+        sum += claims[i];
+    for (int64_t i = 0; i < n; i++)
+        claims[i] = (1 - share) * claims[i] * (sum > 0 ? (double)total / sum : 1) + share * mean;
+}
+
+#endif

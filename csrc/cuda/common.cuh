@@ -1,0 +1,111 @@
+/* What kernels share: elements of any dtype, pages, prefixes and sums over a block. */
+#pragma once
+#include "launch.h"
+#include "machine.cuh"
+
+constexpr int WARPS = 4, THREADS = 32 * WARPS, PAGE = RA_PAGE_TOKENS;
+
+RA_HOST_DEVICE int pages_for(int slots) { return (slots + PAGE - 1) / PAGE; }
+RA_HOST_DEVICE int least(int a, int b) { return a < b ? a : b; }
+RA_HOST_DEVICE int most(int a, int b) { return a > b ? a : b; }
+RA_HOST_DEVICE int64_t size_of(int dtype) { return dtype == RA_F32 ? 4 : 2; }
+RA_HOST_DEVICE size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+RA_DEVICE float load_element(const void *from, int64_t i, int dtype)
+{
+    if (dtype == RA_F32)
+        return ((const float *)from)[i];
+    return dtype == RA_BF16 ? widen(((const bf16 *)from)[i]) : widen(((const f16 *)from)[i]);
+}
+RA_DEVICE void store_element(void *to, int64_t i, int dtype, float x)
+{
+    if (dtype == RA_F32)
+        ((float *)to)[i] = x;
+    else if (dtype == RA_BF16)
+        narrow(x, (bf16 *)to + i);
+    else
+        narrow(x, (f16 *)to + i);
+}
+RA_DEVICE bool is_finite(float x) { return (as_bits(x) & 0x7f800000u) != 0x7f800000u; }
+/* What is left of a number that is stored. */
+RA_DEVICE float as_stored(float x, int dtype)
+{
+    float out;
+    store_element(&out, 0, dtype, x);
+    return load_element(&out, 0, dtype);
+}
+
+/* ---- Lists and pages ---- */
+
+RA_DEVICE int64_t entries_of(const ra_cuda_layer &l) { return (int64_t)l.pages * PAGE; }
+RA_DEVICE int32_t *pages_of(const ra_cuda_layer &l, int pair) { return l.table + (int64_t)pair * l.pages; }
+RA_DEVICE int32_t *positions_of(const ra_cuda_layer &l, int pair) { return l.positions + pair * entries_of(l); }
+RA_DEVICE char *page_at(const ra_cuda_layer &l, int pair, int page)
+{
+    return (char *)l.pool->memory[pages_of(l, pair)[page]];
+}
+RA_DEVICE char *values_in(const ra_cuda_layer &l, char *page) { return page + PAGE * l.head_dim * size_of(l.format); }
+/* The query of a row's token, of the heads of one KV head: [group][D]. */
+RA_DEVICE float *query_of(const ra_cuda_layer &l, int row, int64_t token, int head)
+{
+    int64_t each = (int64_t)l.group * l.head_dim;
+    return l.queries + ((row * (int64_t)l.window + token % l.window) * l.kv_heads + head) * each;
+}
+RA_DEVICE void set_fault(const ra_cuda_layer &l, int row, uint32_t bit)
+{
+    *(volatile uint32_t *)&l.fault[row] = l.fault[row] | bit; /* lost at worst beside another one of the same launch */
+}
+
+/* ---- A block ---- */
+
+/* Sum and exclusive prefix over the block's threads, in their order. scratch: WARPS ints. */
+RA_DEVICE int block_prefix(int value, shared<int> scratch, int *total)
+{
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int sum = value;
+    for (int by = 1; by < 32; by *= 2) {
+        int before = shuffle_up(sum, by);
+        sum += lane >= by ? before : 0;
+    }
+    block_sync();
+    if (lane == 31)
+        scratch[warp] = sum;
+    block_sync();
+    int base = 0;
+    *total = 0;
+    for (int w = 0; w < WARPS; w++) {
+        base += w < warp ? (int)scratch[w] : 0;
+        *total += scratch[w];
+    }
+    return base + sum - value;
+}
+
+/* In a fixed order. scratch: WARPS numbers. */
+template <class F> RA_DEVICE F block_sum(F value, shared<F> scratch)
+{
+    for (int mask = 16; mask; mask /= 2)
+        value += shuffle_xor(value, mask);
+    block_sync();
+    if (threadIdx.x % 32 == 0)
+        scratch[threadIdx.x / 32] = value;
+    block_sync();
+    F all = scratch[0];
+    for (int w = 1; w < WARPS; w++)
+        all += scratch[w];
+    return all;
+}
+RA_DEVICE float block_max(float value, shared<float> scratch)
+{
+    for (int mask = 16; mask; mask /= 2)
+        value = fmaxf(value, shuffle_xor(value, mask));
+    block_sync();
+    if (threadIdx.x % 32 == 0)
+        scratch[threadIdx.x / 32] = value;
+    block_sync();
+    float all = scratch[0];
+    for (int w = 1; w < WARPS; w++)
+        all = fmaxf(all, (float)scratch[w]);
+    return all;
+}
+
+RA_DEVICE float softcapped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
