@@ -40,7 +40,7 @@ static needs needs_of(const ra_layer *layer, const int64_t *begin, int64_t token
             need.slots = ra_max(need.slots, slots + fresh);
             if (fresh && slots && !layer->tokens[row])
                 return (needs){.pages = -1}; /* a row that is only half restored */
-            if (fresh)
+            if (fresh && !layer->pool->backend->device)
                 need.pages += ra_pages_for(slots + fresh) - ra_pages_for(slots) + ra_tail_is_shared(layer, pair);
         }
     }
