@@ -426,6 +426,14 @@ int64_t ra_layer_table_pages(const ra_layer *layer) { return layer->pages; }
 const int32_t *ra_layer_table(const ra_layer *layer) { return layer->table; }
 const int32_t *ra_layer_slots(const ra_layer *layer) { return layer->slots; }
 int64_t ra_layer_tokens(const ra_layer *layer, int64_t row) { return has_row(layer, row) ? layer->tokens[row] : 0; }
+int64_t ra_layer_row_slots(const ra_layer *layer, int64_t row)
+{
+    int64_t slots = 0;
+    for (int64_t head = 0; head < layer->kv_heads && has_row(layer, row); head++)
+        slots += layer->slots[ra_pair(layer, row, head)];
+    return layer->lists == RA_LISTS_DEVICE && has_row(layer, row) ? layer->row_slots[row] : slots;
+}
+
 float ra_layer_softcap(const ra_layer *layer) { return layer->softcap; }
 
 float ra_layer_scale(const ra_layer *layer)

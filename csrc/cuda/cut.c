@@ -106,13 +106,20 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
     void *stream = layer->pool->stream;
     if (!own->done && !(own->done = ra_device_new_event()))
         return RA_ERR_NO_MEMORY;
+    /* The times are those of starting the work. */
+    int64_t start = ra_now_ns();
     int error = ra_cuda_score(lists, &job, rest, stream);
+    int64_t scored = ra_now_ns();
     if (!error)
         error = ra_cuda_allocate(lists, &job, rest, stream);
+    int64_t allocated = ra_now_ns();
     if (!error)
         error = ra_cuda_choose(lists, &job, rest, stream);
     if (!error)
         error = ra_cuda_apply(lists, &job, rest, stream);
+    layer->times.score_ns += scored - start;
+    layer->times.route_ns += allocated - scored;
+    layer->times.evict_ns += ra_now_ns() - allocated;
     if (!error) /* the figures lie in one piece, in both memories */
         error = ra_device_down(own->here.lost, own->there.lost, own->figure_bytes, stream);
     if (!error)

@@ -132,8 +132,10 @@ static ra_status run(ra_layer *layer, const ra_step *step)
     job.visible = at.visible;
     if (!error)
         error = ra_cuda_append(lists, &job, at.rest, stream);
+    int64_t start = ra_now_ns();
     if (!error && step->out.data)
         error = ra_cuda_attend(lists, &job, own->tickets, at.rest, stream);
+    layer->times.attend_ns += ra_now_ns() - start;
     if (!error)
         count_tokens(layer, step);
     return ra_cuda_status(error);

@@ -215,6 +215,8 @@ const int32_t *ra_layer_table(const ra_layer *layer);
 const int32_t *ra_layer_slots(const ra_layer *layer);
 /* Tokens that a row has been given, evicted ones included; 0 if there is no such row. */
 int64_t ra_layer_tokens(const ra_layer *layer, int64_t row);
+/* Slots of all heads of a row; on a device no fewer than they are, and it is not waited for. 0 if there is no such row. */
+int64_t ra_layer_row_slots(const ra_layer *layer, int64_t row);
 /* Scale and soft-capping of the logits in the newest step, which scores use too; scale 1 / sqrt(D) before the first. */
 float ra_layer_scale(const ra_layer *layer);
 float ra_layer_softcap(const ra_layer *layer);
@@ -369,7 +371,7 @@ ra_status ra_layer_figures(ra_layer *layer, const ra_figures *figures);
 typedef struct ra_times {
     int64_t score_ns, route_ns, evict_ns, attend_ns;
 } ra_times;
-/* Nanoseconds spent in this layer's calls since creation. */
+/* Nanoseconds spent in this layer's calls since creation; on a device, in starting the work. */
 ra_times ra_layer_times(const ra_layer *layer);
 
 /* ---- Attention over pages that the caller laid out (torch operators, other engines) --------------------------------

@@ -437,6 +437,7 @@ static PyMethodDef methods[] = {
     FAST(reset, "reset()\n--\n\nDrops every token; pages go home."),
     FAST(copy, copy_doc),
     FAST(slots, ra_slots_doc),
+    FAST(row_slots, ra_row_slots_doc),
     FAST(table, ra_table_doc),
     FAST(positions, ra_positions_doc),
     FAST(read, ra_read_doc),

@@ -56,9 +56,9 @@ extern const char ra_cut_doc[], ra_cut_score_doc[], ra_cut_scores_doc[], ra_cut_
 
 /* ---- layer_read.c ---- */
 
-ra_method layer_slots, layer_table, layer_positions, layer_read, layer_queries, layer_tokens, layer_restore,
-    layer_restore_row;
-extern const char ra_slots_doc[], ra_table_doc[], ra_positions_doc[], ra_read_doc[], ra_queries_doc[], ra_tokens_doc[],
-    ra_restore_doc[], ra_restore_row_doc[];
+ra_method layer_slots, layer_row_slots, layer_table, layer_positions, layer_read, layer_queries, layer_tokens,
+    layer_restore, layer_restore_row;
+extern const char ra_slots_doc[], ra_row_slots_doc[], ra_table_doc[], ra_positions_doc[], ra_read_doc[],
+    ra_queries_doc[], ra_tokens_doc[], ra_restore_doc[], ra_restore_row_doc[];
 
 #endif

@@ -121,6 +121,25 @@ static PyObject *do_tokens(layer_object *self, PyObject *const *args, Py_ssize_t
 }
 RA_METHOD(tokens, 1, 1)
 
+const char
+    ra_row_slots_doc[] = "row_slots(out)\n--\n\nSlots of all heads of each row into int64 out [B]; on a device no "
+                         "fewer than they are, for it is not waited for.";
+
+static PyObject *do_row_slots(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    ra_buffers b = {.count = 0};
+    int64_t rows = ra_layer_rows(self->layer);
+    int64_t *out = ra_take(&b, args[0], "out", 'i', (Py_ssize_t)rows, 1);
+    if (!out)
+        return NULL;
+    for (int64_t row = 0; row < rows; row++)
+        out[row] = ra_layer_row_slots(self->layer, row);
+    ra_release(&b);
+    Py_RETURN_NONE;
+}
+RA_METHOD(row_slots, 1, 1)
+
 /* ---- Restoring ---- */
 
 const char ra_restore_doc

@@ -86,7 +86,9 @@ class Cutter:
 
     def _run_later(self, layer: CutLayer, totals: npt.NDArray[np.int64], protect: npt.NDArray[np.int64]) -> None:
         scorer, heads = self.policy.scorer, self.policy.heads
-        if (totals < 0).all() or not (_core_scorer(scorer) and _core_heads(heads)):
+        most = np.zeros(len(totals), dtype=np.int64)
+        layer.core.row_slots(most)
+        if not ((totals >= 0) & (most > totals)).any() or not (_core_scorer(scorer) and _core_heads(heads)):
             return
         self._fetch(layer.order)
         later = LaterCut(layer)
