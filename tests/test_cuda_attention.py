@@ -1,4 +1,4 @@
-"""The CUDA backend's attention on the emulation: each kernel against float64, in several orders of threads and blocks."""
+"""The CUDA backend's attention on the emulation: kernels against float64, in several orders of threads and blocks."""
 
 import numpy as np
 import oracle

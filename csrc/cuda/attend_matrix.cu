@@ -16,7 +16,7 @@ template <int D, int N> struct matrix_shared {
 /* N: tiles of 8 queries. Dimensions are taken in rounds of 64; lane = 4 g + t throughout. */
 template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_params p)
 {
-    constexpr int K_SPANS = D / 16, ROUNDS = (D + 63) / 64;
+    constexpr int K_STEPS = D / 16, ROUNDS = (D + 63) / 64;
     constexpr size_t result_at = matrix_shared<D, N>::result, flag_at = matrix_shared<D, N>::flag;
     task w;
     if (!find_task(p, 8 * N, &w))
@@ -64,7 +64,7 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
         float s[N][4][4];
         RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int i = 0; i < 4; i++)
             RA_UNROLL for (int j = 0; j < 4; j++) s[n][i][j] = 0;
-        RA_UNROLL_BY((D > 128 ? 2 : 4)) for (int k = 0; k < K_SPANS; k++)
+        RA_UNROLL_BY((D > 128 ? 2 : 4)) for (int k = 0; k < K_STEPS; k++)
         { /* 16 loads in flight */
             vec16 row[4];
             RA_UNROLL for (int m = 0; m < 4; m++) row[m] = load16(keys + (16 * k + 4 * m + t) * PAGE, k_there);
