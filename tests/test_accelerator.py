@@ -1,4 +1,7 @@
-"""A model on an accelerator, its cache in host memory. Without a GPU the copies alone are tested, from CPU to CPU."""
+"""A model on an accelerator, its cache in host memory or beside it.
+
+Without a GPU the copies are tested, from CPU to CPU, and the CUDA backend on its emulation.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,17 @@ from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 TIGHT = {"budget": 24, "interval": 16, "window": 4}
 
 
-@pytest.fixture(params=["copies", "cuda"])
+@pytest.fixture(params=["copies", "emulated", "cuda-copies", "cuda"])
 def device(request, monkeypatch):
-    if request.param == "cuda":
+    if request.param.startswith("cuda"):
         if not torch.cuda.is_available():
             pytest.skip("no GPU here")
+        monkeypatch.setenv("REASONALLOC_BACKEND", "cpu" if request.param == "cuda-copies" else "")
         return "cuda"
+    if request.param == "emulated":
+        pytest.importorskip("reasonalloc._cuda_emulated")
+        monkeypatch.setenv("REASONALLOC_BACKEND", "cuda-emulated")
+        return "cpu"
     monkeypatch.setattr(states, "in_host_memory", states.copied)
     return "cpu"
 

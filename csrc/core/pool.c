@@ -243,6 +243,15 @@ static void rewrite_tables(ra_pool *pool, const int32_t *moved)
             }
 }
 
+static int64_t smallest_slab(const ra_pool *pool)
+{
+    int64_t pages = INT32_MAX;
+    for (int64_t s = 0; s < pool->slab_count; s++)
+        if (pool->slabs[s].memory)
+            pages = ra_min(pages, pool->slabs[s].pages);
+    return pages;
+}
+
 ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64_t capacity, int64_t *out_count)
 {
     if (!pool || keep_free < 0 || capacity < 0 || !out_count || (capacity && !out_ids))
@@ -259,7 +268,7 @@ ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64
     for (ra_layer *layer = pool->layers; layer; layer = layer->next)
         ra_layer_shrink(layer);
     keep_free = ra_min(keep_free, INT64_MAX - pool->reserved);
-    if (ra_pool_spare(pool) <= keep_free) /* what a device has taken need not be looked at then */
+    if (ra_pool_spare(pool) - smallest_slab(pool) < keep_free) /* what a device has taken need not be looked at then */
         return RA_OK;
     ra_status status = ra_lists_write_all(pool);
     if (status != RA_OK)

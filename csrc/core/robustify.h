@@ -76,7 +76,7 @@ RB_FUNCTION double rb_clipped_sum(const double *x, int64_t n, double scale, doub
 RB_FUNCTION double rb_scale_below(const double *y, int64_t n, double total, double least, double most, double y_least)
 {
     double below = 0, above = fmax(most, 1.0) / fmax(y_least, 1e-300); /* every claim at its upper bound */
-    double low = least > 0 ? least : total / (double)n;              /* every claim at its lower bound, or too little */
+    double low = least > 0 ? least : total / (double)n; /* every claim at its lower bound, or too little */
     if (low > 0 && low < above && rb_clipped_sum(y, n, low, least, most) < total)
         below = low;
     while (above > below) {

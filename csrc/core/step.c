@@ -86,9 +86,12 @@ ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens
     needs need = needs_of(layer, begin, tokens);
     if (need.pages < 0)
         return RA_ERR_ARGUMENT;
-    ra_status ready = is_ready(layer, &need) ? RA_OK : make_ready(layer, &need, ahead);
-    if (ready != RA_OK)
-        return ready;
+    if (!is_ready(layer, &need)) {
+        ra_status status = make_ready(layer, &need, ahead);
+        if (status != RA_OK)
+            return status;
+        need = needs_of(layer, begin, tokens); /* a device may have been looked at */
+    }
     if (layer->ready_bytes > pool->scratch_need)
         pool->scratch_need = layer->ready_bytes;
     pool->reserved -= layer->reserved;

@@ -73,7 +73,7 @@ class States:
             return in_rows(query, key, value)
         self.check(layer, module, query, key, value)
         states = one_size(*one_dtype(query, key, value))
-        return in_rows(*(states if self.backend(key).device == key.device else in_host_memory(*states)))
+        return in_rows(*(in_host_memory(*states) if self.backend(key).capsule is None else states))
 
     def backend(self, key: torch.Tensor) -> Backend:
         """Where the pages of a layer are whose keys are these."""

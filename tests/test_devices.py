@@ -1,0 +1,225 @@
+"""A cache whose lists are a device's: the CUDA backend on its emulation. What it keeps is what the CPU's keeps."""
+
+import models
+import numpy as np
+import pytest
+import torch
+from caches import cache_of, contents
+from layers import RKV, ROUTE, positions, slots
+from transformers import DynamicCache
+
+import reasonalloc as ra
+from reasonalloc import _core
+from reasonalloc.hf.compat import cache_argument
+from reasonalloc.store import backends
+
+emulated = pytest.importorskip("reasonalloc._cuda_emulated")
+pytestmark = pytest.mark.core
+HEADS, GROUP, DIM, WINDOW = 2, 2, 16, 4
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
+
+
+def made(rows=2, scorer="rkv"):
+    pool = _core.Pool("float32", DIM, emulated.backend)
+    return pool, _core.Layer(pool, rows, HEADS, HEADS * GROUP, WINDOW, scorer, 64)
+
+
+def tokens(random, rows, count):
+    return [torch.from_numpy(random.standard_normal((rows, h, count, DIM)).astype(np.float32)) for h in (4, 2, 2)]
+
+
+def step(pool, layer, random, count=1, attend=True):
+    q, k, v = tokens(random, layer.rows, count)
+    out = torch.empty(layer.rows, count, HEADS * GROUP, DIM) if attend else None
+    while missing := layer.step(q, k, v, out, 0.25):
+        pool.add_slab(torch.full((missing * pool.page_bytes,), 255, dtype=torch.uint8))
+    return out
+
+
+def results(layer):
+    shape = (layer.rows, HEADS)
+    return np.zeros(shape, np.int64), np.zeros(shape), np.zeros(layer.rows, np.bool_)
+
+
+# ---- Layers ----
+
+
+def test_steps_and_cuts_do_not_wait_and_allocate_nothing():
+    pool, layer = made()
+    random, totals, protect = np.random.default_rng(0), np.full(2, 60), np.zeros(2, np.int64)
+    pool.add_slab(torch.full((64 * pool.page_bytes,), 255, dtype=torch.uint8))
+    for turn in range(120):
+        if turn == 80:
+            before = emulated.waits(), emulated.allocations(), _core.allocations()
+        step(pool, layer, random)
+        if turn % 8 == 7:
+            assert layer.cut(totals, protect, RKV, ROUTE, None, None, None) == 0
+    assert (emulated.waits(), emulated.allocations(), _core.allocations()) == before
+    assert slots(layer, HEADS).sum(1).tolist() == [60, 60]  # this waits
+    assert emulated.waits() > before[0]
+
+
+def test_figures_come_later():
+    random = np.random.default_rng(1)
+    pool, layer = made()
+    with pytest.raises(ValueError, match="not cut yet"):
+        budgets, lost, flags = results(layer)
+        layer.figures(flags, budgets, budgets, budgets, lost)
+    step(pool, layer, random, 50)
+    twin = layer.copy()
+    totals, protect = np.array([60, -1]), np.array([3, 0])
+    expected = results(layer)
+    for layer_, wanted in ((twin, expected), (layer, (None, None, None))):
+        while missing := layer_.cut(totals, protect, RKV, ROUTE, *wanted):  # their pages are shared
+            pool.add_slab(torch.full((missing * pool.page_bytes,), 255, dtype=torch.uint8))
+    step(pool, layer, random)  # the figures are those of the cut
+    (budgets, lost, flags), before, after = results(layer), np.zeros((2, 2), np.int64), np.zeros((2, 2), np.int64)
+    layer.figures(flags, before, after, budgets, lost)
+    for got, want in zip((budgets, lost, flags), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert before.tolist() == [[50, 50]] * 2
+    assert after[1].tolist() == [50, 50] and after[0].sum() == 60
+
+
+def test_bounds_hold_and_are_exact_after_a_wait():
+    random, most = np.random.default_rng(2), np.zeros(2, np.int64)
+    pool, layer = made()
+    for turn in range(60):
+        step(pool, layer, random, int(random.integers(1, 4)))
+        if turn % 5 == 4:
+            layer.cut(np.array([50, 40]), np.zeros(2, np.int64), RKV, ROUTE, None, None, None)
+        layer.row_slots(most)
+        taken = pool.taken()
+        held = slots(layer.copy() if turn % 3 else layer, HEADS).sum(1)
+        assert (most >= held).all()
+        assert taken >= pool.info()[1] or turn % 3
+        if turn % 3 == 0:
+            layer.row_slots(most)
+            assert most.tolist() == held.tolist()
+
+
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_told_at_the_next_call(which, bad):
+    random = np.random.default_rng(3)
+    pool, layer = made()
+    step(pool, layer, random, 3)
+    given = tokens(random, 2, 1)
+    given[which][1, 1, 0, 5] = bad
+    assert layer.step(*given, None, 0.25) == 0
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        step(pool, layer, random)
+
+
+def test_a_total_without_room_for_the_windows_changes_nothing():
+    random = np.random.default_rng(4)
+    pool, layer = made()
+    step(pool, layer, random, 20)
+    with pytest.raises(ValueError, match="bounds exclude the total"):
+        layer.cut(np.array([-1, 7]), np.zeros(2, np.int64), RKV, ROUTE, *results(layer))
+    assert slots(layer, HEADS).tolist() == [[20, 20]] * 2
+
+
+def test_wrong_places_are_refused():
+    random = np.random.default_rng(5)
+    _pool, layer = made()
+    q, k, v = tokens(random, 2, 1)
+    with pytest.raises(TypeError, match="sinks must be a torch tensor"):
+        layer.step(q, k, v, None, 0.25, None, None, None, 0.0, np.zeros(4, np.float32))
+    with pytest.raises(ValueError, match=r"sinks must be contiguous float32 \[4\]"):
+        layer.step(q, k, v, None, 0.25, None, None, None, 0.0, torch.zeros(3))
+    with pytest.raises(ValueError, match="PyCapsule"):
+        _core.Pool("float32", 16, "cuda")
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_order_of_threads_changes_nothing(order):
+    def run(number):
+        emulated.set_order(number)
+        try:
+            random = np.random.default_rng(6)
+            pool, layer = made(3)
+            shown = [step(pool, layer, random, 70)]
+            for _ in range(3):
+                shown.append(step(pool, layer, random))
+                budgets, lost, flags = results(layer)
+                layer.cut(np.array([90, 40, 60]), np.full(3, 2), RKV, ROUTE, budgets, lost, flags)
+                shown += [torch.from_numpy(x) for x in (budgets, lost)]
+            kept = [positions(layer, row, head).tolist() for row in range(3) for head in range(HEADS)]
+            return [x.numpy().tobytes() for x in shown], kept, layer.table()
+        finally:
+            emulated.set_order(0)
+
+    assert run(0) == run(order)
+
+
+# ---- Caches ----
+
+
+def generated(model, ids, **changes):
+    cache = cache_of(model, budget=24, interval=8, window=4, **changes)
+    model.generate(ids, **cache_argument(cache), max_new_tokens=50, do_sample=False)
+    return cache
+
+
+@pytest.mark.parametrize("method", [m for m in ra.methods() if m != "full"])
+def test_every_method_keeps_the_same_positions(method, monkeypatch):
+    model, ids = models.tiny(), models.prompt(40)
+    expected = generated(model, ids, method=method)
+    monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
+    cache = generated(model, ids, method=method)
+    assert cache.stats()["backends"] == ["cuda-emulated on cpu"]
+    assert contents(cache)[0] == contents(expected)[0]
+    ours, theirs = cache.stats(), expected.stats()
+    for name in ("budgets", "slots", "evicted", "routings", "steps", "bytes", "ratio"):
+        assert ours[name] == theirs[name], name
+    assert ours["lost_mass"] == pytest.approx(theirs["lost_mass"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-odd", "llama-wide", "gemma3"])
+def test_nothing_evicted_gives_the_stock_tokens(on_device, name):
+    model, ids = models.build(name), models.prompt(14)
+    how = {"max_new_tokens": 40, "do_sample": False}
+    expected = model.generate(ids, **cache_argument(DynamicCache(config=model.config)), **how)
+    got = model.generate(ids, **cache_argument(cache_of(model, budget=400)), **how)
+    assert torch.equal(expected, got)
+
+
+def test_decoding_does_not_wait(on_device):
+    model = models.tiny()
+    cache = cache_of(model, method="reasonalloc", budget=24, interval=8, window=4)
+    with torch.inference_mode():
+        model(models.prompt(40), **cache_argument(cache))
+        for turn in range(60):
+            if turn == 20:
+                before = emulated.waits(), emulated.allocations()
+            model(models.prompt(1), **cache_argument(cache))
+    assert (emulated.waits(), emulated.allocations()) == before
+    assert cache.stats()["evicted"] > 0
+
+
+def test_observers_see_the_cuts(on_device):
+    seen, model = [], models.tiny()
+    config = ra.Config(method="rkv", budget=24, interval=8, window=4)
+    cache = ra.ReasonAllocCache(model, config, observers=[lambda cut: seen.append(cut.budgets.sum())])
+    model.generate(models.prompt(40), **cache_argument(cache), max_new_tokens=20, do_sample=False)
+    assert seen and all(n == 48 for n in seen)
+
+
+def test_a_cache_in_host_memory(on_device):
+    model = models.tiny()
+    cache = cache_of(model, budget=24, device="cpu")
+    model.generate(models.prompt(40), **cache_argument(cache), max_new_tokens=5, do_sample=False)
+    assert cache.stats()["backends"] == ["cpu on cpu"]
+
+
+def test_backends_that_there_are_not(monkeypatch):
+    monkeypatch.setenv(backends.VARIABLE, "tpu")
+    with pytest.raises(ValueError, match="must be one of cpu, cuda, cuda-emulated, got 'tpu'"):
+        backends.backend_for(torch.device("cpu"))
+    with pytest.raises(ValueError, match="device must be None"):
+        ra.Config(budget=64, device="gpu")
