@@ -150,7 +150,10 @@ def test_the_order_of_threads_changes_nothing(order):
                 layer.cut(np.array([90, 40, 60]), np.full(3, 2), RKV, ROUTE, budgets, lost, flags)
                 shown += [torch.from_numpy(x) for x in (budgets, lost)]
             kept = [positions(layer, row, head).tolist() for row in range(3) for head in range(HEADS)]
-            return [x.numpy().tobytes() for x in shown], kept, layer.table()
+            room, table = layer.table()
+            pages = np.frombuffer(table, np.int32).reshape(6, room)
+            used = [row[: -(-len(held) // 16)].tolist() for row, held in zip(pages, kept, strict=True)]
+            return [x.numpy().tobytes() for x in shown], kept, used
         finally:
             emulated.set_order(0)
 

@@ -88,7 +88,11 @@ void ra_pool_recount(ra_pool *pool)
     info->peak_used = ra_max(info->peak_used, info->used);
 }
 
-void ra_pool_reset_peak(ra_pool *pool) { pool->info.peak_used = pool->info.used; }
+void ra_pool_reset_peak(ra_pool *pool)
+{
+    (void)ra_pool_write(pool); /* a device counts anew from there; a dead one says so at the next step */
+    pool->info.peak_used = pool->info.used;
+}
 
 static bool grow_ids(ra_pool *pool, int64_t ids)
 {

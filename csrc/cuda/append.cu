@@ -79,8 +79,10 @@ RA_KERNEL(THREADS, 1) take_pages(append_job j)
         return;
     if (shared_tails) {
         block_sync(); /* `copied` is set */
-        if (threadIdx.x == 0)
+        if (threadIdx.x == 0) {
             take_in_turn(j);
+            note_least_free(pool);
+        }
         return;
     }
     int taken = 0;
@@ -99,8 +101,10 @@ RA_KERNEL(THREADS, 1) take_pages(append_job j)
         }
         taken += total;
     }
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
         pool->free_count = free_count - taken;
+        note_least_free(pool);
+    }
 }
 
 RA_KERNEL(THREADS, 4) copy_tails(append_job j)

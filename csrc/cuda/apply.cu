@@ -64,6 +64,7 @@ RA_KERNEL(THREADS, 1) take_fresh(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s
     if (taken > free_count)
         set_fault(l, 0, RA_CUDA_FAULT_PAGES);
     pool->free_count = taken > free_count ? 0 : free_count - taken;
+    note_least_free(pool);
     (void)cut;
 }
 

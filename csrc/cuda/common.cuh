@@ -51,6 +51,12 @@ RA_DEVICE float *query_of(const ra_cuda_layer &l, int row, int64_t token, int he
     int64_t each = (int64_t)l.group * l.head_dim;
     return l.queries + ((row * (int64_t)l.window + token % l.window) * l.kv_heads + head) * each;
 }
+/* After pages were taken; one thread. */
+RA_DEVICE void note_least_free(ra_cuda_pool *pool)
+{
+    if (pool->free_count < pool->least_free)
+        pool->least_free = pool->free_count;
+}
 RA_DEVICE void set_fault(const ra_cuda_layer &l, int row, uint32_t bit)
 {
     *(volatile uint32_t *)&l.fault[row] = l.fault[row] | bit; /* lost at worst beside another one of the same launch */

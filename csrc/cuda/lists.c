@@ -109,7 +109,8 @@ static ra_status push_pool(ra_pool *pool)
     const ra_cuda_pool head = {.memory = own->memory,
                                .refs = own->refs,
                                .free_ids = own->free_ids,
-                               .free_count = (int32_t)pool->free_count};
+                               .free_count = (int32_t)pool->free_count,
+                               .least_free = (int32_t)pool->free_count};
     int error = ra_device_up(own->memory, pool->memory, ids * sizeof *own->memory, pool->stream);
     if (!error)
         error = ra_device_up(own->refs, pool->refs, ids * sizeof *own->refs, pool->stream);
@@ -135,8 +136,10 @@ static int pull_pool(ra_pool *pool)
         error = ra_device_down(pool->free_ids, own->free_ids, ids * sizeof *own->free_ids, pool->stream);
     if (!error)
         error = ra_device_wait(pool->stream);
-    if (!error)
+    if (!error) {
         pool->free_count = head.free_count;
+        pool->info.peak_used = ra_max(pool->info.peak_used, pool->info.pages - head.least_free);
+    }
     return error;
 }
 
