@@ -1,25 +1,102 @@
 /* Which kernel serves a step's attention. */
-#include "attend.cuh"
+#include "attend_split.cuh"
 
 int ra_cuda_attend_any(const ra_cuda_layer *layer, const ra_cuda_step *step, void *stream);
 
+#ifdef RA_EMULATE
+int ra_emulate_capability = 90; /* 10 * major + minor; tests set it */
+static int capability() { return ra_emulate_capability; }
+#else
+/* 10 * major + minor of the current device, asked for once; that is no wait. */
+static int capability()
+{
+    static int known[64];
+    int device = 0, major = 0, minor = 0;
+    if (cudaGetDevice(&device))
+        return 0;
+    if (device < 64 && known[device])
+        return known[device];
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device))
+        return 0;
+    if (device < 64)
+        known[device] = 10 * major + minor;
+    return 10 * major + minor;
+}
+#endif
+
+static bool is_fast(int head_dim)
+{
+    switch (head_dim) {
+#define CASE(D) case D:
+        RA_HEAD_SIZES(CASE)
+#undef CASE
+        return true;
+    }
+    return false;
+}
+
+static int most_chunks(int slots)
+{
+    int chunks = chunks_of(slots);
+    return slots > 4096 ? most(chunks, chunks_of(4096)) : chunks; /* not monotone where chunks grow */
+}
+
+/* Queries of a head whose chunks may lie in scratch: of whole tiles, however many queries these have. */
+static size_t split_queries(const ra_cuda_layer *layer, const ra_cuda_step *step)
+{
+    return ((size_t)layer->group * least(step->tokens, SPLIT_TOKENS) + 15) / 16 * 16;
+}
+
+static size_t split_heads(const ra_cuda_layer *layer, const ra_cuda_step *step)
+{
+    return is_fast(layer->head_dim) && most_chunks(step->most_slots) > 1 ? (size_t)layer->rows * layer->kv_heads : 0;
+}
+
 extern "C" size_t ra_cuda_attend_tickets(const ra_cuda_layer *layer, const ra_cuda_step *step)
 {
-    (void)layer, (void)step;
-    return 1;
+    return split_heads(layer, step) * split_queries(layer, step);
 }
 
 extern "C" size_t ra_cuda_attend_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step)
 {
-    (void)layer, (void)step;
-    return 256;
+    return split_heads(layer, step) * split_queries(layer, step) * most_chunks(step->most_slots) *
+           (size_t)(layer->head_dim + 4) * sizeof(float);
+}
+
+static bool aligned_to_vectors(const void *data, int dtype, int64_t a, int64_t b, int64_t c)
+{
+    const int64_t elements = 16 / size_of(dtype);
+    return (uintptr_t)data % 16 == 0 && a % elements == 0 && b % elements == 0 && c % elements == 0;
 }
 
 extern "C" int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *step, uint32_t *tickets, void *scratch,
                               void *stream)
 {
-    (void)tickets, (void)scratch;
-    if (step->tokens < 1)
+    if (step->tokens < 1 || layer->rows < 1)
         return 0;
-    return ra_cuda_attend_any(layer, step, stream);
+    if (!is_fast(layer->head_dim))
+        return ra_cuda_attend_any(layer, step, stream);
+    const ra_tokens &q = step->queries;
+    const ra_output &o = step->out;
+    split_params p = {};
+    p.a.l = *layer;
+    p.a.s = *step;
+    /* Where all rows have many new tokens, none is split. */
+    p.most_chunks = !step->begin && step->tokens > SPLIT_TOKENS ? 1 : most_chunks(step->most_slots);
+    p.split_queries = (int)split_queries(layer, step);
+    p.query_vectors = aligned_to_vectors(q.data, q.dtype, q.stride_row, q.stride_head, q.stride_token);
+    p.out_vectors = aligned_to_vectors(o.data, o.dtype, o.stride_row, o.stride_token, 0);
+    p.factor = step->softcap > 0 ? step->scale / step->softcap : step->scale * LOG2_E;
+    p.cap_log2 = step->softcap > 0 ? step->softcap * LOG2_E : 0;
+    p.partial = (float *)scratch;
+    p.tickets = tickets;
+    const bool same = q.dtype == layer->format;
+    switch (layer->format) {
+    case RA_F32: return ra_attend_plain_f32(p, stream);
+    case RA_BF16:
+        return same && capability() >= 80 ? ra_attend_matrix_bf16(p, stream) : ra_attend_plain_bf16(p, stream);
+    case RA_F16: return same ? ra_attend_matrix_f16(p, stream) : ra_attend_plain_f16(p, stream);
+    default: return -1;
+    }
 }
