@@ -197,11 +197,12 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
     RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int c = 0; c < 2; c++)
         RA_UNROLL for (int mask = 4; mask < 32; mask *= 2) sum[n][c] += shuffle_xor(sum[n][c], mask);
 
-    /* Warps 2 and 3 give what they have to 0 and 1, then 1 to 0. */
+    /* Warps 2 and 3 give what they have to 0 and 1, then 1 to 0, then 0 to all. */
     const shared<float> result = shared_at<float>(result_at);
-    for (int givers = 2; givers >= 1; givers--) {
-        const int at = warp % givers * TILE * (D + 2);
-        if (warp >= givers && warp < 2 * givers) {
+    RA_NO_UNROLL for (int givers = 2;; givers /= 2)
+    {
+        const int at = givers == 2 ? warp % 2 * TILE * (D + 2) : 0;
+        if (warp >= givers && warp < most(1, 2 * givers)) {
             RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int c = 0; c < 2; c++)
             {
                 const int to = at + (8 * n + 2 * t + c) * (D + 2);
@@ -214,6 +215,8 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
             }
         }
         block_sync();
+        if (givers == 0)
+            break;
         if (warp < givers) {
             RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int c = 0; c < 2; c++)
             {
@@ -232,18 +235,12 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
         block_sync();
     }
 
-    if (warp == 0) {
-        RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int c = 0; c < 2; c++)
-        {
-            const int query = 8 * n + 2 * t + c;
-            RA_UNROLL for (int r = 0; r < ROUNDS; r++)
-            {
-                float x[8];
-                RA_UNROLL for (int j = 0; j < 8; j++) x[j] = acc[n][r][j % 4][j / 4 * 2 + c];
-                if (query < w.count && 64 * r + 8 * g < D)
-                    leave<D, TILE>(p, w, query, 64 * r + 8 * g, x, top[n][c], sum[n][c]);
-            }
-        }
+    RA_NO_UNROLL for (int item = threadIdx.x; item < w.count * (D / 8); item += THREADS)
+    {
+        const int query = item / (D / 8), c = item % (D / 8) * 8, from = query * (D + 2);
+        float x[8];
+        RA_UNROLL for (int i = 0; i < 8; i++) x[i] = result[from + c + i];
+        leave<D, TILE>(p, w, query, c, x, result[from + D], result[from + D + 1]);
     }
     merge_chunks<D, TILE>(p, w, flag_at);
 }
