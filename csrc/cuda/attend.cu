@@ -2,77 +2,101 @@
 #include "attend_split.cuh"
 
 int ra_cuda_attend_any(const ra_cuda_layer *layer, const ra_cuda_step *step, void *stream);
-int ra_cuda_attend_matrix(const split_run &run);
-int ra_cuda_attend_plain(const split_run &run);
 
-static bool has_size(int d)
+#ifdef RA_EMULATE
+int ra_emulate_capability = 90; /* 10 * major + minor; tests set it */
+static int capability() { return ra_emulate_capability; }
+#else
+/* 10 * major + minor of the current device, asked for once; that is no wait. */
+static int capability()
 {
-#define RA_IS(D)                                                                                                       \
-    if (d == D)                                                                                                        \
+    static int known[64];
+    int device = 0, major = 0, minor = 0;
+    if (cudaGetDevice(&device))
+        return 0;
+    if (device < 64 && known[device])
+        return known[device];
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device))
+        return 0;
+    if (device < 64)
+        known[device] = 10 * major + minor;
+    return 10 * major + minor;
+}
+#endif
+
+static bool is_fast(int head_dim)
+{
+    switch (head_dim) {
+#define CASE(D) case D:
+        RA_HEAD_SIZES(CASE)
+#undef CASE
         return true;
-    RA_SIZES(RA_IS)
-#undef RA_IS
+    }
     return false;
 }
 
-/* bfloat16 has matrix units from compute capability 8 on. */
-static bool has_matrix_units(int format)
+static int most_chunks(int slots)
 {
-#ifdef RA_EMULATE
-    (void)format;
-    return true;
-#else
-    static int major[64]; /* by device; 0: not asked yet. Whoever asks twice gets the same answer. */
-    int device = 0, found = 0;
-    if (cudaGetDevice(&device) != cudaSuccess || device >= 64)
-        return false;
-    if (!major[device] && cudaDeviceGetAttribute(&found, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess)
-        major[device] = found;
-    return major[device] >= (format == RA_BF16 ? 8 : 7);
-#endif
+    int chunks = chunks_of(slots);
+    return slots > 4096 ? most(chunks, chunks_of(4096)) : chunks; /* not monotone where chunks grow */
 }
 
-static bool divides(int64_t x, int64_t by) { return x % by == 0; }
-
-/* Vectors of 16 bytes can be used, and everything is of one type. */
-static bool is_split(const ra_cuda_layer *layer, const ra_cuda_step *step)
+/* Queries of a head whose chunks may lie in scratch: of whole tiles, however many queries these have. */
+static size_t split_queries(const ra_cuda_layer *layer, const ra_cuda_step *step)
 {
-    const ra_tokens &q = step->queries;
-    const ra_output &o = step->out;
-    return !step->visible && has_size(layer->head_dim) && q.dtype == layer->format && o.dtype == layer->format &&
-           divides((int64_t)(uintptr_t)q.data, 16) && divides((int64_t)(uintptr_t)o.data, 16) &&
-           divides(q.stride_row, 8) && divides(q.stride_head, 8) && divides(q.stride_token, 8) &&
-           divides(o.stride_row, 8) && divides(o.stride_token, 8) &&
-           (layer->format == RA_F32 || has_matrix_units(layer->format));
+    return ((size_t)layer->group * least(step->tokens, SPLIT_TOKENS) + 15) / 16 * 16;
 }
 
-/* More than any tiling needs. */
-static size_t most_tiles(const ra_cuda_layer *layer, const ra_cuda_step *step)
+static size_t split_heads(const ra_cuda_layer *layer, const ra_cuda_step *step)
 {
-    return (size_t)layer->group * (size_t)step->tokens + 16;
+    return is_fast(layer->head_dim) && most_chunks(step->most_slots) > 1 ? (size_t)layer->rows * layer->kv_heads : 0;
 }
 
 extern "C" size_t ra_cuda_attend_tickets(const ra_cuda_layer *layer, const ra_cuda_step *step)
 {
-    return (size_t)layer->rows * (size_t)layer->kv_heads * most_tiles(layer, step);
+    return split_heads(layer, step) * split_queries(layer, step);
 }
 
 extern "C" size_t ra_cuda_attend_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step)
 {
-    const int chunks = most_chunks(step->most_slots);
-    if (chunks == 1)
-        return 256;
-    return (size_t)layer->rows * (size_t)layer->kv_heads * most_tiles(layer, step) * (size_t)chunks *
+    return split_heads(layer, step) * split_queries(layer, step) * most_chunks(step->most_slots) *
            (size_t)(layer->head_dim + 4) * sizeof(float);
+}
+
+static bool aligned_to_vectors(const void *data, int dtype, int64_t a, int64_t b, int64_t c)
+{
+    const int64_t elements = 16 / size_of(dtype);
+    return (uintptr_t)data % 16 == 0 && a % elements == 0 && b % elements == 0 && c % elements == 0;
 }
 
 extern "C" int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *step, uint32_t *tickets, void *scratch,
                               void *stream)
 {
-    if (step->tokens < 1)
+    if (step->tokens < 1 || layer->rows < 1)
         return 0;
-    if (!is_split(layer, step))
+    if (!is_fast(layer->head_dim))
         return ra_cuda_attend_any(layer, step, stream);
-    const split_run run = {{{*layer, *step}, most_chunks(step->most_slots), (float *)scratch, tickets}, stream};
-    return layer->format == RA_F32 ? ra_cuda_attend_plain(run) : ra_cuda_attend_matrix(run);
+    const ra_tokens &q = step->queries;
+    const ra_output &o = step->out;
+    split_params p = {};
+    p.a.l = *layer;
+    p.a.s = *step;
+    /* Where all rows have many new tokens, none is split. */
+    p.most_chunks = !step->begin && step->tokens > SPLIT_TOKENS ? 1 : most_chunks(step->most_slots);
+    p.split_queries = (int)split_queries(layer, step);
+    p.query_vectors = aligned_to_vectors(q.data, q.dtype, q.stride_row, q.stride_head, q.stride_token);
+    p.out_vectors = aligned_to_vectors(o.data, o.dtype, o.stride_row, o.stride_token, 0);
+    p.factor = step->softcap > 0 ? step->scale / step->softcap : step->scale * LOG2_E;
+    p.cap_log2 = step->softcap > 0 ? step->softcap * LOG2_E : 0;
+    p.partial = (float *)scratch;
+    p.tickets = tickets;
+    const bool same = q.dtype == layer->format;
+    switch (layer->format) {
+    case RA_F32: return ra_attend_plain_f32(p, stream);
+    case RA_BF16:
+        return same && capability() >= 80 ? ra_attend_matrix_bf16(p, stream) : ra_attend_plain_bf16(p, stream);
+    case RA_F16: return same ? ra_attend_matrix_f16(p, stream) : ra_attend_plain_f16(p, stream);
+    default: return -1;
+    }
 }

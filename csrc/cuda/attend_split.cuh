@@ -1,164 +1,202 @@
-/* Attention whose slots are split over blocks, and the merge of their parts, in one launch.
+/* Attention with the split over a head's length and its merge in one launch: what attend_matrix.cuh and attend_plain.cuh share.
  *
  * A block takes one chunk of one (row, KV head) and a tile of its queries (group x new tokens, numbered token-major).
- * How long chunks are follows from the head's length alone, so that a row gives the same bits in any batch. The grid
- * covers the longest head that there may be; blocks past a head's end return at once. Of the blocks that share a head
- * the last to finish merges their parts, in order. */
+ * How long chunks are follows from the head's length and its row's new tokens alone, so that a row gives the same bits in
+ * any batch. The grid covers the longest head that there may be; blocks past a head's end return at once. Of the blocks that
+ * share a head and tile the last to finish merges their parts, in order. */
 #pragma once
 #include "attend.cuh"
 
+constexpr int SPLIT_TOKENS = 8; /* rows with more new tokens fill the machine without a split */
 constexpr float LOG2_E = 1.44269504088896341f;
 
 /* Slots of a chunk: at most 1 part in 32 of the bytes read goes into partial results. */
 RA_HOST_DEVICE int chunk_slots(int slots) { return slots <= 4096 ? 512 : 1024; }
 RA_HOST_DEVICE int chunks_of(int slots)
 {
-    int chunk = chunk_slots(slots);
+    const int chunk = chunk_slots(slots);
     return slots <= chunk ? 1 : (slots + chunk - 1) / chunk;
-}
-RA_HOST_DEVICE int most_chunks(int most_slots)
-{
-    int all = chunks_of(most_slots); /* not monotone where the chunk grows */
-    return most_slots > 4096 ? most(all, chunks_of(4096)) : all;
 }
 
 struct split_params {
     attend_params a;
-    int most_chunks;
-    float *partial; /* [pairs][tiles][chunks]: [queries of a tile][D], then their tops and sums, in (D + 4) floats a query */
-    uint32_t *tickets;
+    int most_chunks;                 /* of a head */
+    int split_queries;               /* most queries of a head that is split, in whole tiles */
+    bool query_vectors, out_vectors; /* aligned for 16 bytes at a time */
+    float factor, cap_log2; /* logit * log2(e) = factor * q.k, or cap_log2 * tanh(factor * q.k) where that is above 0 */
+    float *
+        partial; /* [pairs][tiles][chunks]: [queries of a tile][D] accumulators, then [queries][4] of which two are tops and sums */
+    uint32_t *tickets; /* [pairs][tiles] */
 };
 
 /* What a block works on. */
-struct task {
-    int pair, row, head, fresh, first, count, n, begin, end, chunk, chunks;
+struct work {
+    int pair, row, head, slots, fresh;
+    int tile, first, count;        /* queries */
+    int chunk, chunks, begin, end; /* slots */
 };
 
-RA_DEVICE bool find_task(const split_params &p, int tile, task *w)
+/* False: nothing to do. */
+RA_DEVICE bool find_work(const split_params &p, int tile_queries, work *w)
 {
-    w->pair = blockIdx.y;
+    w->pair = blockIdx.x / p.most_chunks;
+    w->chunk = blockIdx.x % p.most_chunks;
+    w->tile = blockIdx.z * gridDim.y + blockIdx.y;
     w->row = w->pair / p.a.l.kv_heads;
     w->head = w->pair % p.a.l.kv_heads;
     w->fresh = fresh_of(p.a.s, w->row);
-    w->first = blockIdx.z * tile;
-    w->count = least(tile, p.a.l.group * w->fresh - w->first);
-    w->n = p.a.l.slots[w->pair];
-    w->chunk = blockIdx.x;
-    w->chunks = chunks_of(w->n);
-    int chunk = chunk_slots(w->n);
+    w->first = w->tile * tile_queries;
+    const int queries = p.a.l.group * w->fresh;
+    if (w->first >= queries)
+        return false;
+    w->count = least(tile_queries, queries - w->first);
+    w->slots = p.a.l.slots[w->pair];
+    /* The tile's last query sees most. */
+    const int seen = w->slots - (w->fresh - 1 - (w->first + w->count - 1) / p.a.l.group);
+    const int chunk = w->fresh > SPLIT_TOKENS ? most(seen, 1) : chunk_slots(w->slots);
+    w->chunks = most(1, (seen + chunk - 1) / chunk);
     w->begin = w->chunk * chunk;
-    w->end = least(w->begin + chunk, w->n);
-    return w->chunk < w->chunks && w->count > 0;
-}
-RA_DEVICE asked query_of_task(const split_params &p, const task &w, int query)
-{
-    return query_number(p.a, w.row, w.n, w.fresh, w.first + query);
-}
-/* Slots that a query of the tile sees; 0 past the last one. */
-RA_DEVICE int limit_of(const split_params &p, const task &w, int query)
-{
-    return query < w.count ? query_of_task(p, w, query).limit : 0;
+    w->end = least(w->begin + chunk, seen);
+    return w->chunk < w->chunks;
 }
 
-/* A logit, times log2 e, so that softmax is made of powers of two. */
-RA_DEVICE float logit(const split_params &p, float product)
+RA_DEVICE asked query_of(const split_params &p, const work &w, int query)
 {
-    float x = product * p.a.s.scale;
-    return (p.a.s.softcap > 0 ? softcapped(x, p.a.s.softcap) : x) * LOG2_E;
+    return query_number(p.a, w.row, w.slots, w.fresh, w.first + query);
+}
+RA_DEVICE bool shows(const asked &q, const int32_t *positions, int slot) { return q.visible[positions[slot]] != 0; }
+
+RA_DEVICE float logit_log2(const split_params &p, float dot)
+{
+    const float x = dot * p.factor;
+    return p.cap_log2 > 0 ? p.cap_log2 * tanhf(x) : x;
+}
+/* Tops are logits in base 2, -INFINITY where nothing is seen. */
+RA_DEVICE float weight_log2(float logit, float top) { return logit == -INFINITY ? 0 : exp2_fast(logit - top); }
+
+/* What a finished query's accumulators are multiplied with. */
+RA_DEVICE float divisor_of(const split_params &p, const work &w, const asked &q, float top, float sum)
+{
+    const float sink = sink_of(p.a, w.head, q);
+    if (top == -INFINITY)
+        return 0;
+    if (sink > -INFINITY)
+        sum += exp2_fast(sink * LOG2_E - top);
+    return 1 / sum;
 }
 
-/* Eight numbers as they leave; `to` is aligned to 16 bytes. */
-template <class T> RA_DEVICE void store8(void *to, const float *x, float by)
+/* Eight of a query's numbers as they leave, from dimension c on. */
+RA_DEVICE void store_out(const split_params &p, const work &w, const asked &q, int c, const float *x, float by)
 {
+    const int dtype = p.a.s.out.dtype;
+    char *to = out_at(p.a, w.row, w.head, q) + c * size_of(dtype);
+    if (!p.out_vectors) {
+        RA_UNROLL for (int i = 0; i < 8; i++) store_element(to, i, dtype, x[i] * by);
+        return;
+    }
     vec16 v[2];
-    if constexpr (sizeof(T) == 4) {
+    if (dtype == RA_F32) {
         RA_UNROLL for (int i = 0; i < 8; i++) v[i / 4].w[i % 4] = as_bits(x[i] * by);
-        store16((char *)to + 16, v[1]);
+        store16(to + 16, v[1]);
+    } else if (dtype == RA_BF16) {
+        RA_UNROLL for (int i = 0; i < 4; i++) v[0].w[i] = pack<bf16>(x[2 * i] * by, x[2 * i + 1] * by);
     } else {
-        RA_UNROLL for (int i = 0; i < 4; i++) v[0].w[i] = pack<T>(x[2 * i] * by, x[2 * i + 1] * by);
+        RA_UNROLL for (int i = 0; i < 4; i++) v[0].w[i] = pack<f16>(x[2 * i] * by, x[2 * i + 1] * by);
     }
     store16(to, v[0]);
 }
 
-/* The result of a query, dimensions c to c + 7, once its largest logit and its sum are those of all its slots. */
-template <class T>
-RA_DEVICE void write_result(const split_params &p, const task &w, int query, int c, const float *x, float top,
-                            float sum)
+/* ---- Parts of a head that is split ---- */
+
+RA_DEVICE int64_t tile_place(const split_params &p, const work &w, int tile_queries)
 {
-    const asked q = query_of_task(p, w, query);
-    const float sink = sink_of(p.a, w.head, q) * LOG2_E, best = fmaxf(top, sink);
-    const float own = top == -INFINITY ? 0 : exp2_fast(top - best);
-    sum = sum * own + (sink == -INFINITY ? 0 : exp2_fast(sink - best));
-    store8<T>(out_at(p.a, w.row, w.head, q) + c * sizeof(T), x, sum > 0 ? own / sum : 0);
+    return (int64_t)w.pair * (p.split_queries / tile_queries) + w.tile;
+}
+template <int D, int TILE> RA_DEVICE float *part_of(const split_params &p, const work &w, int chunk)
+{
+    return p.partial + (tile_place(p, w, TILE) * p.most_chunks + chunk) * TILE * (D + 4);
 }
 
-/* The parts of a head lie in scratch; the last block to come merges them. flag: a word of shared memory. */
-template <class T, int D> RA_DEVICE void merge_chunks(const split_params &p, const task &w, int tile, size_t flag_at)
+/* Eight accumulators of a query, and beside the first ones its top and sum; a head that is not split is done with that. */
+template <int D, int TILE>
+RA_DEVICE void leave(const split_params &p, const work &w, int query, int c, const float *x, float top, float sum)
 {
-    shared<unsigned> flag = shared_at<unsigned>(flag_at);
-    const int64_t place = (int64_t)w.pair * gridDim.z + blockIdx.z;
+    if (w.chunks == 1) {
+        const asked q = query_of(p, w, query);
+        store_out(p, w, q, c, x, divisor_of(p, w, q, top, sum));
+        return;
+    }
+    float *part = part_of<D, TILE>(p, w, w.chunk);
+    vec16 v[2];
+    RA_UNROLL for (int i = 0; i < 8; i++) v[i / 4].w[i % 4] = as_bits(x[i]);
+    store16(part + query * D + c, v[0]);
+    store16(part + query * D + c + 4, v[1]);
+    if (c == 0) {
+        part[TILE * D + 2 * query] = top;
+        part[TILE * D + 2 * query + 1] = sum;
+    }
+}
+
+/* The last block to come merges. flag_at: where shared memory has a word for it. */
+template <int D, int TILE> RA_DEVICE void merge_chunks(const split_params &p, const work &w, size_t flag_at)
+{
+    if (w.chunks == 1)
+        return;
+    const shared<unsigned> last = shared_at<unsigned>(flag_at);
     device_fence();
     block_sync();
     if (threadIdx.x == 0) {
-        unsigned came = global_add(&p.tickets[place], 1u);
-        flag[0] = came + 1 == (unsigned)w.chunks;
-        if (came + 1 == (unsigned)w.chunks)
-            p.tickets[place] = 0; /* ready for the next launch */
+        uint32_t *ticket = &p.tickets[tile_place(p, w, TILE)];
+        const bool all = global_add(ticket, 1u) + 1 == (unsigned)w.chunks;
+        last[0] = all;
+        if (all)
+            *ticket = 0; /* ready for the next launch */
     }
     block_sync();
-    if (!flag[0])
+    if (!last[0])
         return;
     device_fence();
-    const int part_floats = tile * (D + 4);
-    const float *parts = p.partial + place * p.most_chunks * part_floats;
+    constexpr int FLOATS = TILE * (D + 4);
+    const float *parts = part_of<D, TILE>(p, w, 0);
     for (int item = threadIdx.x; item < w.count * (D / 8); item += THREADS) {
-        int query = item / (D / 8), c = item % (D / 8) * 8;
+        const int query = item / (D / 8), c = item % (D / 8) * 8;
         float top = -INFINITY, sum = 0, acc[8] = {0, 0, 0, 0, 0, 0, 0, 0};
         RA_NO_UNROLL for (int chunk = 0; chunk < w.chunks; chunk++)
-            top = fmaxf(top, load_fresh(&parts[chunk * part_floats + tile * D + 2 * query]));
+            top = fmaxf(top, load_fresh(&parts[(int64_t)chunk * FLOATS + TILE * D + 2 * query]));
         RA_NO_UNROLL for (int chunk = 0; chunk < w.chunks; chunk++)
         {
-            const float *part = parts + chunk * part_floats, *ends = part + tile * D + 2 * query;
-            float by = top == -INFINITY ? 0 : exp2_fast(load_fresh(&ends[0]) - top);
-            sum += load_fresh(&ends[1]) * by;
+            const float *part = parts + (int64_t)chunk * FLOATS, *ends = part + TILE * D + 2 * query;
+            const float by = weight_log2(load_fresh(&ends[0]), top);
+            sum = fmaf(load_fresh(&ends[1]), by, sum);
             RA_UNROLL for (int i = 0; i < 8; i += 4)
             {
-                float4 x = load_fresh((const float4 *)(part + query * D + c + i));
-                acc[i] += x.x * by;
-                acc[i + 1] += x.y * by;
-                acc[i + 2] += x.z * by;
-                acc[i + 3] += x.w * by;
+                const float4 x = load_fresh((const float4 *)(part + query * D + c + i));
+                acc[i] = fmaf(x.x, by, acc[i]);
+                acc[i + 1] = fmaf(x.y, by, acc[i + 1]);
+                acc[i + 2] = fmaf(x.z, by, acc[i + 2]);
+                acc[i + 3] = fmaf(x.w, by, acc[i + 3]);
             }
         }
-        write_result<T>(p, w, query, c, acc, top, sum);
+        const asked q = query_of(p, w, query);
+        store_out(p, w, q, c, acc, divisor_of(p, w, q, top, sum));
     }
 }
 
-template <int D>
-RA_DEVICE void save_part(const split_params &p, const task &w, int tile, int query, int c, const float *x, float top,
-                         float sum)
+/* ---- Launches ---- */
+
+/* Blocks of a launch with tiles of so many queries. */
+static inline dim3 split_grid(const split_params &p, int tile_queries)
 {
-    const int64_t place = ((int64_t)w.pair * gridDim.z + blockIdx.z) * p.most_chunks + w.chunk;
-    float *part = p.partial + place * tile * (D + 4);
-    store8<float>(part + query * D + c, x, 1);
-    if (c == 0) {
-        part[tile * D + 2 * query] = top;
-        part[tile * D + 2 * query + 1] = sum;
-    }
+    const int64_t queries = (int64_t)p.a.l.group * p.a.s.tokens;
+    const unsigned tiles = (unsigned)((queries + tile_queries - 1) / tile_queries), deep = (tiles + 65534) / 65535;
+    return dim3((unsigned)(p.a.l.rows * p.a.l.kv_heads * p.most_chunks), (tiles + deep - 1) / deep, deep);
 }
 
-/* ---- Launching ---- */
+/* The kernels by element of the pages: -1 where the head size has none. */
+int ra_attend_matrix_bf16(const split_params &p, void *stream);
+int ra_attend_matrix_f16(const split_params &p, void *stream);
+int ra_attend_plain_f32(const split_params &p, void *stream);
+int ra_attend_plain_bf16(const split_params &p, void *stream);
+int ra_attend_plain_f16(const split_params &p, void *stream);
 
-#ifndef RA_SIZES
-#define RA_SIZES(X) X(64) X(80) X(96) X(128) X(256)
-#endif
-
-struct split_run {
-    split_params p;
-    void *stream;
-    dim3 grid(int tile) const
-    {
-        const ra_cuda_layer &l = p.a.l;
-        return dim3(p.most_chunks, l.rows * l.kv_heads, (l.group * p.a.s.tokens + tile - 1) / tile);
-    }
-};
+#define RA_HEAD_SIZES(X) X(64) X(80) X(96) X(128) X(256)
