@@ -167,10 +167,8 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
 
         /* O^T: k-step i takes of the lane's page slots i, i + 8, i + 4, i + 12; row g of m-tile j is dimension j of the
          * lane's 8, row g + 8 dimension j + 4. */
-        RA_UNROLL for (int i = 0; i < 4; i++)
-        {
-            if (D > 128)
-                warp_sync(); /* keeps the compiler from loading more than the registers hold */
+        RA_UNROLL_BY(D > 128 ? 1 : 4) for (int i = 0; i < 4; i++)
+        { /* registers do not hold more of large heads */
             RA_UNROLL for (int r = 0; r < ROUNDS; r++)
             {
                 const int c = 64 * r + 8 * g;
@@ -186,11 +184,18 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
                                            pair_at(row[2], row[3], j), pair_at(row[2], row[3], j + 4)};
                     RA_UNROLL for (int n = 0; n < N; n++)
                     {
-                        mma(T, acc[n][r][j], a, high[n][i]);
-                        mma(T, acc[n][r][j], a, low[n][i]);
+                        mma(T, acc[n][r][j], a, high[n][D > 128 ? 0 : i]);
+                        mma(T, acc[n][r][j], a, low[n][D > 128 ? 0 : i]);
                     }
                 }
             }
+            if constexpr (D > 128) /* the next ones come to the front: registers have no index */
+                RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int next = 0; next < 3; next++)
+                    RA_UNROLL for (int half = 0; half < 2; half++)
+                {
+                    high[n][next][half] = high[n][next + 1][half];
+                    low[n][next][half] = low[n][next + 1][half];
+                }
         }
     }
 

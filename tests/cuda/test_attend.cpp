@@ -282,6 +282,23 @@ static void attend(int D, const shape &x, const types &t)
     }
 }
 
+/* Bytes of global memory that one token's attention moves over those that it must: what vectors move is counted, the lists
+ * of pages, which K and V are found by one after the other, are added. */
+static void count_bytes(int D, int group, int slots)
+{
+    attention a(D, {.heads = 1, .group = group, .fresh = {1}, .slots = {slots}}, {RA_BF16, RA_BF16, RA_BF16, 90, 0});
+    std::vector<char> out;
+    ra_emulate_capability = 90;
+    emulate::self().moved_bytes = 0;
+    if (!a.run(a.l, a.s, &out))
+        return;
+    const double least = 2.0 * 2 * D * (slots + group), lists = 2.0 * pages_for(slots) * (4 + 8);
+    const double ratio = ((double)emulate::self().moved_bytes + lists) / least;
+    if (!(ratio >= 1 && ratio <= 1.1))
+        fail("D %d, group %d, %d slots: %.3f times the bytes that must be moved", D, group, slots, ratio);
+    std::printf("bytes moved over the least, D %d, group %d, %d slots: %.3f\n", D, group, slots, ratio);
+}
+
 int main()
 {
     seconds();
@@ -329,6 +346,11 @@ int main()
          {all_types[0], all_types[2], all_types[4]}) { /* where chunks grow, beside one where they do not */
         attend(64, {.heads = 1, .group = 4, .fresh = {1, 1}, .slots = {4500, 4096}}, t);
         count++;
+    }
+    for (int slots : {136, 264, 384, 512, 640, 1152, 4224}) {
+        count_bytes(128, 4, slots);
+        count_bytes(128, 8, slots);
+        count_bytes(64, 8, slots);
     }
     std::printf(
         "attend: %s, %d cases, worst relative error: float32 %.2g, bfloat16 %.2g, float16 %.2g; %.1f s, %.1f M fiber "
