@@ -1,0 +1,107 @@
+"""What nvcc makes of the attention kernels: registers and spills of every one, and the width of its loads. No GPU is
+needed, but nvcc is; REASONALLOC_CUDA_ARCHS says for which architectures. Compile times go to the terminal with -s."""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = sorted(path.stem for path in (ROOT / "csrc/cuda").glob("attend_*.cu") if path.stem != "attend_any")
+ARCHITECTURES = (os.environ.get("REASONALLOC_CUDA_ARCHS") or "75 90").split()
+HOME = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{HOME}/bin")
+CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump") or shutil.which("cuobjdump", path=f"{HOME}/bin")
+MOST_REGISTERS = 255  # of a thread: what the machine has, and two blocks of 128 threads an SM need
+SECONDS = 60  # of CPU for a file and an architecture; it takes 3 to 5 s on an idle core
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="no nvcc")]
+
+
+class Compiled:
+    def __init__(self, source: str, arch: str, folder: Path) -> None:
+        self.object = folder / f"{source}.sm_{arch}.o"
+        command = [str(NVCC), "-std=c++17", "-O3", f"-arch=sm_{arch}", "-Xptxas=-v", "-Icsrc/include", "-Icsrc/cuda"]
+        command += ["-c", f"csrc/cuda/{source}.cu", "-o", str(self.object)]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.seconds = after.ru_utime - before.ru_utime
+        self.report = done.stderr
+
+
+@pytest.fixture(
+    scope="module", params=[(kernel, arch) for kernel in KERNELS for arch in ARCHITECTURES], ids="-sm_".join
+)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return Compiled(*request.param, tmp_path_factory.mktemp("cuda"))
+
+
+def test_registers_without_spills(compiled: Compiled) -> None:
+    pattern = (
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers"
+    )
+    kernels = re.findall(pattern, compiled.report, re.DOTALL)
+    assert len(kernels) >= 5  # a head size each
+    assert len(kernels) == compiled.report.count("entry function")
+    for name, stack, stores, loads, registers in kernels:
+        assert (int(stack), int(stores), int(loads)) == (0, 0, 0), name
+        assert int(registers) <= MOST_REGISTERS, name
+    most = max(int(kernel[4]) for kernel in kernels)
+    print(f"\n{compiled.object.stem}: {len(kernels)} kernels, at most {most} registers, {compiled.seconds:.1f} s")
+    assert compiled.seconds < SECONDS
+
+
+def functions(sass: str) -> dict[str, str]:
+    parts = re.split(r"\n\s+Function : (\w+)\n", sass)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def instructions(code: str) -> list[tuple[int, str, str]]:
+    """(address, name, operands) of each."""
+    pattern = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)\s*([^;]*);"
+    return [(int(at, 16), name, rest) for at, name, rest in re.findall(pattern, code)]
+
+
+def longest_loop(code: list[tuple[int, str, str]]) -> list[str]:
+    """Of the loops, the one with most arithmetic that attention is made of: its instructions."""
+    loops = []
+    for at, name, rest in code:
+        if name.startswith("BRA") and (target := re.search(r"0x([0-9a-f]+)", rest)) and int(target[1], 16) < at:
+            loops.append([other for place, other, _ in code if int(target[1], 16) <= place <= at])
+    return max(loops, key=lambda inside: sum(name.startswith(("HMMA", "FFMA")) for name in inside), default=[])
+
+
+@pytest.mark.skipif(CUOBJDUMP is None, reason="no cuobjdump: it is in PyPI's nvidia-cuda-cuobjdump, beside -nvdisasm")
+def test_keys_and_values_come_16_bytes_at_a_time(compiled: Compiled) -> None:
+    done = subprocess.run([str(CUOBJDUMP), "-sass", str(compiled.object)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seen = 0
+    for name, body in functions(done.stdout).items():
+        if "attend_" not in name:
+            continue
+        code = instructions(body)
+        if len(code) < 50:  # bfloat16 before sm_80: nothing is compiled, and no launcher asks for it
+            assert "matrix" in name
+            continue
+        loop = longest_loop(code)
+        assert sum(each.startswith(("HMMA", "FFMA")) for each in loop) >= 32, name
+        loads = Counter(
+            next((bits for bits in ("128", "64", "16", "8") if re.search(rf"\.[US]?{bits}\b", each)), "32")
+            for each in loop
+            if re.match(r"LDG?\.", each)
+        )
+        assert loads["128"] >= 4, (name, loads)
+        # Besides: page numbers (32), addresses of pages (64), and under a mask positions (32) and its bytes (8).
+        assert loads["16"] == 0, (name, loads)
+        assert loads["32"] + loads["64"] + loads["8"] <= 16, (name, loads)
+        assert not any(each.startswith(("LDL", "STL")) for each in loop), name
+        seen += 1
+    assert seen or "matrix_bf16.sm_75" in compiled.object.name
