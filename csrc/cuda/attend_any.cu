@@ -7,7 +7,8 @@ RA_KERNEL(THREADS, 1) attend_any(attend_params p)
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % PAGE, half = lane / PAGE, d = p.l.head_dim;
     const int pair = blockIdx.x, row = pair / p.l.kv_heads, head = pair % p.l.kv_heads, format = p.l.format;
-    const int fresh = fresh_of(p.s, row), slots = p.l.slots[pair], number = blockIdx.y * WARPS + warp;
+    const int fresh = fresh_of(p.s, row), slots = p.l.slots[pair], block = blockIdx.z * gridDim.y + blockIdx.y,
+              number = block * WARPS + warp;
     const shared<float> query = shared_at<float>(0) + warp * d;
     if (number >= fresh * p.l.group)
         return; /* no barrier of the block follows */
@@ -53,8 +54,8 @@ RA_KERNEL(THREADS, 1) attend_any(attend_params p)
 
 int ra_cuda_attend_any(const ra_cuda_layer *layer, const ra_cuda_step *step, void *stream)
 {
-    const unsigned queries = step->tokens * layer->group;
+    const unsigned blocks = (step->tokens * layer->group + WARPS - 1) / WARPS, deep = (blocks + 65534) / 65535;
     const attend_params p = {*layer, *step};
-    return RA_LAUNCH(attend_any, dim3(layer->rows * layer->kv_heads, (queries + WARPS - 1) / WARPS), THREADS,
+    return RA_LAUNCH(attend_any, dim3(layer->rows * layer->kv_heads, (blocks + deep - 1) / deep, deep), THREADS,
                      WARPS * layer->head_dim * sizeof(float), stream, p);
 }
