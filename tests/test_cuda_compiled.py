@@ -18,7 +18,6 @@ HOME = os.environ.get("CUDA_HOME", "/usr/local/cuda")
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{HOME}/bin")
 CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump") or shutil.which("cuobjdump", path=f"{HOME}/bin")
 MOST_REGISTERS = 255  # of a thread: what the machine has, and two blocks of 128 threads an SM need
-SECONDS = 60  # of CPU for a file and an architecture; it takes 3 to 5 s on an idle core
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="no nvcc")]
 
@@ -56,7 +55,6 @@ def test_registers_without_spills(compiled: Compiled) -> None:
         assert int(registers) <= MOST_REGISTERS, name
     most = max(int(kernel[4]) for kernel in kernels)
     print(f"\n{compiled.object.stem}: {len(kernels)} kernels, at most {most} registers, {compiled.seconds:.1f} s")
-    assert compiled.seconds < SECONDS
 
 
 def functions(sass: str) -> dict[str, str]:

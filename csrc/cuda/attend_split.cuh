@@ -199,4 +199,6 @@ int ra_attend_plain_f32(const split_params &p, void *stream);
 int ra_attend_plain_bf16(const split_params &p, void *stream);
 int ra_attend_plain_f16(const split_params &p, void *stream);
 
+#ifndef RA_HEAD_SIZES /* head sizes with kernels of their own; attend_any serves the rest */
 #define RA_HEAD_SIZES(X) X(64) X(80) X(96) X(128) X(256)
+#endif
