@@ -44,8 +44,9 @@ class Config:
             not known.
         sinks: evict the first tokens last. None, for both: the method's own.
         options: settings of methods and parts written in Python, by name; each goes to all that have it.
-        device: where the cache lies. None: with each layer of the model, if that is on a GPU and the package was built
-            with its backend, else in host memory; "cpu": in host memory, wherever the model lies.
+        device: where the cache lies. "model": with each layer of the model, on a CUDA device if that is on one; "cpu":
+            in host memory, wherever the model lies. None: in host memory, unless the environment variable
+            REASONALLOC_BACKEND is "cuda": that backend has only run on an emulation so far, so it must be asked for.
     Settings of the parts. One that is not at its default goes to every part that has it; the others do without:
         alpha, threshold, kernel: R-KV's weight of importance, cosine that counts as similar, width of the max-pool.
         gamma, lo, hi: robustify's exponent and bounds (times the mean). mu: floor of head routing. safeguard: Ada-KV's.
@@ -81,8 +82,8 @@ class Config:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.device not in (None, "cpu"):
-            raise ValueError(f'device must be None (with the model) or "cpu", got {self.device!r}')
+        if self.device not in (None, "cpu", "model"):
+            raise ValueError(f'device must be None, "cpu" or "model", got {self.device!r}')
         if self.profile is not None and not isinstance(self.profile, WaveProfile):
             raise ValueError(f"profile must be a WaveProfile (WaveProfile.load reads a file), got {self.profile!r}")
         if not isinstance(self.options, Mapping):

@@ -26,7 +26,7 @@ def device(request, monkeypatch):
     if request.param.startswith("cuda"):
         if not torch.cuda.is_available():
             pytest.skip("no GPU here")
-        monkeypatch.setenv("REASONALLOC_BACKEND", "cpu" if request.param == "cuda-copies" else "")
+        monkeypatch.setenv("REASONALLOC_BACKEND", "cpu" if request.param == "cuda-copies" else "cuda")
         return "cuda"
     if request.param == "emulated":
         pytest.importorskip("reasonalloc._cuda_emulated")

@@ -226,3 +226,20 @@ def test_backends_that_there_are_not(monkeypatch):
         backends.backend_for(torch.device("cpu"))
     with pytest.raises(ValueError, match="device must be None"):
         ra.Config(budget=64, device="gpu")
+
+
+@pytest.mark.parametrize("place", [None, "cpu", "model"])
+def test_where_a_cache_lies(place, monkeypatch):
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    assert backends.backend_for(torch.device("cpu"), place) is backends.IN_HOST_MEMORY
+    if place != "model":
+        assert backends.backend_for(torch.device("cuda", 1), place) is backends.IN_HOST_MEMORY
+        return
+    with pytest.raises(ValueError, match="there is no backend for mps"):
+        backends.backend_for(torch.device("mps"), place)
+    monkeypatch.setitem(backends._MODULES, "cuda", "reasonalloc._no_such_module")
+    with pytest.raises(ValueError, match="was not built"):
+        backends.backend_for(torch.device("cuda", 1), place)
+    monkeypatch.setitem(backends._MODULES, "cuda", "reasonalloc._cuda_emulated")
+    name, device, capsule = backends.backend_for(torch.device("cuda", 1), place)
+    assert (name, device) == ("cuda", torch.device("cuda", 1)) and capsule is emulated.backend

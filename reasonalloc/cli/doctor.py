@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -86,8 +87,14 @@ def _machine() -> Iterator[Check]:
         state, note = ("ok", "") if wish in usable else ("note", f", ignored: this machine has {', '.join(usable)}")
         yield Check("REASONALLOC_CPU", state, f"{wish!r}{note}")
     yield Check("threads", "ok", f"{torch.get_num_threads()} of torch, {os.cpu_count()} CPUs")
+    built = find_spec("reasonalloc._cuda") is not None
+    yield Check(
+        "CUDA backend", "ok", "built, used where it is asked for" if built else "not built (REASONALLOC_CUDA=1)"
+    )
     if torch.cuda.is_available():
-        yield Check("GPU", "note", "found; the model may lie on it (--device-map), the cache is in host memory")
+        yield Check(
+            "GPU", "note", "found; the model may lie on it (--device-map), the cache is in host memory by default"
+        )
 
 
 def _parts() -> Iterator[Check]:

@@ -109,7 +109,7 @@ class ReasonAllocCache(Cache):
         self.by_hand = own_policy
         self._whole_masks = whole_masks
         self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
-        self._states = States(model, config.device == "cpu")
+        self._states = States(model, config.device)
         self.prompt_columns: int | None = None
         activate(model)
         self._text_config = text_config(model)

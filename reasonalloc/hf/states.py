@@ -16,12 +16,11 @@ Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class States:
     """Prepares what the attention modules of one model give its cache. Shapes that the C core checks are left to it.
 
-    heads, head_dim: of the keys that the cache holds, 0 while it is empty. in_host_memory: the cache lies there,
-    wherever the model does.
+    heads, head_dim: of the keys that the cache holds, 0 while it is empty. place: where it lies, as `Config.device`.
     """
 
-    def __init__(self, model: Any, in_host_memory: bool = False) -> None:
-        self.model, self.in_host_memory = model, in_host_memory
+    def __init__(self, model: Any, place: str | None = None) -> None:
+        self.model, self.place = model, place
         self._own_modules: set[int] = set()  # ids of those that have asked for attention
         self.clear()
 
@@ -77,7 +76,7 @@ class States:
 
     def backend(self, key: torch.Tensor) -> Backend:
         """Where the pages of a layer are whose keys are these."""
-        return backend_for(key.device, self.in_host_memory)
+        return backend_for(key.device, self.place)
 
 
 def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:

@@ -29,23 +29,24 @@ class Backend(NamedTuple):
 IN_HOST_MEMORY = Backend("cpu", CPU)
 
 
-def backend_for(device: torch.device, in_host_memory: bool = False) -> Backend:
-    """Of tensors on a device. in_host_memory: the CPU's, wherever they lie.
+def backend_for(device: torch.device, place: str | None = None) -> Backend:
+    """Of tensors on a device.
 
-    Raises ValueError where REASONALLOC_BACKEND names none that can be had.
+    place: "cpu" for host memory, wherever they lie; "model" for the device's own; None: as REASONALLOC_BACKEND says,
+    else host memory. Raises ValueError for a backend that cannot be had.
     """
     wish = os.environ.get(VARIABLE, "")
     if wish and wish not in BACKENDS:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(BACKENDS)}, got {wish!r}")
-    if in_host_memory or wish == "cpu":
+    if place == "cpu":
         return IN_HOST_MEMORY
-    name = wish or ("cuda" if device.type == "cuda" and not torch.version.hip else "cpu")
-    if name == "cpu" or (name == "cuda" and device.type != "cuda"):
+    name = wish or ("cuda" if place == "model" else "cpu")
+    if name == "cpu" or (name == "cuda" and device.type == "cpu"):
         return IN_HOST_MEMORY
+    if name == "cuda" and (device.type != "cuda" or torch.version.hip):
+        raise ValueError(f"there is no backend for {device}: caches lie in host memory or on CUDA devices")
     try:
         capsule = import_module(_MODULES[name]).backend
     except ImportError as error:
-        if not wish:  # built without nvcc
-            return IN_HOST_MEMORY
-        raise ValueError(f"{VARIABLE} is {wish!r}, but {_MODULES[name]} was not built: {error}") from error
+        raise ValueError(f"{_MODULES[name]} was not built (REASONALLOC_CUDA=1 builds it with nvcc): {error}") from error
     return Backend(name, device if name == "cuda" else CPU, capsule)
