@@ -37,7 +37,7 @@ NEON_CC := aarch64-linux-gnu-gcc
 NEON_RUN := qemu-aarch64
 NEON_TESTS := $(C_TESTS:tests/c/%.c=build/neon/%) build/neon/engine
 
-.PHONY: help install demo test c-tests cuda cuda-tests oldest newest harness bench notebooks paper train lint compilers format format-check \
+.PHONY: help install demo test c-tests cuda cuda-tests gpu oldest newest harness bench notebooks paper train lint compilers format format-check \
 	sanitize fuzz neon neon-tools clean
 
 help: ## list the targets
@@ -133,6 +133,13 @@ $(eval $(call emulation,build/sanitize/cuda,$(SANITIZERS),build/sanitize/c))
 
 cuda-tests: $(CUDA_TESTS:tests/cuda/%.cpp=build/cuda-emulated/%) ## the CUDA kernels on the CPU, one by one
 	for each in $^; do ./$$each; done
+
+# On a machine with a GPU: what the kernels touch, then the conformance suite and whole caches.
+gpu: cuda ## the tests that need a GPU, under compute-sanitizer too
+	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "torch finds no GPU here"'
+	if command -v compute-sanitizer >/dev/null; then \
+		compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -q -x tests/conformance/test_steps.py -k "cuda and not emulated"; fi
+	$(BIN)/python -m pytest -q tests/conformance tests/test_accelerator.py -k "cuda and not emulated"
 
 cuda: $(VENV)/.packages ## build the CUDA backend (needs nvcc) into the package
 	REASONALLOC_CUDA=1 REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --inplace

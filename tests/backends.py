@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 
 import torch
 
 from reasonalloc import _core
 
-try:  # the CUDA backend's kernels on the CPU: `make install` builds it, an installed package has none
-    from reasonalloc import _cuda_emulated
-except ImportError:
-    _cuda_emulated = None
+# The CUDA backend's kernels on the CPU, which `make install` builds, and on a GPU, which `make cuda` builds.
+MODULES: dict[str, ModuleType | None] = {}
+for _name in ("_cuda_emulated", "_cuda"):
+    try:
+        MODULES[_name] = import_module(f"reasonalloc.{_name}")
+    except ImportError:
+        MODULES[_name] = None
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,5 +76,7 @@ class Backend:
 
 
 BACKENDS = [Backend(f"cpu-{isa}", isa) for isa in _core.isas()]
-if _cuda_emulated is not None:
-    BACKENDS.append(Backend("cuda-emulated", module=_cuda_emulated, effort=0.1))
+if MODULES["_cuda_emulated"] is not None:
+    BACKENDS.append(Backend("cuda-emulated", module=MODULES["_cuda_emulated"], effort=0.1))
+if MODULES["_cuda"] is not None and torch.cuda.is_available():
+    BACKENDS.append(Backend("cuda", device="cuda", module=MODULES["_cuda"]))
