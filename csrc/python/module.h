@@ -22,6 +22,8 @@ PyObject *ra_raise(ra_status status, const char *what);
 
 /* ---- tensor_view.c ---- */
 
+/* Looks up torch's tensors before the first one comes: a device's stream is asked of them. 0, or -1 with an error set. */
+int ra_find_torch(module_state *state);
 /* Where a tensor must lie, as DLPack says it. */
 extern const dl_device ra_host_memory;
 /* A borrowed view of a tensor with `ndim` dimensions; valid while the object lives. 0, or -1 with an error set. */

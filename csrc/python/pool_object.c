@@ -10,8 +10,8 @@ static int set_stream(pool_object *pool)
     void *stream = NULL;
     if (!state)
         return -1;
-    if (pool->memory.type != DL_CPU && state->exchange &&
-        state->exchange->current_work_stream(pool->memory.type, pool->memory.id, &stream))
+    if (pool->memory.type != DL_CPU &&
+        (ra_find_torch(state) || state->exchange->current_work_stream(pool->memory.type, pool->memory.id, &stream)))
         return -1;
     ra_pool_set_stream(pool->pool, stream);
     return 0;

@@ -26,6 +26,18 @@ static const dl_exchange_api *exchange_of(module_state *state, PyTypeObject *typ
     return api;
 }
 
+int ra_find_torch(module_state *state)
+{
+    PyObject *torch = state->exchange ? NULL : PyImport_ImportModule("torch");
+    PyObject *type = torch ? PyObject_GetAttrString(torch, "Tensor") : NULL;
+    bool found = state->exchange || (type && PyType_Check(type) && exchange_of(state, (PyTypeObject *)type));
+    Py_XDECREF(type);
+    Py_XDECREF(torch);
+    if (!found && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ImportError, "torch has no Tensor");
+    return found ? 0 : -1;
+}
+
 const dl_device ra_host_memory = {.type = DL_CPU, .id = -1};
 
 int ra_view(module_state *state, PyObject *object, const char *name, dl_device where, int ndim, dl_tensor *out)
