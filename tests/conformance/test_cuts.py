@@ -244,6 +244,9 @@ def test_nothing_grows_with_what_was_evicted(backend, page_format):
 
 @pytest.mark.parametrize("threads", [3])
 def test_the_number_of_threads_changes_nothing(backend, page_format, threads):
+    if backend.module:
+        pytest.skip("torch's threads have no part in it; test_devices.py changes the order of a device's")
+
     def run(scorer):
         random, layer = np.random.default_rng(7), Layer(backend, page_format, 3, scorer)
         tokens = [new_tokens(backend, random, n) for n in (300, 90, 1, 20)]
@@ -264,20 +267,21 @@ def test_the_number_of_threads_changes_nothing(backend, page_format, threads):
 def test_rows_that_multiply(backend, page_format):
     """Each is the one that was. Restored rows have needed no memory to work in yet, and then many of them do."""
     random, source = np.random.default_rng(9), Layer(backend, page_format, 1, "rkv")
-    source.step([new_tokens(backend, random, 700)])
+    tokens, rows = (700, 40) if backend.effort == 1 else (150, 6)
+    source.step([new_tokens(backend, random, tokens)])
     one, many = source.twin(), source.twin()
-    tokens = new_tokens(backend, random, 1)
-    assert torch.equal(one.step([tokens])[0], many.step([tokens])[0])
-    many.core.reorder(np.zeros(40, np.int64))
+    new = new_tokens(backend, random, 1)
+    assert torch.equal(one.step([new])[0], many.step([new])[0])
+    many.core.reorder(np.zeros(rows, np.int64))
     for left in range(WINDOW - 1, -1, -1):
-        tokens = new_tokens(backend, random, 1)
-        (expected,) = one.step([tokens], np.array([left]))
-        outs = many.step([tokens] * 40, np.full(40, left))
+        new = new_tokens(backend, random, 1)
+        (expected,) = one.step([new], np.array([left]))
+        outs = many.step([new] * rows, np.full(rows, left))
         assert all(torch.equal(out, expected) for out in outs)
-    budgets, lost, _ = one.cut([600])
-    every = many.cut([600] * 40)
+    budgets, lost, _ = one.cut([tokens - 100])
+    every = many.cut([tokens - 100] * rows)
     assert (every[0] == budgets).all() and (every[1] == lost).all()
-    assert all(many.row(r) == one.row(0) for r in (0, 17, 39))
+    assert all(many.row(r) == one.row(0) for r in (0, rows // 2, rows - 1))
 
 
 def test_large_keys_have_scores(backend):
