@@ -18,10 +18,31 @@ typedef struct rb_remainder {
     int64_t index;
 } rb_remainder;
 
-/* log(x) for normal x > 0: x = 2^e m with m near 1, log m = 2 artanh((m - 1) / (m + 1)). */
-RB_FUNCTION double rb_log(double x)
+/* ---- A power of our own: libraries' differ in the last bits. Within 2 units of the last place. ---- */
+
+/* a + b as two numbers, the nearest one and what is missing; |a| >= |b| or a == 0. */
+RB_FUNCTION double rb_sum(double a, double b, double *low)
 {
-    const double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+    double sum = a + b;
+    *low = b - (sum - a);
+    return sum;
+}
+
+/* a * b likewise, for factors far from overflow (Dekker): halves of 26 bits have exact products. */
+RB_FUNCTION double rb_product(double a, double b, double *low)
+{
+    double product = a * b, wide_a = 134217729.0 * a, wide_b = 134217729.0 * b;
+    double a_high = wide_a - (wide_a - a), a_low = a - a_high, b_high = wide_b - (wide_b - b), b_low = b - b_high;
+    *low = a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low);
+    return product;
+}
+
+#define RB_LN2_HIGH 6.93147180369123816490e-01 /* 33 bits: times whole numbers of up to 20 bits it is exact */
+#define RB_LN2_LOW 1.90821492927058770002e-10
+
+/* log(x) for normal x > 0 in two parts: x = 2^e m with m near 1, log m = 2 artanh(s), s = (m - 1) / (m + 1). */
+RB_FUNCTION double rb_log(double x, double *low)
+{
     int64_t bits;
     memcpy(&bits, &x, sizeof bits);
     int64_t exponent = (bits >> 52) - 1023;
@@ -32,25 +53,28 @@ RB_FUNCTION double rb_log(double x)
         m /= 2;
         exponent++;
     }
-    double s = (m - 1) / (m + 1), square = s * s, sum = 0;
+    double e = (double)exponent, below, rest, part;
+    double above = m > 1 ? rb_sum(m, 1, &below) : rb_sum(1, m, &below), s = (m - 1) / above;
+    double back = rb_product(s, above, &rest);
+    double s_low = ((((m - 1) - back) - rest) - s * below) / above, square = s * s, tail = 0;
     for (int k = 23; k >= 3; k -= 2)
-        sum = (sum + 1.0 / (double)k) * square;
-    double e = (double)exponent;
-    return e * ln2_high + (2 * s + (2 * s * sum + e * ln2_low));
+        tail = (tail + 1.0 / (double)k) * square;
+    double high = exponent ? rb_sum(e * RB_LN2_HIGH, 2 * s, &part) : rb_sum(2 * s, 0, &part);
+    return rb_sum(high, part + (2 * s_low + (2 * s * tail + e * RB_LN2_LOW)), low);
 }
 
-/* exp(x) for x in [-700, 0]. */
-RB_FUNCTION double rb_exp(double x)
+/* exp(x + low) for x in [-700, 0]. */
+RB_FUNCTION double rb_exp(double x, double low)
 {
-    const double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
-    int64_t k = (int64_t)floor(x / 6.93147180559945286227e-01 + 0.5);
-    double r = (x - (double)k * ln2_high) - (double)k * ln2_low, sum = 1;
-    for (int i = 14; i >= 1; i--)
-        sum = 1 + sum * r / (double)i;
-    int64_t bits = (k + 1023) << 52;
-    double scale;
+    double k = floor(x / (RB_LN2_HIGH + RB_LN2_LOW) + 0.5), r = x - k * RB_LN2_HIGH, sum = 1.0 / 15;
+    low -= k * RB_LN2_LOW;
+    double both = r + low;
+    for (int i = 14; i >= 2; i--)
+        sum = (1 + both * sum) / (double)i;
+    double result = 1 + (r + (low + both * both * sum)), scale;
+    int64_t bits = ((int64_t)k + 1023) << 52;
     memcpy(&scale, &bits, sizeof scale);
-    return sum * scale;
+    return result * scale;
 }
 
 /* x^gamma for x in [1e-9, 1], gamma in [0, 32]. */
@@ -60,8 +84,13 @@ RB_FUNCTION double rb_power(double x, double gamma)
         return 1;
     if (gamma == 1)
         return x;
-    return gamma == 0.5 ? sqrt(x) : rb_exp(gamma * rb_log(x));
+    if (gamma == 0.5)
+        return sqrt(x);
+    double log_low, low, log_high = rb_log(x, &log_low), high = rb_product(gamma, log_high, &low);
+    return rb_exp(high, low + gamma * log_low);
 }
+
+/* ---- Budgets ---- */
 
 RB_FUNCTION double rb_clipped_sum(const double *x, int64_t n, double scale, double lo, double hi)
 {

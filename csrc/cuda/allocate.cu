@@ -3,30 +3,40 @@
 #include "cut.cuh"
 #include "select.cuh"
 
-/* What every head evicts last is not shared out: as `spared` of core/cut.c. */
-RA_DEVICE int spared(const ra_cuda_layer &l, const ra_cuda_cut &cut, int row, int64_t total)
+constexpr int ROW_THREADS = 512;
+
+/* What every head evicts last is not shared out: as `spared` of core/cut.c. scratch: an int a warp. */
+RA_DEVICE int spared(const ra_cuda_layer &l, const ra_cuda_cut &cut, int row, int64_t total, shared<int> scratch)
 {
-    int64_t base = total / l.kv_heads - l.window;
-    for (int h = 0; h < l.kv_heads && base > 0; h++) {
-        const int pair = row * l.kv_heads + h, older = most(0, l.slots[pair] - l.window);
-        base = protected_slots(positions_of(l, pair), cut.protect_below[row], base < older ? (int)base : older);
+    const int64_t room = total / l.kv_heads - l.window;
+    int base = room < 0 ? 0 : room < INT32_MAX ? (int)room : INT32_MAX;
+    for (int h = threadIdx.x; h < l.kv_heads; h += ROW_THREADS) {
+        const int pair = row * l.kv_heads + h;
+        base = least(base, protected_slots(positions_of(l, pair), cut.protect_below[row], l.slots[pair] - l.window));
     }
-    return base > 0 ? (int)base : 0;
+    for (int mask = 16; mask; mask /= 2)
+        base = least(base, shuffle_xor(base, mask));
+    if (threadIdx.x % 32 == 0)
+        scratch[threadIdx.x / 32] = base;
+    block_sync();
+    for (int w = 0; w < ROW_THREADS / 32; w++)
+        base = least(base, scratch[w]);
+    return base;
 }
 
 /* A block a row. Rows whose scores are no numbers, or whose total has no room for the windows, are not cut. */
-RA_KERNEL(THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
+RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
 {
     const shared<int> counts = shared_at<int>(0);
     const int row = blockIdx.x, H = l.kv_heads;
     int32_t *budgets = cut.budgets + row * H;
     if (!cut.cut[row]) {
-        for (int h = threadIdx.x; h < H; h += THREADS)
+        for (int h = threadIdx.x; h < H; h += ROW_THREADS)
             budgets[h] = l.slots[row * H + h];
         return;
     }
     const int64_t total = cut.totals[row];
-    const int base = spared(l, cut, row, total);
+    const int base = spared(l, cut, row, total, counts);
     const int64_t rest = total - (int64_t)H * base, chosen = rest - (int64_t)H * l.window;
     int64_t all = 0;
     int wrong = 0, found;
@@ -34,12 +44,12 @@ RA_KERNEL(THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch
         const int pair = row * H + h, older = most(0, l.slots[pair] - l.window);
         const float *score = cut.scores + pair * entries_of(l);
         all += older - base;
-        for (int i = threadIdx.x; i < older; i += THREADS)
+        for (int i = threadIdx.x; i < older; i += ROW_THREADS)
             wrong |= !is_finite(score[i]);
     }
     block_prefix(wrong, counts, &found);
     if (found || chosen < 0) {
-        for (int h = threadIdx.x; h < H; h += THREADS)
+        for (int h = threadIdx.x; h < H; h += ROW_THREADS)
             budgets[h] = l.slots[row * H + h];
         if (threadIdx.x == 0) {
             set_fault(l, row, found ? RA_CUDA_FAULT_SCORES : RA_CUDA_FAULT_INFEASIBLE);
@@ -51,24 +61,26 @@ RA_KERNEL(THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch
     rb_remainder *parts = (rb_remainder *)(claims + 2 * H);
     if (cut.route.heads != RA_HEADS_UNIFORM) {
         float tau = -INFINITY;
-        int above;
         if (chosen > 0 && chosen < all)
             tau = kth_largest(
-                [&](auto take) {
-                    for (int h = 0; h < H; h++)
-                        for (int i = base + threadIdx.x; i < l.slots[row * H + h] - l.window; i += THREADS)
-                            take(cut.scores[(row * H + h) * entries_of(l) + i]);
-                },
-                (int)chosen, counts, &above);
-        for (int h = 0; h < H; h++) {
-            const int pair = row * H + h;
+                      [&](auto take) {
+                          for (int h = 0; h < H; h++)
+                              for (int i = base + threadIdx.x; i < l.slots[row * H + h] - l.window; i += ROW_THREADS)
+                                  take(cut.scores[(row * H + h) * entries_of(l) + i]);
+                      },
+                      (int)chosen, counts)
+                      .tau;
+        for (int h = threadIdx.x / 32; h < H; h += ROW_THREADS / 32) { /* a warp a head */
+            const float *score = cut.scores + (row * H + h) * entries_of(l);
             int own = 0;
-            for (int i = base + threadIdx.x; chosen > 0 && i < l.slots[pair] - l.window; i += THREADS)
-                own += cut.scores[pair * entries_of(l) + i] >= tau;
-            block_prefix(own, counts, &found);
-            if (threadIdx.x == 0)
-                claims[h] = (double)l.window + (double)found;
+            for (int i = base + threadIdx.x % 32; chosen > 0 && i < l.slots[row * H + h] - l.window; i += 32)
+                own += score[i] >= tau;
+            for (int mask = 16; mask; mask /= 2)
+                own += shuffle_xor(own, mask);
+            if (threadIdx.x % 32 == 0)
+                claims[h] = (double)l.window + (double)own;
         }
+        block_sync();
     }
     if (threadIdx.x)
         return;
@@ -87,6 +99,6 @@ RA_KERNEL(THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch
 
 extern "C" int ra_cuda_allocate(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
 {
-    return RA_LAUNCH(allocate_row, layer->rows, THREADS, SELECT_INTS * 4, stream, *layer, *cut,
-                     lay_scratch(*layer, scratch));
+    return RA_LAUNCH(allocate_row, layer->rows, ROW_THREADS, SELECT_INTS * 4, stream, *layer, *cut,
+                     lay_scratch(*layer, cut->most_slots, scratch));
 }

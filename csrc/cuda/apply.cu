@@ -181,7 +181,7 @@ RA_KERNEL(THREADS, 1) settle_pages(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch
 extern "C" int ra_cuda_apply(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
 {
     const unsigned pairs = layer->rows * layer->kv_heads;
-    const cut_scratch s = lay_scratch(*layer, scratch);
+    const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
     int error = RA_LAUNCH(plan_moves, pairs, THREADS, 64, stream, *layer, *cut, s);
     if (!error)
         error = RA_LAUNCH(take_fresh, 1, THREADS, 64, stream, *layer, *cut, s);

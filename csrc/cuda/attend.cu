@@ -3,28 +3,6 @@
 
 int ra_cuda_attend_any(const ra_cuda_layer *layer, const ra_cuda_step *step, void *stream);
 
-#ifdef RA_EMULATE
-int ra_emulate_capability = 90; /* 10 * major + minor; tests set it */
-static int capability() { return ra_emulate_capability; }
-#else
-/* 10 * major + minor of the current device, asked for once; that is no wait. */
-static int capability()
-{
-    static int known[64];
-    int device = 0, major = 0, minor = 0;
-    if (cudaGetDevice(&device))
-        return 0;
-    if (device < 64 && known[device])
-        return known[device];
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device))
-        return 0;
-    if (device < 64)
-        known[device] = 10 * major + minor;
-    return 10 * major + minor;
-}
-#endif
-
 static bool is_fast(int head_dim)
 {
     switch (head_dim) {
@@ -95,7 +73,7 @@ extern "C" int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *st
     switch (layer->format) {
     case RA_F32: return ra_attend_plain_f32(p, stream);
     case RA_BF16:
-        return same && capability() >= 80 ? ra_attend_matrix_bf16(p, stream) : ra_attend_plain_bf16(p, stream);
+        return same && ra_cuda_capability() >= 80 ? ra_attend_matrix_bf16(p, stream) : ra_attend_plain_bf16(p, stream);
     case RA_F16: return same ? ra_attend_matrix_f16(p, stream) : ra_attend_plain_f16(p, stream);
     default: return -1;
     }

@@ -1,6 +1,6 @@
 /* Which slots stay: the protected ones first, then by score, ties to the newer, and the window; and the attention that is
  * lost with the others. */
-#include "cut.cuh"
+#include "score.cuh"
 #include "select.cuh"
 
 RA_KERNEL(THREADS, 4) choose_slots(ra_cuda_layer l, ra_cuda_cut cut)
@@ -22,25 +22,20 @@ RA_KERNEL(THREADS, 4) choose_slots(ra_cuda_layer l, ra_cuda_cut cut)
         const int wanted = part ? chosen - least(chosen, protect) : least(chosen, protect);
         if (wanted <= 0)
             continue;
-        int above, ties = 0, seen = 0, total;
-        const float tau = kth_largest(
+        const selected best = kth_largest(
             [&](auto take) {
                 for (int i = begin + threadIdx.x; i < end; i += THREADS)
                     take(score[i]);
             },
-            wanted, counts, &above);
+            wanted, counts);
+        const int passed_over = best.equal - (wanted - best.above); /* the oldest of those with the score tau */
+        int seen = 0, total;
         for (int first = begin; first < end; first += THREADS) {
             const int i = first + threadIdx.x;
-            block_prefix(i < end && score[i] == tau, counts, &total);
-            ties += total;
-        }
-        const int passed_over = ties - (wanted - above); /* the oldest of those with the score tau */
-        for (int first = begin; first < end; first += THREADS) {
-            const int i = first + threadIdx.x;
-            const bool tie = i < end && score[i] == tau;
+            const bool tie = i < end && score[i] == best.tau;
             const int before = block_prefix(tie, counts, &total) + seen;
             seen += total;
-            const bool stays = i < end && (score[i] > tau || (tie && before >= passed_over));
+            const bool stays = i < end && (score[i] > best.tau || (tie && before >= passed_over));
             const int to = block_prefix(stays, counts, &total) + at;
             if (stays)
                 kept[to] = i;
@@ -58,7 +53,7 @@ RA_KERNEL(THREADS, 4) lost_mass(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
 {
     const shared<float> scratch = shared_at<float>(0);
     const shared<double> sums = shared_at<double>(64);
-    const int pair = blockIdx.x, row = pair / l.kv_heads, head = pair % l.kv_heads, n = l.slots[pair], d = l.head_dim;
+    const int pair = blockIdx.x, row = pair / l.kv_heads, head = pair % l.kv_heads, n = l.slots[pair];
     if (!cut.cut[row])
         return;
     const int keep = cut.keep[pair];
@@ -67,45 +62,34 @@ RA_KERNEL(THREADS, 4) lost_mass(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
             cut.lost[pair] = 0;
         return;
     }
-    const int64_t S = entries_of(l);
-    float *logits = s.logits + pair * S * most(l.window, 2), *mass = logits + S;
-    const int32_t *kept = cut.kept + pair * S;
-    const float *query = query_of(l, row, l.q_end[row] - 1, head);
-    for (int g = 0; g < l.group; g++) {
+    const int32_t *kept = cut.kept + pair * entries_of(l);
+    const float *logits = s.logits + (int64_t)pair * s.queries * s.stride;
+    double lost = 0;
+    for (int g = 0; g < l.group; g++, logits += s.stride) {
         const float sink = l.sinks[head * l.group + g];
-        float top = sink, sum = 0;
-        for (int i = threadIdx.x; i < n; i += THREADS) {
-            const char *keys = page_at(l, pair, i / PAGE);
-            float x = 0;
-            for (int c = 0; c < d; c++)
-                x = fmaf(query[g * d + c], load_element(keys, c * PAGE + i % PAGE, l.format), x);
-            logits[i] = x = softcapped(x * cut.scale, cut.softcap);
-            top = fmaxf(top, x);
-        }
+        float top = sink;
+        for (int i = threadIdx.x; i < n; i += THREADS)
+            top = fmaxf(top, logits[i]);
         top = block_max(top, scratch);
+        double all = 0, stays = 0;
         for (int i = threadIdx.x; i < n; i += THREADS)
-            sum += logits[i] = expf(logits[i] - top);
-        sum = block_sum(sum, scratch) + (sink == -INFINITY ? 0 : expf(sink - top));
-        for (int i = threadIdx.x; i < n; i += THREADS)
-            mass[i] = (g ? mass[i] : 0) + logits[i] / sum;
+            all += (double)expf(logits[i] - top);
+        for (int i = threadIdx.x; i < keep; i += THREADS)
+            stays += (double)expf(logits[kept[i]] - top);
+        all = block_sum(all, sums);
+        stays = block_sum(stays, sums);
+        lost += (all - stays) / (all + (sink == -INFINITY ? 0 : (double)expf(sink - top)));
     }
-    double all = 0, stays = 0;
-    for (int i = threadIdx.x; i < n; i += THREADS)
-        all += (double)mass[i];
-    all = block_sum(all, sums);
-    device_fence();
-    block_sync(); /* what others have written of `mass` is read */
-    for (int i = threadIdx.x; i < keep; i += THREADS)
-        stays += (double)mass[kept[i]];
-    stays = block_sum(stays, sums);
     if (threadIdx.x == 0)
-        cut.lost[pair] = fmax(0.0, (all - stays) / l.group);
+        cut.lost[pair] = fmax(0.0, lost / (double)l.group);
 }
 
 extern "C" int ra_cuda_choose(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
 {
     const unsigned pairs = layer->rows * layer->kv_heads;
+    const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
     int error = RA_LAUNCH(choose_slots, pairs, THREADS, SELECT_INTS * 4, stream, *layer, *cut);
-    return error ? error
-                 : RA_LAUNCH(lost_mass, pairs, THREADS, 128, stream, *layer, *cut, lay_scratch(*layer, scratch));
+    if (!error)
+        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, true}, stream);
+    return error ? error : RA_LAUNCH(lost_mass, pairs, THREADS, 128, stream, *layer, *cut, s);
 }

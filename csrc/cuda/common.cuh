@@ -5,6 +5,9 @@
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, PAGE = RA_PAGE_TOKENS;
 
+/* 10 * major + minor of the current device; 0 if it cannot be told. */
+int ra_cuda_capability();
+
 RA_HOST_DEVICE int pages_for(int slots) { return (slots + PAGE - 1) / PAGE; }
 RA_HOST_DEVICE int least(int a, int b) { return a < b ? a : b; }
 RA_HOST_DEVICE int most(int a, int b) { return a > b ? a : b; }
@@ -64,7 +67,7 @@ RA_DEVICE void set_fault(const ra_cuda_layer &l, int row, uint32_t bit)
 
 /* ---- A block ---- */
 
-/* Sum and exclusive prefix over the block's threads, in their order. scratch: WARPS ints. */
+/* Sum and exclusive prefix over the block's threads, in their order. scratch: an int a warp. */
 RA_DEVICE int block_prefix(int value, shared<int> scratch, int *total)
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -79,14 +82,14 @@ RA_DEVICE int block_prefix(int value, shared<int> scratch, int *total)
     block_sync();
     int base = 0;
     *total = 0;
-    for (int w = 0; w < WARPS; w++) {
+    for (int w = 0; w < (int)blockDim.x / 32; w++) {
         base += w < warp ? (int)scratch[w] : 0;
         *total += scratch[w];
     }
     return base + sum - value;
 }
 
-/* In a fixed order. scratch: WARPS numbers. */
+/* In a fixed order. scratch: a number a warp. */
 template <class F> RA_DEVICE F block_sum(F value, shared<F> scratch)
 {
     for (int mask = 16; mask; mask /= 2)
@@ -96,7 +99,7 @@ template <class F> RA_DEVICE F block_sum(F value, shared<F> scratch)
         scratch[threadIdx.x / 32] = value;
     block_sync();
     F all = scratch[0];
-    for (int w = 1; w < WARPS; w++)
+    for (int w = 1; w < (int)blockDim.x / 32; w++)
         all += scratch[w];
     return all;
 }
@@ -109,7 +112,7 @@ RA_DEVICE float block_max(float value, shared<float> scratch)
         scratch[threadIdx.x / 32] = value;
     block_sync();
     float all = scratch[0];
-    for (int w = 1; w < WARPS; w++)
+    for (int w = 1; w < (int)blockDim.x / 32; w++)
         all = fmaxf(all, (float)scratch[w]);
     return all;
 }

@@ -1,37 +1,49 @@
-/* Scratch of a cut: what its kernels leave for each other, laid out by one hand. */
+/* Scratch of a cut: what its kernels leave for each other, laid out by one hand. A head's lists in it are as long as the
+ * longest head may be, in whole pages. */
 #pragma once
 #include "common.cuh"
 
+constexpr int BLOCK_SLOTS = 256; /* of a block that goes through keys: 64 a warp */
+
 struct cut_scratch {
-    float *logits;    /* [R, H, W or 2, S]: of the window's queries */
-    float *inverse;   /* [R, H, S] 1 / (|k| + floor) */
-    float *cosine;    /* [R, H, S] with the newest similar key */
-    int32_t *similar; /* [R, H, S] that key's slot, -1: none */
-    float *mean;      /* [R, H, S] */
-    int64_t *removed; /* [R, H, S] in units of 2^-40 */
-    double *claims;   /* [R, 5, H] of allocation */
-    int32_t *plan;    /* [R, H, 3] of moves */
-    int32_t *taken;   /* [R, H, M] pages that survivors move into */
+    int64_t stride;    /* S: entries of a list */
+    int32_t queries;   /* lists of logits of a head */
+    int32_t parts;     /* blocks of keys of a head */
+    float *logits;     /* [R, H, queries, S] of the window's queries, or of the newest one's heads */
+    float *softmaxes;  /* [R, H, W, 2] their tops and one over their sums */
+    float *inverse;    /* [R, H, S] 1 / (|k| + floor) */
+    float *mean;       /* [R, H, S] column means of the cosine matrix */
+    int64_t *removed;  /* [R, H, S] sums of the zeroed entries of a column, in units of 2^-40 */
+    float *unit_parts; /* [R, H, parts, D] sums of the unit keys of a block */
+    float *unit_sum;   /* [R, H, D] of all */
+    double *claims;    /* [R, 5, H] of allocation */
+    int32_t *plan;     /* [R, H, 3] of moves */
+    int32_t *taken;    /* [R, H, M] pages that survivors move into */
     size_t bytes;
 };
 
-RA_HOST_DEVICE cut_scratch lay_scratch(const ra_cuda_layer &l, void *memory)
+RA_HOST_DEVICE cut_scratch lay_scratch(const ra_cuda_layer &l, int most_slots, void *memory)
 {
     cut_scratch s;
     char *at = (char *)memory;
-    size_t used = 0, pairs = (size_t)l.rows * l.kv_heads, entries = pairs * l.pages * PAGE;
+    size_t used = 0, pairs = (size_t)l.rows * l.kv_heads;
+    s.stride = (int64_t)pages_for(most(1, most_slots)) * PAGE;
+    s.queries = most(l.window, l.group);
+    s.parts = (int32_t)((s.stride + BLOCK_SLOTS - 1) / BLOCK_SLOTS);
+    const size_t entries = pairs * s.stride;
 #define RA_LAY(field, type, count)                                                                                     \
     s.field = (type *)(at + used);                                                                                     \
     used += aligned((size_t)(count) * sizeof(type));
-    RA_LAY(logits, float, entries *(l.window > 2 ? l.window : 2))
+    RA_LAY(logits, float, entries *s.queries)
+    RA_LAY(softmaxes, float, pairs *l.window * 2)
     RA_LAY(inverse, float, entries)
-    RA_LAY(cosine, float, entries)
-    RA_LAY(similar, int32_t, entries)
     RA_LAY(mean, float, entries)
     RA_LAY(removed, int64_t, entries)
+    RA_LAY(unit_parts, float, pairs *s.parts *l.head_dim)
+    RA_LAY(unit_sum, float, pairs *l.head_dim)
     RA_LAY(claims, double, 5 * pairs)
     RA_LAY(plan, int32_t, 3 * pairs)
-    RA_LAY(taken, int32_t, pairs * l.pages)
+    RA_LAY(taken, int32_t, pairs *least(l.pages, (int)(s.stride / PAGE)))
 #undef RA_LAY
     s.bytes = used;
     return s;

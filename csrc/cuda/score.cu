@@ -1,5 +1,4 @@
-/* What begins a cut, and which kernels serve its scores. */
-#include "cut.cuh"
+/* What begins a cut, and its scores: what scorer/ and stat/ of the C core define. */
 #include "score.cuh"
 
 RA_KERNEL(THREADS, 4) begin_cut(ra_cuda_layer l, ra_cuda_cut cut)
@@ -14,6 +13,126 @@ RA_KERNEL(THREADS, 4) begin_cut(ra_cuda_layer l, ra_cuda_cut cut)
     }
 }
 
+/* ---- Importance and redundancy of a head, by a block ---- */
+
+/* Top of a softmax over logits [older] and one over its sum, by a warp, in one pass of 16 bytes at a time; the list has whole
+ * pages of room. */
+RA_DEVICE void softmax_of(const float *logits, int older, float *out)
+{
+    const int lane = threadIdx.x % 32;
+    float top = -INFINITY, sum = 0;
+    for (int first = 4 * lane; first < older; first += 4 * 32) {
+        const vec16 v = load16(logits + first, true);
+        float x[4], best = top;
+        RA_UNROLL for (int i = 0; i < 4; i++)
+        {
+            x[i] = first + i < older ? as_float(v.w[i]) : -INFINITY;
+            best = fmaxf(best, x[i]);
+        }
+        sum *= top == best ? 1 : expf(top - best);
+        RA_UNROLL for (int i = 0; i < 4; i++) sum += x[i] == -INFINITY ? 0 : expf(x[i] - best);
+        top = best;
+    }
+    RA_UNROLL for (int mask = 1; mask < 32; mask *= 2)
+    {
+        const float their_top = shuffle_xor(top, mask), their_sum = shuffle_xor(sum, mask), best = fmaxf(top, their_top);
+        sum = (top == best ? sum : sum * expf(top - best)) + (their_top == best ? their_sum : their_sum * expf(their_top - best));
+        top = best;
+    }
+    if (lane == 0) {
+        out[0] = top;
+        out[1] = 1 / sum;
+    }
+}
+
+/* score[i] of the older slots: mean of the window's softmaxes, max-pooled. */
+RA_DEVICE void importance(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair, int older, const cut_scratch &s,
+                          float *score)
+{
+    const int row = pair / l.kv_heads, count = l.q_end[row] - l.q_begin[row], half = least(cut.kernel / 2, older);
+    float *logits = s.logits + (int64_t)pair * s.queries * s.stride, *sum = logits; /* in the first list's place */
+    float *softmaxes = s.softmaxes + (int64_t)pair * l.window * 2;
+    if (count < 1) { /* nothing was observed: no token matters more than another */
+        for (int i = threadIdx.x; i < older; i += THREADS)
+            score[i] = 1 / (float)older;
+        return;
+    }
+    for (int w = threadIdx.x / 32; w < count; w += WARPS)
+        softmax_of(logits + w * s.stride, older, softmaxes + 2 * w);
+    device_fence();
+    block_sync();
+    for (int i = threadIdx.x; i < older; i += THREADS) {
+        float all = 0;
+        for (int w = 0; w < count; w++) {
+            const float x = logits[w * s.stride + i];
+            all += x == -INFINITY ? 0 : expf(x - softmaxes[2 * w]) * softmaxes[2 * w + 1];
+        }
+        sum[i] = all;
+    }
+    device_fence();
+    block_sync();
+    for (int i = threadIdx.x; i < older; i += THREADS) {
+        float best = -INFINITY;
+        bool is_number = true; /* the maximum would hide what is none */
+        for (int j = most(0, i - half); j <= least(older - 1, i + half); j++) {
+            best = fmaxf(best, sum[j]);
+            is_number &= sum[j] == sum[j];
+        }
+        score[i] = is_number ? best * (1 / (float)count) : NAN;
+    }
+}
+
+/* Subtracts (1 - alpha) (redundancy - level) of alpha * score: redundancy is the softmax of the column means over all slots. */
+RA_DEVICE void weigh(const ra_cuda_cut &cut, int pair, int n, int older, const cut_scratch &s, shared<float> scratch,
+                     float *score)
+{
+    const float *mean = s.mean + pair * s.stride;
+    float top = -INFINITY, sum = 0;
+    for (int i = threadIdx.x; i < n; i += THREADS)
+        top = fmaxf(top, mean[i]);
+    top = block_max(top, scratch);
+    for (int i = threadIdx.x; i < n; i += THREADS)
+        sum += expf(mean[i] - top);
+    sum = 1 / block_sum(sum, scratch);
+    const float level = cut.scorer == RA_CUDA_RKV_CENTRED ? 1 / (float)n : 0;
+    for (int i = threadIdx.x; i < older; i += THREADS)
+        score[i] = cut.alpha * score[i] - (1 - cut.alpha) * (expf(mean[i] - top) * sum - level);
+}
+
+/* splitmix64, as scorer/random.c. */
+RA_DEVICE float hash_to_unit(uint64_t seed, int64_t head, int32_t position)
+{
+    uint64_t z = seed + 0x9e3779b97f4a7c15u * ((uint64_t)head * 0x100000001u + (uint64_t)position + 1);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (float)((z ^ (z >> 31)) >> 40) * 0x1p-24f;
+}
+
+/* A block a head. */
+RA_KERNEL(THREADS, 4) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
+{
+    const shared<float> scratch = shared_at<float>(0);
+    const int pair = blockIdx.x, row = pair / l.kv_heads, n = l.slots[pair], older = n - l.window;
+    if (!cut.cut[row] || older < 1)
+        return;
+    float *score = cut.scores + pair * entries_of(l);
+    const int32_t *positions = positions_of(l, pair);
+    if (cut.scorer == RA_CUDA_RECENCY || cut.scorer == RA_CUDA_RANDOM) {
+        for (int i = threadIdx.x; i < older; i += THREADS)
+            score[i] = cut.scorer == RA_CUDA_RECENCY ? (float)positions[i]
+                                                     : hash_to_unit(cut.seed, pair % l.kv_heads, positions[i]);
+        return;
+    }
+    importance(l, cut, pair, older, s, score);
+    if (cut.scorer != RA_CUDA_IMPORTANCE)
+        weigh(cut, pair, n, older, s, scratch, score); /* each thread its own slots */
+    bool finite = true;
+    for (int i = threadIdx.x; i < older; i += THREADS)
+        finite &= is_finite(score[i]);
+    if (!finite)
+        set_fault(l, row, RA_CUDA_FAULT_SCORES);
+}
+
 extern "C" int ra_cuda_cut_begin(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
 {
     (void)scratch;
@@ -22,11 +141,17 @@ extern "C" int ra_cuda_cut_begin(const ra_cuda_layer *layer, const ra_cuda_cut *
 
 extern "C" size_t ra_cuda_cut_bytes(const ra_cuda_layer *layer, int32_t most_slots)
 {
-    (void)most_slots;
-    return lay_scratch(*layer, 0).bytes;
+    return lay_scratch(*layer, most_slots, 0).bytes;
 }
 
 extern "C" int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
 {
-    return ra_cuda_score_any(layer, cut, scratch, stream);
+    const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
+    int error = 0;
+    if (cut->scorer != RA_CUDA_RECENCY && cut->scorer != RA_CUDA_RANDOM)
+        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, false}, stream);
+    if (!error && (cut->scorer == RA_CUDA_RKV || cut->scorer == RA_CUDA_RKV_CENTRED))
+        error = ra_cuda_redundancy(*layer, *cut, s, stream);
+    return error ? error
+                 : RA_LAUNCH(combine_scores, layer->rows * layer->kv_heads, THREADS, 64, stream, *layer, *cut, s);
 }

@@ -10,17 +10,24 @@ RA_DEVICE uint32_t ordered(float x)
 }
 RA_DEVICE float unordered(uint32_t key) { return as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
-constexpr int SELECT_INTS = 258;
+struct selected {
+    float tau; /* the k-th largest */
+    int above; /* numbers larger than it */
+    int equal; /* to it */
+};
 
-/* The k-th largest (k >= 1) of the numbers that visit(f) calls f with, each thread its own; *above: how many are larger.
- * Four passes over 8 bits. counts: SELECT_INTS of shared memory. */
-template <class Visit> RA_DEVICE float kth_largest(Visit visit, int k, shared<int> counts, int *above)
+constexpr int SELECT_INTS = 256 + 3 + 32;
+
+/* Of the numbers that visit(f) calls f with, each thread its own; k >= 1. Four passes over 8 bits. counts: SELECT_INTS of
+ * shared memory. */
+template <class Visit> RA_DEVICE selected kth_largest(Visit visit, int k, shared<int> counts)
 {
+    const int each = most(1, 256 / (int)blockDim.x), top = 255 - (int)threadIdx.x * each; /* a thread's digits, downwards */
     uint32_t prefix = 0, mask = 0;
-    *above = 0;
+    selected result = {0, 0, 0};
     for (int shift = 24; shift >= 0; shift -= 8) {
         block_sync(); /* what stood there may still be read */
-        for (int i = threadIdx.x; i < 256; i += THREADS)
+        for (int i = threadIdx.x; i < 256; i += blockDim.x)
             counts[i] = 0;
         block_sync();
         visit([&](float x) {
@@ -29,17 +36,25 @@ template <class Visit> RA_DEVICE float kth_largest(Visit visit, int k, shared<in
                 shared_add(counts, key >> shift & 255, 1);
         });
         block_sync();
-        if (threadIdx.x == 0) {
-            int larger = 0, digit = 255;
-            for (; digit > 0 && *above + larger + counts[digit] < k; digit--)
-                larger += counts[digit];
-            counts[256] = digit;
-            counts[257] = larger;
+        int own = 0, total;
+        for (int i = 0; i < each && top >= 0; i++)
+            own += counts[top - i];
+        int larger = result.above + block_prefix(own, counts + 259, &total);
+        for (int i = 0; i < each && top >= 0; i++) {
+            const int here = counts[top - i];
+            if (larger < k && k <= larger + here) {
+                counts[256] = top - i;
+                counts[257] = larger;
+                counts[258] = here;
+            }
+            larger += here;
         }
         block_sync();
         prefix |= (uint32_t)(int)counts[256] << shift;
         mask |= 255u << shift;
-        *above += counts[257];
+        result.above = counts[257];
+        result.equal = counts[258];
     }
-    return unordered(prefix);
+    result.tau = unordered(prefix);
+    return result;
 }

@@ -1,0 +1,24 @@
+/* What the device can do. */
+#include "common.cuh"
+
+#ifdef RA_EMULATE
+int ra_emulate_capability = 90; /* 10 * major + minor; tests set it */
+int ra_cuda_capability() { return ra_emulate_capability; }
+#else
+/* 10 * major + minor of the current device, asked for once; that is no wait. */
+int ra_cuda_capability()
+{
+    static int known[64];
+    int device = 0, major = 0, minor = 0;
+    if (cudaGetDevice(&device))
+        return 0;
+    if (device < 64 && known[device])
+        return known[device];
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device))
+        return 0;
+    if (device < 64)
+        known[device] = 10 * major + minor;
+    return 10 * major + minor;
+}
+#endif

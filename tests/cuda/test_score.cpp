@@ -1,0 +1,165 @@
+/* Scores beside the C core's: every scorer, format and head size, windows that lack queries, soft-capping, keys that resemble
+ * each other, are the same, are nothing, or are too long for their squares; what is not finite is told; equal bits whatever
+ * the order of blocks and threads. */
+#include "cut_case.h"
+
+using namespace check;
+
+extern int ra_emulate_capability;
+
+struct how {
+    ra_cuda_scorer scorer = RA_CUDA_RKV;
+    float alpha = 0.3f, threshold = 0.5f;
+    int kernel = 7;
+};
+
+static const char *const names[] = {"rkv", "rkv-centred", "importance", "recency", "random"};
+static double worst;
+
+static bool launch(twin &x)
+{
+    std::fill_n(x.cut.scores, x.pairs * entries_of(x.l), NAN);
+    std::memset(x.scratch, 0xff, ra_cuda_cut_bytes(&x.l, x.most_slots));
+    int error = ra_cuda_cut_begin(&x.l, &x.cut, x.scratch, nullptr);
+    return (error ? error : ra_cuda_score(&x.l, &x.cut, x.scratch, nullptr)) == 0 ||
+           fail("%s: launch", x.name().c_str());
+}
+
+static void score(twin &x, const how &how, int capability, double tolerance)
+{
+    const std::string name = x.name() + ", " + names[how.scorer] + ", kernel " + std::to_string(how.kernel) +
+                             ", threshold " + std::to_string(how.threshold) + ", sm_" + std::to_string(capability);
+    ra_emulate_capability = capability;
+    x.cut.scorer = how.scorer, x.cut.alpha = how.alpha, x.cut.threshold = how.threshold, x.cut.kernel = how.kernel;
+    x.cut.seed = 12345;
+    for (int row = 0; row < x.shape.rows; row++)
+        x.totals()[row] = row % 3 == 1 ? -1 : row % 4 == 3 ? x.held(row) : x.held(row) / 2;
+    std::vector<char> flags(x.shape.rows);
+    const ra_score_config config = {ra_scorer_find(names[how.scorer]), how.alpha, how.threshold, how.kernel, 12345};
+    demand(ra_cut_score(x.layer, x.totals(), &config, (bool *)flags.data(), nullptr) == RA_OK, "score of the C core");
+    if (!launch(x))
+        return;
+    for (int pair = 0; pair < x.pairs; pair++) {
+        const int row = pair / x.shape.heads, older = x.older(pair);
+        if (x.cut.cut[row] != flags[row])
+            fail("%s: row %d is cut or not", name.c_str(), row);
+        if (x.l.fault[row])
+            fail("%s: row %d has fault %u", name.c_str(), row, x.l.fault[row]);
+        if (x.cut.before[pair] != x.l.slots[pair])
+            fail("%s: head %d had %d slots", name.c_str(), pair, x.cut.before[pair]);
+        int64_t count = 0;
+        const float *want = ra_cut_scores(x.layer, row, pair % x.shape.heads, &count), *got = x.scores(pair);
+        double size = 0;
+        for (int i = 0; want && i < older; i++)
+            size = std::max(size, std::fabs((double)want[i]));
+        for (int i = 0; i < entries_of(x.l); i++) {
+            if (!want || i >= older) {
+                if (!std::isnan(got[i]))
+                    return void(fail("%s: head %d, slot %d was written", name.c_str(), pair, i));
+                continue;
+            }
+            const double off = std::fabs((double)got[i] - (double)want[i]) / size;
+            if (how.scorer < RA_CUDA_RECENCY)
+                worst = std::max(worst, off);
+            if (!(how.scorer < RA_CUDA_RECENCY ? off <= tolerance : got[i] == want[i]))
+                return void(fail("%s: head %d, slot %d of %d: %.9g, C has %.9g", name.c_str(), pair, i, x.l.slots[pair],
+                                 (double)got[i], (double)want[i]));
+        }
+    }
+    if (how.scorer > RA_CUDA_IMPORTANCE)
+        return;
+    const std::vector<float> first(x.cut.scores, x.cut.scores + x.pairs * entries_of(x.l));
+    emulate::options().seed = 1 + below(1000);
+    const bool ran = launch(x);
+    emulate::options().seed = 0;
+    if (ran && std::memcmp(first.data(), x.cut.scores, first.size() * sizeof(float)))
+        fail("%s: the order of threads changes scores", name.c_str());
+    ra_cut_abandon(x.layer);
+}
+
+/* A query, or the length of a key, that is no number: the C core refuses, here the row's fault is set and its scores are no
+ * numbers. */
+static void not_finite(ra_dtype format)
+{
+    case_shape s;
+    s.format = format, s.dim = 64, s.ragged = false, s.rows = 3, s.slots = {70, 90};
+    for (int kind = 0; kind < 3; kind++) {
+        twin x(s);
+        ra_emulate_capability = 90;
+        x.cut.scorer = RA_CUDA_RKV, x.cut.alpha = 0.5f, x.cut.threshold = 0.5f, x.cut.kernel = 3;
+        std::fill_n(x.totals(), 3, 40);
+        query_of(x.l, 2, x.l.q_end[2] - 1, 1)[70] = kind == 0 ? INFINITY : kind == 1 ? NAN : 3.0f;
+        launch(x);
+        const uint32_t want = kind == 2 ? 0 : (uint32_t)RA_CUDA_FAULT_SCORES;
+        if (x.l.fault[0] || x.l.fault[1] || x.l.fault[2] != want)
+            fail("format %d: faults %u %u %u of query kind %d", format, x.l.fault[0], x.l.fault[1], x.l.fault[2], kind);
+        bool finite = true;
+        for (int i = 0; i < x.older(5); i++)
+            finite &= is_finite(x.scores(5)[i]);
+        if (finite != (kind == 2))
+            fail("format %d: scores of a query of kind %d", format, kind);
+    }
+    if (format == RA_F16)
+        return; /* their squares fit */
+    twin x(s);
+    for (int c = 0; c < s.dim; c++) /* longer than float32 can say */
+        store_element(page_at(x.l, 0, 1), c * PAGE + 3, format, 3e38f);
+    x.cut.scorer = RA_CUDA_RKV_CENTRED, x.cut.alpha = 0.5f, x.cut.threshold = 0.5f, x.cut.kernel = 3;
+    std::fill_n(x.totals(), 3, 40);
+    launch(x);
+    if (x.l.fault[0] != RA_CUDA_FAULT_SCORES || x.l.fault[1])
+        fail("format %d: faults %u %u of a key", format, x.l.fault[0], x.l.fault[1]);
+}
+
+int main()
+{
+    seconds();
+    std::vector<case_shape> shapes;
+    auto add = [&](auto set) {
+        case_shape s;
+        set(s);
+        shapes.push_back(s);
+    };
+    add([](case_shape &s) { s.rows = 4, s.slots = {130, 40, 3, 70}; });
+    add([](case_shape &s) { s.group = 1, s.window = 1, s.slots = {33, 17}; });
+    add([](case_shape &s) { s.group = 3, s.window = 5, s.slots = {150}, s.softcap = 3; });
+    add([](case_shape &s) { s.group = 7, s.heads = 1, s.window = 33, s.slots = {90, 200}; });
+    add([](case_shape &s) { s.group = 16, s.heads = 1, s.window = 8, s.slots = {140}, s.like = 1; });
+    add([](case_shape &s) { s.group = 9, s.heads = 1, s.window = 2, s.slots = {66}, s.like = 0; });
+    add([](case_shape &s) { s.rows = 1, s.group = 4, s.window = 8, s.slots = {330}, s.queries = RA_BF16; });
+    add([](case_shape &s) { s.crop = 3, s.ragged = false, s.slots = {60}, s.queries = RA_F16; });
+    add([](case_shape &s) { s.crop = 9, s.ragged = false, s.window = 5, s.slots = {60}; }); /* no query is left */
+    add([](case_shape &s) { s.scale = 1e-3f, s.slots = {50}, s.large = 3e3f; });
+    const how ways[] = {{RA_CUDA_RKV, 0.3f, 0.5f, 7},
+                        {RA_CUDA_RKV_CENTRED, 0.1f, 0.8f, 1},
+                        {RA_CUDA_IMPORTANCE, 0.5f, 0.5f, 3},
+                        {RA_CUDA_RKV, 0.07f, -0.2f, 5},
+                        {RA_CUDA_RKV_CENTRED, 0.5f, 1.5f, 99},
+                        {RA_CUDA_RECENCY, 0, 0, 1},
+                        {RA_CUDA_RANDOM, 0, 0, 1},
+                        {RA_CUDA_RKV, 0, 0, 1}};
+    int turn = 0, count = 0;
+    for (int D : {64, 128, 5, 24, 80, 96, 256, 1, 300})
+        for (ra_dtype format : {RA_BF16, RA_F16, RA_F32})
+            for (case_shape s : shapes) {
+                if (turn++ % (D == 64 ? 1 : D == 128 ? 2 : 4))
+                    continue;
+                s.dim = D, s.format = format;
+                s.scale *= std::sqrt(16.0f / (float)D);
+                twin x(s);
+                for (int i = 0; i < 2; i++, count++)
+                    score(x, ways[(turn + i * 3) % 8], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5);
+            }
+    for (ra_dtype format : {RA_F32, RA_BF16}) { /* squares that float32 cannot hold */
+        case_shape s;
+        s.format = format, s.dim = 64, s.slots = {100}, s.large = 1e22f, s.scale = 1e-22f;
+        twin x(s);
+        for (const how &h : ways)
+            score(x, h, 90, 1e-5);
+    }
+    for (ra_dtype format : {RA_F32, RA_BF16, RA_F16})
+        not_finite(format);
+    std::printf("scores: %d cases, at most %.1e of a head's largest off the C core's, %d failures, %.1f s\n", count,
+                worst, failures(), seconds());
+    return failures() != 0;
+}
