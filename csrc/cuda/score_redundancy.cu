@@ -171,8 +171,9 @@ template <class T> RA_KERNEL(THREADS, 2) similar_matrix(ra_cuda_layer l, ra_cuda
     RA_NO_UNROLL for (int from = (n - 1) / 64 * 64; from >= 0; from -= 64)
     {
         other.find(l, pair, n, from, g);
-        RA_UNROLL for (int part = 1; part >= 0; part--)
+        RA_UNROLL_BY(2) for (int pass = 0; pass < 2; pass++)
         { /* columns 4 to 7, then 0 to 3 of each chunk: fewer registers */
+            const int part = 1 - pass;
             float dot[4][4][4];
             RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int c = 0; c < 4; c++)
                 RA_UNROLL for (int j = 0; j < 4; j++) dot[i][c][j] = 0;
