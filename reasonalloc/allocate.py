@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +15,13 @@ HEADS = {"uniform": 0, "route": 1, "pooled": 2}
 LAYERS = ("uniform", "wave", "pyramid")
 
 
-def _whole(name: str, value: Any) -> int:
+def _whole(name: str, value: float) -> int:
     if isinstance(value, bool) or int(value) != value:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     return int(value)
 
 
-def _numbers(name: str, x: Any) -> npt.NDArray[np.float64]:
+def _numbers(name: str, x: npt.ArrayLike) -> npt.NDArray[np.float64]:
     values = np.ascontiguousarray(x, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"{name} must be a non-empty 1-D sequence, got shape {values.shape}")
@@ -59,7 +58,7 @@ def robustify(
 
 
 def route(
-    scores: Sequence[Any],
+    scores: Sequence[npt.ArrayLike],
     total: int,
     *,
     heads: str = "route",

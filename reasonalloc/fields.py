@@ -14,7 +14,7 @@ T = TypeVar("T")
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 
 
-def build(kind: type[T], value: Any, name: str, *, others: bool = False) -> T:
+def build(kind: type[T], value: object, name: str, *, others: bool = False) -> T:
     """`value`, as JSON gives it, as the dataclass `kind`, with the types that its annotations say.
 
     name: what errors call the value. others: leave out fields that `kind` does not have. Lists become tuples and
@@ -27,9 +27,9 @@ def build(kind: type[T], value: Any, name: str, *, others: bool = False) -> T:
     return cast(T, _as(kind, value, name))
 
 
-def _as(kind: Any, value: Any, name: str) -> Any:
+def _as(kind: Any, value: object, name: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind in (Any, object):
         return value
     if is_dataclass(kind):
         return _dataclass(kind, value, name)
@@ -39,7 +39,7 @@ def _as(kind: Any, value: Any, name: str) -> Any:
         return [_as(arguments[0], x, f"{name}[{i}]") for i, x in enumerate(_is(list, value, name, "a list"))]
     if origin is tuple:
         return _tuple(arguments, _is(list, value, name, "a list"), name)
-    if origin is dict or kind is dict:
+    if origin in (dict, Mapping) or kind is dict:
         inner = arguments[1] if arguments else Any
         return {key: _as(inner, x, f"{name}[{key!r}]") for key, x in _is(dict, value, name, "an object").items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -52,8 +52,8 @@ def _as(kind: Any, value: Any, name: str) -> Any:
     raise TypeError(f"fields of type {kind} are not read from JSON")
 
 
-def _dataclass(kind: Any, value: Any, name: str) -> Any:
-    given: Mapping[str, Any] = _is(dict, value, name, "an object")
+def _dataclass(kind: Any, value: object, name: str) -> Any:
+    given: Mapping[str, object] = _is(dict, value, name, "an object")
     hints = _hints(kind)
     own = {x.name: x for x in fields(kind) if x.init}
     unknown = sorted(set(given) - set(own))
@@ -75,7 +75,7 @@ def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _one_of(kinds: Sequence[Any], value: Any, name: str) -> Any:
+def _one_of(kinds: Sequence[Any], value: object, name: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     others = [x for x in kinds if x is not type(None)]
@@ -87,7 +87,7 @@ def _one_of(kinds: Sequence[Any], value: Any, name: str) -> Any:
     return _as(others[-1], value, name)
 
 
-def _tuple(kinds: Sequence[Any], values: Sequence[Any], name: str) -> tuple[Any, ...]:
+def _tuple(kinds: Sequence[Any], values: Sequence[object], name: str) -> tuple[Any, ...]:
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = [kinds[0]] * len(values)
     if len(kinds) != len(values):
@@ -103,5 +103,5 @@ def _is(kind: Any, value: Any, name: str, words: str) -> Any:
     return value
 
 
-def _wrong(value: Any, name: str, words: str) -> ValueError:
+def _wrong(value: object, name: str, words: str) -> ValueError:
     return ValueError(f"{name} must be {words}, got {reprlib.repr(value)} ({type(value).__name__})")

@@ -10,11 +10,11 @@ import secrets
 import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias, cast
 
 MOST_LINE = 64 << 20  # bytes of one JSON line: a .gz of a MiB may hold a line of a GiB
 _ABANDONED_S = 3600.0  # no write takes an hour: a part that is older was left by a killed process
@@ -93,6 +93,8 @@ def read_text(path: str | Path) -> str:
 
 # ---- JSON ----
 
+Json: TypeAlias = Mapping[str, object]  # an object of which no more is said
+
 
 def parse_json(data: str | bytes, name: str) -> Any:
     """A JSON text. name: what the error calls it. Raises ValueError for anything else, nested too deep included, and
@@ -118,7 +120,7 @@ def read_json(path: str | Path, kind: str) -> Any:
         raise ValueError(f"{path} is not a {kind}: {error}") from error
 
 
-def read_saved(path: str | Path, kind: str, schema: int) -> dict[str, Any]:
+def read_saved(path: str | Path, kind: str, schema: int) -> dict[str, object]:
     """A JSON object that says of which schema it is. kind: what it should be; ValueError if it is none."""
     data = read_json(path, kind)
     if not isinstance(data, dict) or data.get("schema") != schema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +46,8 @@ class Model(Protocol):
 
     def __call__(self, **inputs: Any) -> Output: ...
 
+    def forward(self, **inputs: Any) -> Output: ...
+
     def generate(self, **arguments: Any) -> Any: ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
@@ -53,6 +55,10 @@ class Model(Protocol):
     def buffers(self) -> Iterator[torch.Tensor]: ...
 
     def set_attn_implementation(self, name: str) -> None: ...
+
+    def modules(self) -> Iterator[torch.nn.Module]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, Any]]: ...  # each with attributes of its own
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
 
@@ -71,7 +77,7 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: str, **options: Any) -> Encoding: ...
 
-    def decode(self, ids: Iterable[int], **options: Any) -> str: ...
+    def decode(self, token_ids: list[int], **options: Any) -> Any: ...  # a text; transformers also takes several
 
     def get_vocab(self) -> Mapping[str, int]: ...
 

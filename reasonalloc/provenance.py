@@ -8,12 +8,42 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 
 from reasonalloc import _core
 from reasonalloc.protocols import Model
+
+
+class Machine(TypedDict):
+    """cpu_flags: those that the kernels may use. cpus: of the machine; threads: of torch. instruction_set: of the
+    kernels. gpus: those that torch can use."""
+
+    system: str
+    processor: str
+    cpu_flags: str
+    cpus: int | None
+    threads: int
+    instruction_set: str
+    gpus: list[str]
+
+
+class Place(TypedDict):
+    """versions: by package. devices: that a model lies on."""
+
+    versions: dict[str, str]
+    machine: Machine
+    devices: NotRequired[list[str]]
+
+
+class Provenance(Place):
+    """model: its label. created: time, UTC."""
+
+    model: str
+    seed: int | None
+    command: str
+    created: str
 
 
 def _cpu(field: str, otherwise: str = "") -> str:
@@ -33,9 +63,10 @@ def _gpus() -> list[str]:
         return []
 
 
-def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
+def provenance(model: str = "", seed: int | None = None) -> Provenance:
     """JSON-ready: versions, machine, model label, seed, command line and time (UTC)."""
-    return _here() | {
+    return {
+        **_here(),
         "model": model,
         "seed": seed,
         "command": " ".join(sys.argv),
@@ -43,12 +74,12 @@ def provenance(model: str = "", seed: int | None = None) -> dict[str, Any]:
     }
 
 
-def place(model: Model) -> dict[str, Any]:
+def place(model: Model) -> Place:
     """Where a model computes: versions, machine, and the devices that it lies on."""
-    return _here() | {"devices": sorted({str(x.device) for x in model.parameters()})}
+    return {**_here(), "devices": sorted({str(x.device) for x in model.parameters()})}
 
 
-def _here() -> dict[str, Any]:
+def _here() -> Place:
     return {
         "versions": {
             "reasonalloc": version("reasonalloc"),
@@ -67,10 +98,11 @@ def _here() -> dict[str, Any]:
     }
 
 
-def in_words(where: dict[str, Any]) -> str:
+def in_words(where: Place) -> str:
     """A `place`, or a `provenance`, in a line."""
     machine, versions = where["machine"], where["versions"]
     parts = [machine["processor"], f"{machine['cpus']} CPUs"]
-    if where.get("devices", ["cpu"]) != ["cpu"]:
-        parts.append(f"model on {', '.join(where['devices'])} ({', '.join(machine['gpus'])})")
+    devices = where.get("devices", ["cpu"])
+    if devices != ["cpu"]:
+        parts.append(f"model on {', '.join(devices)} ({', '.join(machine['gpus'])})")
     return ", ".join([*parts, *(f"{name} {versions[name]}" for name in ("torch", "transformers"))])

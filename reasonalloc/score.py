@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,11 @@ SCORERS = tuple(_core.scorers())
 ATTENTION_SCORERS = ("rkv", "importance", "rkv-centred")  # those that the window's queries have a part in
 
 Floats = npt.NDArray[np.float32]
+Input: TypeAlias = torch.Tensor | npt.ArrayLike
+T = TypeVar("T", torch.Tensor, npt.NDArray[np.number])  # results come as the keys do
 
 
-def _array(name: str, x: Any) -> Floats:
+def _array(name: str, x: Input) -> Floats:
     if isinstance(x, torch.Tensor):
         x = x.detach().to(device="cpu", dtype=torch.float32).numpy()
     array = np.ascontiguousarray(x, dtype=np.float32)
@@ -27,7 +29,7 @@ def _array(name: str, x: Any) -> Floats:
     return array
 
 
-def _run(queries: Any, keys: Any, scorer: str, alpha: float, threshold: float, kernel: int) -> tuple[Floats, ...]:
+def _run(queries: Input, keys: Input, scorer: str, alpha: float, threshold: float, kernel: int) -> tuple[Floats, ...]:
     q, k = _array("queries", queries), _array("keys", keys)
     (heads_q, window, d), (heads, n, d_k) = q.shape, k.shape
     if d != d_k or heads_q % heads:
@@ -47,13 +49,13 @@ def _run(queries: Any, keys: Any, scorer: str, alpha: float, threshold: float, k
     return score, importance, redundancy
 
 
-def _like(x: Any, result: Floats) -> Any:
+def _like(x: T, result: Floats) -> T:
     return torch.from_numpy(result) if isinstance(x, torch.Tensor) else result
 
 
 def rkv(
-    queries: Any, keys: Any, alpha: float = 0.1, threshold: float = 0.5, kernel: int = 7, *, centred: bool = False
-) -> Any:
+    queries: Input, keys: T, alpha: float = 0.1, threshold: float = 0.5, kernel: int = 7, *, centred: bool = False
+) -> T:
     """R-KV's score of the older tokens (arXiv 2505.24133): alpha * importance - (1 - alpha) * redundancy.
 
     centred: plus (1 - alpha) / n, so that redundancy counts from its mean. The order within a head is the same; heads
@@ -68,7 +70,7 @@ def rkv(
     return _like(keys, _run(queries, keys, scorer, alpha, threshold, kernel)[0])
 
 
-def importance(queries: Any, keys: Any, kernel: int = 7) -> Any:
+def importance(queries: Input, keys: T, kernel: int = 7) -> T:
     """Attention of the window's queries on the older tokens, max-pooled (SnapKV, arXiv 2404.14469): [H, n - w].
 
     Logits q.k / sqrt(d), max over the query heads of a KV head, softmax over the older tokens, mean over the queries.
@@ -76,7 +78,7 @@ def importance(queries: Any, keys: Any, kernel: int = 7) -> Any:
     return _like(keys, _run(queries, keys, "importance", 1.0, 0.5, kernel)[1])
 
 
-def redundancy(keys: Any, threshold: float = 0.5) -> Any:
+def redundancy(keys: T, threshold: float = 0.5) -> T:
     """R-KV's redundancy of every token (arXiv 2505.24133): [H, n], each head sums to 1.
 
     Softmax over the tokens of the column means of the cosine matrix, with the diagonal and, in each row, the newest

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from test_trace import recorded
+from traces import recorded
 
 import reasonalloc as ra
 from reasonalloc.cli import main, options

@@ -5,6 +5,7 @@ import gc
 import pickle
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 
 import models
 import numpy as np
@@ -440,3 +441,20 @@ def test_wrong_arrays(tmp_path):
         saved_file.write(bad, header, {**arrays, name: change(arrays[name]).contiguous()})
         with pytest.raises(ValueError, match="is not a saved cache of this model"):
             ra.ReasonAllocCache.load(bad, model)
+
+
+@pytest.mark.parametrize("keys", [3, "keys", None])
+def test_keys_of_other_layers_that_are_no_tensor(keys, tmp_path):
+    """What is wrong is a ValueError, whatever stands in the file."""
+    from reasonalloc.hf import saved_file
+
+    model = tiny.build("gemma2")
+    cache = ra.ReasonAllocCache(model, ra.Config(method="rkv", budget=24, interval=8, window=4))
+    models.step(model, cache, models.prompt(40))
+    cache.save(tmp_path / "cache")
+    header, arrays = saved_file.read(tmp_path / "cache")
+    first, *others = header.stock
+    changed = replace(first, state={**first.state, "keys": keys})
+    saved_file.write(tmp_path / "bad", replace(header, stock=(changed, *others)), arrays)
+    with pytest.raises(ValueError, match="keys and values do not belong together"):
+        ra.ReasonAllocCache.load(tmp_path / "bad", model)

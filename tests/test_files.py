@@ -196,9 +196,10 @@ class Outer:
     several: tuple[Inner, ...] = ()
     value: str | int | float = ""
     anything: dict[str, Any] = field(default_factory=dict)
+    more: files.Json = field(default_factory=dict)
 
 
-GOOD = Outer("a", [True], {"b": (1, 2.5)}, Inner(1.0), (Inner(2.0, 3),), 7, {"c": [None]})
+GOOD = Outer("a", [True], {"b": (1, 2.5)}, Inner(1.0), (Inner(2.0, 3),), 7, {"c": [None]}, {"d": {"e": 1.5}})
 
 
 def test_what_was_written_is_what_is_built():
@@ -222,6 +223,7 @@ def test_what_was_written_is_what_is_built():
         ({"inner": {}}, "it: inner has fields that are missing: 'x'"),
         ({"inner": None}, "it: inner must be an object, got None"),
         ({"value": []}, "it: value must be a number"),
+        ({"more": []}, "it: more must be an object"),
         ({"new": 1}, "it has fields that are unknown: 'new'"),
     ],
 )

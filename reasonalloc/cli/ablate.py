@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from reasonalloc.cli import options, study
 from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
 
 
-def add(subparsers: Any) -> None:
+def add(subparsers: options.Subparsers) -> None:
     listed = "\n".join(f"  {x.name:<10} {x.question}" for x in ABLATIONS.values())
     parser = subparsers.add_parser(
         "ablate",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from reasonalloc.cli import options, study
 from reasonalloc.config import Config
@@ -14,7 +13,7 @@ METHODS = ["full", "reasonalloc", "reasonalloc-wave", "rkv", "snapkv", "streamin
 BUDGETS = [256, 512]
 
 
-def add(kinds: Any) -> None:
+def add(kinds: options.Subparsers) -> None:
     parser = kinds.add_parser(
         "accuracy",
         help="answers of a model that reasons in long chains",

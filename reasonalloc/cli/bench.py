@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from reasonalloc.cli import options
 from reasonalloc.config import parse_bytes
@@ -15,6 +15,8 @@ from reasonalloc.lab.bench.settings import MEMORY_METHODS, PARTS, Settings
 from reasonalloc.lab.bench.throughput import MEMORY_LIMIT, MOST_ROWS
 
 _RESULTS = Path("benchmarks/results")
+
+T = TypeVar("T")
 
 
 def _part(text: str) -> str:
@@ -39,7 +41,7 @@ def _size(text: str) -> int:
     return size
 
 
-def add(subparsers: Any) -> None:
+def add(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure speed and memory, every result checked first",
@@ -87,7 +89,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     if output is not None and output.exists() and not output.is_dir():
         raise ValueError(f"--output must be a folder, {output} is none")
 
-    def several(values: list[Any] | None) -> tuple[Any, ...] | None:
+    def several(values: list[T] | None) -> tuple[T, ...] | None:
         return tuple(dict.fromkeys(values)) if values else None
 
     return Settings(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +23,7 @@ from reasonalloc.cli.stream import LiveWatch, shorten
 from reasonalloc.config import Config
 from reasonalloc.hf import profile as wave
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.stats import CacheStats
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
@@ -35,7 +36,7 @@ SCHEMA = 1
 MOST_CUT_SHARE = 0.02  # of the decode time that scoring, routing and evicting may take
 
 
-def add(subparsers: Any) -> None:
+def add(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="the main job on a real model: full cache against a budget",
@@ -72,7 +73,7 @@ class Run:
     prefill_seconds: float
     decode_seconds: float
     cut_seconds: float
-    stats: Mapping[str, Any]
+    stats: CacheStats
     trace: list[tuple[int, list[list[int]]]] = field(default_factory=list)
 
 
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _status(out: Console, text: str) -> Any:
+def _status(out: Console, text: str) -> Status:
     if not out.is_terminal:
         out.print(f"{text} ...", highlight=False)
     return out.status(text)
@@ -216,12 +217,13 @@ def _table(full: Run, ours: Run, title: str, agreement: float, compared: int, sh
     table.add_column("full cache", justify="right")
     table.add_column(title, justify="right")
     table.add_row("tokens a second", f"{full.tokens_per_second:.1f}", f"{ours.tokens_per_second:.1f}")
-    for name, key in (
-        ("cache now", "bytes"),
-        ("cache at its peak", "peak_bytes"),
-        ("cache on the average", "mean_bytes"),
-    ):
-        table.add_row(name, *(f"{x.stats[key] / 2**20:.2f} MiB" for x in (full, ours)))
+    sizes: dict[str, list[float]] = {
+        "cache now": [x.stats["bytes"] for x in (full, ours)],
+        "cache at its peak": [x.stats["peak_bytes"] for x in (full, ours)],
+        "cache on the average": [x.stats["mean_bytes"] for x in (full, ours)],
+    }
+    for name, pair in sizes.items():
+        table.add_row(name, *(f"{size / 2**20:.2f} MiB" for size in pair))
     slots = (sum(n for layer in x.stats["slots"][0] for n in layer) for x in (full, ours))
     table.add_row("slots kept", *(f"{n:,} ({x.stats['ratio']:.1%})" for n, x in zip(slots, (full, ours), strict=True)))
     table.add_row(f"top-1 agreement, {compared:,} tokens", "100.0%", f"{agreement:.1%}")

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from packaging.requirements import Requirement
@@ -26,6 +25,7 @@ from reasonalloc.hf.check import compare
 from reasonalloc.hf.compat import NEWEST_TESTED, is_full_attention, stock_layers
 from reasonalloc.lab.models import EMBEDDED_INSTALL, EMBEDDED_LABEL, embedded_folder, missing_for_embedded
 from reasonalloc.policy.wave import fingerprint
+from reasonalloc.protocols import Model
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Check:
     found: str
 
 
-def add(subparsers: Any) -> None:
+def add(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser("doctor", help="say what was found and what is supported")
     options.add_model(parser)
     options.add_json(parser)
@@ -141,7 +141,7 @@ def _model(args: argparse.Namespace) -> Iterator[Check]:
         uninstall(model)
 
 
-def _shape(model: Any) -> str:
+def _shape(model: Model) -> str:
     shape = fingerprint(model)
     kinds = [is_full_attention(x) for x in stock_layers(model)]
     return (

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 
 from reasonalloc.cli import accuracy, options, transfer
 from reasonalloc.config import Config
+from reasonalloc.files import Json
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.fidelity import evaluate_fidelity, points_of
@@ -20,7 +21,7 @@ from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
 
-def add(subparsers: Any) -> None:
+def add(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser("evaluate", help="measure how good a compressed cache is")
     kinds = parser.add_subparsers(title="what", metavar="WHAT", required=True)
     fidelity = kinds.add_parser(
@@ -96,10 +97,10 @@ def _configs(args: argparse.Namespace) -> list[Config]:
     return points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], base, args.max_bytes or [])
 
 
-def _provenance(args: argparse.Namespace, label: str) -> dict[str, Any]:
+def _provenance(args: argparse.Namespace, label: str) -> Json:
     source = f"solutions of {args.texts}" if args.texts else "MATH-500 with the model's own full-cache solutions"
     own = {"texts": source, "tokens": args.tokens, "interval": args.interval, "dtype": args.dtype}
-    return provenance(label, args.seed) | own | ({} if args.texts else {"temperature": args.temperature})
+    return {**provenance(label, args.seed), **own, **({} if args.texts else {"temperature": args.temperature})}
 
 
 def _texts(args: argparse.Namespace, model: Model, tokenizer: Tokenizer, out: Console) -> list[texts.Text]:
@@ -111,7 +112,7 @@ def _texts(args: argparse.Namespace, model: Model, tokenizer: Tokenizer, out: Co
         return list(_tracked(progress, solutions, len(problems)))
 
 
-def _tracked(progress: Any, items: Iterator[texts.Text], total: int) -> Iterator[texts.Text]:
+def _tracked(progress: Progress, items: Iterator[texts.Text], total: int) -> Iterator[texts.Text]:
     task = progress.add_task("reference solutions", total=total)
     for item in items:
         progress.advance(task)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,7 +20,7 @@ from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
 
-def add(subparsers: Any) -> None:
+def add(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser("generate", help="answer a prompt with a compressed cache")
     options.add_model(parser)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -90,7 +89,7 @@ def _write(out: Console, text: str) -> None:
     out.file.flush()
 
 
-def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+def _sampling(args: argparse.Namespace) -> dict[str, float]:
     if not args.sample:
         if args.temperature is not None or args.top_p is not None:
             raise ValueError("--temperature and --top-p need --sample")
@@ -121,7 +120,7 @@ def answer(
     watch: Watch,
     *,
     seed: int = 0,
-    **how: Any,
+    **how: object,
 ) -> None:
     """Runs `model.generate` on ids [1, P] with the cache, watched. how: generate's own arguments."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from rich.console import Console
@@ -20,6 +20,10 @@ from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
 
 T = TypeVar("T")
+
+# What options are added to, by the names that argparse gives them.
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Group: TypeAlias = argparse._ActionsContainer
 
 __all__ = ["bar", "wide_console"]  # and all of its own
 
@@ -103,7 +107,7 @@ def console(args: argparse.Namespace) -> Console:
     return wide_console(stderr=args.json == "-")
 
 
-def write_json(target: str | None, data: Any) -> None:
+def write_json(target: str | None, data: object) -> None:
     """data: JSON-ready. target: a file, "-" for standard output, None for nowhere."""
     if target is None:
         return
@@ -130,11 +134,11 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     add_profile(group)
 
 
-def add_interval(parser: Any) -> None:
+def add_interval(parser: Group) -> None:
     parser.add_argument("--interval", type=positive, metavar="TOKENS", help="between two cuts (default: the method's)")
 
 
-def add_keep_prompt(parser: Any, note: str = "") -> None:
+def add_keep_prompt(parser: Group, note: str = "") -> None:
     """keep_prompt: True, False, or None for each method's own."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
@@ -143,13 +147,13 @@ def add_keep_prompt(parser: Any, note: str = "") -> None:
     group.add_argument("--drop-prompt", dest="keep_prompt", action="store_false", help="treat it as any other text")
 
 
-def add_alpha(parser: Any, note: str = "") -> None:
+def add_alpha(parser: Group, note: str = "") -> None:
     parser.add_argument(
         "--alpha", type=from_0_to_1, metavar="X", help=f"R-KV's weight of importance against redundancy (0.1){note}"
     )
 
 
-def add_profile(parser: Any) -> None:
+def add_profile(parser: Group) -> None:
     parser.add_argument(
         "--profile", metavar="FILE", help="layer wave of `reasonalloc profile` (default: measured on the prompt)"
     )

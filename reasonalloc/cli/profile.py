@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 from rich.console import Console
 
@@ -19,7 +18,7 @@ from reasonalloc.lab.problems import math500
 _WIDTH = 50
 
 
-def add(subparsers: Any) -> None:
+def add(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
         "profile",
         help="measure the layer wave of a model",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from reasonalloc.cli import options
 from reasonalloc.files import replace_text
@@ -12,7 +11,7 @@ from reasonalloc.trace import Trace
 from reasonalloc.trace.report import page, summary
 
 
-def add(subparsers: Any) -> None:
+def add(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
         "report",
         help="show traces in one page",

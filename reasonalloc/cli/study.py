@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -49,7 +48,7 @@ def add(parser: argparse.ArgumentParser, folder: str) -> None:
     options.add_json(parser)
 
 
-def add_ray(group: Any) -> None:
+def add_ray(group: options.Group) -> None:
     """Options of a run that is spread over Ray."""
     group.add_argument(
         "--ray", nargs="?", const="", metavar="ADDRESS", help="spread over Ray actors, each of --threads (1) threads"
@@ -102,7 +101,7 @@ def measured(
     if regrade:
         study.regrade()
     with options.bar(out) as progress:
-        task: Any = progress.add_task(study.task, total=None)
+        task = progress.add_task(study.task, total=None)
         study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))
     summary = study.summary(cells)
     out.print(summary.table())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from reasonalloc.cli import options
 from reasonalloc.files import replace_text
@@ -17,7 +16,7 @@ from reasonalloc.provenance import provenance
 _DEFAULT = [name for name, task in REGISTRY.items() if task.shipped]
 
 
-def add(kinds: Any) -> None:
+def add(kinds: options.Subparsers) -> None:
     parser = kinds.add_parser(
         "transfer",
         help="waves of a model on several tasks and their distances",

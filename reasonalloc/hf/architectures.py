@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from reasonalloc.protocols import Model
 
 State = Literal["supported", "limited", "refused"]
 
@@ -96,14 +98,14 @@ def as_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def architecture(model: Any) -> Architecture | None:
+def architecture(model: Model) -> Architecture | None:
     """What is known of a model's decoder; None if it is not in the table."""
     config = model.config
     kinds = (config.get_text_config(decoder=True).model_type, config.model_type)
     return next((ARCHITECTURES[kind] for kind in kinds if kind in ARCHITECTURES), None)
 
 
-def refusal(model: Any) -> str | None:
+def refusal(model: Model) -> str | None:
     """Why a model cannot have a cache with a budget, where that is known; None if nothing is known against it."""
     known = architecture(model)
     return known.note if known is not None and known.state == "refused" else None

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
+from torch.nn import Module
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -32,7 +33,7 @@ class AttentionSpec(NamedTuple):
     sinks: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, module: Any, query: torch.Tensor, scaling: float | None, options: dict[str, Any]) -> AttentionSpec:
+    def of(cls, module: Module, query: torch.Tensor, scaling: float | None, options: dict[str, Any]) -> AttentionSpec:
         """What an attention module asks for; ValueError for what the cache does not compute."""
         if options.get("position_bias") is not None:
             raise ValueError(f"{type(module).__name__} adds a position bias to its logits, which the cache does not")
@@ -40,7 +41,7 @@ class AttentionSpec(NamedTuple):
         return cls(scale, options.get("softcap"), options.get("s_aux"))
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 try:
     from torch._C._dynamo.eval_frame import get_eval_frame_callback
@@ -71,7 +72,7 @@ class Attends(Protocol):
     def attend(
         self,
         layer: int,
-        module: Any,
+        module: Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -83,7 +84,7 @@ class Attends(Protocol):
 
 
 # A cache, one of its layers, and the keys that the layer has just returned to the model.
-_Turn = tuple[weakref.ref[Any], int, torch.Tensor]
+_Turn = tuple[weakref.ref[Attends], int, torch.Tensor]
 
 
 class _Expected(threading.local):
@@ -97,7 +98,7 @@ _expected = _Expected()
 
 # Models whose own attention is an eager function: their masks are never left out, for not all say that they are causal.
 # By the ids of their configs.
-_eager_configs: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_eager_configs: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()
 # Of a layer's new keys whose attention a cache has computed: nobody may take them for all of its keys.
 SERVED = "_reasonalloc_served"
 
@@ -113,14 +114,14 @@ def _forget_expected() -> None:
     _expected.turn = None
 
 
-def _is_rebuilt(module: Any, key: torch.Tensor, layer: int, own: torch.Tensor) -> bool:
+def _is_rebuilt(module: Module, key: torch.Tensor, layer: int, own: torch.Tensor) -> bool:
     """Whether `key` was made of what a layer returned: some models rebuild keys then."""
     alike = key.shape[0] == own.shape[0] and key.shape[2] == own.shape[2]
     return alike and bool(getattr(module, "layer_idx", layer) == layer)
 
 
 def own_attention(
-    module: Any,
+    module: Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -144,7 +145,7 @@ def own_attention(
 
 
 def _additive(
-    module: Any, mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, options: dict[str, Any]
+    module: Module, mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor | None:
     """The mask as eager functions take it: 0 where a token is seen, else the least number."""
     if mask is None:  # left out where it would be the plain causal one
@@ -160,7 +161,7 @@ def _additive(
 
 @_alone
 def attention_forward(
-    module: Any,
+    module: Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -235,7 +236,7 @@ def activate(model: Any) -> None:
     model = unwrapped(model)
     if is_active(model):
         return
-    previous: dict[str, Any] = {"": model.config._attn_implementation}
+    previous: dict[str, str | None] = {"": model.config._attn_implementation}
     for key in model.config.sub_configs:
         sub = getattr(model.config, key, None)
         if sub is not None:

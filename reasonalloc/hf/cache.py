@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import Module
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from reasonalloc.config import Config, check_config
@@ -30,6 +31,7 @@ from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.observers import CutObserver
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.wave import PROBE_QUERIES, fingerprint
+from reasonalloc.protocols import Tokenizer
 from reasonalloc.store.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.trace import Trace, recorder
 
@@ -38,7 +40,7 @@ class _Unchanged(ValueError):
     """A request was refused, and no layer has changed."""
 
 
-def _why_nothing(stock: Sequence[Any]) -> str:
+def _why_nothing(stock: Sequence[CacheLayerMixin]) -> str:
     """Why no layer of a model can have a budget."""
     kinds = ", ".join(sorted({type(layer).__name__ for layer in stock}))
     if any(map(is_full_attention, stock)):
@@ -196,7 +198,7 @@ class ReasonAllocCache(Cache):
     def attend(
         self,
         layer: int,
-        module: Any,
+        module: Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -354,7 +356,9 @@ class ReasonAllocCache(Cache):
             layer.reset()
         # Fresh ones for the rest: up to transformers 5.10 a reset layer keeps its shape and attends to zeros.
         stock = stock_layers(self.model)
-        self.layers: list[Any] = [x if isinstance(x, RaggedLayer) else stock[i] for i, x in enumerate(self.layers)]
+        self.layers: list[CacheLayerMixin] = [
+            x if isinstance(x, RaggedLayer) else stock[i] for i, x in enumerate(self.layers)
+        ]
         self._clear()
 
     @contextmanager
@@ -485,7 +489,7 @@ class ReasonAllocCache(Cache):
         """
         return saving.load(cls, path, model, observers)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ReasonAllocCache:
+    def __deepcopy__(self, memo: dict[int, object]) -> ReasonAllocCache:
         """A cache that goes on by itself, as this one would; it shares the model, the observers and, until one of the
         two writes to them, the pages. Raises RuntimeError amid a forward pass."""
         return independent_copy(self, memo)
@@ -493,7 +497,7 @@ class ReasonAllocCache(Cache):
     def __copy__(self) -> ReasonAllocCache:
         return independent_copy(self, {})  # two caches over the same lists could not go on
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
             "a ReasonAllocCache cannot be pickled: cache.save(path) writes it and ReasonAllocCache.load(path, model)"
             " reads it again"
@@ -529,7 +533,7 @@ class ReasonAllocCache(Cache):
         pages = -(-self.slots() // PAGE_TOKENS)
         return np.asarray(pages.sum((1, 2)) * self.pool.core.page_bytes)
 
-    def trace(self, ids: Any, tokenizer: Any = None, row: int = 0, model_id: str = "") -> Trace:
+    def trace(self, ids: recorder.Ids, tokenizer: Tokenizer | None = None, row: int = 0, model_id: str = "") -> Trace:
         """Every cut of a row so far, if the cache was made with record=True.
 
         ids: [n] the row's token ids (tensor, array or list) without padding; a last one that the cache was not given,

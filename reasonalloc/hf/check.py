@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import activate, deactivate, is_active
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import left_padded
+from reasonalloc.protocols import Model
 
 # How far logits may differ, as a share of their spread: caches round in other places.
 _TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.03}
@@ -47,7 +47,7 @@ class Comparison:
         return None
 
 
-def compare(model: Any, seed: int = 0) -> Comparison:
+def compare(model: Model, seed: int = 0) -> Comparison:
     """Runs a model for a prompt and a chain of random tokens on both kinds of cache; its attention is as before then.
 
     Raises what the model or ReasonAllocCache raises, ValueError where the model is refused.
@@ -81,11 +81,11 @@ def compare(model: Any, seed: int = 0) -> Comparison:
     )
 
 
-def _stock(model: Any) -> DynamicCache:
+def _stock(model: Model) -> DynamicCache:
     return DynamicCache(config=model.config)
 
 
-def _logits(model: Any, cache: Any, prompts: list[torch.Tensor], chain: torch.Tensor) -> torch.Tensor:
+def _logits(model: Model, cache: Cache, prompts: list[torch.Tensor], chain: torch.Tensor) -> torch.Tensor:
     """[rows, 1 + chain, V] float32 logits after each row's prompt and each token of its chain."""
     tokens, mask = (x.to(model.device) for x in left_padded(prompts))
     places = (mask.cumsum(-1) - 1).clamp(min=0)

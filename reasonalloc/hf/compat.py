@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from packaging.version import Version
 from transformers import PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 from transformers.masking_utils import create_causal_mask
+
+from reasonalloc.protocols import Model
+
+T = TypeVar("T")
 
 OLDEST, NEWEST_TESTED = "5.2.0", "5.24.0"
 
@@ -24,7 +28,7 @@ def transformers_supported() -> bool:
     return Version(transformers.__version__) >= Version(OLDEST)
 
 
-def cache_argument(cache: Any) -> dict[str, Any]:
+def cache_argument(cache: Cache) -> dict[str, Cache]:
     """`model(..., **cache_argument(cache))`: the cache by the name that this transformers has for it."""
     return {CACHE_NAME: cache}
 
@@ -34,17 +38,17 @@ def given_cache(arguments: Mapping[str, Any]) -> Any:
     return next((arguments[name] for name in _CACHE_NAMES if arguments.get(name) is not None), None)
 
 
-def without_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def without_cache(arguments: Mapping[str, T]) -> dict[str, T]:
     """The keyword arguments that are not the cache."""
     return {name: value for name, value in arguments.items() if name not in _CACHE_NAMES}
 
 
-def cache_of(output: Any) -> Any:
+def cache_of(output: object) -> Any:
     """The cache in what a forward pass or generate returned; None if there is none."""
     return getattr(output, CACHE_NAME, None)
 
 
-def generation_setting(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any:
+def generation_setting(model: Any, args: Sequence[object], kwargs: Mapping[str, Any], name: str) -> Any:
     """What a call `model.generate(*args, **kwargs)` uses of its generation configs; None: their default."""
     given = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
     said = (kwargs.get(name), getattr(given, name, None), getattr(model.generation_config, name, None))
@@ -73,7 +77,7 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def check_not_prefix_tuned(model: Any) -> None:
+def check_not_prefix_tuned(model: object) -> None:
     """Raises ValueError for a model in PEFT's wrapper whose adapter is prefix tuning."""
     adapter = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.peft_type == "PREFIX_TUNING":
@@ -88,7 +92,7 @@ def query_length(argument: int | torch.Tensor) -> int:
     return argument if isinstance(argument, int) else int(argument.shape[0])
 
 
-def stock_layers(model: Any) -> list[CacheLayerMixin]:
+def stock_layers(model: Model) -> list[CacheLayerMixin]:
     """The cache layers that transformers itself would make for this model."""
     layers = DynamicCache(config=model.config).layers
     if not layers:
@@ -101,7 +105,7 @@ def is_full_attention(layer: CacheLayerMixin) -> bool:
     return type(layer) is DynamicLayer
 
 
-def kv_sources(model: Any) -> set[int]:
+def kv_sources(model: Model) -> set[int]:
     """Layers whose keys and values other layers read too, as in Gemma 3n and 4."""
     config = model.config.get_text_config(decoder=True)
     modes = getattr(config, "kv_sharing_modes", None)  # since 5.24
@@ -115,7 +119,7 @@ def kv_sources(model: Any) -> set[int]:
     return {len(own) - 1 - own[::-1].index(kind) for kind in read}
 
 
-def budgeted_layers(model: Any) -> list[int]:
+def budgeted_layers(model: Model) -> list[int]:
     """Layers that can have a budget: with full attention, and keys that no other layer reads."""
     read_by_others = kv_sources(model)
     return [i for i, x in enumerate(stock_layers(model)) if is_full_attention(x) and i not in read_by_others]

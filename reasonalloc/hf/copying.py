@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
-T = TypeVar("T")
+from reasonalloc.hf.step import Step
+
+
+class _Stepping(Protocol):
+    """A cache that goes through forward passes."""
+
+    step: Step
+
+    @property
+    def is_amid_pass(self) -> bool: ...
+
+
+T = TypeVar("T", bound=_Stepping)
 
 # What copies have in common. Pages are written to by one of their owners only: the pool copies those that have several.
 _SHARED = ("model", "config", "policy", "observers", "replayed")
 
 
-def check_not_amid_pass(cache: Any, what: str) -> None:
+def check_not_amid_pass(cache: _Stepping, what: str) -> None:
     """Raises RuntimeError amid a forward pass or a cut, with the cache as it was. what: for the message."""
     if cache.is_amid_pass and cache.step.closed is None:
         raise RuntimeError(
@@ -20,7 +32,7 @@ def check_not_amid_pass(cache: Any, what: str) -> None:
         )
 
 
-def independent_copy(cache: T, memo: dict[int, Any]) -> T:
+def independent_copy(cache: T, memo: dict[int, object]) -> T:
     """What `copy.deepcopy(cache)` gives. memo: of the copy that is being made."""
     check_not_amid_pass(cache, "copied")
     cutter = vars(cache)["_cutter"]

@@ -6,13 +6,13 @@ import hashlib
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.cache_utils import Cache
 
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import using
@@ -71,7 +71,7 @@ class _Picker:
 
     def __init__(self, sampling: Sampling) -> None:
         self.greedy = not sampling.temperature
-        self.warpers: list[Any] = []
+        self.warpers: list[Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]] = []
         if not self.greedy:
             self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_p < 1:
@@ -102,7 +102,7 @@ _CHOOSING = {
 }  # fmt: skip
 
 
-def not_applied(model: Model, sampling: Sampling) -> dict[str, Any]:
+def not_applied(model: Model, sampling: Sampling) -> dict[str, object]:
     """What a model's generation config says about the choice of tokens that `generate` here does not follow."""
     config = getattr(model, "generation_config", None)
     neutral = _CHOOSING | (_SAMPLING if sampling.temperature else {})
@@ -110,7 +110,7 @@ def not_applied(model: Model, sampling: Sampling) -> dict[str, Any]:
     return {name: x for name, x in said.items() if x is not None and x != neutral[name]}
 
 
-def warn_of(ignored: dict[str, Any]) -> None:
+def warn_of(ignored: Mapping[str, object]) -> None:
     """Says what `not_applied` found, if anything."""
     if ignored:
         settings = ", ".join(f"{key}={value}" for key, value in ignored.items())
@@ -123,7 +123,9 @@ class DecodeBatch:
     cache: a transformers Cache, empty. prompts: token ids of each row, none empty.
     """
 
-    def __init__(self, model: Model, cache: Any, prompts: Sequence[Sequence[int] | torch.Tensor], pad: int = 0) -> None:
+    def __init__(
+        self, model: Model, cache: Cache, prompts: Sequence[Sequence[int] | torch.Tensor], pad: int = 0
+    ) -> None:
         self.model, self.cache = model, cache
         if isinstance(cache, ReasonAllocCache):
             cache.prompt_columns = 0
@@ -179,7 +181,7 @@ def generate(
 
 def chains(
     model: Model,
-    cache: Any,
+    cache: Cache,
     prompts: Sequence[tuple[str, Sequence[int]]],
     stop: frozenset[int],
     sampling: Sampling,

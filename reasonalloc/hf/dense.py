@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import Module
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from reasonalloc.hf.attention import AttentionSpec
@@ -13,7 +14,7 @@ _MOST_LOGITS = 1 << 24  # in memory at a time
 
 
 def prompt_attention(
-    module: Any,
+    module: Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

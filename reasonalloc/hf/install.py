@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType, TracebackType
 from typing import Any
 
@@ -13,6 +13,7 @@ from reasonalloc.config import Config, check_config
 from reasonalloc.hf.attention import activate, deactivate, is_active
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument, generation_setting, given_cache, unwrapped, without_cache
+from reasonalloc.protocols import Model
 
 
 class _Generate:
@@ -42,18 +43,18 @@ class _Generate:
         twin = memo[id(self.session.model)]
         return MethodType(type(twin).generate, twin)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, str]]:
         return getattr, (self.session.model, "generate")  # of a model whose own attributes are not read yet
 
 
-def _columns(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+def _columns(args: Sequence[object], kwargs: Mapping[str, object]) -> int | None:
     """Of the prompt of a call `generate(*args, **kwargs)`; None if it is not known."""
     given = [kwargs.get(name) for name in ("inputs_embeds", "input_ids", "inputs")] + list(args[:1])
     prompt = next((x for x in given if isinstance(x, torch.Tensor)), None)
     return int(prompt.shape[1]) if prompt is not None and prompt.ndim > 1 else None
 
 
-def _has_own_generate(model: Any) -> bool:
+def _has_own_generate(model: Model) -> bool:
     """Whether a model's generate is another one than its class has."""
     generate = vars(model).get("generate")
     return generate is not None and getattr(generate, "__func__", None) is not type(model).generate

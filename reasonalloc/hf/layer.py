@@ -51,7 +51,7 @@ class RaggedLayer(CacheLayerMixin):
     def __repr__(self) -> str:
         return f"RaggedLayer({self.index}, tokens={self.length})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RaggedLayer:
+    def __deepcopy__(self, memo: dict[int, object]) -> RaggedLayer:
         twin = copy(self)
         twin.probes = list(self.probes)
         twin._core = None if self._core is None else self._core.copy()
@@ -96,7 +96,7 @@ class RaggedLayer(CacheLayerMixin):
         spec: AttentionSpec,
         new: NewTokens,
         out: torch.Tensor | None = None,
-        cut_in: Any = None,
+        cut_in: npt.NDArray[np.int64] | None = None,
     ) -> None:
         """Stores new tokens and, where wanted, writes their attention into out [B, T, Hq, D].
 

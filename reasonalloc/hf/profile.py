@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn import Module
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -42,7 +43,7 @@ class _Probe(Cache):
     def attend(
         self,
         layer: int,
-        module: Any,
+        module: Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,

@@ -12,6 +12,7 @@ from reasonalloc.config import Config
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import budgeted_layers, cache_argument
 from reasonalloc.trace.file import Trace
+from reasonalloc.trace.recorder import Ids
 from reasonalloc.trace.replay import replay_config, replay_policy
 
 FORCES = ("budgets", "evictions")
@@ -23,7 +24,7 @@ def replay(
     config: Config | None = None,
     *,
     force: str = "budgets",
-    ids: Any = None,
+    ids: Ids | None = None,
     record: bool = False,
 ) -> ReplayCache:
     """A cache that is cut when the trace was cut, for one row and the trace's text.
@@ -54,7 +55,7 @@ def replay(
     return cache
 
 
-def _check_text(trace: Trace, ids: Any) -> None:
+def _check_text(trace: Trace, ids: Ids) -> None:
     given = np.asarray(ids.detach().cpu() if isinstance(ids, torch.Tensor) else ids).reshape(-1)
     shared = min(len(given), len(trace.ids))
     other = np.flatnonzero(given[:shared] != trace.ids[:shared])

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from reasonalloc.protocols import Model
 
 # generate() of these reads a text anew, with a fresh cache, where it grows past the length that the short factors of
 # its rotary embedding are for. That is not for a cache with a budget: the text it was cut from is gone.
 _RESTARTING = ("phi3", "phimoe", "phi4_multimodal")
 
 
-def drops_caches(model: Any) -> bool:
+def drops_caches(model: Model) -> bool:
     """Whether a model's generate() drops a cache that holds at most `original_max_position_embeddings` tokens."""
     return model.config.get_text_config(decoder=True).model_type in _RESTARTING
 
 
-def rope_switch(model: Any) -> int | None:
+def rope_switch(model: Model) -> int | None:
     """Tokens beyond which a model's rotary embedding is another one, for what is cached as well; None for none."""
     config = model.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}

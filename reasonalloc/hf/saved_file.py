@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from reasonalloc.fields import build
-from reasonalloc.files import parse_json, replace_bytes
+from reasonalloc.files import Json, parse_json, replace_bytes
 
 SCHEMA = 1
 FORMAT = "reasonalloc-cache"
@@ -27,7 +27,7 @@ class Model:
     """What tells a model from others. shape: as in a wave profile. weights: `weights_digest`. label: what it is called,
     for messages only."""
 
-    shape: dict[str, Any]
+    shape: Json
     weights: str | None
     dtype: str
     label: str
@@ -63,7 +63,7 @@ class Stock:
 
     index: int
     kind: str
-    state: dict[str, Any]
+    state: Json
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ class Header:
     """
 
     model: Model
-    config: dict[str, Any]
+    config: dict[str, Any]  # keywords, each of its own type
     rows: int
     length: int
     dtype: str
     fixed: int | None
     record: bool
-    step: dict[str, Any]
+    step: Json
     figures: Figures
     layers: tuple[Layer, ...]
     stock: tuple[Stock, ...]
-    provenance: dict[str, Any]
+    provenance: Json
 
 
 def write(path: str | Path, header: Header, arrays: Arrays) -> None:
@@ -127,7 +127,7 @@ def _check_format(path: str | Path, metadata: Mapping[str, str]) -> None:
         )
 
 
-def _check_arrays(kinds: Any, arrays: Arrays) -> None:
+def _check_arrays(kinds: object, arrays: Arrays) -> None:
     if not isinstance(kinds, dict) or set(kinds) != set(arrays):
         raise ValueError(f"its arrays are {', '.join(sorted(arrays))}, its list says {kinds!r:.200}")
     for name, x in arrays.items():

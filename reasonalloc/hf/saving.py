@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers.cache_utils import CacheLayerMixin
 
-from reasonalloc import _core
+from reasonalloc import _core, protocols
 from reasonalloc.config import Config
 from reasonalloc.fields import build
 from reasonalloc.hf import saved_file
@@ -21,19 +22,51 @@ from reasonalloc.hf.columns import Columns
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.hf.layer import RaggedLayer
 from reasonalloc.hf.saved_file import Arrays, Figures, Header, Layer, Model, take
-from reasonalloc.hf.step import StepState
+from reasonalloc.hf.step import Step, StepState
 from reasonalloc.hf.stock_state import put_back, take_apart
+from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.observers import CutObserver
+from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.wave import WaveProfile, fingerprint
 from reasonalloc.provenance import provenance
 from reasonalloc.store.pages import DTYPES, PagePool
 from reasonalloc.trace.file import QUANTILES
+from reasonalloc.trace.recorder import Recorder
 
-T = TypeVar("T")
 _SAMPLE = 64  # numbers of each parameter that tell a model from others of its shape
 
 
-def weights_digest(model: Any) -> str | None:
+class _Saved(Protocol):
+    """A `ReasonAllocCache`: what of it goes into a file or is made anew."""
+
+    model: protocols.Model
+    config: Config
+    policy: Policy
+    record: bool
+    by_hand: bool
+    layers: list[CacheLayerMixin]
+    ragged: list[RaggedLayer]
+    step: Step
+    rows: int
+    routings: int
+    byte_sum: int
+    recorder: Recorder | None
+
+    @property
+    def cutter(self) -> Cutter: ...
+
+    @property
+    def measures_wave(self) -> bool: ...
+
+    def make_room(self, like: torch.Tensor) -> None: ...
+
+    def pool_of(self, key: torch.Tensor) -> PagePool: ...
+
+
+C = TypeVar("C", bound=_Saved)
+
+
+def weights_digest(model: protocols.Model) -> str | None:
     """A digest of every parameter's name, shape and a sample of its numbers; None where weights are not in memory."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -45,7 +78,7 @@ def weights_digest(model: Any) -> str | None:
     return digest.hexdigest()
 
 
-def _identity(model: Any) -> Model:
+def _identity(model: protocols.Model) -> Model:
     label = getattr(model.config, "_name_or_path", "") or type(model).__name__
     return Model(fingerprint(model), weights_digest(model), _name(model.dtype), label)
 
@@ -57,7 +90,7 @@ def _name(dtype: torch.dtype) -> str:
 # ---- to the file ----
 
 
-def save(cache: Any, path: str | Path) -> None:
+def save(cache: _Saved, path: str | Path) -> None:
     """`ReasonAllocCache.save`."""
     if cache.by_hand:
         raise ValueError(
@@ -73,15 +106,14 @@ def save(cache: Any, path: str | Path) -> None:
             arrays |= own
     for layer in cache.ragged if rows else ():
         arrays |= {f"layer.{layer.index}.{name}": x for name, x in _layer_arrays(layer, rows).items()}
-    cutter: Any = cache.cutter if rows else None
-    if cutter is not None:
-        cutter.fetch()
-    identity = _identity(cache.model)
-    if rows:
-        arrays |= {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in _cutter_arrays(cache, rows).items()}
+    identity, fixed = _identity(cache.model), None
     figures = Figures(cache.routings, cache.byte_sum, 0, 0.0, 0)
     if rows:
+        cutter = cache.cutter
+        cutter.fetch()
+        arrays |= {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in _cutter_arrays(cache, rows).items()}
         figures = Figures(cache.routings, cache.byte_sum, cutter.evicted, cutter.lost_sum, cutter.lost_count)
+        fixed = cutter.budgets.fixed
     saved_file.write(
         path,
         Header(
@@ -90,7 +122,7 @@ def save(cache: Any, path: str | Path) -> None:
             rows=rows,
             length=cache.ragged[0].length,
             dtype=_name(cache.ragged[0].dtype) if rows else identity.dtype,
-            fixed=cutter.budgets.fixed if rows else None,
+            fixed=fixed,
             record=cache.record,
             step=asdict(cache.step.state),
             figures=figures,
@@ -136,7 +168,7 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
     return own
 
 
-def _cutter_arrays(cache: Any, rows: int) -> dict[str, npt.NDArray[Any]]:
+def _cutter_arrays(cache: _Saved, rows: int) -> dict[str, npt.NDArray[Any]]:
     cutter = cache.cutter
     arrays = {
         "tokens": np.array([cache.ragged[0].core.tokens(row) for row in range(rows)], np.int64),
@@ -184,7 +216,7 @@ def _config(settings: dict[str, Any]) -> Config:
 # ---- from the file ----
 
 
-def load(cls: type[T], path: str | Path, model: Any, observers: Sequence[CutObserver]) -> T:
+def load(cls: Callable[..., C], path: str | Path, model: Any, observers: Sequence[CutObserver]) -> C:
     """`ReasonAllocCache.load`."""
     header, arrays = saved_file.read(path)
     _check_model(path, header.model, unwrapped(model))
@@ -192,17 +224,17 @@ def load(cls: type[T], path: str | Path, model: Any, observers: Sequence[CutObse
         config, step = _config(header.config), build(StepState, header.step, "its step")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a saved cache that can be read here: {error}") from error
-    cache: Any = cls(model, config, record=header.record, observers=observers)  # type: ignore[call-arg]
+    cache = cls(model, config, record=header.record, observers=observers)
     try:
         if header.rows or header.layers or header.stock or arrays:
             _fill(cache, header, arrays)
         _fill_step(cache, step, header, arrays)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a saved cache of this model: {error}") from error
-    return cache  # type: ignore[no-any-return]
+    return cache
 
 
-def _check_model(path: str | Path, saved: Model, model: Any) -> None:
+def _check_model(path: str | Path, saved: Model, model: protocols.Model) -> None:
     here = _identity(model)
     wrong = [
         f"{key} {saved.shape.get(key)!r} (here {x!r})" for key, x in here.shape.items() if saved.shape.get(key) != x
@@ -217,7 +249,7 @@ def _check_model(path: str | Path, saved: Model, model: Any) -> None:
         )
 
 
-def _fill(cache: Any, header: Header, arrays: Arrays) -> None:
+def _fill(cache: _Saved, header: Header, arrays: Arrays) -> None:
     rows, first = header.rows, header.layers[0] if header.layers else None
     if (
         first is None
@@ -296,7 +328,7 @@ def _set_sinks(layer: RaggedLayer, sinks: torch.Tensor, saved: Layer, pool: Page
     core.reset()
 
 
-def _fill_cutter(cache: Any, header: Header, arrays: Arrays, tokens: npt.NDArray[np.int64]) -> None:
+def _fill_cutter(cache: _Saved, header: Header, arrays: Arrays, tokens: npt.NDArray[np.int64]) -> None:
     cutter, rows = cache.cutter, header.rows
     budgets = cutter.budgets
     shape = (rows, budgets.layers)
@@ -370,7 +402,7 @@ def _sum(counts: npt.NDArray[np.int64], name: str) -> int:
     return int(counts.sum())
 
 
-def _fill_step(cache: Any, step: StepState, header: Header, arrays: Arrays) -> None:
+def _fill_step(cache: _Saved, step: StepState, header: Header, arrays: Arrays) -> None:
     if step.uncut > header.length:
         raise ValueError(f"{step.uncut} of its {header.length} tokens came after the last cut")
     real = None
@@ -383,8 +415,8 @@ def _fill_step(cache: Any, step: StepState, header: Header, arrays: Arrays) -> N
     cache.step.rows = header.rows
 
 
-def _device(model: Any, index: int) -> torch.device:
+def _device(model: protocols.Model, index: int) -> torch.device:
     """Where a layer of the model lies."""
     own = next((x for x in model.modules() if getattr(x, "layer_idx", None) == index), model)
     device = next((x.device for x in own.parameters() if not x.is_meta), None)
-    return model.device if device is None else device  # type: ignore[no-any-return]
+    return model.device if device is None else device

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch.nn import Module
 
 from reasonalloc import _core
+from reasonalloc.protocols import Model
 from reasonalloc.store.backends import Backend, backend_for
 from reasonalloc.store.pages import DTYPES
 
@@ -19,7 +19,7 @@ class States:
     heads, head_dim: of the keys that the cache holds, 0 while it is empty. place: where it lies, as `Config.device`.
     """
 
-    def __init__(self, model: Any, place: str | None = None) -> None:
+    def __init__(self, model: Model, place: str | None = None) -> None:
         self.model, self.place = model, place
         self._own_modules: set[int] = set()  # ids of those that have asked for attention
         self.clear()
@@ -30,7 +30,7 @@ class States:
         self._dtype: torch.dtype | None = None  # where all of them can be taken as they come
         self._is_cpu = True
 
-    def check(self, layer: int, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    def check(self, layer: int, module: Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Raises ValueError for what the layer cannot be given, and TypeError for its dtype."""
         wrong = next((x.dtype for x in (query, key, value) if x.dtype not in DTYPES), None)
         if wrong is not None:
@@ -61,7 +61,7 @@ class States:
         self.heads, self.head_dim, self._is_cpu = key.shape[1], key.shape[3], key.is_cpu
         self._dtype = value.dtype if all(x is y for x, y in zip(given, states, strict=True)) else None
 
-    def prepare(self, layer: int, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:
+    def prepare(self, layer: int, module: Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:
         """The three where the layer's pages are, of one dtype and size, each token's numbers in one piece."""
         # As the ones before; in another autocast the values would have another dtype. The core takes keys of any.
         if (

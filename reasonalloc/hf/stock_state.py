@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from transformers.cache_utils import CacheLayerMixin
 
 from reasonalloc.hf.saved_file import Arrays, Stock
 
@@ -14,7 +13,7 @@ _PLAIN = (bool, int, float, str, type(None))
 _TENSOR, _DTYPE = "tensor", "dtype"
 
 
-def take_apart(index: int, layer: Any) -> tuple[Stock, Arrays]:
+def take_apart(index: int, layer: CacheLayerMixin) -> tuple[Stock, Arrays]:
     """A layer's state, with the tensors in host memory; ValueError for a kind whose state is not known."""
     kind = type(layer).__name__
     if kind not in _KINDS:
@@ -23,7 +22,7 @@ def take_apart(index: int, layer: Any) -> tuple[Stock, Arrays]:
             f" {', '.join(_KINDS)}"
         )
     arrays: Arrays = {}
-    state = {}
+    state: dict[str, object] = {}
     for name, value in vars(layer).items():
         if name == "device":  # the model's, wherever it lies by then
             continue
@@ -34,7 +33,7 @@ def take_apart(index: int, layer: Any) -> tuple[Stock, Arrays]:
     return Stock(index, kind, state), arrays
 
 
-def _said(name: str, value: Any, arrays: Arrays) -> Any:
+def _said(name: str, value: object, arrays: Arrays) -> object:
     if isinstance(value, torch.Tensor):
         arrays[name] = value.detach().cpu().contiguous().clone()
         return {_TENSOR: name}
@@ -45,7 +44,7 @@ def _said(name: str, value: Any, arrays: Arrays) -> Any:
     raise ValueError(f"{name} holds a {type(value).__name__}, which cannot be saved")
 
 
-def put_back(saved: Stock, layer: Any, arrays: Arrays, rows: int, device: torch.device) -> None:
+def put_back(saved: Stock, layer: CacheLayerMixin, arrays: Arrays, rows: int, device: torch.device) -> None:
     """Fills a fresh layer. Raises ValueError, naming what does not fit."""
     if type(layer).__name__ != saved.kind:
         raise ValueError(f"layer {saved.index} was a {saved.kind}, here it is a {type(layer).__name__}")
@@ -56,7 +55,7 @@ def put_back(saved: Stock, layer: Any, arrays: Arrays, rows: int, device: torch.
             f"layer {saved.index} ({saved.kind}) was saved with other attributes than it has here:"
             f" {', '.join(sorted(unknown | missing))} (another version of transformers?)"
         )
-    state: dict[str, Any] = {
+    state: dict[str, object] = {
         name: (
             {int(k): _meant(x, arrays, rows, device) for k, x in value.items()}
             if isinstance(own[name], dict) and isinstance(value, dict)
@@ -75,14 +74,16 @@ def put_back(saved: Stock, layer: Any, arrays: Arrays, rows: int, device: torch.
             raise ValueError(f"layer {saved.index}: {name} must be a {type(value).__name__}, got {kept!r:.100}")
     if any(state.get(name) is not None for name in ("keys", "values")):
         keys, values = state["keys"], state["values"]
-        if keys is None or values is None or keys.ndim != 4 or keys.shape[:3] != values.shape[:3]:
+        if not (isinstance(keys, torch.Tensor) and isinstance(values, torch.Tensor)) or (
+            keys.ndim != 4 or keys.shape[:3] != values.shape[:3]
+        ):
             raise ValueError(f"layer {saved.index}: keys and values do not belong together")
     if state.get("dtype") is not None:
         state["device"] = device
     vars(layer).update(state)
 
 
-def _meant(said: Any, arrays: Arrays, rows: int, device: torch.device) -> Any:
+def _meant(said: object, arrays: Arrays, rows: int, device: torch.device) -> object:
     if not isinstance(said, dict):
         return said
     if set(said) == {_TENSOR} and said[_TENSOR] in arrays:

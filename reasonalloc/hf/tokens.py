@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -11,7 +10,7 @@ from reasonalloc.files import encoded
 from reasonalloc.protocols import Model, Tokenizer
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, device: Any) -> torch.Tensor:
+def encode_prompt(tokenizer: Tokenizer, prompt: str, device: torch.device | str) -> torch.Tensor:
     """Token ids [1, n] of a question, in the tokenizer's chat template where it has one.
 
     Raises ValueError for a text with half of a surrogate pair, which tokenizers have no error of their own for.

@@ -132,7 +132,7 @@ def fingerprint(name: str | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _embedded() -> tuple[str, str, dict[str, Any]]:
+def _embedded() -> tuple[str, str, dict[str, object]]:
     folder, missing = embedded_folder(), missing_for_embedded()
     if folder is None or missing:
         raise ModuleNotFoundError(
@@ -141,14 +141,14 @@ def _embedded() -> tuple[str, str, dict[str, Any]]:
     return str(folder), EMBEDDED_LABEL, _gguf(_EMBEDDED_FILE)
 
 
-def _gemma() -> tuple[str, str, dict[str, Any]]:
+def _gemma() -> tuple[str, str, dict[str, object]]:
     if missing := missing_for_gemma():
         raise ModuleNotFoundError(f"{GEMMA} needs {', '.join(missing)}: {GEMMA_INSTALL}")
     path = Path(import_module(_GEMMA_PACKAGE).assemble())
     return str(path.parent), GEMMA, _gguf(path.name)
 
 
-def _gguf(file: str) -> dict[str, Any]:
+def _gguf(file: str) -> dict[str, object]:
     """Arguments for weights in a GGUF file."""
     if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless told
         return {"gguf_file": file, "quantization_config": transformers.GgufConfig(dequantize=True)}

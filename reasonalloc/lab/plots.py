@@ -13,6 +13,9 @@ import numpy.typing as npt
 from reasonalloc.policy.wave import WaveProfile
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from reasonalloc.lab.evaluate.fidelity import Fidelity, Point
     from reasonalloc.lab.evaluate.statistics import Measure
     from reasonalloc.lab.evaluate.summary import Row, Summary
@@ -39,7 +42,7 @@ def available() -> None:
 
 
 @contextmanager
-def _figure(path: str | Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+def _figure(path: str | Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
     """(figure, axes) to draw on; saved as PNG at the end. ModuleNotFoundError without matplotlib."""
     available()
     import matplotlib
@@ -145,7 +148,7 @@ def _place(point: Point | Row, by_budget: bool) -> float:
     return float(value) if value is not None else 0.0
 
 
-def _budget_axis(axis: Any, values: set[float], by_budget: bool) -> None:
+def _budget_axis(axis: Axes, values: set[float], by_budget: bool) -> None:
     """A mark at each budget or share, with room beside the outermost: a single one stands in the middle."""
     marks = sorted(values)
     if by_budget:
@@ -158,7 +161,7 @@ def _budget_axis(axis: Any, values: set[float], by_budget: bool) -> None:
     axis.minorticks_off()
 
 
-def _line(axis: Any, metric: str, method: str, points: list[Point], by_budget: bool, shift: float) -> None:
+def _line(axis: Axes, metric: str, method: str, points: list[Point], by_budget: bool, shift: float) -> None:
     points = sorted(points, key=lambda p: _place(p, by_budget))
     measures = [getattr(p, metric) for p in points]
     x = np.array([_place(p, by_budget) for p in points])

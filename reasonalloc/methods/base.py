@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from reasonalloc.policy.heads import HeadAllocator
 from reasonalloc.policy.layers import LAYERS, LayerAllocator
 from reasonalloc.policy.scorers import Scorer
 from reasonalloc.policy.storage import Storage
-from reasonalloc.policy.view import HeadView, Settings
+from reasonalloc.policy.view import HeadView, Numbers, Settings
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Method:
     unlimited: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()
 
-    def score(self, view: HeadView) -> Any:
+    def score(self, view: HeadView) -> Numbers:
         raise NotImplementedError  # the part named by `scorer` is used instead
 
-    def head_budgets(self, scores: Sequence[npt.NDArray[np.float32]], total: int, config: Settings) -> Any:
+    def head_budgets(self, scores: Sequence[npt.NDArray[np.float32]], total: int, config: Settings) -> Numbers:
         """Head budgets of one layer, by the C allocator named by `heads`."""
         return allocate.route(
             scores,
@@ -60,7 +60,7 @@ class Method:
             safeguard=config.safeguard,
         )
 
-    def layer_totals(self, demand: npt.NDArray[np.float64], total: int, heads: int, config: Settings) -> Any:
+    def layer_totals(self, demand: npt.NDArray[np.float64], total: int, heads: int, config: Settings) -> Numbers:
         """Slots of each layer. demand: each layer's (all ones unless `layers` follow the wave). Every window fits."""
         floor = heads * config.window
         if self.layers == "pyramid":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from reasonalloc.policy.heads import HeadAllocator
 from reasonalloc.policy.layers import LayerAllocator
 from reasonalloc.policy.registry import Part
 from reasonalloc.policy.scorers import Scorer
-from reasonalloc.policy.view import HeadView, LayerView, RowView, Settings
+from reasonalloc.policy.view import HeadView, LayerView, Numbers, RowView, Settings
 from reasonalloc.policy.wave import demand
 
 
@@ -37,7 +36,7 @@ class _Borrowed(Part):
 class MethodScorer(_Borrowed, Scorer):
     """A method's `score`."""
 
-    def score(self, view: HeadView) -> Any:
+    def score(self, view: HeadView) -> Numbers:
         return self.method.score(view)
 
 
@@ -47,7 +46,7 @@ class MethodLayers(_Borrowed, LayerAllocator):
 
     uses_wave: bool = False
 
-    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         return self.method.layer_totals(claims, total, view.heads, self.config)
 
     def demand(
@@ -60,5 +59,5 @@ class MethodLayers(_Borrowed, LayerAllocator):
 class MethodHeads(_Borrowed, HeadAllocator):
     """A method's `head_budgets`."""
 
-    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Any:
+    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
         return self.method.head_budgets(list(scores), total, self.config)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.size import Size, parse_bytes
-from reasonalloc.policy.view import RowView
+from reasonalloc.policy.view import Numbers, RowView
 from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.store.pages import PAGE_TOKENS
 
 _REMEMBERED = 64  # totals; with a ratio every cut has new ones
 
 
-def checked_shares(what: str, shares: Any, count: int, least: int, total: int | None) -> npt.NDArray[np.int64]:
+def checked_shares(what: str, shares: Numbers, count: int, least: int, total: int | None) -> npt.NDArray[np.int64]:
     """What Python code returned, if it is `count` integers from `least` on that sum to `total` (None: to anything)."""
     try:
         numbers = np.asarray(shares, dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from reasonalloc.store.pages import PagePool
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int32]
+S = TypeVar("S", bound=np.generic)
 
 
 class CutLayer(Protocol):
@@ -152,7 +153,7 @@ def _heads(heads: HeadArguments) -> tuple[int, float, float, float, float, float
     return (HEADS[heads.heads], *heads[1:])
 
 
-def read_only(arrays: Iterable[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+def read_only(arrays: Iterable[npt.NDArray[S]]) -> tuple[npt.NDArray[S], ...]:
     """Views that cannot be written through."""
     views = tuple(x.view() for x in arrays)
     for view in views:

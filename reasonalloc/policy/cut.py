@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -207,7 +207,7 @@ class Cutter:
         """Attention of the newest query on what was evicted, the mean over the cuts of heads."""
         return self.lost_sum / self.lost_count if self.lost_count else 0.0
 
-    def budget_lists(self) -> list[Any]:
+    def budget_lists(self) -> list[list[list[int]]]:
         """[rows][layers][heads] of the last cut; the even share before it, -1 without a limit."""
         heads = self.budgets.heads
         if self.policy.unlimited:

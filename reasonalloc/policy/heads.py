@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from reasonalloc import allocate
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.setting import setting
-from reasonalloc.policy.view import LayerView
+from reasonalloc.policy.view import LayerView, Numbers
 
 
 class HeadArguments(NamedTuple):
@@ -37,7 +37,7 @@ class HeadAllocator(Part):
         """Whether `shares` is called; otherwise the C allocator of `arguments` runs."""
         return type(self).shares is not CoreHeads.shares
 
-    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Any:
+    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
         """Slots of each head, whole numbers that sum to `total`, each at least the window.
 
         scores: of each head, those of its tokens before the window, oldest first.
@@ -53,7 +53,7 @@ class CoreHeads(HeadAllocator):
     def arguments(self) -> HeadArguments:
         return HeadArguments(self.core)
 
-    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Any:
+    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
         return allocate.route(scores, total, window=view.window, **self.arguments()._asdict())
 
 

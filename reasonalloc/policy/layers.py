@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import torch
 from reasonalloc import allocate
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.setting import setting
-from reasonalloc.policy.view import RowView
+from reasonalloc.policy.view import Numbers, RowView
 from reasonalloc.policy.wave import demand
 
 
@@ -28,7 +28,7 @@ class LayerAllocator(Part):
     uses_wave = False
     sets_total = False
 
-    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         """Slots of each layer, whole numbers that sum to `total`, at least heads x window each.
 
         claims: [L] the layers' demands, all ones unless `uses_wave`.
@@ -50,7 +50,7 @@ LAYERS: Registry[LayerAllocator] = Registry("layers")
 class UniformLayers(LayerAllocator):
     """Every layer the same."""
 
-    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         return allocate.robustify(np.ones(len(claims)), total, floor=view.heads * view.window)
 
 
@@ -69,7 +69,7 @@ class Wave(LayerAllocator):
 
     uses_wave = True
 
-    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         return allocate.robustify(claims, total, self.gamma, self.lo, self.hi, view.heads * view.window)
 
     def demand(
@@ -85,5 +85,5 @@ class Pyramid(LayerAllocator):
 
     beta: float = setting(20.0, 1, 1e6)
 
-    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         return allocate.pyramid(len(claims), total, self.beta, view.heads * view.window)

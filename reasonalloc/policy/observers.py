@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,7 @@ class CutView:
 class CutObserver(Protocol):
     """Called once for each row of each layer that is cut. What it raises stops the forward pass."""
 
-    def __call__(self, cut: CutView, /) -> Any: ...
+    def __call__(self, cut: CutView, /) -> object: ...
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -76,7 +76,7 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} {name!r} exists already: {self.classes[name].__qualname__}")
         self.classes[name] = cls
 
-    def enter(self, name: str) -> Any:
+    def enter(self, name: str) -> Callable[[type[T]], type[T]]:
         """Class decorator of the parts that come with the library."""
 
         def decorate(cls: type[T]) -> type[T]:

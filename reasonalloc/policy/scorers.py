@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.setting import Range, setting
-from reasonalloc.policy.view import HeadView
+from reasonalloc.policy.view import HeadView, Numbers
 
 
 class ScoreArguments(NamedTuple):
@@ -32,7 +32,7 @@ class Scorer(Part):
     kind: ClassVar[str] = "scorer"
     window_attention = False  # whether attention leaves its weights behind for it
 
-    def score(self, view: HeadView) -> Any:
+    def score(self, view: HeadView) -> Numbers:
         """[n] or, without the window, [n - window] numbers (tensor, array or list); higher stays."""
         raise NotImplementedError
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numbers
 import operator
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Range:
     whole: bool = False
     odd: bool = False
 
-    def check(self, name: str, value: Any) -> int | float:
+    def check(self, name: str, value: object) -> int | float:
         """The value as a Python number; ValueError if it is none or lies outside. Integers stay integers."""
         result = self._number(name, value)
         if not self.least <= result <= self.most:
@@ -41,18 +46,18 @@ class Range:
 class Flag:
     """True or False."""
 
-    def check(self, name: str, value: Any) -> bool:
+    def check(self, name: str, value: object) -> bool:
         if not isinstance(value, (bool, np.bool_)):
             raise ValueError(f"{name} must be True or False, got {value!r}")
         return bool(value)
 
 
-def setting(default: Any, least: float, most: float, *, whole: bool = False, odd: bool = False) -> Any:
+def setting(default: T, least: float, most: float, *, whole: bool = False, odd: bool = False) -> T:
     """A dataclass field that `check_settings` holds to a range."""
     return field(default=default, metadata={"allowed": Range(least, most, whole, odd)})
 
 
-def flag(default: bool) -> Any:
+def flag(default: bool) -> bool:
     """A dataclass field that is True or False."""
     return field(default=default, metadata={"allowed": Flag()})
 
@@ -63,7 +68,7 @@ def same_as(owner: type, name: str, default: Any = MISSING) -> Any:
     return field(default=own.default if default is MISSING else default, metadata=own.metadata)
 
 
-def check_settings(owner: Any) -> None:
+def check_settings(owner: DataclassInstance) -> None:
     """Checks every setting of a frozen dataclass and makes Python numbers of numpy's; ValueError for a bad one."""
     for f in fields(owner):
         allowed, value = f.metadata.get("allowed"), getattr(owner, f.name)

@@ -33,7 +33,7 @@ class Smoother:
         self._past[row, layer, head] = positions.copy(), result
         return result
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Smoother:
+    def __deepcopy__(self, memo: dict[int, object]) -> Smoother:
         twin = Smoother(float(self.weight))
         twin._past = dict(self._past)  # arrays are replaced, never written to
         return twin
@@ -55,7 +55,7 @@ class Smoother:
         places = [(int(row), int(layer), int(head)) for row, layer, head in arrays["places"]]
         self._past = dict(zip(places, zip(positions, scores, strict=True), strict=True)) if places else {}
 
-    def move_rows(self, source: Any) -> None:
+    def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""
         own: dict[int, list[tuple[int, int]]] = {}
         for row, layer, head in self._past:

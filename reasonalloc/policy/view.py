@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from reasonalloc import _core
+
+Numbers: TypeAlias = torch.Tensor | npt.NDArray[np.number] | Sequence[float]  # as Python code may return them
 
 
 class Settings(Protocol):

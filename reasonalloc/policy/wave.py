@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from reasonalloc.fields import build
-from reasonalloc.files import read_saved, replace_text
+from reasonalloc.files import Json, read_saved, replace_text
+from reasonalloc.protocols import Model
 
 SCHEMA = 1
 PROBE_QUERIES = 64
@@ -45,7 +46,7 @@ def demand(
     return float((mass < rho).sum()) + 1
 
 
-def fingerprint(model: Any) -> dict[str, Any]:
+def fingerprint(model: Model) -> dict[str, object]:
     """What two models must share for a profile of one to be used for the other: the shape, not the weights."""
     config = model.config.get_text_config(decoder=True)
     heads = _over_layers(config, "num_attention_heads")
@@ -69,7 +70,7 @@ def _over_layers(config: Any, name: str) -> Any:
     return values[0] if values.count(values[0]) == len(values) else values
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """16 hexadecimal digits of what it says as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -80,9 +81,9 @@ class WaveProfile:
 
     demand: tuple[float, ...]
     layers: tuple[int, ...]
-    model: dict[str, Any]
+    model: Json
     rho: float = 0.93
-    source: dict[str, Any] = field(default_factory=dict)
+    source: Json = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -95,7 +96,7 @@ class WaveProfile:
         if not 0 < self.rho < 1:
             raise ValueError(f"rho must lie between 0 and 1, got {self.rho}")
 
-    def check(self, model: Any, layers: Sequence[int]) -> None:
+    def check(self, model: Model, layers: Sequence[int]) -> None:
         """Raises ValueError if this profile was made for a model of another shape."""
         own = fingerprint(model)
         wrong = [f"{key} {self.model.get(key)!r} (here {own[key]!r})" for key in own if self.model.get(key) != own[key]]

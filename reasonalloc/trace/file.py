@@ -18,8 +18,9 @@ from safetensors.numpy import save
 
 from reasonalloc.config import Config
 from reasonalloc.fields import build
-from reasonalloc.files import encoded, parse_json, replace_bytes
+from reasonalloc.files import Json, encoded, parse_json, replace_bytes
 from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.protocols import Model
 from reasonalloc.trace.compact import narrowest, pack, unpack, unpacked_bytes
 
 SCHEMA = 1
@@ -64,12 +65,12 @@ class Trace:
     layers: tuple[int, ...]
     window: int
     interval: int
-    settings: dict[str, Any]
-    model: dict[str, Any]
-    source: dict[str, Any]
+    settings: dict[str, Any]  # as Config takes them
+    model: Json
+    source: Json
     text: str | None = None
     ends: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n, count, depth = len(self.ids), len(self.cuts), len(self.layers)
@@ -167,7 +168,7 @@ class Trace:
             profile = WaveProfile(**{**profile, "demand": tuple(profile["demand"]), "layers": tuple(profile["layers"])})
         return Config(**{**self.settings, "profile": profile})
 
-    def check(self, model: Any, layers: Sequence[int]) -> None:
+    def check(self, model: Model, layers: Sequence[int]) -> None:
         """Raises ValueError if this trace is of a model of another shape, or another vocabulary."""
         own = fingerprint(model)
         wrong = [f"{key} {self.model.get(key)!r} (here {own[key]!r})" for key in own if self.model.get(key) != own[key]]
@@ -229,11 +230,11 @@ class _Header:
     window: int
     interval: int
     layers: tuple[int, ...]
-    settings: dict[str, Any]
-    model: dict[str, Any]
-    source: dict[str, Any]
+    settings: dict[str, Any]  # as Config takes them
+    model: Json
+    source: Json
     text: str | None
-    provenance: dict[str, Any]
+    provenance: Json
     arrays: dict[str, tuple[str, list[int]]]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from reasonalloc.protocols import Tokenizer
 
 _HALF = "\ufffd"  # what a tokenizer gives for a part of a character
 
 
-def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """One text for each token; joined they are the text.
 
     A character that several tokens share belongs to the last of them, the ones before it have none. Each token is

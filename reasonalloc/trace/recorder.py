@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from reasonalloc.config import Config
+from reasonalloc.files import Json
 from reasonalloc.policy.observers import CutView
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.wave import digest
+from reasonalloc.protocols import Tokenizer
 from reasonalloc.provenance import provenance
 from reasonalloc.trace.compact import narrowest
 from reasonalloc.trace.file import QUANTILES, Trace
 from reasonalloc.trace.pieces import pieces
 
 Positions = npt.NDArray[np.int32]
+Ids: TypeAlias = torch.Tensor | npt.ArrayLike
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Recorder:
     def __init__(self, rows: int) -> None:
         self.cuts: list[list[Cut]] = [[] for _ in range(rows)]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+    def __deepcopy__(self, memo: dict[int, object]) -> Recorder:
         twin = Recorder(0)
         twin.cuts = [list(row) for row in self.cuts]
         return twin
@@ -98,11 +102,11 @@ class Recorded:
     prompt: int
     config: Config
     policy: Policy
-    model: dict[str, Any]
+    model: Json
     model_id: str
 
 
-def trace(cuts: Sequence[Cut], ids: Any, tokenizer: Any, of: Recorded) -> Trace:
+def trace(cuts: Sequence[Cut], ids: Ids, tokenizer: Tokenizer | None, of: Recorded) -> Trace:
     """The trace of one row. ids, tokenizer: as of `ReasonAllocCache.trace`."""
     given = _checked(ids, of.tokens)
     moments, numbers = _numbered(cuts)
@@ -120,7 +124,7 @@ def trace(cuts: Sequence[Cut], ids: Any, tokenizer: Any, of: Recorded) -> Trace:
     settings = {**vars(of.config), "options": dict(of.config.options)}
     settings["profile"] = asdict(of.config.profile) if of.config.profile is not None else None
     settings = json.loads(json.dumps(settings, default=str))
-    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    vocabulary = tokenizer.get_vocab() if tokenizer is not None and hasattr(tokenizer, "get_vocab") else {}
     return Trace(
         ids=given,
         prompt=of.prompt,
@@ -147,9 +151,9 @@ def trace(cuts: Sequence[Cut], ids: Any, tokenizer: Any, of: Recorded) -> Trace:
     )
 
 
-def _checked(ids: Any, tokens: int) -> npt.NDArray[np.int64]:
+def _checked(ids: Ids, tokens: int) -> npt.NDArray[np.int64]:
     """The ids of the tokens that the cache was given."""
-    given = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+    given = np.asarray(ids.detach().cpu() if isinstance(ids, torch.Tensor) else ids)
     if given.ndim == 2 and len(given) == 1:
         given = given[0]
     if given.ndim != 1 or given.dtype.kind not in "iu" or len(given) - tokens not in (0, 1):

@@ -15,8 +15,8 @@ from reasonalloc.policy.layers import LayerAllocator
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import Scorer
-from reasonalloc.policy.view import HeadView, LayerView, RowView
-from reasonalloc.trace.file import Trace
+from reasonalloc.policy.view import HeadView, LayerView, Numbers, RowView
+from reasonalloc.trace.file import Ints, Trace
 
 
 def _cut_after(trace: Trace, tokens: int) -> int:
@@ -61,7 +61,7 @@ class TraceLayers(LayerAllocator):
 
     sets_total = True
 
-    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Any:
+    def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         everything = len(self.trace.ids) * self.trace.heads
         if not view.tokens:
             return np.full(len(claims), everything)
@@ -75,8 +75,10 @@ class TraceHeads(HeadAllocator):
 
     trace: Trace
 
-    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Any:
-        return self.trace.budgets[_cut_after(self.trace, view.tokens), self.trace.layers.index(view.layer)]
+    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
+        number, layer = _cut_after(self.trace, view.tokens), self.trace.layers.index(view.layer)
+        own: Ints = self.trace.budgets[number, layer]
+        return own
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class TraceScorer(Scorer):
 
     trace: Trace
 
-    def score(self, view: HeadView) -> Any:
+    def score(self, view: HeadView) -> Numbers:
         number = _cut_after(self.trace, view.tokens) + 1
         gone = self.trace.gone[self.trace.layers.index(view.layer), view.head]
         return np.where(gone[view.positions.numpy()] == number, 0, 1)

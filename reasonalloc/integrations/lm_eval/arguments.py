@@ -36,10 +36,10 @@ class Arguments:
     dtype: str
     rows: int
     scored: str
-    passed_on: dict[str, Any]
+    passed_on: dict[str, object]
 
 
-def check(*, dtype: str, batch_size: int | str | None, loglikelihood: str, settings: Mapping[str, Any]) -> Arguments:
+def check(*, dtype: str, batch_size: int | str | None, loglikelihood: str, settings: Mapping[str, object]) -> Arguments:
     """settings: fields of `ra.Config` (profile: a WaveProfile or its file) and options in `PASSED_ON`.
 
     Raises ArgumentError naming what was given and what is allowed.

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
@@ -26,6 +25,7 @@ from reasonalloc.hf.compat import cache_argument
 from reasonalloc.integrations.lm_eval.arguments import ArgumentError, check
 from reasonalloc.integrations.lm_eval.forcing import score
 from reasonalloc.lab.models import load
+from reasonalloc.protocols import Model, Tokenizer
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,15 +72,15 @@ class ReasonAllocLM(HFLM):
 
     def __init__(
         self,
-        pretrained: Any = None,
-        tokenizer: Any = None,
+        pretrained: str | Model | None = None,
+        tokenizer: Tokenizer | None = None,
         *,
         dtype: str = "float32",
         batch_size: int | str | None = 1,
         max_batch_size: int | None = None,  # lm_eval always gives it; it is for batch_size "auto"
         device: str | None = None,
         loglikelihood: str = "cache",
-        **settings: Any,
+        **settings: object,
     ) -> None:
         if pretrained is None:
             raise ArgumentError("give pretrained=NAME: a hub name, a folder or smollm2")
@@ -107,7 +107,9 @@ class ReasonAllocLM(HFLM):
         self._single_pass = arguments.scored == "full" or arguments.config.resolve().unlimited
         ReasonAllocCache(self.model, self.cache_config)  # a config that does not fit fails here
 
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **options: object
+    ) -> torch.Tensor:
         cache = ReasonAllocCache(self.model, self.cache_config)
         output: torch.Tensor = super()._model_generate(context, max_length, stop, **cache_argument(cache), **options)
         self.figures.generated += 1
@@ -146,7 +148,7 @@ class ReasonAllocLM(HFLM):
             raise ValueError(f"a text of {len(continuation)} tokens is longer than the model's {self.max_length}")
         return context[-(self.max_length + 1 - len(continuation)) :], continuation  # the last token is never fed
 
-    def get_model_info(self) -> dict[str, Any]:
+    def get_model_info(self) -> dict[str, object]:
         """lm_eval writes this beside the results, at the end of a run."""
         figures = self.figures
         if not self.cache_config.resolve().unlimited:
@@ -159,7 +161,7 @@ class ReasonAllocLM(HFLM):
                     "no scored token came after an eviction, log-likelihoods are those of a full cache: continuations"
                     " of one token, or a budget that holds everything?"
                 )
-        info: dict[str, Any] = super().get_model_info()
+        info: dict[str, object] = super().get_model_info()
         info["model_sha"] = getattr(self.config, "_commit_hash", None) or ""
         scored = "full attention, one pass" if self._single_pass else "through the cache"
         info["reasonalloc"] = {

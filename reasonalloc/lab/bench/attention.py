@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from reasonalloc import _core
 from reasonalloc.lab.bench.bandwidth import LEAST_READ, STREAMS, Buffer
 from reasonalloc.lab.bench.machine import last_level_cache
 from reasonalloc.lab.bench.reference import grouped_matmul, sdpa_grouped, sdpa_repeated
+from reasonalloc.lab.bench.results import AttentionRow
 from reasonalloc.lab.bench.timing import compared, take_turns
 from reasonalloc.store.pages import DTYPES, PagePool
 
@@ -122,7 +122,7 @@ def _reading(buffer: Buffer, size: int, calls: int, warm: bool, streamed: bool) 
     return buffer.time(part, max(calls * size // part, 1), streamed) * size / part
 
 
-def _row(case: Case, size: int, place: str, buffer: Buffer, runs: int) -> dict[str, Any]:
+def _row(case: Case, size: int, place: str, buffer: Buffer, runs: int) -> AttentionRow:
     error = case.check()
     calls = min(max(math.ceil(_LEAST_TIMED / size), 1), _MOST_CALLS)
     contenders: dict[str, Callable[[], float]] = {"ours": partial(case.time_ours, calls)}
@@ -149,7 +149,7 @@ def _row(case: Case, size: int, place: str, buffer: Buffer, runs: int) -> dict[s
 
 def rows(
     shape: Shape, dtypes: Sequence[torch.dtype], batches: Sequence[int], sizes: Sequence[int], runs: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[AttentionRow]:
     """Every case from memory (copies that the last-level cache cannot hold, in turn) and, where it fits, from there.
 
     Cases whose copies, with the temporaries of repeated heads, would pass `MOST_BYTES` are left out.

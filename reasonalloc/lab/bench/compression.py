@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,8 @@ from reasonalloc import _core
 from reasonalloc.allocate import HEADS as ALLOCATORS
 from reasonalloc.config import Config
 from reasonalloc.lab.bench.reference import ALPHA, POOL, THRESHOLD, rkv_compress, rkv_published_form
+from reasonalloc.lab.bench.results import CompressionRow
+from reasonalloc.lab.bench.rkv_repo import R1KV
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.lab.bench.states import States
 from reasonalloc.lab.bench.timing import compared, take_turns, timed
@@ -145,17 +146,16 @@ class Peer:
         return timed(self.compress)
 
 
-def repository_form(rkv_class: Any) -> Compress:
+def repository_form(rkv_class: Callable[..., R1KV]) -> Compress:
     """R1KV.update_kv of a clone of Zefan-Cai/R-KV, with the paper's settings."""
-    made: dict[int, Any] = {}
+    made: dict[int, R1KV] = {}
 
     def compress(
         queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, budget: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if budget not in made:
             made[budget] = rkv_class(budget=budget, window_size=WINDOW, kernel_size=POOL, mix_lambda=ALPHA)
-        kept: tuple[torch.Tensor, torch.Tensor] = made[budget].update_kv(keys, queries, values)
-        return kept
+        return made[budget].update_kv(keys, queries, values)
 
     return compress
 
@@ -188,7 +188,7 @@ def rows(
     peers: Mapping[str, Compress],
     runs: int,
     first_at: int | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[CompressionRow]:
     """Cuts from n to n - 128 slots a head in steady state, and at `first_at` also the first cut of a fresh layer.
 
     peers: by name; "published form" is always among them.

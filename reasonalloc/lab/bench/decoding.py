@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from reasonalloc.config import Config
 from reasonalloc.hf.attention import activate, attention_forward
@@ -28,8 +27,8 @@ _FIRST = 16  # tokens that start a cache of ours by the ordinary way
 class Subject:
     """One model twice, sharing its weights: with stock attention and with ours. states: what it saw of one text."""
 
-    stock: Any
-    ours: Any
+    stock: Model
+    ours: Model
     states: Sequence[States]
     label: str
 
@@ -70,7 +69,7 @@ class Decoder:
         self.subject, self.name, self.rows, self.length = subject, name, rows, 0
         config = config_of(name)
         self.model = subject.stock if config is None else subject.ours
-        self.cache: Any
+        self.cache: Cache
         if name == "static":
             self.cache = StaticCache(config=self.model.config, max_cache_len=room)
         elif name == "dynamic":

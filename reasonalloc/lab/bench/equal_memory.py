@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 from reasonalloc.lab.bench.decoding import Decoder, Subject
 from reasonalloc.lab.bench.progress import Log
 from reasonalloc.lab.bench.resident import give_back
+from reasonalloc.lab.bench.results import BreakEvenRow, EqualMemoryRow, Sampled, Tried
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.store.pages import PAGE_TOKENS
 
@@ -49,7 +49,7 @@ def _median_step(decoder: Decoder, runs: int) -> float:
     return statistics.median(decoder.step() for _ in range(runs))
 
 
-def _budget_curve(decoder: Decoder, runs: int) -> tuple[Curve, dict[str, float]]:
+def _budget_curve(decoder: Decoder, runs: int) -> tuple[Curve, Sampled]:
     """Points at the start and in the steady state, whose mean over an interval is put together from steps right before
     and after a cut and the step that cuts."""
     budget = decoder.cache.config.budget or 0
@@ -120,24 +120,24 @@ def equal_memory(
     runs: int,
     whole_chains: bool,
     log: Log,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[EqualMemoryRow]:
     """For each cache and chain length: tokens a second at every batch that fits into `limit` bytes of cache.
 
     most_rows: no batch is larger. Sampled unless `whole_chains`: a step is timed at several lengths (`Curve`).
     """
-    budget_curves: dict[tuple[str, int], tuple[Curve, dict[str, float], int]] = {}
+    budget_curves: dict[tuple[str, int], tuple[Curve, Sampled, int]] = {}
     for chain in chains:
         for name in names:
             fits = limit // row_bytes(subject, name, chain)
-            tried = []
+            tried: list[Tried] = []
             for rows in batches(min(fits, most_rows)):
-                entry: dict[str, Any] = {"rows": rows}
+                how: Sampled = {}
                 if whole_chains:
                     mean, size = _whole_chain(subject, name, rows, chain)
                 elif name in ("dynamic", "static", "full"):
                     curve, size = _full_curve(subject, name, rows, chain, runs)
                     mean = curve.mean(chain)
-                    entry["points"] = curve.points
+                    how = {"points": curve.points}
                 else:
                     if (name, rows) not in budget_curves:
                         decoder = Decoder(subject, name, rows, room=0)
@@ -145,17 +145,17 @@ def equal_memory(
                         budget_curves[name, rows] = curve, steady, decoder.bytes()
                     curve, steady, size = budget_curves[name, rows]
                     mean = curve.mean(chain)
-                    entry |= {"points": curve.points, **steady}
+                    how = {"points": curve.points, **steady}
                 give_back()  # or what one case freed stays with the process while the next is timed
                 if size > limit:
                     continue
-                tried.append(entry | {"step_s": mean, "tokens_per_s": rows / mean, "cache_bytes": size})
+                tried.append({"rows": rows, **how, "step_s": mean, "tokens_per_s": rows / mean, "cache_bytes": size})
                 log(f"chain {chain}, {name}, {rows} rows: {rows / mean:.1f} tokens/s, {size / 1e6:.0f} MB of cache")
             best = max(tried, key=lambda x: x["tokens_per_s"], default=None)
             yield {"chain": chain, "cache": name, "fits_rows": fits, "tried": tried, "best": best}
 
 
-def break_even(subject: Subject, names: Sequence[str], longest: int, runs: int, log: Log) -> Iterator[dict[str, Any]]:
+def break_even(subject: Subject, names: Sequence[str], longest: int, runs: int, log: Log) -> Iterator[BreakEvenRow]:
     """At batch 1: the least length of a chain over which a budget is faster on average than each stock cache; None
     where it is at no length up to `longest`."""
     peers = {"dynamic": _full_curve(subject, "dynamic", 1, longest, runs)[0], "static": Curve()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -11,6 +10,7 @@ from reasonalloc.lab.bench import attention, compression, rkv_repo, scratch, sta
 from reasonalloc.lab.bench.machine import surroundings
 from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.resident import in_fresh_process
+from reasonalloc.lab.bench.results import CompressionRow, Kernels
 from reasonalloc.lab.bench.settings import INTERVAL, Settings
 from reasonalloc.lab.bench.timing import cores, one_core
 from reasonalloc.lab.models import EMBEDDED_LABEL, load
@@ -34,54 +34,55 @@ def _chains(tokens: int, log: Log) -> tuple[dict[str, states.States], str | None
     return {"real": states.side_by_side(layers, SHAPE.heads, SHAPE.group)} | made, None
 
 
-def _compression_lines(row: Mapping[str, Any]) -> str:
+def _compression_lines(row: CompressionRow) -> str:
     ratios = ", ".join(f"{value:.1f}x {name}" for name, value in row["ratio"].items())
     return f"compression {row['keys']} keys {row['dtype']} n={row['n']} ({row['cut']} cut): {ratios}"
 
 
-def run(settings: Settings, log: Log, save: Save = discard) -> dict[str, Any]:
+def run(settings: Settings, log: Log, save: Save = discard) -> Kernels:
     """Everything, JSON-ready. RuntimeError if a result is not that of its reference."""
     quick, allowed = settings.quick, sorted(cores())
     runs = settings.rounds(full=15, quick=3)
     sizes = [384, 1152] if quick else [384, 1152, 2176, 4224]
-    peers: dict[str, Any] = {}
+    peers: dict[str, compression.Compress] = {}
     if settings.rkv_repo:
         peers["R-KV repository"] = compression.repository_form(rkv_repo.load(settings.rkv_repo))
     chains, no_real_keys = _chains(min(max(sizes) + (runs + 5) * INTERVAL, 8192), log)
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "part": "kernels",
-        "settings": settings.as_json(),
-        "shape": {"kv_heads": SHAPE.heads, "query_heads": SHAPE.heads * SHAPE.group, "head_dim": SHAPE.head_dim},
-        "runs": runs,
-        "no_real_keys": no_real_keys,
-        "compression": [],
-        "scratch": [],
-        "attention": [],
-        "threads": [],
-    }
     with one_core() as core:
-        result["core"] = core
-        result["provenance"] = surroundings("" if no_real_keys else EMBEDDED_LABEL)
+        result: Kernels = {
+            "schema": SCHEMA,
+            "part": "kernels",
+            "settings": settings.as_json(),
+            "shape": {"kv_heads": SHAPE.heads, "query_heads": SHAPE.heads * SHAPE.group, "head_dim": SHAPE.head_dim},
+            "runs": runs,
+            "no_real_keys": no_real_keys,
+            "compression": [],
+            "scratch": [],
+            "attention": [],
+            "threads": [],
+            "core": core,
+            "provenance": surroundings("" if no_real_keys else EMBEDDED_LABEL),
+        }
         dtypes = [torch.float32, torch.bfloat16]
         cut_dtypes = dtypes[:1] if quick else dtypes
-        for row in compression.rows(chains, sizes, cut_dtypes, peers, runs, first_at=1152):
-            log(_compression_lines(row))
-            result["compression"].append(row)
+        for cut in compression.rows(chains, sizes, cut_dtypes, peers, runs, first_at=1152):
+            log(_compression_lines(cut))
+            result["compression"].append(cut)
             save(result)
         scratch_sizes = [1152] if quick else sizes
-        for row in scratch.rows(scratch_sizes, cut_dtypes, settings.rkv_repo, *_heads()):
-            log(f"scratch {row['dtype']} n={row['n']}: " + ", ".join(_mib(k, v) for k, v in row["bytes"].items()))
-            result["scratch"].append(row)
+        for used in scratch.rows(scratch_sizes, cut_dtypes, settings.rkv_repo, *_heads()):
+            log(f"scratch {used['dtype']} n={used['n']}: " + ", ".join(_mib(k, v) for k, v in used["bytes"].items()))
+            result["scratch"].append(used)
             save(result)
         lengths = [256, 2048] if quick else [256, 1024, 2048, 4096, 8192]
         attention_dtypes = dtypes if quick else [*dtypes, torch.float16]
-        for row in attention.rows(SHAPE, attention_dtypes, [1, 8], lengths, runs):
+        for step in attention.rows(SHAPE, attention_dtypes, [1, 8], lengths, runs):
             log(
-                f"attention {row['dtype']} batch={row['batch']} n={row['n']} from {row['from']}:"
-                f" {row['ratio']['SDPA grouped']:.1f}x SDPA, {row['roofline_share']['ours']:.0%} of the read bandwidth"
+                f"attention {step['dtype']} batch={step['batch']} n={step['n']} from {step['from']}:"
+                f" {step['ratio']['SDPA grouped']:.1f}x SDPA,"
+                f" {step['roofline_share']['ours']:.0%} of the read bandwidth"
             )
-            result["attention"].append(row)
+            result["attention"].append(step)
             save(result)
     if len(allowed) > 1:
         names = ["bfloat16"] if quick else ["float32", "bfloat16"]
@@ -95,5 +96,5 @@ def _heads() -> tuple[int, int, int]:
     return SHAPE.heads, SHAPE.group, SHAPE.head_dim
 
 
-def _mib(name: str, found: Mapping[str, Any]) -> str:
+def _mib(name: str, found: Mapping[str, Mapping[str, int]]) -> str:
     return f"{name} {max(x['peak_bytes'] for x in found.values()) / 2**20:.2f} MiB"

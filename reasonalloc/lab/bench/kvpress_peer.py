@@ -6,10 +6,9 @@ import json
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.lab.bench import kvpress_script
@@ -17,6 +16,7 @@ from reasonalloc.lab.bench.decoding import config_of
 from reasonalloc.lab.bench.machine import surroundings
 from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.resident import in_fresh_process
+from reasonalloc.lab.bench.results import Kvpress, KvpressRow
 from reasonalloc.lab.bench.settings import INTERVAL, Settings
 from reasonalloc.lab.bench.states import text_ids
 from reasonalloc.lab.models import EMBEDDED_LABEL, embedded_folder, load
@@ -41,7 +41,7 @@ def interpreter(given: str | None) -> str | None:
     return str(Path(given).expanduser())
 
 
-def theirs(python: str, ids: torch.Tensor, steps: int, press: str | None) -> dict[str, Any]:
+def theirs(python: str, ids: torch.Tensor, steps: int, press: str | None) -> kvpress_script.Decoded:
     """Figures of kvpress_script, run by `python`. RuntimeError with its last words if it fails."""
     folder = embedded_folder()
     if folder is None:
@@ -61,15 +61,15 @@ def theirs(python: str, ids: torch.Tensor, steps: int, press: str | None) -> dic
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise RuntimeError(f"kvpress by {python}: {words[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    found: kvpress_script.Decoded = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
-def ours(ids: list[list[int]], steps: int, name: str, model_name: str | None = None) -> dict[str, Any]:
+def ours(ids: list[list[int]], steps: int, name: str, model_name: str | None = None) -> kvpress_script.Decoded:
     """The same with one of our caches or transformers' own. Run it in a process of its own."""
     model, _, _ = load(model_name)
     config = config_of(name)
-    cache: Any = DynamicCache(config=model.config) if config is None else ReasonAllocCache(model, config)
+    cache: Cache = DynamicCache(config=model.config) if config is None else ReasonAllocCache(model, config)
 
     def size() -> int:
         return int(cache.stats()["bytes"]) if config is not None else kvpress_script.stock_bytes(cache)
@@ -80,7 +80,7 @@ def ours(ids: list[list[int]], steps: int, name: str, model_name: str | None = N
     return found
 
 
-def rows(python: str, ids: torch.Tensor, batches: Sequence[int], steps: int) -> Iterator[dict[str, Any]]:
+def rows(python: str, ids: torch.Tensor, batches: Sequence[int], steps: int) -> Iterator[KvpressRow]:
     """Each setting in a fresh process, theirs and ours by turns. ids: [at least max(batches), context]."""
     for batch in batches:
         part = ids[:batch]
@@ -90,11 +90,11 @@ def rows(python: str, ids: torch.Tensor, batches: Sequence[int], steps: int) -> 
             yield {"who": "reasonalloc" if name != "dynamic" else "transformers", "cache": name, **mine}
 
 
-def run(settings: Settings, log: Log, save: Save = discard) -> dict[str, Any]:
+def run(settings: Settings, log: Log, save: Save = discard) -> Kvpress:
     """Everything, JSON-ready; no rows where kvpress is not present."""
     quick = settings.quick
     python = interpreter(settings.kvpress_python)
-    result: dict[str, Any] = {
+    result: Kvpress = {
         "schema": SCHEMA,
         "part": "kvpress",
         "settings": settings.as_json(),

@@ -14,9 +14,28 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+
+
+class _Measured(TypedDict):
+    rows: int
+    context: int
+    steps: int
+    step_seconds: list[float]
+    tokens_per_s: float
+    cache_bytes: int
+    resident_loaded: int
+    resident_peak_prefill: int
+    resident_peak_decode: int
+
+
+class Decoded(_Measured, total=False):
+    """Figures of `measure`. kept_tokens: of a row at the end. versions: of kvpress's environment."""
+
+    kept_tokens: float
+    versions: dict[str, str]
 
 
 def status(field: str) -> int:
@@ -24,7 +43,7 @@ def status(field: str) -> int:
     return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(field + ":"))
 
 
-def measure(model: Any, cache: Any, ids: torch.Tensor, steps: int, bytes_of: Callable[[], int]) -> dict[str, Any]:
+def measure(model: Any, cache: Any, ids: torch.Tensor, steps: int, bytes_of: Callable[[], int]) -> Decoded:
     """Reads `ids`, then decodes `steps` tokens a row greedily; speed of the steps, bytes of cache and process."""
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # what loading left in the C heap
@@ -67,7 +86,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, DynamicCache
 
     order = json.load(sys.stdin)
-    extra: dict[str, Any] = {}
+    extra: dict[str, str] = {}
     if order["gguf_file"]:
         extra["gguf_file"] = order["gguf_file"]
     model = AutoModelForCausalLM.from_pretrained(order["model"], dtype=torch.float32, **extra).eval()
@@ -75,7 +94,7 @@ def main() -> None:
         model = model.dequantize()
     ids = torch.tensor(order["ids"])
     cache = DynamicCache()
-    press: Any = contextlib.nullcontext()
+    press: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if order["press"] is not None:
         scorers = {"knorm": kvpress.KnormPress, "snapkv": kvpress.SnapKVPress, "adakv": kvpress.KnormPress}
         scorer = scorers[order["press"]]()
@@ -93,7 +112,7 @@ def main() -> None:
         from importlib.metadata import version
 
         versions["kvpress"] = version("kvpress")
-    print(json.dumps(found | {"versions": versions, "kept_tokens": cache.layers[0].keys.shape[2]}))
+    print(json.dumps({**found, "versions": versions, "kept_tokens": cache.layers[0].keys.shape[2]}))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,44 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from reasonalloc.lab.bench.timing import cores
 from reasonalloc.provenance import provenance
 
 _CPU = Path("/sys/devices/system/cpu/cpu0")
 _ASSUMED_CACHE = 32 << 20  # where the system does not tell
+
+
+class TimedMachine(TypedDict):
+    """As `provenance.Machine`, and what decides the speed of memory; None where it cannot be read."""
+
+    system: str
+    processor: str
+    cpu_flags: str | None
+    cpus: int | None
+    threads: int
+    instruction_set: str
+    gpus: list[str]
+    cores_allowed: list[int]
+    last_level_cache_bytes: int
+    governor: str | None
+    max_khz: str | None
+    mhz_now: str | None
+    memory: str | None
+    huge_pages: str | None
+    load_average: list[float] | None
+
+
+class Surroundings(TypedDict):
+    """As `provenance.Provenance`, with more of the machine."""
+
+    versions: dict[str, str]
+    machine: TimedMachine
+    model: str
+    seed: int | None
+    command: str
+    created: str
 
 
 def _read(path: Path) -> str | None:
@@ -38,10 +69,11 @@ def _field(file: str, name: str) -> str | None:
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(name)), None)
 
 
-def surroundings(model: str = "") -> dict[str, Any]:
+def surroundings(model: str = "") -> Surroundings:
     """Provenance with all CPU flags and what decides the speed of memory; None where it cannot be read."""
-    result = provenance(model)
-    result["machine"] |= {
+    found = provenance(model)
+    machine: TimedMachine = {
+        **found["machine"],
         "cpu_flags": _field("/proc/cpuinfo", "flags"),
         "cores_allowed": sorted(cores()),
         "last_level_cache_bytes": last_level_cache(),
@@ -52,4 +84,11 @@ def surroundings(model: str = "") -> dict[str, Any]:
         "huge_pages": _read(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }
-    return result
+    return {
+        "versions": found["versions"],
+        "machine": machine,
+        "model": found["model"],
+        "seed": found["seed"],
+        "command": found["command"],
+        "created": found["created"],
+    }

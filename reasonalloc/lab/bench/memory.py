@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
-from typing import Any
+from typing import Literal, get_args
 
 import torch
 
@@ -22,6 +21,7 @@ from reasonalloc.lab.bench.resident import (
     resident,
     tensor_bytes,
 )
+from reasonalloc.lab.bench.results import Memory, MemoryRow
 from reasonalloc.lab.bench.settings import INTERVAL, Settings
 from reasonalloc.lab.bench.states import text_ids
 from reasonalloc.lab.models import EMBEDDED_LABEL, load
@@ -32,10 +32,13 @@ METHODS = ("dynamic", "static", "reasonalloc-128", "reasonalloc-256")
 _EVERY = 16  # steps between two samples of resident memory
 _TENSORS_EVERY = 512  # torch has no count of its own for the CPU: all objects are asked, which takes a moment
 
+_Figure = Literal["bytes", "peak_bytes", "mean_bytes", "reserved_bytes", "ratio", "evicted", "routings", "steps"]
+_KEPT: tuple[_Figure, ...] = get_args(_Figure)  # of `stats()`
+
 
 def decode(
     name: str, rows: int, prompt: int, tokens: int, model_name: str | None = None, ids: list[list[int]] | None = None
-) -> dict[str, Any]:
+) -> MemoryRow:
     """Really decodes a chain of `tokens` a row, prompt included, greedily. Run it in a process of its own."""
     model, tokenizer, label = load(model_name)
     prompts = text_ids(tokenizer, rows * prompt).view(rows, prompt) if ids is None else torch.tensor(ids)
@@ -48,7 +51,7 @@ def decode(
     decoder, seconds = _chain(subject, name, prompts, tokens, samples)
     peak = peak_resident()
     sizes = [x["resident"] for x in samples]
-    result = {
+    result: MemoryRow = {
         "cache": name,
         "rows": rows,
         "prompt": prompts.shape[1],
@@ -64,9 +67,8 @@ def decode(
         "cache_bytes": decoder.bytes(),
     }
     if isinstance(decoder.cache, ReasonAllocCache):
-        stats: Mapping[str, Any] = decoder.cache.stats()
-        kept = ("bytes", "peak_bytes", "mean_bytes", "reserved_bytes", "ratio", "evicted", "routings", "steps")
-        result["stats"] = {key: stats[key] for key in kept}
+        stats = decoder.cache.stats()
+        result["stats"] = {key: stats[key] for key in _KEPT}
         config = config_of(name)
         if config is not None and config.budget is not None:
             core = model.config.get_text_config(decoder=True)
@@ -74,7 +76,8 @@ def decode(
             heads = sum(layer.heads for layer in decoder.cache.ragged)
             token_bytes = 2 * head_dim * model.dtype.itemsize * heads
             bound = rows * (config.budget + INTERVAL) * token_bytes
-            result |= {"bound_bytes": bound, "held_of_bound": stats["peak_bytes"] / bound}
+            result["bound_bytes"] = bound
+            result["held_of_bound"] = stats["peak_bytes"] / bound
             result["reserved_of_bound"] = max(x["reserved"] for x in samples) / bound
     return result
 
@@ -102,13 +105,13 @@ def _chain(
     return decoder, time.perf_counter() - start
 
 
-def run(settings: Settings, log: Log, save: Save = discard) -> dict[str, Any]:
+def run(settings: Settings, log: Log, save: Save = discard) -> Memory:
     """Every method in a process of its own, JSON-ready."""
     quick = settings.quick
     tokens = settings.memory_tokens or (512 if quick else 4096)
     names = settings.memory_methods or (("static", "reasonalloc-128") if quick else METHODS)
     rows = 2 if quick else ROWS
-    result: dict[str, Any] = {
+    result: Memory = {
         "schema": SCHEMA,
         "part": "memory",
         "settings": settings.as_json(),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from reasonalloc.lab.bench.results import Result
 
 Log = Callable[[str], None]
-Save = Callable[[dict[str, Any]], None]
+Save = Callable[[Result], None]
 
 
 def silent(line: str) -> None:
     """For callers that do not listen."""
 
 
-def discard(result: dict[str, Any]) -> None:
+def discard(result: Result) -> None:
     """For callers that want the result at the end only."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from reasonalloc.lab.bench import (
     targets,
     throughput,
 )
+from reasonalloc.lab.bench.results import Result
 from reasonalloc.lab.bench.section import Section
 from reasonalloc.lab.bench.settings import PARTS
 
@@ -28,7 +29,7 @@ SCHEMAS = {
     "memory": memory.SCHEMA,
     "kvpress": kvpress_peer.SCHEMA,
 }
-_TABLES = {
+_TABLES: dict[str, Callable[[Any], list[Section]]] = {  # each for the results of its own part
     "kernels": tables_kernels.sections,
     "throughput": tables_throughput.sections,
     "memory": tables_memory.sections,
@@ -36,18 +37,19 @@ _TABLES = {
 }
 
 
-def sections(part: str, data: Any) -> list[Section]:
+def sections(part: str, data: Result) -> list[Section]:
     """The tables of one part's results."""
     return _TABLES[part](data)
 
 
-def targets_section(results: Mapping[str, Any]) -> Section:
+def targets_section(results: Mapping[str, Result]) -> Section:
     return Section("Targets", ["target", "wanted", "measured", "verdict"], targets.table(results))
 
 
-def load(directory: Path) -> tuple[dict[str, Any], list[str]]:
+def load(directory: Path) -> tuple[dict[str, Result], list[str]]:
     """(results by part, why parts are missing)."""
-    results, missing = {}, []
+    results: dict[str, Result] = {}
+    missing = []
     for part in PARTS:
         path = directory / f"{part}.json"
         if not path.is_file():
@@ -64,7 +66,7 @@ def load(directory: Path) -> tuple[dict[str, Any], list[str]]:
     return results, missing
 
 
-def _origin(part: str, data: Any) -> str:
+def _origin(part: str, data: Result) -> str:
     machine, versions = data["provenance"]["machine"], data["provenance"]["versions"]
     clock = machine["governor"] or "governor not readable"
     quick = " (quick)" if data["settings"]["quick"] else ""
@@ -76,7 +78,7 @@ def _origin(part: str, data: Any) -> str:
     )
 
 
-def markdown(results: Mapping[str, Any], missing: Sequence[str]) -> str:
+def markdown(results: Mapping[str, Result], missing: Sequence[str]) -> str:
     """The whole report."""
     parts = ["# Results of `make bench`\n", "Made from the JSON files here, which hold every sample.\n"]
     parts += [_origin(part, data) + "\n" for part, data in results.items()]

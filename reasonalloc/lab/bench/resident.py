@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -49,7 +49,7 @@ def give_back() -> None:
         trim(0)
 
 
-def rise(work: Callable[[], Any]) -> dict[str, int]:
+def rise(work: Callable[[], object]) -> dict[str, int]:
     """Bytes by which resident memory rose at most while `work` ran, and what stays of them afterwards."""
     give_back()
     before = resident()
@@ -71,7 +71,7 @@ def tensor_bytes() -> int:
     return sum(storages.values())
 
 
-def in_fresh_process(function: Callable[..., T], **arguments: Any) -> T:
+def in_fresh_process(function: Callable[..., T], **arguments: object) -> T:
     """Result of a function of a module, run in a new interpreter. MemoryError if the process was killed."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         try:

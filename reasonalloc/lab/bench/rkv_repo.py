@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Protocol
+
+import torch
 
 _CLASS, _UTILITIES = "compression/r1_kv.py", "utils.py"
 _PACKAGE = "_reasonalloc_rkv_clone"
+
+
+class R1KV(Protocol):
+    """The clone's class, of which this is used."""
+
+    def update_kv(
+        self, keys: torch.Tensor, queries: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def _load(name: str, path: Path) -> ModuleType:
@@ -21,7 +32,7 @@ def _load(name: str, path: Path) -> ModuleType:
     return module
 
 
-def load(clone: str | Path) -> Any:
+def load(clone: str | Path) -> Callable[..., R1KV]:
     """The class R1KV of the clone.
 
     Its package does not import (`compression/__init__.py` names files that are not there), so the class's file is
@@ -40,6 +51,7 @@ def load(clone: str | Path) -> Any:
         setattr(package, name, getattr(utilities, name))
     sys.modules[_PACKAGE] = package
     try:
-        return _load(f"{_PACKAGE}.r1_kv", folders[0] / _CLASS).R1KV
+        found: Callable[..., R1KV] = _load(f"{_PACKAGE}.r1_kv", folders[0] / _CLASS).R1KV
+        return found
     finally:
         del sys.modules[_PACKAGE]

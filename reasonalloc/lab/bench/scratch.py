@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -11,6 +10,7 @@ from reasonalloc.lab.bench import rkv_repo
 from reasonalloc.lab.bench.compression import Ours, Peer, repository_form
 from reasonalloc.lab.bench.reference import rkv_compress
 from reasonalloc.lab.bench.resident import in_fresh_process, rise
+from reasonalloc.lab.bench.results import ScratchRow
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.lab.bench.states import uncorrelated
 
@@ -43,7 +43,7 @@ def measure(
 
 def rows(
     sizes: Sequence[int], dtypes: Sequence[torch.dtype], clone: str | None, heads: int, group: int, head_dim: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[ScratchRow]:
     """Each cut in a fresh process: ours, the published form and, if a clone is given, its code."""
     who = {"ours": None, "published form": None} | ({"R-KV repository": clone} if clone else {})
     for dtype in dtypes:

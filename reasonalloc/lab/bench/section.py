@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from reasonalloc.lab.table import Section
 
@@ -26,5 +25,6 @@ def thousands(number: int) -> str:
     return f"{number:,}"
 
 
-def names_in(rows: Sequence[Any], key: str = "ratio") -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row[key]))
+def names_in(rows: Iterable[Mapping[str, object]]) -> list[str]:
+    """The names of all contenders, in the order in which they come."""
+    return list(dict.fromkeys(name for row in rows for name in row))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from reasonalloc.methods import Method
 
@@ -35,5 +34,5 @@ class Settings:
         """Timed rounds: as asked, or these."""
         return self.runs if self.runs is not None else quick if self.quick else full
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}

@@ -75,7 +75,7 @@ def text_ids(tokenizer: Tokenizer, tokens: int) -> torch.Tensor:
 def read(model: Model, ids: torch.Tensor, layers: Sequence[int] | None = None) -> list[States]:
     """States of these layers (None: all) after the model has read ids [1, n]."""
     wanted = list(layers) if layers is not None else list(range(model.config.num_hidden_layers))
-    cache: Any = DynamicCache(config=model.config)
+    cache = DynamicCache(config=model.config)
     with _remembering(model, wanted), torch.no_grad():
         for chunk in ids.split(_CHUNK, dim=1):
             model(input_ids=chunk, **cache_argument(cache), use_cache=True, logits_to_keep=1)

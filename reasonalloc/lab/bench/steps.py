@@ -6,14 +6,18 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.lab.bench.decoding import STOCK, Decoder, Subject
+from reasonalloc.lab.bench.results import CutRow, OverheadRow, StepRow
 from reasonalloc.lab.bench.settings import INTERVAL
 from reasonalloc.lab.bench.timing import take_turns
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CONTENDERS = ("dynamic", "static", "full", "reasonalloc-256", "rkv-256")
 
@@ -26,7 +30,7 @@ def _turn(decoder: Decoder, rounds: int) -> Callable[[], float]:
 
 def step_times(
     subject: Subject, batches: Sequence[int], lengths: Sequence[int], names: Sequence[str], rounds: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[StepRow]:
     """Seconds of a step at each batch and length, contenders in turn. A budget's is the mean over a whole interval."""
     for batch in batches:
         for length in lengths:
@@ -52,7 +56,7 @@ def step_times(
             }
 
 
-def cut_shares(subject: Subject, batches: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def cut_shares(subject: Subject, batches: Sequence[int], names: Sequence[str]) -> Iterator[CutRow]:
     """Share of the time of decoding that goes to scoring, routing and evicting, over a whole interval."""
     for batch in batches:
         for name in names:
@@ -76,7 +80,7 @@ def cut_shares(subject: Subject, batches: Sequence[int], names: Sequence[str]) -
 
 def overhead(
     subject: Subject, batches: Sequence[int], names: Sequence[str], length: int, steps: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[OverheadRow]:
     """Microseconds a layer that a cache adds to a step: in its `update` and in the attention function.
 
     For ours without the time that C spends on attention itself; for the stock caches with it, on a nearly empty cache.
@@ -128,8 +132,8 @@ class _Watched:
         ALL_ATTENTION_FUNCTIONS.register(self.key, self.attention)
         del self.cache.update  # the class's own again
 
-    def _watch(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*args: Any, **kwargs: Any) -> Any:
+    def _watch(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
+        def watched(*args: P.args, **kwargs: P.kwargs) -> T:
             start = time.perf_counter()
             result = function(*args, **kwargs)
             self.spent[name] += time.perf_counter() - start

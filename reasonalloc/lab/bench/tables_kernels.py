@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
+from reasonalloc.lab.bench.results import Kernels
 from reasonalloc.lab.bench.section import Section, ms, names_in, thousands, times
 
 
-def _compression(data: Any) -> Section:
-    peers = names_in(data["compression"])
+def _compression(data: Kernels) -> Section:
+    peers = names_in(row["ratio"] for row in data["compression"])
     rows = [
         [row["keys"], row["dtype"], row["cut"], thousands(row["n"]), ms(row["median_s"]["ours"])]
         + [x for peer in peers for x in (ms(row["median_s"][peer]), times(row["ratio"][peer]))]
@@ -21,8 +22,8 @@ def _compression(data: Any) -> Section:
     return Section("Compression of one layer: score, route, evict", header, rows, note, words=3)
 
 
-def _scratch(data: Any) -> Section:
-    who = list(dict.fromkeys(name for row in data["scratch"] for name in row["bytes"]))
+def _scratch(data: Kernels) -> Section:
+    who = names_in(row["bytes"] for row in data["scratch"])
     rows = []
     for row in data["scratch"]:
         peak = {name: max(cut["peak_bytes"] for cut in row["bytes"][name].values()) for name in who}
@@ -40,8 +41,8 @@ def _scratch(data: Any) -> Section:
     )
 
 
-def _attention(data: Any) -> Section:
-    peers = names_in(data["attention"])
+def _attention(data: Kernels) -> Section:
+    peers = names_in(row["ratio"] for row in data["attention"])
     rows = [
         [row["dtype"], row["from"], str(row["batch"]), thousands(row["n"]), ms(row["median_s"]["ours"])]
         + [f"{row['bytes'] / row['median_s']['ours'] / 1e9:.1f}", f"{row['roofline_gb_s']:.1f}"]
@@ -58,8 +59,8 @@ def _attention(data: Any) -> Section:
     return Section("Attention of one decode step, one core", header + peers, rows, note, words=2)
 
 
-def _threads(data: Any) -> Section:
-    who = ("ours", "SDPA grouped", "read")
+def _threads(data: Kernels) -> Section:
+    who: tuple[Literal["ours", "SDPA grouped", "read"], ...] = ("ours", "SDPA grouped", "read")
     rows = [
         [row["dtype"], str(row["batch"]), thousands(row["n"]), *(times(row[name]["ratio"]["one"]) for name in who)]
         for row in data["threads"]
@@ -67,6 +68,6 @@ def _threads(data: Any) -> Section:
     return Section("Two threads against one", ["dtype", "batch", "n", "ours", "SDPA grouped", "reading alone"], rows)
 
 
-def sections(data: Any) -> list[Section]:
+def sections(data: Kernels) -> list[Section]:
     """All of them."""
     return [_compression(data), _scratch(data), _attention(data), _threads(data)]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from reasonalloc.lab.bench.results import Kvpress
 from reasonalloc.lab.bench.section import Section, mb, times
 
-_PEAKS = ("resident_peak_prefill", "resident_peak_decode")
 
-
-def sections(data: Any) -> list[Section]:
+def sections(data: Kvpress) -> list[Section]:
     rows: list[list[str]] = []
     base: dict[tuple[bool, int], float] = {}
     for row in data["rows"]:
@@ -22,7 +19,10 @@ def sections(data: Any) -> list[Section]:
                 str(row["rows"]),
                 f"{row['tokens_per_s']:.1f}",
                 times(row["tokens_per_s"] / base[key]),
-                *(mb(row[x]) for x in ("cache_bytes", "resident_loaded", *_PEAKS)),
+                mb(row["cache_bytes"]),
+                mb(row["resident_loaded"]),
+                mb(row["resident_peak_prefill"]),
+                mb(row["resident_peak_decode"]),
             ]
         )
     header = ["by", "cache", "rows", "tokens/s", "/ own full cache", "cache, MB", "resident loaded", "peak prefill"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from reasonalloc.lab.bench.results import Memory
 from reasonalloc.lab.bench.section import Section, mb, thousands, times
 
 
-def _memory(data: Any) -> Section:
+def _memory(data: Memory) -> Section:
     static = next((x["rise_peak"] for x in data["results"] if x["cache"] == "static"), None)
     rows = []
     for row in data["results"]:
@@ -19,7 +18,7 @@ def _memory(data: Any) -> Section:
                 row["cache"],
                 str(row["rows"]),
                 thousands(row["tokens"]),
-                *(mb(row[x]) for x in ("baseline", "mean", "peak", "rise_peak")),
+                *map(mb, (row["baseline"], row["mean"], row["peak"], row["rise_peak"])),
                 times(row["rise_peak"] / static) if static else "-",
                 mb(tensors),
                 mb(stats["peak_bytes"] if stats else row["cache_bytes"]),
@@ -42,6 +41,6 @@ def _memory(data: Any) -> Section:
     )
 
 
-def sections(data: Any) -> list[Section]:
+def sections(data: Memory) -> list[Section]:
     """All of them."""
     return [_memory(data)]

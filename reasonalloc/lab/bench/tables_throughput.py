@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from reasonalloc.lab.bench.results import Throughput
 from reasonalloc.lab.bench.section import Section, mb, names_in, thousands, times
 
 
-def _steps(data: Any) -> Section:
-    caches = names_in(data["steps"], "step_s")
-    own = names_in(data["steps"])
+def _steps(data: Throughput) -> Section:
+    caches = names_in(row["step_s"] for row in data["steps"])
+    own = names_in(row["ratio"] for row in data["steps"])
     rows = [
         [str(row["batch"]), thousands(row["length"]), *(f"{row['step_s'][name] * 1e3:.1f}" for name in caches)]
         + [times(row["ratio"][name].get(peer)) for name in own for peer in ("static", "dynamic")]
@@ -25,7 +24,7 @@ def _steps(data: Any) -> Section:
     return Section("One decode step of the model", header, rows, note, words=0)
 
 
-def _cuts(data: Any) -> Section:
+def _cuts(data: Throughput) -> Section:
     rows = [
         [row["cache"], str(row["batch"]), f"{row['total_s'] / row['steps'] * 1e3:.1f}", f"{row['share']:.2%}"]
         + [f"{row['spent_s'][name] * 1e3:.2f}" for name in ("score", "route", "evict", "cut")]
@@ -35,7 +34,7 @@ def _cuts(data: Any) -> Section:
     return Section("Cuts within one interval of 128 steps", header, rows)
 
 
-def _overhead(data: Any) -> Section:
+def _overhead(data: Throughput) -> Section:
     rows = [
         [
             row["cache"],
@@ -55,7 +54,7 @@ def _overhead(data: Any) -> Section:
     return Section("What a cache adds to a step", header, rows, note)
 
 
-def _equal_memory(data: Any) -> Section:
+def _equal_memory(data: Throughput) -> Section:
     rows = []
     static = {x["chain"]: x["best"] for x in data["equal_memory"] if x["cache"] == "static"}
     dynamic = {x["chain"]: x["best"] for x in data["equal_memory"] if x["cache"] == "dynamic"}
@@ -78,11 +77,11 @@ def _equal_memory(data: Any) -> Section:
     return Section("Throughput at equal cache memory", header, rows, note, words=2)
 
 
-def _break_even(data: Any) -> Section:
+def _break_even(data: Throughput) -> Section:
     rows = [
         [row["cache"]]
         + [
-            thousands(row["from"][x]) if row["from"][x] else f"not up to {row['longest']:,}"
+            thousands(length) if (length := row["from"][x]) else f"not up to {row['longest']:,}"
             for x in ("static", "dynamic")
         ]
         for row in data["break_even"]
@@ -90,6 +89,6 @@ def _break_even(data: Any) -> Section:
     return Section("Batch 1: chains over which a budget is faster, from length", ["cache", "static", "dynamic"], rows)
 
 
-def sections(data: Any) -> list[Section]:
+def sections(data: Throughput) -> list[Section]:
     """All of them."""
     return [_steps(data), _cuts(data), _overhead(data), _equal_memory(data), _break_even(data)]

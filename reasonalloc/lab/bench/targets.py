@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-Results = Mapping[str, Any]  # by part: the content of its JSON file
+from reasonalloc.lab.bench.results import AttentionRow, Kernels, Memory, Result, Throughput
+
+Results = Mapping[str, Result]  # by part: the content of its JSON file
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Target:
     wanted: float
     at_least: bool
     unit: str  # "x", "%", "MiB"
-    found: Callable[[Any], float | None]
+    found: Callable[[Any], float | None]  # of the part's own results
     limit: Callable[[Any], float | None] = lambda _: None  # what the machine allows, where that is less than `wanted`
 
     def show(self, value: float) -> str:
@@ -48,7 +50,7 @@ def _most(values: Iterable[float]) -> float | None:
     return max(values, default=None)
 
 
-def _compression(keys: str, n: int) -> Callable[[Any], float | None]:
+def _compression(keys: str, n: int) -> Callable[[Kernels], float | None]:
     return lambda data: _least(
         row["ratio"]["published form"]
         for row in data["compression"]
@@ -56,50 +58,50 @@ def _compression(keys: str, n: int) -> Callable[[Any], float | None]:
     )
 
 
-def _scratch(data: Any) -> float | None:
+def _scratch(data: Kernels) -> float | None:
     rows = [x for x in data["scratch"] if x["n"] == 4224]
     return _most(cut["peak_bytes"] / 2**20 for row in rows for cut in row["bytes"]["ours"].values())
 
 
 def _attention(
-    pick: Callable[[Any], bool], value: Callable[[Any], float] = lambda row: _best_sdpa(row)
-) -> Callable[[Any], float | None]:
+    pick: Callable[[AttentionRow], bool], value: Callable[[AttentionRow], float] = lambda row: _best_sdpa(row)
+) -> Callable[[Kernels], float | None]:
     return lambda data: _least(value(row) for row in data["attention"] if pick(row))
 
 
-def _best_sdpa(row: Any) -> float:
-    return float(min(row["ratio"]["SDPA grouped"], row["ratio"]["SDPA repeated"]))
+def _best_sdpa(row: AttentionRow) -> float:
+    return min(row["ratio"]["SDPA grouped"], row["ratio"]["SDPA repeated"])
 
 
-def _roofline(place: str) -> Callable[[Any], float | None]:
-    def pick(row: Any) -> bool:
+def _roofline(place: str) -> Callable[[Kernels], float | None]:
+    def pick(row: AttentionRow) -> bool:
         return row["n"] >= 2048 and row["dtype"] in ("bfloat16", "float32") and row["from"] == place
 
-    return _attention(pick, lambda row: float(row["roofline_share"]["ours"]))
+    return _attention(pick, lambda row: row["roofline_share"]["ours"])
 
 
-def _threads(who: str) -> Callable[[Any], float | None]:
+def _threads(who: Literal["ours", "read"]) -> Callable[[Kernels], float | None]:
     return lambda data: _least(row[who]["ratio"]["one"] for row in data["threads"])
 
 
-def _step(own: str, peer: str, everywhere: bool = False) -> Callable[[Any], float | None]:
+def _step(own: str, peer: str, everywhere: bool = False) -> Callable[[Throughput], float | None]:
     return lambda data: _least(
         row["ratio"][own][peer] for row in data["steps"] if everywhere or (row["batch"], row["length"]) == (8, 4096)
     )
 
 
-def _equal_memory(data: Any) -> float | None:
+def _equal_memory(data: Throughput) -> float | None:
     best = {row["cache"]: row["best"] for row in data["equal_memory"] if row["chain"] == 4096 and row["best"]}
     if "static" not in best or "reasonalloc-256" not in best:
         return None
-    return float(best["reasonalloc-256"]["tokens_per_s"] / best["static"]["tokens_per_s"])
+    return best["reasonalloc-256"]["tokens_per_s"] / best["static"]["tokens_per_s"]
 
 
-def _held(data: Any) -> float | None:
+def _held(data: Memory) -> float | None:
     return _most(row["held_of_bound"] for row in data["results"] if "held_of_bound" in row)
 
 
-def _resident(data: Any) -> float | None:
+def _resident(data: Memory) -> float | None:
     """Rise of the peak with a budget over that with StaticCache; the worst budget."""
     static = [row["rise_peak"] for row in data["results"] if row["cache"] == "static"]
     own = [row["rise_peak"] for row in data["results"] if "held_of_bound" in row]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from reasonalloc.lab.bench import steps
 from reasonalloc.lab.bench.decoding import Subject, subject
 from reasonalloc.lab.bench.equal_memory import break_even, equal_memory
 from reasonalloc.lab.bench.machine import surroundings
 from reasonalloc.lab.bench.progress import Log, Save, discard
+from reasonalloc.lab.bench.results import Throughput
 from reasonalloc.lab.bench.settings import Settings
 from reasonalloc.lab.models import load
 
@@ -24,7 +23,7 @@ def run(
     save: Save = discard,
     given: Subject | None = None,
     share_budgets: tuple[int, ...] = (),
-) -> dict[str, Any]:
+) -> Throughput:
     """Everything, JSON-ready. given: a model instead of SmolLM2; share_budgets: for the shares of cuts."""
     quick = settings.quick
     budgets = settings.budgets or ((128,) if quick else (128, 256, 512))
@@ -36,7 +35,7 @@ def run(
         given = subject(model, tokenizer, label, 512 if quick else _TEXT)
     names = [f"reasonalloc-{x}" for x in budgets]
     most_rows = settings.most_rows or MOST_ROWS
-    result: dict[str, Any] = {
+    result: Throughput = {
         "schema": SCHEMA,
         "part": "throughput",
         "settings": settings.as_json(),
@@ -48,29 +47,29 @@ def run(
     rounds = settings.rounds(full=16, quick=4)
     contenders_now = steps.CONTENDERS[:4] if quick else steps.CONTENDERS
     result["steps"] = []
-    for row in steps.step_times(given, batches, lengths, contenders_now, rounds):
-        each = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in row["step_s"].items())
-        log(f"ms a step, batch {row['batch']}, {row['length']} tokens: {each}")
-        result["steps"].append(row)
+    for step in steps.step_times(given, batches, lengths, contenders_now, rounds):
+        each = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in step["step_s"].items())
+        log(f"ms a step, batch {step['batch']}, {step['length']} tokens: {each}")
+        result["steps"].append(step)
         save(result)
     result["cuts"] = []
     shares = share_budgets or ((128,) if quick else (128, 256, 512, 1024))
-    for row in steps.cut_shares(given, [1] if quick else [1, 8], [f"reasonalloc-{x}" for x in shares]):
-        log(f"cuts of {row['cache']}, batch {row['batch']}: {row['share']:.2%} of the decode time")
-        result["cuts"].append(row)
+    for cuts in steps.cut_shares(given, [1] if quick else [1, 8], [f"reasonalloc-{x}" for x in shares]):
+        log(f"cuts of {cuts['cache']}, batch {cuts['batch']}: {cuts['share']:.2%} of the decode time")
+        result["cuts"].append(cuts)
         save(result)
     result["overhead"] = []
     watched = ("dynamic", "static", "full", "reasonalloc-256")
-    for row in steps.overhead(given, [1, 8], watched, 16, 10 if quick else 50):
-        log(f"overhead of {row['cache']}, batch {row['batch']}: {row['overhead_us']:.0f} us a layer")
-        result["overhead"].append(row)
+    for added in steps.overhead(given, [1, 8], watched, 16, 10 if quick else 50):
+        log(f"overhead of {added['cache']}, batch {added['batch']}: {added['overhead_us']:.0f} us a layer")
+        result["overhead"].append(added)
         save(result)
     contenders = ["static", "dynamic", "full", *names]
     runs = settings.rounds(full=5, quick=2)
     result["whole_chains"] = settings.whole_chains
     result["equal_memory"] = []
-    for row in equal_memory(given, contenders, chains, limit, most_rows, runs, settings.whole_chains, log):
-        result["equal_memory"].append(row)
+    for chain in equal_memory(given, contenders, chains, limit, most_rows, runs, settings.whole_chains, log):
+        result["equal_memory"].append(chain)
         save(result)
     result["break_even"] = list(break_even(given, names, max(chains), runs, log))
     save(result)

@@ -7,14 +7,22 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 LEAST_ROUNDS = 3
 
 
-def timed(function: Callable[[], Any]) -> float:
+class Compared(TypedDict):
+    """Contenders by name. ratio: of each peer, the median of its paired ratios (above 1: ours is faster)."""
+
+    seconds: dict[str, list[float]]
+    median_s: dict[str, float]
+    ratio: dict[str, float]
+
+
+def timed(function: Callable[[], object]) -> float:
     """Seconds of one call."""
     start = time.perf_counter()
     function()
@@ -41,7 +49,7 @@ def take_turns(
     return samples
 
 
-def compared(seconds: Mapping[str, list[float]], own: str = "ours") -> dict[str, Any]:
+def compared(seconds: Mapping[str, list[float]], own: str = "ours") -> Compared:
     """The samples with their medians and, for each peer, the median of its paired ratios to `own` (above 1: own is
     faster)."""
     ratios = {

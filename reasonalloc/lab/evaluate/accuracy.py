@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 from reasonalloc.config import Config
 from reasonalloc.hf.decode import Chain, Sampling, generate
@@ -15,6 +15,8 @@ from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.lab.tasks import Item
 from reasonalloc.policy.wave import digest
 from reasonalloc.protocols import Model, Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Cell:
     def hash(self) -> str:
         """Of all that the config says and of the parts that its method stands for; the profile by its content."""
         config, method = self.config, self.config.resolve()
-        content: dict[str, Any] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
+        content: dict[str, object] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
         del content["device"]  # where a cache lies changes no result
         if config.profile is not None and method.needs_wave:
             content["profile"] = [float(x) for x in config.profile.demand]
@@ -40,7 +42,7 @@ def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float
     return [Cell(cell_name(x), x) for x in points_of(_once(methods), _once(budgets), _once(ratios), base)]
 
 
-def _once(values: Sequence[Any]) -> list[Any]:
+def _once(values: Sequence[T]) -> list[T]:
     return list(dict.fromkeys(values))
 
 

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from rich.table import Table
 
 from reasonalloc.config import Config, parse_bytes
 from reasonalloc.fields import build
-from reasonalloc.files import read_saved, replace_text
+from reasonalloc.files import Json, read_saved, replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
@@ -25,7 +25,20 @@ from reasonalloc.protocols import Model
 SCHEMA = 1
 
 # What is measured of each text, each a mean over its tokens. bytes and slots: of the compressed cache.
-METRICS = ("nll", "excess_nll", "kl", "agreement", "mean_bytes", "peak_bytes", "slots_ratio")
+_Metric = Literal["nll", "excess_nll", "kl", "agreement", "mean_bytes", "peak_bytes", "slots_ratio"]
+METRICS: tuple[_Metric, ...] = get_args(_Metric)
+
+
+class _Figures(TypedDict):
+    id: str
+    tokens: int
+    nll: float
+    excess_nll: float
+    kl: float
+    agreement: float
+    mean_bytes: float
+    peak_bytes: float
+    slots_ratio: float
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class Point:
     mean_bytes: Measure
     peak_bytes: Measure
     slots_ratio: Measure
-    problems: list[dict[str, Any]]
+    problems: list[Json]
     max_bytes: int | None = None
 
     @property
@@ -66,7 +79,7 @@ class Fidelity:
 
     points: list[Point]
     full_nll: Measure
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
     schema: int = SCHEMA
 
     def save(self, path: str | Path) -> None:
@@ -103,7 +116,7 @@ def evaluate_fidelity(
     configs: Sequence[Config],
     *,
     seed: int = 0,
-    provenance: dict[str, Any] | None = None,
+    provenance: Json | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Fidelity:
     """Measures each config on each text by teacher forcing: the prompt as prefill, then one token a step.
@@ -114,7 +127,7 @@ def evaluate_fidelity(
     """
     if not configs:
         raise ValueError("give at least one config to evaluate")
-    rows: list[list[dict[str, Any]]] = [[] for _ in configs]
+    rows: list[list[_Figures]] = [[] for _ in configs]
     full: list[float] = []
     with using(model):
         for text in texts:
@@ -127,7 +140,7 @@ def evaluate_fidelity(
     chosen = picks(len(full), seed)
     points = [
         Point(
-            config.method, config.budget, config.ratio, problems=own,
+            config.method, config.budget, config.ratio, problems=list(own),
             max_bytes=None if config.max_bytes is None else parse_bytes(config.max_bytes),
             **{metric: bootstrap([x[metric] for x in own], chosen) for metric in METRICS},
         )
@@ -147,7 +160,7 @@ def _measure(
     reference: torch.Tensor,
     full_nll: float,
     progress: Callable[[int], None] | None,
-) -> dict[str, Any]:
+) -> _Figures:
     cache = ReasonAllocCache(model, config)
     nll, kl, agreement = 0.0, 0.0, 0
     for i, own in enumerate(forced_log_probs(model, cache, text.prompt, text.solution)):

@@ -11,10 +11,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from reasonalloc.fields import build
-from reasonalloc.files import encoded, json_lines, read_json, replace_bytes, replace_text
+from reasonalloc.files import Json, encoded, json_lines, read_json, replace_bytes, replace_text
 
 FILE = "generations.jsonl"
 PACKED = FILE + ".gz"
@@ -80,9 +79,9 @@ class Records:
         self.folder = Path(folder)
         self.path = self.folder / FILE
         self.by_key: dict[tuple[str, str, int], Record] = {}
-        self._release: weakref.finalize[..., Any] | None = None
+        self._release: weakref.finalize[..., Records] | None = None
 
-    def open(self, settings: dict[str, Any]) -> None:
+    def open(self, settings: Json) -> None:
         """Makes the folder or goes on in it, from what `pack` left if that is all there is. settings: what all records
         must have in common.
 
@@ -108,7 +107,7 @@ class Records:
             replace_bytes(self.path, b"".join(map(_line, read(packed))))
         self.by_key = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[Json]:
         """Those that made the records, the oldest first, as `add_run` was given them."""
         path = self.folder / RUNS
         if not path.is_file():
@@ -118,7 +117,7 @@ class Records:
             raise ValueError(f"{path} is not a list of runs: it must be a list of objects")
         return runs
 
-    def add_run(self, made: dict[str, Any]) -> None:
+    def add_run(self, made: Json) -> None:
         """made: command, time, machine, versions; JSON-ready."""
         replace_text(self.folder / RUNS, json.dumps([*self.runs(), made], indent=1) + "\n")
 
@@ -182,7 +181,7 @@ class Records:
                 )
 
 
-def _object(path: Path, kind: str) -> dict[str, Any]:
+def _object(path: Path, kind: str) -> Json:
     found = read_json(path, kind)
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not a {kind}: it must be an object, got {type(found).__name__}")

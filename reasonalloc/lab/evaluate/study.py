@@ -26,7 +26,7 @@ from reasonalloc.lab.evaluate.workers import Source, profile_on_ray, run_on_ray
 from reasonalloc.lab.tasks import Item
 from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
-from reasonalloc.provenance import place, provenance
+from reasonalloc.provenance import Place, place, provenance
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Study:
         self.records = Records(self.folder)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What all generations of the folder have in common."""
         name = self.source.model or models.EMBEDDED
         own = {"model": name, "weights": models.fingerprint(name), "dtype": self.source.dtype, "task": self.task}
-        return own | {"samples": self.samples} | asdict(self.sampling)
+        return {**own, "samples": self.samples, **asdict(self.sampling)}
 
     @cached_property
     def model(self) -> tuple[Model, Tokenizer]:
@@ -102,13 +102,13 @@ class Study:
         self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
         batches = plan(self.items, cells, self.samples, self.batch_size, self.records.by_key)
         total = sum(len(x.jobs) for x in batches)
-        places: list[dict[str, Any]] = []
+        places: list[Place] = []
         try:
             for i, record in enumerate(self._generate(batches, places.append), 1):
                 self.records.add(record)
                 while places:  # set before the first chain ends
                     here = provenance()
-                    self.records.add_run({"command": here["command"], "created": here["created"]} | places.pop(0))
+                    self.records.add_run({"command": here["command"], "created": here["created"], **places.pop(0)})
                 if progress:
                     progress(i, total)
         finally:
@@ -128,7 +128,7 @@ class Study:
         self.records.open(self.settings)
         self.records.change(again)
 
-    def _generate(self, batches: Sequence[Batch], on_place: Callable[[dict[str, Any]], None]) -> Iterator[Record]:
+    def _generate(self, batches: Sequence[Batch], on_place: Callable[[Place], None]) -> Iterator[Record]:
         """on_place: called with the `place` of each model before any record is made."""
         if not batches:
             return
@@ -153,8 +153,10 @@ class Study:
         chosen = [x for x in self.records.by_key.values() if x.item in names]
         scores = expected.scores(self.source.model, self.task, {x.group for x in self.items})
         runs = self.records.runs()
-        origin = provenance(self.settings["model"], self.sampling.seed) | self.settings
-        origin |= {"runs": runs} | {key: runs[-1][key] for key in ("machine", "versions")} if runs else {}
+        settings = self.settings
+        origin = {**provenance(str(settings["model"]), self.sampling.seed), **settings}
+        if runs:
+            origin |= {"runs": runs} | {key: runs[-1][key] for key in ("machine", "versions")}
         return summarise(chosen, [x.name for x in cells], expected=scores, seed=self.sampling.seed, provenance=origin)
 
 

@@ -7,12 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from reasonalloc.fields import build
-from reasonalloc.files import read_saved
+from reasonalloc.files import Json, read_saved
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.lab.evaluate.statistics import Measure, Paired, paired, picks, proportion_interval, proportion_mean
 from reasonalloc.lab.table import Section
@@ -56,10 +55,10 @@ class Summary:
 
     rows: list[Row]
     warnings: list[str] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
     schema: int = SCHEMA
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         return asdict(self)
 
     @classmethod
@@ -117,7 +116,7 @@ def summarise(
     expected: Mapping[str, tuple[float, float]] | None = None,
     baselines: Sequence[str] = (FULL, "rkv"),
     seed: int = 0,
-    provenance: dict[str, Any] | None = None,
+    provenance: Json | None = None,
 ) -> Summary:
     """Rows in the order of the cells named; cells without records are left out.
 

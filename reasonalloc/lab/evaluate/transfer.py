@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
 from reasonalloc.allocate import robustify
+from reasonalloc.files import Json
 from reasonalloc.hf.profile import measure
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.distances import Floats, earth_movers, matrix, rank_correlation, separation, share
@@ -29,7 +29,7 @@ def evaluate_transfer(
     tasks: Sequence[str],
     settings: Measuring | None = None,
     *,
-    provenance: dict[str, Any] | None = None,
+    provenance: Json | None = None,
     progress: Callable[[], None] | None = None,
 ) -> Transfer:
     """Measures the wave of a model on each task's prompts and compares them.
@@ -90,7 +90,7 @@ def _by_prompt(chains: Sequence[Chain]) -> dict[tuple[str, str], Floats]:
 
 def _profile(
     model: Model, task: str, demands: Sequence[Floats], layers: tuple[int, ...], items: Sequence[Problem],
-    settings: Measuring, provenance: dict[str, Any] | None,
+    settings: Measuring, provenance: Json | None,
 ) -> WaveProfile:  # fmt: skip
     """As `ra.profile` would give it for these prompts."""
     source = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
+from reasonalloc.files import Json
 from reasonalloc.lab.evaluate.distances import Matrix, Separation
 from reasonalloc.lab.table import Section
 from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile
@@ -93,10 +93,10 @@ class Transfer:
     wave: Distances
     budgets: Distances
     settings: Measuring
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
     schema: int = SCHEMA
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         return asdict(self)
 
     def save_profiles(self, folder: str | Path) -> list[Path]:

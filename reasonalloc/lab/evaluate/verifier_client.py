@@ -12,7 +12,7 @@ import threading
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 SECONDS, STARTS = 10.0, 120.0  # for one comparison; for the process to come up on a busy machine
 MEMORY = 4 << 30  # bytes of address space that it may take
@@ -67,7 +67,7 @@ class Verifier:
             raise RuntimeError("math-verify does not find 0.5 and \\frac{1}{2} the same: take another version of it")
         return self._process
 
-    def _reply(self, process: subprocess.Popen[bytes], question: str, number: int, seconds: float) -> Any:
+    def _reply(self, process: subprocess.Popen[bytes], question: str, number: int, seconds: float) -> object:
         """The reply to a question; ends the process, whatever is raised while waiting for it."""
         try:
             _write(_pipe(process.stdin), question.encode())

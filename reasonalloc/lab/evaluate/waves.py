@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from reasonalloc.lab.tasks import REGISTRY, items, prompts
 from reasonalloc.policy.wave import WaveProfile, digest
@@ -21,7 +20,7 @@ class Waves:
     profile: Callable[..., WaveProfile]
     task: str
     folder: Path
-    about: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, object] = field(default_factory=dict)
     tokens: int = 512
     _known: dict[tuple[str, int, float], WaveProfile] = field(default_factory=dict)
 
@@ -39,7 +38,7 @@ class Waves:
             else:
                 chosen = [x.problem for x in prompts(task, count, SEED)] if task in REGISTRY else _of_file(task, count)
                 found = self.profile(chosen, max_new_tokens=self.tokens, rho=rho)
-                found = replace(found, source=found.source | self.about)
+                found = replace(found, source={**found.source, **self.about})
                 found.save(path)
             self._known[key] = found
         return self._known[key]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from reasonalloc.files import Json
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.hf.profile import profile
 from reasonalloc.lab import models
@@ -15,7 +16,7 @@ from reasonalloc.lab.evaluate.accuracy import Batch, run_batch
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
-from reasonalloc.provenance import place
+from reasonalloc.provenance import Place, place
 
 INSTALL = "pip install '.[ray]' in a checkout of reasonalloc"
 ATTEMPTS = 4  # of a batch whose worker dies, before the run gives up
@@ -44,7 +45,7 @@ class Worker:
     def __init__(self, source: Source) -> None:
         self.model, self.tokenizer, _ = source.load()
 
-    def ready(self, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
+    def ready(self, sampling: Sampling) -> tuple[Json, Place]:
         """Comes back when the model is loaded, with what it asks for that is not applied, and where it is."""
         return not_applied(self.model, sampling), place(self.model)
 
@@ -64,7 +65,7 @@ def run_on_ray(
     workers: int | None = None,
     gpus: float = 0,
     started: Callable[[list[Any]], None] | None = None,
-    on_place: Callable[[dict[str, Any]], None] | None = None,
+    on_place: Callable[[Place], None] | None = None,
 ) -> Iterator[Record]:
     """The records of all batches in the order in which their chains end.
 

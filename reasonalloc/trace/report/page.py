@@ -6,11 +6,11 @@ import base64
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from reasonalloc.files import Json
 from reasonalloc.trace.compact import narrowest
 from reasonalloc.trace.file import QUANTILES, Trace
 from reasonalloc.trace.report.summary import summary
@@ -46,7 +46,7 @@ def page(traces: Sequence[Trace], names: Sequence[str]) -> str:
     return html
 
 
-def _trace(trace: Trace, name: str) -> dict[str, Any]:
+def _trace(trace: Trace, name: str) -> Json:
     shown = _shown(trace)
     return {
         **summary(trace, name),

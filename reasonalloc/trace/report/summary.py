@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from reasonalloc.trace.file import Trace
+
+
+class Summary(TypedDict):
+    """JSON-ready. slots: held at the end, over all heads; lost_mass: mean over heads and cuts with a loss."""
+
+    name: str
+    model: object
+    method: object
+    size: str
+    tokens: int
+    prompt: int
+    layers: int
+    heads: int
+    cuts: int
+    slots: int
+    ratio: float
+    evicted: int
+    lost_mass: float
 
 
 def size(trace: Trace) -> str:
@@ -17,8 +35,8 @@ def size(trace: Trace) -> str:
     return "no limit"
 
 
-def summary(trace: Trace, name: str) -> dict[str, Any]:
-    """JSON-ready figures. slots: held at the end, over all heads; lost_mass: mean over heads and cuts with a loss."""
+def summary(trace: Trace, name: str) -> Summary:
+    """The trace's figures; name: what they call it."""
     slots = int(trace.held().sum())
     full = trace.gone.size
     lost = trace.lost[np.nan_to_num(trace.lost) > 0]
