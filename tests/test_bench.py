@@ -128,6 +128,17 @@ def clone(tmp_path):
 # ---- Timing ----------------------------------------------------------------------------------------------------------
 
 
+def test_tensors_without_data_are_not_counted():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.empty(1000)
+    before = resident.tensor_bytes()
+    real = torch.empty(1000)
+    assert resident.tensor_bytes() == before + real.nbytes
+    assert fake.shape == real.shape
+
+
 def test_turns_and_ratios():
     order = []
 

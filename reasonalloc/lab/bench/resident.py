@@ -67,7 +67,10 @@ def tensor_bytes() -> int:
     for each in gc.get_objects():
         if issubclass(type(each), torch.Tensor) and each.device.type == "cpu" and each.layout == torch.strided:
             storage = each.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            try:
+                storages[storage.data_ptr()] = storage.nbytes()
+            except RuntimeError:  # a compiler's, which holds no data
+                continue
     return sum(storages.values())
 
 
