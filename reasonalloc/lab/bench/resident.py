@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 T = TypeVar("T")
 
@@ -65,7 +66,9 @@ def tensor_bytes() -> int:
     """Bytes of all live CPU tensors, each storage once: torch keeps no such count for the CPU."""
     storages: dict[int, int] = {}
     for each in gc.get_objects():
-        if issubclass(type(each), torch.Tensor) and each.device.type == "cpu" and each.layout == torch.strided:
+        if not issubclass(type(each), torch.Tensor) or issubclass(type(each), FakeTensor):
+            continue
+        if each.device.type == "cpu" and each.layout == torch.strided:
             storage = each.untyped_storage()
             try:
                 storages[storage.data_ptr()] = storage.nbytes()
