@@ -254,7 +254,7 @@ static void check_attended(const pages *p, const void *queries, int64_t row, int
     int64_t query_heads = p->kv_heads * p->group, pair = row * p->kv_heads + head / p->group, d = p->head_dim;
     int64_t seen = p->lengths[pair] - p->tokens + token + 1,
             query = ((row * query_heads + head) * p->tokens + token) * d;
-    double sum = 0, top = -INFINITY, logits[T * 8], out[64] = {0};
+    double sum = 0, top = -INFINITY, logits[T * 8], out[RA_MAX_HEAD_DIM] = {0};
     for (int pass = 0; pass < 2; pass++)
         for (int64_t slot = 0; slot < seen; slot++) {
             int64_t base = p->table[pair * p->table_pages + slot / T] * 2 * T * d;
