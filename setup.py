@@ -22,6 +22,7 @@ LIBRARY = ("core", "format", "stat", "scorer", "cpu", "cpu/simd")
 DIRECTORIES = tuple(f"csrc/{folder}" for folder in (*LIBRARY, "python", "torch"))
 INCLUDES = ("csrc/include", *DIRECTORIES)
 ARCHITECTURES = "75 80 90 100 120"
+CUDA_HOME = os.environ.get("CUDA_HOME", "/usr/local/cuda")
 
 
 def enabled(name: str) -> bool:
@@ -39,15 +40,16 @@ def nvcc() -> str | None:
         raise SystemExit(f"REASONALLOC_CUDA must be auto, 0 or 1, got {wish!r}")
     if wish == "0":
         return None
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    found = shutil.which("nvcc") or shutil.which("nvcc", path=f"{CUDA_HOME}/bin")
     if wish == "1" and found is None:
         raise SystemExit(
             "REASONALLOC_CUDA=1 asks for the CUDA backend, but there is no nvcc on PATH or in"
-            f" {home}/bin: install the CUDA toolkit, 12.8 or newer, or set CUDA_HOME"
+            f" {CUDA_HOME}/bin: install the CUDA toolkit, 12.8 or newer, or set CUDA_HOME"
         )
     return found
 
+
+NVCC = nvcc()
 
 # A free-threaded CPython has no limited API before 3.15.
 limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -117,7 +119,7 @@ class BuildExt(build_ext):
             command += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-x", "c++"]
         else:
             archs = (os.environ.get("REASONALLOC_CUDA_ARCHS") or ARCHITECTURES).split()
-            command = [str(nvcc()), "-std=c++17", "-O3", "-fmad=false" if is_exact(source) else "-fmad=true"]
+            command = [str(NVCC), "-std=c++17", "-O3", "-fmad=false" if is_exact(source) else "-fmad=true"]
             command += [f"-gencode=arch=compute_{each},code=sm_{each}" for each in archs]
             command += [f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
             command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics"]
@@ -131,11 +133,10 @@ def is_exact(kernel: str) -> bool:
 
 extensions = [extension("_core", files(DIRECTORIES, ".c"))]
 host = [*files(("csrc/cuda",), ".c"), "csrc/core/util.c"]
-if nvcc() is not None:
-    cuda = Path(os.path.realpath(str(nvcc()))).parent.parent
-    cuda = (
-        cuda if (cuda / "include/cuda_runtime_api.h").exists() else Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    )
+if NVCC is not None:
+    cuda = Path(os.path.realpath(NVCC)).parent.parent
+    if not (cuda / "include/cuda_runtime_api.h").exists():
+        cuda = Path(CUDA_HOME)
     libraries = [f"-L{cuda}/lib64", "-lcudart_static", "-lrt", "-lpthread"]
     extensions.append(extension("_cuda", host, include_dirs=[str(cuda / "include")], link_args=libraries))
 if enabled("REASONALLOC_EMULATE"):
