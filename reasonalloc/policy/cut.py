@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,10 @@ import torch
 
 from reasonalloc.policy.budgets import Budgets, checked_shares
 from reasonalloc.policy.core_cut import CoreCut, CutLayer, Floats, LaterCut, read_only, row_tokens
-from reasonalloc.policy.heads import CoreHeads, HeadAllocator
+from reasonalloc.policy.heads import CoreHeads, HeadAllocator, HeadArguments
 from reasonalloc.policy.observers import CutObserver, CutView, RowObserver
 from reasonalloc.policy.policy import Policy
-from reasonalloc.policy.scorers import CoreScorer, Scorer
+from reasonalloc.policy.scorers import CoreScorer, ScoreArguments, Scorer
 from reasonalloc.policy.smoothing import Smoother
 from reasonalloc.policy.view import HeadView, LayerView
 
@@ -25,6 +25,9 @@ def _core_scorer(scorer: Scorer) -> TypeGuard[CoreScorer]:
 
 def _core_heads(heads: HeadAllocator) -> TypeGuard[CoreHeads]:
     return isinstance(heads, CoreHeads) and not heads.in_python
+
+
+_PartsInC: TypeAlias = tuple[ScoreArguments, HeadArguments]
 
 
 class Cutter:
@@ -64,12 +67,13 @@ class Cutter:
             totals = self._totals(layer)
             self.totals_now[due, layer.order] = totals[due]
             totals[~due] = -1
-            if layer.pool.backend.capsule is not None and self._is_in_c:
-                self._run_later(layer, totals, protect)
+            parts = self._parts_in_c(layer)
+            if layer.pool.backend.capsule is not None and parts is not None:
+                self._run_later(parts, layer, totals, protect)
                 continue
             cut = CoreCut(layer, schedule.window, totals, protect)
             if cut.rows:
-                self._run(cut, layer)
+                self._run(parts, cut, layer)
                 self._record(cut, layer)
                 self._flag = True
 
@@ -77,22 +81,23 @@ class Cutter:
         """[rows] slots that a layer may keep now."""
         return self.budgets.of_rows(row_tokens(layer))[:, layer.order].copy()
 
-    @property
-    def _is_in_c(self) -> bool:
-        """A cut is one call: nobody in Python has a part in it or looks on."""
-        policy = self.policy
-        core = _core_scorer(policy.scorer) and _core_heads(policy.heads)
-        return core and not self.observers and self.smoother is None
-
-    def _run_later(self, layer: CutLayer, totals: npt.NDArray[np.int64], protect: npt.NDArray[np.int64]) -> None:
+    def _parts_in_c(self, layer: CutLayer) -> _PartsInC | None:
+        """What C needs to know where a cut is one call: nobody in Python has a part in it or looks on."""
         scorer, heads = self.policy.scorer, self.policy.heads
+        if self.observers or self.smoother is not None or not (_core_scorer(scorer) and _core_heads(heads)):
+            return None
+        return scorer.arguments(layer.index), heads.arguments()
+
+    def _run_later(
+        self, parts: _PartsInC, layer: CutLayer, totals: npt.NDArray[np.int64], protect: npt.NDArray[np.int64]
+    ) -> None:
+        self._fetch(layer.order)  # in any case: figures are summed up in the order of the cuts
         most = np.zeros(len(totals), dtype=np.int64)
         layer.core.row_slots(most)
-        if not ((totals >= 0) & (most > totals)).any() or not (_core_scorer(scorer) and _core_heads(heads)):
+        if not ((totals >= 0) & (most > totals)).any():
             return
-        self._fetch(layer.order)
         later = LaterCut(layer)
-        later.run(totals, protect, scorer.arguments(layer.index), heads.arguments())
+        later.run(totals, protect, *parts)
         self._later[layer.order] = later
         self._flag = True  # as far as the host knows
 
@@ -107,10 +112,9 @@ class Cutter:
         for order in list(self._later):
             self._fetch(order)
 
-    def _run(self, cut: CoreCut, layer: CutLayer) -> None:
-        scorer, heads = self.policy.scorer, self.policy.heads
-        if self._is_in_c and _core_scorer(scorer) and _core_heads(heads):
-            cut.run(scorer.arguments(layer.index), heads.arguments())
+    def _run(self, parts: _PartsInC | None, cut: CoreCut, layer: CutLayer) -> None:
+        if parts is not None:
+            cut.run(*parts)
             return
         try:
             self._score(cut, layer)
