@@ -107,9 +107,7 @@ ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t
         uniform(heads, total, out);
         return RA_OK;
     }
-    if (config->heads == RA_HEADS_ROUTE
-            ? !(config->mu >= 0 && config->mu <= 1)
-            : config->heads != RA_HEADS_POOLED || !(config->safeguard >= 0 && config->safeguard <= 1))
+    if (!ra_route_config_is_good(config))
         return RA_ERR_ARGUMENT;
     for (int64_t h = 0; h < heads; h++)
         if (!ra_all_finite(RA_F32, scores[h], counts[h]))

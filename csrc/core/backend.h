@@ -48,6 +48,9 @@ struct ra_backend {
 
 extern const ra_backend ra_backend_cpu;
 
+/* Name of the capsule in which a module gives _core its backend; another number for another layout of these structs. */
+#define RA_BACKEND_CAPSULE "reasonalloc.backend.1"
+
 /* ---- lists.c: which memory's lists are current. On a backend without a device they do nothing. ---- */
 
 /* The host's lists, brought up to date, are about to change: of the pool alone, of a layer too, of all layers. */
@@ -61,6 +64,8 @@ void ra_lists_close(ra_layer *layer);
 /* The device has made a step or a cut: bounds follow. */
 void ra_lists_stepped(ra_layer *layer, const int64_t *begin, int64_t tokens);
 void ra_lists_cut(ra_layer *layer, const int64_t *totals);
+/* It has made the cut that the host chose: they are exact. */
+void ra_lists_applied(ra_layer *layer);
 /* Most pages that the layer has after a step of these tokens. */
 int64_t ra_lists_pages(const ra_layer *layer, const int64_t *begin, int64_t tokens);
 

@@ -180,16 +180,6 @@ ra_status ra_cut_choose(ra_layer *layer, const int64_t *protect_below, const int
     return status;
 }
 
-/* The host's bounds after a cut that it has seen whole. */
-static void follow_choice(ra_layer *layer)
-{
-    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
-        if (layer->cut.cut[pair / layer->kv_heads])
-            layer->slots[pair] = layer->cut.keep[pair];
-    ra_lists_changed(layer);
-    layer->lists = layer->pool->lists = RA_LISTS_DEVICE;
-}
-
 ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing)
 {
     if (!layer || !layer->cut.begun || !missing)
@@ -199,17 +189,18 @@ ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing)
         if (layer->cut.cut[pair / layer->kv_heads] && layer->cut.keep[pair] < 0)
             return RA_ERR_ARGUMENT; /* nothing was chosen */
     const ra_backend *backend = layer->pool->backend;
-    int64_t start = ra_now_ns(), need = layer->pool->info.shared ? backend->apply_pages(layer) : 0;
+    int64_t start = ra_now_ns();
     ra_status status = ra_layer_wait(layer);
     if (status != RA_OK)
         return status;
+    int64_t need = layer->pool->info.shared ? backend->apply_pages(layer) : 0;
     if (need > ra_pool_spare(layer->pool)) {
         *missing = need - ra_pool_spare(layer->pool);
         return RA_ERR_NO_PAGES;
     }
     status = backend->apply(layer, parallel);
     if (status == RA_OK && backend->device)
-        follow_choice(layer);
+        ra_lists_applied(layer);
     if (status == RA_OK)
         ra_cut_abandon(layer); /* it is done */
     layer->times.evict_ns += ra_now_ns() - start;

@@ -268,9 +268,7 @@ bool ra_layer_make_room(ra_layer *layer, int64_t pages)
 
 void ra_layer_shrink(ra_layer *layer)
 {
-    int64_t most = 0;
-    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
-        most = ra_max(most, ra_pages_for(layer->slots[pair]));
+    int64_t most = ra_pages_for(ra_most_slots(layer));
     if (layer->pages <= 2 * most + 32 || layer->cut.begun || layer->pending || layer->lists != RA_LISTS_HOST)
         return;
     if (resize(layer, most + most / 4 + 8)) /* without memory for it they stay long */
@@ -278,6 +276,17 @@ void ra_layer_shrink(ra_layer *layer)
 }
 
 /* ---- Rows ---- */
+
+/* The host's lists are current, and nothing counts on them any more. */
+static ra_status begin_change(ra_layer *layer)
+{
+    ra_status status = ra_lists_write(layer);
+    if (status != RA_OK)
+        return status;
+    unreserve(layer);
+    ra_cut_abandon(layer);
+    return RA_OK;
+}
 
 static void empty_row(ra_layer *layer, int64_t row)
 {
@@ -305,11 +314,9 @@ ra_status ra_layer_release(ra_layer *layer, int64_t row)
 {
     if (!layer || row < 0 || row >= layer->rows)
         return RA_ERR_ARGUMENT;
-    ra_status status = ra_lists_write(layer);
+    ra_status status = begin_change(layer);
     if (status != RA_OK)
         return status;
-    unreserve(layer);
-    ra_cut_abandon(layer);
     empty_row(layer, row);
     ra_lists_changed(layer);
     return RA_OK;
@@ -321,11 +328,9 @@ ra_status ra_layer_fork(ra_layer *layer, int64_t from, int64_t to)
         return RA_ERR_ARGUMENT;
     if (from == to)
         return RA_OK;
-    ra_status status = ra_lists_write(layer);
+    ra_status status = begin_change(layer);
     if (status != RA_OK)
         return status;
-    unreserve(layer);
-    ra_cut_abandon(layer);
     empty_row(layer, to);
     for (int64_t head = 0; head < layer->kv_heads; head++) {
         copy_head(layer, ra_pair(layer, from, head), layer, ra_pair(layer, to, head));
@@ -436,10 +441,7 @@ int64_t ra_layer_row_slots(const ra_layer *layer, int64_t row)
 
 float ra_layer_softcap(const ra_layer *layer) { return layer->softcap; }
 
-float ra_layer_scale(const ra_layer *layer)
-{
-    return layer->scale != 0 ? layer->scale : 1 / sqrtf((float)layer->pool->head_dim);
-}
+float ra_layer_scale(const ra_layer *layer) { return ra_scale_of(layer); }
 
 ra_times ra_layer_times(const ra_layer *layer) { return layer->times; }
 
@@ -555,11 +557,9 @@ ra_status ra_layer_restore_row(ra_layer *layer, int64_t row, int64_t tokens, con
     int64_t d = layer->pool->head_dim;
     if (!ra_all_finite(RA_F32, queries, count * layer->query_heads * d))
         return RA_ERR_NOT_FINITE;
-    ra_status status = ra_lists_write(layer);
+    ra_status status = begin_change(layer);
     if (status != RA_OK)
         return status;
-    unreserve(layer);
-    ra_cut_abandon(layer);
     layer->tokens[row] = layer->q_end[row] = tokens;
     layer->q_begin[row] = tokens - count;
     for (int64_t i = 0; i < count; i++)

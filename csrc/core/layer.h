@@ -2,6 +2,8 @@
 #ifndef RA_LAYER_H
 #define RA_LAYER_H
 
+#include <math.h>
+
 #include "pool.h"
 #include "stat.h"
 
@@ -87,6 +89,19 @@ static inline float *ra_scores_of(const ra_layer *layer, int64_t pair)
 static inline int32_t *ra_kept_of(const ra_layer *layer, int64_t pair)
 {
     return layer->cut.kept + pair * (layer->cut.pages + 1) * PAGE;
+}
+/* Of the head that has most. */
+static inline int64_t ra_most_slots(const ra_layer *layer)
+{
+    int64_t most = 0;
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        most = ra_max(most, layer->slots[pair]);
+    return most;
+}
+/* Of the logits. */
+static inline float ra_scale_of(const ra_layer *layer)
+{
+    return layer->scale != 0 ? layer->scale : 1 / sqrtf((float)layer->pool->head_dim);
 }
 static inline int64_t ra_older(const ra_layer *layer, int64_t pair)
 {

@@ -63,6 +63,15 @@ void ra_lists_cut(ra_layer *layer, const int64_t *totals)
     layer->lists = layer->pool->lists = RA_LISTS_DEVICE;
 }
 
+void ra_lists_applied(ra_layer *layer)
+{
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
+        if (layer->cut.cut[pair / layer->kv_heads])
+            layer->slots[pair] = layer->cut.keep[pair];
+    ra_lists_changed(layer);
+    layer->lists = layer->pool->lists = RA_LISTS_DEVICE;
+}
+
 void ra_lists_close(ra_layer *layer)
 {
     const ra_device *device = device_of(layer->pool);

@@ -42,14 +42,6 @@ typedef struct move_plan {
     int64_t taken;  /* number of the first of them */
 } move_plan;
 
-static int64_t most_slots(const ra_layer *layer)
-{
-    int64_t most = 0;
-    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
-        most = ra_max(most, layer->slots[pair]);
-    return most;
-}
-
 size_t ra_cpu_cut_bytes(const ra_layer *layer, int64_t slots)
 {
     if (!layer->scorer)
@@ -94,7 +86,7 @@ static ra_status run_job(cut_job *job, ra_parallel parallel)
 {
     ra_layer *layer = job->layer;
     int64_t pairs = ra_pairs(layer);
-    job->each = head_bytes(layer, most_slots(layer));
+    job->each = head_bytes(layer, ra_most_slots(layer));
     int64_t heads = ra_min(pairs, heads_at_once(job->each)), bytes;
     if (!ra_size_of(heads, (int64_t)job->each, 1, 1, &bytes) ||
         !ra_pool_scratch(layer->pool, (size_t)bytes + (size_t)pairs * sizeof(ra_status) + 256))

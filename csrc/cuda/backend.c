@@ -8,37 +8,18 @@ static size_t no_host_scratch(const ra_layer *layer, int64_t tokens, int64_t slo
     return 0;
 }
 
-static ra_status up(ra_pool *pool, void *page, const void *from, size_t bytes)
+static int down_now(const ra_pool *pool, void *to, const void *page, size_t bytes)
 {
-    int before, error = ra_device_enter(pool->device_id, &before);
-    if (error)
-        return RA_ERR_DEVICE;
-    error = ra_device_up(page, from, bytes, pool->stream);
-    ra_device_leave(before);
-    return ra_cuda_status(error);
+    int error = ra_device_down(to, page, bytes, pool->stream);
+    return error ? error : ra_device_wait(pool->stream);
 }
 
-static ra_status down(ra_pool *pool, void *to, const void *page, size_t bytes)
-{
-    int before, error = ra_device_enter(pool->device_id, &before);
-    if (error)
-        return RA_ERR_DEVICE;
-    error = ra_device_down(to, page, bytes, pool->stream);
-    if (!error)
-        error = ra_device_wait(pool->stream);
-    ra_device_leave(before);
-    return ra_cuda_status(error);
-}
-
-static ra_status move(ra_pool *pool, void *to, const void *from, size_t bytes)
-{
-    int before, error = ra_device_enter(pool->device_id, &before);
-    if (error)
-        return RA_ERR_DEVICE;
-    error = ra_device_move(to, from, bytes, pool->stream);
-    ra_device_leave(before);
-    return ra_cuda_status(error);
-}
+static RA_CUDA_HOOK(up, pool, ra_cuda_status(ra_device_up(page, from, bytes, pool->stream)), ra_pool *pool, void *page,
+                    const void *from, size_t bytes)
+static RA_CUDA_HOOK(down, pool, ra_cuda_status(down_now(pool, to, page, bytes)), ra_pool *pool, void *to,
+                    const void *page, size_t bytes)
+static RA_CUDA_HOOK(move, pool, ra_cuda_status(ra_device_move(to, from, bytes, pool->stream)), ra_pool *pool, void *to,
+                    const void *from, size_t bytes)
 
 static const ra_device device = {
 #ifdef RA_EMULATE

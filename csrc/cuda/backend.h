@@ -9,6 +9,7 @@
 /* Of a pool. Everything but this struct is device memory. */
 typedef struct cuda_pool {
     ra_cuda_pool *head;
+    char *lists;   /* that the next three are parts of */
     void **memory; /* [ids], as are refs and free_ids */
     int32_t *refs, *free_ids;
     int64_t ids;
@@ -53,6 +54,18 @@ static inline void *ra_piece(cuda_pieces *pieces, size_t count, size_t size)
 static inline cuda_pool *ra_cuda_pool_of(const ra_pool *pool) { return pool->device; }
 static inline cuda_layer *ra_cuda_layer_of(const ra_layer *layer) { return layer->device; }
 static inline ra_status ra_cuda_status(int error) { return error ? RA_ERR_DEVICE : RA_OK; }
+
+/* The hook `name` of a backend: `call`, while the pool's device is the calling thread's own. */
+#define RA_CUDA_HOOK(name, pool, call, ...)                                                                            \
+    ra_status name(__VA_ARGS__)                                                                                        \
+    {                                                                                                                  \
+        int before;                                                                                                    \
+        if (ra_device_enter((pool)->device_id, &before))                                                               \
+            return RA_ERR_DEVICE;                                                                                      \
+        ra_status status = call;                                                                                       \
+        ra_device_leave(before);                                                                                       \
+        return status;                                                                                                 \
+    }
 
 /* ---- lists.c ---- */
 

@@ -89,32 +89,27 @@ RA_DEVICE int block_prefix(int value, shared<int> scratch, int *total)
     return base + sum - value;
 }
 
-/* In a fixed order. scratch: a number a warp. */
-template <class F> RA_DEVICE F block_sum(F value, shared<F> scratch)
+/* Of all threads, in a fixed order. scratch: a number a warp. */
+template <class F, class Join> RA_DEVICE F block_reduce(F value, shared<F> scratch, Join join)
 {
     for (int mask = 16; mask; mask /= 2)
-        value += shuffle_xor(value, mask);
+        value = join(value, shuffle_xor(value, mask));
     block_sync();
     if (threadIdx.x % 32 == 0)
         scratch[threadIdx.x / 32] = value;
     block_sync();
     F all = scratch[0];
     for (int w = 1; w < (int)blockDim.x / 32; w++)
-        all += scratch[w];
+        all = join(all, (F)scratch[w]);
     return all;
+}
+template <class F> RA_DEVICE F block_sum(F value, shared<F> scratch)
+{
+    return block_reduce(value, scratch, [](F a, F b) { return a + b; });
 }
 RA_DEVICE float block_max(float value, shared<float> scratch)
 {
-    for (int mask = 16; mask; mask /= 2)
-        value = fmaxf(value, shuffle_xor(value, mask));
-    block_sync();
-    if (threadIdx.x % 32 == 0)
-        scratch[threadIdx.x / 32] = value;
-    block_sync();
-    float all = scratch[0];
-    for (int w = 1; w < (int)blockDim.x / 32; w++)
-        all = fmaxf(all, (float)scratch[w]);
-    return all;
+    return block_reduce(value, scratch, [](float a, float b) { return fmaxf(a, b); });
 }
 
 RA_DEVICE float softcapped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }

@@ -29,14 +29,6 @@ size_t ra_cuda_cut_scratch(const ra_layer *layer, int64_t slots)
     return count.used + ra_cuda_cut_bytes(&ra_cuda_layer_of(layer)->lists, (int32_t)slots);
 }
 
-static int64_t most_slots(const ra_layer *layer)
-{
-    int64_t most = 0;
-    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
-        most = ra_max(most, layer->slots[pair]);
-    return most;
-}
-
 static const struct {
     const char *name;
     ra_cuda_scorer number;
@@ -66,17 +58,17 @@ static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *
     ra_pool *pool = layer->pool;
     ra_status status = ra_cuda_push(layer);
     if (status == RA_OK)
-        status = ra_cuda_scratch(pool, ra_cuda_cut_scratch(layer, most_slots(layer)));
+        status = ra_cuda_scratch(pool, ra_cuda_cut_scratch(layer, ra_most_slots(layer)));
     if (status != RA_OK)
         return status;
     const cuda_layer *own = ra_cuda_layer_of(layer);
     cuda_pieces pieces = {.memory = ra_cuda_pool_of(pool)->scratch};
     cut_pieces at = lay_cut(layer, &pieces);
     size_t bytes = (size_t)layer->rows * sizeof(int64_t);
-    job->most_slots = (int32_t)most_slots(layer);
+    job->most_slots = (int32_t)ra_most_slots(layer);
     job->totals = at.totals;
     job->protect_below = at.protect_below;
-    job->scale = layer->scale != 0 ? layer->scale : 1 / sqrtf((float)layer->pool->head_dim);
+    job->scale = ra_scale_of(layer);
     job->softcap = layer->softcap;
     job->cut = own->there.cut;
     job->before = own->there.before;
@@ -127,26 +119,14 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
     return ra_cuda_status(error);
 }
 
-ra_status ra_cuda_cut_on(ra_layer *layer, const ra_cut *cut)
-{
-    int before;
-    if (ra_device_enter(layer->pool->device_id, &before))
-        return RA_ERR_DEVICE;
-    ra_status status = run(layer, cut);
-    ra_device_leave(before);
-    return status;
-}
+RA_CUDA_HOOK(ra_cuda_cut_on, layer->pool, run(layer, cut), ra_layer *layer, const ra_cut *cut)
 
-ra_status ra_cuda_figures(ra_layer *layer, const ra_figures *figures)
+static ra_status fetch(const ra_layer *layer, const ra_figures *figures)
 {
     const cuda_layer *own = ra_cuda_layer_of(layer);
-    int before;
     if (!own || !own->done)
         return RA_ERR_ARGUMENT;
-    if (ra_device_enter(layer->pool->device_id, &before))
-        return RA_ERR_DEVICE;
     int error = ra_device_wait_for(own->done);
-    ra_device_leave(before);
     const cuda_figures *here = &own->here;
     for (int64_t pair = 0; !error && pair < ra_pairs(layer); pair++) {
         int64_t row = pair / layer->kv_heads;
@@ -162,6 +142,8 @@ ra_status ra_cuda_figures(ra_layer *layer, const ra_figures *figures)
     }
     return ra_cuda_status(error);
 }
+
+RA_CUDA_HOOK(ra_cuda_figures, layer->pool, fetch(layer, figures), ra_layer *layer, const ra_figures *figures)
 
 /* ---- Phase by phase: the host's lists are current, and so is layer->cut ---- */
 
@@ -185,16 +167,8 @@ static ra_status score(ra_layer *layer, const ra_score_config *config)
     return error ? RA_ERR_DEVICE : ra_cuda_fault(layer);
 }
 
-ra_status ra_cuda_score_on(ra_layer *layer, const ra_score_config *config, ra_parallel parallel)
-{
-    int before;
-    (void)parallel;
-    if (ra_device_enter(layer->pool->device_id, &before))
-        return RA_ERR_DEVICE;
-    ra_status status = score(layer, config);
-    ra_device_leave(before);
-    return status;
-}
+RA_CUDA_HOOK(ra_cuda_score_on, layer->pool, ((void)parallel, score(layer, config)), ra_layer *layer,
+             const ra_score_config *config, ra_parallel parallel)
 
 static bool scores_are_finite(const ra_layer *layer)
 {
@@ -238,17 +212,8 @@ static ra_status choose(ra_layer *layer, const int64_t *protect_below, const int
     return error ? RA_ERR_DEVICE : ra_cuda_fault(layer);
 }
 
-ra_status ra_cuda_choose_on(ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost,
-                            ra_parallel parallel)
-{
-    int before;
-    (void)parallel;
-    if (ra_device_enter(layer->pool->device_id, &before))
-        return RA_ERR_DEVICE;
-    ra_status status = choose(layer, protect_below, budgets, lost);
-    ra_device_leave(before);
-    return status;
-}
+RA_CUDA_HOOK(ra_cuda_choose_on, layer->pool, ((void)parallel, choose(layer, protect_below, budgets, lost)),
+             ra_layer *layer, const int64_t *protect_below, const int64_t *budgets, double *lost, ra_parallel parallel)
 
 int64_t ra_cuda_apply_pages(const ra_layer *layer)
 {
@@ -279,13 +244,4 @@ static ra_status apply(ra_layer *layer)
     return ra_cuda_status(error);
 }
 
-ra_status ra_cuda_apply_on(ra_layer *layer, ra_parallel parallel)
-{
-    int before;
-    (void)parallel;
-    if (ra_device_enter(layer->pool->device_id, &before))
-        return RA_ERR_DEVICE;
-    ra_status status = apply(layer);
-    ra_device_leave(before);
-    return status;
-}
+RA_CUDA_HOOK(ra_cuda_apply_on, layer->pool, ((void)parallel, apply(layer)), ra_layer *layer, ra_parallel parallel)

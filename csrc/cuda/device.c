@@ -129,7 +129,7 @@ void *ra_device_new(size_t bytes, void *stream)
     atomic_fetch_add(&allocations, 1);
     if (cudaMallocAsync(&memory, bytes ? bytes : 1, stream) == cudaSuccess)
         return memory;
-    (void)cudaGetLastError(); /* it is told by NULL, not by the next launch */
+    (void)cudaGetLastError(); /* NULL says so, not the next launch */
     return NULL;
 }
 void ra_device_free(void *memory, void *stream)

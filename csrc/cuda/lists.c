@@ -1,5 +1,6 @@
 /* The lists of pools and layers in device memory, and their way there and back. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "backend.h"
 
@@ -44,7 +45,7 @@ void ra_cuda_pool_close(ra_pool *pool)
     int before;
     cuda_pool *own = ra_cuda_pool_of(pool);
     if (ra_device_enter(pool->device_id, &before) == 0) {
-        void *const all[] = {own->head, own->memory, own->refs, own->free_ids, own->tickets, own->scratch};
+        void *const all[] = {own->head, own->lists, own->tickets, own->scratch};
         for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
             ra_device_free(all[i], pool->stream);
         ra_device_leave(before);
@@ -82,43 +83,70 @@ ra_status ra_cuda_tickets(ra_pool *pool, size_t count)
     return ra_cuda_status(error);
 }
 
+/* A list in both memories. */
+typedef struct list {
+    void *here, *there;
+    size_t bytes;
+} list;
+
+static int up_lists(const list *lists, size_t count, void *stream)
+{
+    int error = 0;
+    for (size_t i = 0; i < count && !error; i++)
+        error = ra_device_up(lists[i].there, lists[i].here, lists[i].bytes, stream);
+    return error;
+}
+
+/* And waits. */
+static int down_lists(const list *lists, size_t count, void *stream)
+{
+    int error = 0;
+    for (size_t i = 0; i < count && !error; i++)
+        error = ra_device_down(lists[i].here, lists[i].there, lists[i].bytes, stream);
+    return error ? error : ra_device_wait(stream);
+}
+
+static void lay_pool(cuda_pool *own, cuda_pieces *pieces, size_t ids)
+{
+    own->memory = ra_piece(pieces, ids, sizeof *own->memory);
+    own->refs = ra_piece(pieces, ids, sizeof *own->refs);
+    own->free_ids = ra_piece(pieces, ids, sizeof *own->free_ids);
+}
+
+static ra_status make_pool_room(ra_pool *pool)
+{
+    cuda_pool *own = ra_cuda_pool_of(pool), fresh = {0};
+    if (own->ids >= pool->ids)
+        return RA_OK;
+    cuda_pieces pieces = {0};
+    lay_pool(&fresh, &pieces, (size_t)pool->ids);
+    pieces = (cuda_pieces){.memory = ra_device_new(pieces.used, pool->stream)};
+    if (!pieces.memory)
+        return RA_ERR_NO_MEMORY;
+    ra_device_free(own->lists, pool->stream);
+    own->lists = pieces.memory;
+    own->ids = pool->ids;
+    lay_pool(own, &pieces, (size_t)pool->ids);
+    return RA_OK;
+}
+
 static ra_status push_pool(ra_pool *pool)
 {
     cuda_pool *own = ra_cuda_pool_of(pool);
-    if (pool->lists != RA_LISTS_HOST)
-        return RA_OK;
+    ra_status status = pool->lists == RA_LISTS_HOST ? make_pool_room(pool) : RA_OK;
+    if (status != RA_OK || pool->lists != RA_LISTS_HOST)
+        return status;
     size_t ids = (size_t)pool->ids;
-    if (own->ids < pool->ids) {
-        void **memory = ra_device_new(ids * sizeof *memory, pool->stream);
-        int32_t *refs = ra_device_new(ids * sizeof *refs, pool->stream),
-                *free_ids = ra_device_new(ids * sizeof *free_ids, pool->stream);
-        if (!memory || !refs || !free_ids) {
-            ra_device_free(memory, pool->stream);
-            ra_device_free(refs, pool->stream);
-            ra_device_free(free_ids, pool->stream);
-            return RA_ERR_NO_MEMORY;
-        }
-        ra_device_free(own->memory, pool->stream);
-        ra_device_free(own->refs, pool->stream);
-        ra_device_free(own->free_ids, pool->stream);
-        own->memory = memory;
-        own->refs = refs;
-        own->free_ids = free_ids;
-        own->ids = pool->ids;
-    }
-    const ra_cuda_pool head = {.memory = own->memory,
-                               .refs = own->refs,
-                               .free_ids = own->free_ids,
-                               .free_count = (int32_t)pool->free_count,
-                               .least_free = (int32_t)pool->free_count};
-    int error = ra_device_up(own->memory, pool->memory, ids * sizeof *own->memory, pool->stream);
-    if (!error)
-        error = ra_device_up(own->refs, pool->refs, ids * sizeof *own->refs, pool->stream);
-    if (!error)
-        error = ra_device_up(own->free_ids, pool->free_ids, (size_t)pool->free_count * sizeof *own->free_ids,
-                             pool->stream);
-    if (!error)
-        error = ra_device_up(own->head, &head, sizeof head, pool->stream);
+    ra_cuda_pool head = {.memory = own->memory,
+                         .refs = own->refs,
+                         .free_ids = own->free_ids,
+                         .free_count = (int32_t)pool->free_count,
+                         .least_free = (int32_t)pool->free_count};
+    const list lists[] = {{pool->memory, own->memory, ids * sizeof *own->memory},
+                          {pool->refs, own->refs, ids * sizeof *own->refs},
+                          {pool->free_ids, own->free_ids, (size_t)pool->free_count * sizeof *own->free_ids},
+                          {&head, own->head, sizeof head}};
+    int error = up_lists(lists, sizeof lists / sizeof lists[0], pool->stream);
     if (!error)
         pool->lists = RA_LISTS_BOTH;
     return ra_cuda_status(error);
@@ -129,13 +157,10 @@ static int pull_pool(ra_pool *pool)
     cuda_pool *own = ra_cuda_pool_of(pool);
     size_t ids = (size_t)pool->ids;
     ra_cuda_pool head;
-    int error = ra_device_down(&head, own->head, sizeof head, pool->stream);
-    if (!error)
-        error = ra_device_down(pool->refs, own->refs, ids * sizeof *own->refs, pool->stream);
-    if (!error)
-        error = ra_device_down(pool->free_ids, own->free_ids, ids * sizeof *own->free_ids, pool->stream);
-    if (!error)
-        error = ra_device_wait(pool->stream);
+    const list lists[] = {{&head, own->head, sizeof head},
+                          {pool->refs, own->refs, ids * sizeof *own->refs},
+                          {pool->free_ids, own->free_ids, ids * sizeof *own->free_ids}};
+    int error = down_lists(lists, sizeof lists / sizeof lists[0], pool->stream);
     if (!error) {
         pool->free_count = head.free_count;
         pool->info.peak_used = ra_max(pool->info.peak_used, pool->info.pages - head.least_free);
@@ -255,26 +280,32 @@ static ra_status make_room(ra_layer *layer)
     return ra_cuda_status(ra_device_zero(own->lists.tickets, RA_CUDA_TICKETS * sizeof(uint32_t), pool->stream));
 }
 
+enum { LISTS = 5 };
+
+/* What a device alone knows; tokens and the ends of the ring the host counts itself. */
+static void lists_of(const ra_layer *layer, list *out)
+{
+    const ra_cuda_layer *there = &ra_cuda_layer_of(layer)->lists;
+    size_t pairs = (size_t)ra_pairs(layer), pages = pairs * (size_t)layer->pages;
+    size_t floats = (size_t)(layer->rows * layer->window * layer->query_heads * layer->pool->head_dim);
+    const list all[LISTS] = {{layer->table, there->table, pages * sizeof(int32_t)},
+                             {layer->slots, there->slots, pairs * sizeof(int32_t)},
+                             {layer->positions, there->positions, pages * PAGE * sizeof(int32_t)},
+                             {layer->queries, there->queries, floats * sizeof(float)},
+                             {layer->sinks, there->sinks, (size_t)layer->query_heads * sizeof(float)}};
+    memcpy(out, all, sizeof all);
+}
+
 static ra_status push_layer(ra_layer *layer)
 {
-    if (layer->lists != RA_LISTS_HOST)
-        return RA_OK;
-    ra_status status = make_room(layer);
-    if (status != RA_OK)
+    ra_status status = layer->lists == RA_LISTS_HOST ? make_room(layer) : RA_OK;
+    if (status != RA_OK || layer->lists != RA_LISTS_HOST)
         return status;
     const ra_cuda_layer *to = &ra_cuda_layer_of(layer)->lists;
     void *stream = layer->pool->stream;
-    size_t pairs = (size_t)ra_pairs(layer), pages = pairs * (size_t)layer->pages;
-    size_t floats = (size_t)(layer->rows * layer->window * layer->query_heads * layer->pool->head_dim);
-    int error = ra_device_up(to->table, layer->table, pages * sizeof(int32_t), stream);
-    if (!error)
-        error = ra_device_up(to->slots, layer->slots, pairs * sizeof(int32_t), stream);
-    if (!error)
-        error = ra_device_up(to->positions, layer->positions, pages * PAGE * sizeof(int32_t), stream);
-    if (!error)
-        error = ra_device_up(to->queries, layer->queries, floats * sizeof(float), stream);
-    if (!error)
-        error = ra_device_up(to->sinks, layer->sinks, (size_t)layer->query_heads * sizeof(float), stream);
+    list lists[LISTS];
+    lists_of(layer, lists);
+    int error = up_lists(lists, LISTS, stream);
     if (!error)
         error = ra_cuda_up_narrow(to->tokens, layer->tokens, layer->rows, stream);
     if (!error)
@@ -292,38 +323,18 @@ ra_status ra_cuda_push(ra_layer *layer)
     return status == RA_OK ? push_layer(layer) : status;
 }
 
-/* What a device alone knows; tokens and the ends of the ring the host counts itself. */
-static int pull_layer(ra_layer *layer)
+static ra_status pull(ra_pool *pool, ra_layer *layer)
 {
-    const cuda_layer *own = ra_cuda_layer_of(layer);
-    const ra_cuda_layer *from = &own->lists;
-    void *stream = layer->pool->stream;
-    size_t pairs = (size_t)ra_pairs(layer), pages = pairs * (size_t)layer->pages;
-    size_t floats = (size_t)(layer->rows * layer->window * layer->query_heads * layer->pool->head_dim);
-    int error = ra_device_down(layer->table, from->table, pages * sizeof(int32_t), stream);
-    if (!error)
-        error = ra_device_down(layer->slots, from->slots, pairs * sizeof(int32_t), stream);
-    if (!error)
-        error = ra_device_down(layer->positions, from->positions, pages * PAGE * sizeof(int32_t), stream);
-    if (!error)
-        error = ra_device_down(layer->queries, from->queries, floats * sizeof(float), stream);
-    if (!error)
-        error = ra_device_down(layer->sinks, from->sinks, (size_t)layer->query_heads * sizeof(float), stream);
-    return error ? error : ra_device_wait(stream);
-}
-
-ra_status ra_cuda_pull(ra_pool *pool, ra_layer *layer)
-{
-    int before, error = ra_device_enter(pool->device_id, &before);
-    if (error)
-        return RA_ERR_DEVICE;
-    if (pool->lists == RA_LISTS_DEVICE)
-        error = pull_pool(pool);
-    if (!error && layer && layer->lists == RA_LISTS_DEVICE)
-        error = pull_layer(layer);
-    ra_device_leave(before);
+    int error = pool->lists == RA_LISTS_DEVICE ? pull_pool(pool) : 0;
+    if (!error && layer && layer->lists == RA_LISTS_DEVICE) {
+        list lists[LISTS];
+        lists_of(layer, lists);
+        error = down_lists(lists, LISTS, pool->stream);
+    }
     return ra_cuda_status(error);
 }
+
+RA_CUDA_HOOK(ra_cuda_pull, pool, pull(pool, layer), ra_pool *pool, ra_layer *layer)
 
 ra_status ra_cuda_fault(ra_layer *layer)
 {

@@ -5,8 +5,6 @@
 
 #include "backend.h"
 
-#define CAPSULE "reasonalloc.backend.1" /* the layout of core/backend.h, layer.h and pool.h */
-
 #ifdef RA_EMULATE
 #define NAME "_cuda_emulated"
 #define INIT PyInit__cuda_emulated
@@ -55,7 +53,7 @@ static int exec(PyObject *module)
         const ra_backend *constant;
         void *plain; /* a capsule holds no const */
     } backend = {.constant = &ra_backend_cuda};
-    PyObject *capsule = PyCapsule_New(backend.plain, CAPSULE, NULL);
+    PyObject *capsule = PyCapsule_New(backend.plain, RA_BACKEND_CAPSULE, NULL);
     int failed = PyModule_AddObjectRef(module, "backend", capsule);
     Py_XDECREF(capsule);
     return failed;

@@ -33,14 +33,6 @@ static size_t kernel_bytes(const ra_cuda_layer *lists, const ra_cuda_step *step)
     return append > attend ? append : attend;
 }
 
-static int64_t most_slots(const ra_layer *layer)
-{
-    int64_t most = 0;
-    for (int64_t pair = 0; pair < ra_pairs(layer); pair++)
-        most = ra_max(most, layer->slots[pair]);
-    return most;
-}
-
 static int64_t most_tokens(const ra_layer *layer, const ra_step *step)
 {
     int64_t most = step->begin ? 0 : step->tokens;
@@ -67,15 +59,8 @@ static ra_status reserve(ra_layer *layer, int64_t tokens, int64_t slots)
     return status == RA_OK ? ra_cuda_tickets(layer->pool, more > tickets ? more : tickets) : status;
 }
 
-ra_status ra_cuda_reserve(ra_layer *layer, int64_t tokens, int64_t slots)
-{
-    int before;
-    if (ra_device_enter(layer->pool->device_id, &before))
-        return RA_ERR_DEVICE;
-    ra_status status = reserve(layer, tokens, slots);
-    ra_device_leave(before);
-    return status;
-}
+RA_CUDA_HOOK(ra_cuda_reserve, layer->pool, reserve(layer, tokens, slots), ra_layer *layer, int64_t tokens,
+             int64_t slots)
 
 /* What the host counts: tokens, and the ends of the ring of queries. */
 static void count_tokens(ra_layer *layer, const ra_step *step)
@@ -109,7 +94,7 @@ static ra_status run(ra_layer *layer, const ra_step *step)
                         .sinks = step->sinks,
                         .visible_stride = step->visible_stride,
                         .out = step->out,
-                        .most_slots = (int32_t)(most_slots(layer) + tokens)};
+                        .most_slots = (int32_t)(ra_most_slots(layer) + tokens)};
     cuda_pieces pieces = {0};
     (void)lay_step(layer, step, &pieces);
     status = ra_cuda_scratch(pool, pieces.used + kernel_bytes(lists, &job));
@@ -141,13 +126,5 @@ static ra_status run(ra_layer *layer, const ra_step *step)
     return ra_cuda_status(error);
 }
 
-ra_status ra_cuda_step_on(ra_layer *layer, const ra_step *step, ra_parallel parallel)
-{
-    int before;
-    (void)parallel;
-    if (ra_device_enter(layer->pool->device_id, &before))
-        return RA_ERR_DEVICE;
-    ra_status status = run(layer, step);
-    ra_device_leave(before);
-    return status;
-}
+RA_CUDA_HOOK(ra_cuda_step_on, layer->pool, ((void)parallel, run(layer, step)), ra_layer *layer, const ra_step *step,
+             ra_parallel parallel)

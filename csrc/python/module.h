@@ -63,8 +63,6 @@ void ra_pool_leave(pool_object *pool);
 /* Destroys a layer now, or when the call that is under way leaves. */
 void ra_pool_bury(pool_object *pool, dead_layer *layer);
 
-#define RA_BACKEND_CAPSULE "reasonalloc.backend.1"
-
 extern PyType_Spec ra_pool_spec, ra_layer_spec;
 extern PyMethodDef ra_functions[];
 

@@ -1,6 +1,7 @@
 /* _core.Pool: a pool of pages whose slabs are torch tensors. */
 #include <string.h>
 
+#include "backend.h"
 #include "module.h"
 
 /* Work is put on the stream that torch uses now. */
