@@ -110,7 +110,8 @@ static ra_status push_pool(ra_pool *pool)
                                .refs = own->refs,
                                .free_ids = own->free_ids,
                                .free_count = (int32_t)pool->free_count,
-                               .least_free = (int32_t)pool->free_count};
+                               .least_free = (int32_t)pool->free_count,
+                               .shared = (int32_t)pool->info.shared};
     int error = ra_device_up(own->memory, pool->memory, ids * sizeof *own->memory, pool->stream);
     if (!error)
         error = ra_device_up(own->refs, pool->refs, ids * sizeof *own->refs, pool->stream);
