@@ -40,7 +40,7 @@ RA_KERNEL(THREADS, 1) plan_pages(append_job j)
         over += total;
     }
     const bool fits = !over && taken <= free_count;
-    block_sync(); /* all have looked at the owners of tails */
+    /* All have looked at the owners of tails: a prefix has barriers. */
     for (int pair = threadIdx.x; pair < pairs && fits; pair += THREADS)
         if (plan.copied[pair] >= 0)
             drop_owner(pool, plan.copied[pair]);

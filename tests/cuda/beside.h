@@ -8,7 +8,7 @@
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 extern "C" {
-#include "layer.h"
+#include "backend.h"
 }
 #pragma GCC diagnostic pop
 
@@ -325,11 +325,11 @@ class beside
         demand(ra_layer_release(layer, row) == RA_OK, "release");
         push(false);
     }
-    void crop()
+    void crop(int longest)
     {
         std::vector<int64_t> tokens(shape.rows);
         for (int row = 0; row < shape.rows; row++)
-            tokens[row] = std::min<int64_t>(layer->tokens[row], check::below(3) ? 0 : check::below(20));
+            tokens[row] = std::min<int64_t>(layer->tokens[row], check::below(2) ? 0 : check::below(longest));
         if (ra_layer_crop(layer, tokens.data()) == RA_OK)
             push(false);
     }

@@ -110,20 +110,20 @@ static void run(const beside_shape &shape, int count, int longest)
     beside x(shape);
     for (int i = 0; i < count; i++, steps++) {
         emulate::options().seed = below(3) ? (unsigned)below(1000) : 0;
-        const int what = below(20);
-        if (what == 0)
+        const int what = below(24);
+        if (what < 3)
             x.fork();
-        else if (what == 1)
-            x.reorder();
-        else if (what == 2)
-            x.crop();
         else if (what == 3)
+            x.reorder();
+        if (below(6) == 0) /* so that rows share a tail and hold different numbers of its slots */
+            x.crop(below(2) ? 20 : 4);
+        if (what == 4)
             x.release(below(shape.rows));
         bool good = true;
-        if (what < 13)
+        if (what < 17)
             good = one_step(x, 1);
         else
-            good = one_step(x, what < 18 ? 2 + below(20) : 1 + below(longest));
+            good = one_step(x, what < 22 ? 2 + below(20) : 1 + below(longest));
         if (!good)
             return;
     }

@@ -32,6 +32,22 @@ static void draw_scores(float *score, int64_t count, int kind)
         score[i] = kind == 0 ? (float)uniform() : kind == 1 ? (float)-i : kind == 2 ? (float)i : (float)(below(20) ? -i : i);
 }
 
+/* A pool with a page too few: a fault, and nothing else happens. */
+static bool check_refusal(beside &x, const ra_cuda_cut &c, char *scratch, int64_t need)
+{
+    const std::vector<char> whole = x.snapshot();
+    x.there->free_count = (int32_t)need - 1;
+    const std::vector<char> before = x.snapshot();
+    const int error = ra_cuda_apply(&x.l, &c, scratch, nullptr);
+    const bool told = x.l.fault[0] == RA_CUDA_FAULT_PAGES;
+    x.l.fault[0] = 0;
+    refusals++;
+    if (error || !told || x.snapshot() != before)
+        return fail("%s: a pool with a page too few: %s", x.name().c_str(), told ? "something has changed" : "no fault");
+    x.restore(whole);
+    return true;
+}
+
 static bool cut(beside &x)
 {
     const int R = x.shape.rows, H = x.shape.heads, window = x.shape.window;
@@ -76,6 +92,9 @@ static bool cut(beside &x)
     const int64_t free_before = x.pool->free_count, shared_before = x.pool->info.shared;
     const std::vector<int32_t> table(x.l.table, x.l.table + (size_t)x.pairs * x.shape.pages);
     const std::vector<char> before = x.snapshot();
+    const int64_t need = x.pool->backend->apply_pages(x.layer);
+    if (need && below(3) == 0 && !check_refusal(x, c, scratch, need))
+        return false;
     int64_t missing;
     const ra_status status = ra_cut_apply(x.layer, nullptr, &missing);
     if (ra_cuda_apply(&x.l, &c, scratch, nullptr))
@@ -104,19 +123,19 @@ static bool cut(beside &x)
     return x.same("a cut");
 }
 
-static void run(const beside_shape &shape, int count, int most_new)
+static void run(const beside_shape &shape, int count, int most_new, int forks = 8)
 {
     beside x(shape);
     for (int i = 0; i < count; i++) {
         emulate::options().seed = below(3) ? (unsigned)below(1000) : 0;
         grow(x, most_new);
-        const int what = below(8);
+        const int what = below(forks);
         if (what == 0)
             x.fork();
         else if (what == 1)
             x.reorder();
         else if (what == 2)
-            x.crop();
+            x.crop(20);
         if (!cut(x))
             return;
     }
@@ -141,7 +160,7 @@ int main()
     run(many, 10, 60);
     beside_shape longer;
     longer.dim = 3, longer.rows = 2, longer.heads = 1, longer.pages = 300, longer.all_pages = 900;
-    run(longer, 8, 4000);
+    run(longer, 16, 4000, 3);
     std::printf("apply: %lld cuts of %lld heads (%lld moved into fresh pages; after %lld fewer pages were shared), %lld pools too "
                 "small; %d bad, %.1f s\n",
                 (long long)cuts, (long long)heads_cut, (long long)heads_fresh, (long long)dropped_shared, (long long)refusals,
