@@ -41,8 +41,8 @@ struct new_tokens {
     {
         const ra_tokens &t = tensor[which];
         const int64_t place = listed ? index[begin[row] + i] : i;
-        return (char *)t.data +
-               (row * t.stride_row + head * t.stride_head + place * t.stride_token + c) * (int64_t)ra_dtype_size(t.dtype);
+        return (char *)t.data + (row * t.stride_row + head * t.stride_head + place * t.stride_token + c) *
+                                    (int64_t)ra_dtype_size(t.dtype);
     }
 };
 
@@ -110,8 +110,8 @@ class beside
     std::string name() const
     {
         char text[160];
-        std::snprintf(text, sizeof text, "format %d, D %d, rows %d, heads %d, group %d, window %d", shape.format, shape.dim,
-                      shape.rows, shape.heads, shape.group, shape.window);
+        std::snprintf(text, sizeof text, "format %d, D %d, rows %d, heads %d, group %d, window %d", shape.format,
+                      shape.dim, shape.rows, shape.heads, shape.group, shape.window);
         return text;
     }
     int most_slots() const { return *std::max_element(layer->slots, layer->slots + pairs); }
@@ -167,8 +167,8 @@ class beside
             return check::fail("%s, %s: %s, at %lld", name().c_str(), what, list, (long long)at);
         };
         if (there->free_count != pool->free_count || there->shared != pool->info.shared)
-            return check::fail("%s, %s: %d pages free, not %d; %d shared, not %d", name().c_str(), what, there->free_count,
-                               (int)pool->free_count, there->shared, (int)pool->info.shared);
+            return check::fail("%s, %s: %d pages free, not %d; %d shared, not %d", name().c_str(), what,
+                               there->free_count, (int)pool->free_count, there->shared, (int)pool->info.shared);
         for (int i = 0; i < there->free_count; i++)
             if (there->free_ids[i] != pool->free_ids[i])
                 return bad("free stack", i);
@@ -199,7 +199,8 @@ class beside
     {
         const int n = l.slots[pair];
         const size_t size = ra_dtype_size(shape.format), row = size * shape.dim;
-        if (n != layer->slots[pair] || std::memcmp(positions_of(l, pair), ra_positions_of(layer, pair), n * sizeof(int32_t)))
+        if (n != layer->slots[pair] ||
+            std::memcmp(positions_of(l, pair), ra_positions_of(layer, pair), n * sizeof(int32_t)))
             return false;
         for (int page = 0; page < pages_for(n); page++) {
             const int32_t id = pages_of(l, pair)[page];

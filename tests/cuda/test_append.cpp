@@ -38,7 +38,8 @@ static bool check_refusal(beside &x, const new_tokens &t, int64_t pages, bool ro
         memcpy(&x.there->free_count, before.data() + offsetof(ra_cuda_pool, free_count), sizeof(int32_t));
     refusals++;
     if (error || !told)
-        return fail("%s: a pool without pages: error %d, fault %s", x.name().c_str(), error, told ? "told" : "not told");
+        return fail("%s: a pool without pages: error %d, fault %s", x.name().c_str(), error,
+                    told ? "told" : "not told");
     if (x.snapshot() != before)
         return fail("%s: a pool without pages has changed something", x.name().c_str());
     return true;
@@ -151,9 +152,10 @@ int main()
     beside_shape longer;
     longer.dim = 3, longer.rows = 2, longer.heads = 1, longer.pages = 200, longer.all_pages = 500;
     run(longer, 12, 2500);
-    std::printf("append: %lld steps (%lld of one token, %lld of several, %lld that copied shared tails), %lld numbers that are "
-                "not finite or hardly, %lld pools too small; %d bad, %.1f s\n",
-                (long long)steps, (long long)tokens, (long long)prompts, (long long)copies, (long long)faults,
-                (long long)refusals, failures(), seconds());
+    std::printf(
+        "append: %lld steps (%lld of one token, %lld of several, %lld that copied shared tails), %lld numbers that are "
+        "not finite or hardly, %lld pools too small; %d bad, %.1f s\n",
+        (long long)steps, (long long)tokens, (long long)prompts, (long long)copies, (long long)faults,
+        (long long)refusals, failures(), seconds());
     return failures() > 0;
 }

@@ -29,7 +29,10 @@ static void grow(beside &x, int most_new)
 static void draw_scores(float *score, int64_t count, int kind)
 {
     for (int64_t i = 0; i < count; i++)
-        score[i] = kind == 0 ? (float)uniform() : kind == 1 ? (float)-i : kind == 2 ? (float)i : (float)(below(20) ? -i : i);
+        score[i] = kind == 0   ? (float)uniform()
+                   : kind == 1 ? (float)-i
+                   : kind == 2 ? (float)i
+                               : (float)(below(20) ? -i : i);
 }
 
 /* A pool with a page too few: a fault, and nothing else happens. */
@@ -43,7 +46,8 @@ static bool check_refusal(beside &x, const ra_cuda_cut &c, char *scratch, int64_
     x.l.fault[0] = 0;
     refusals++;
     if (error || !told || x.snapshot() != before)
-        return fail("%s: a pool with a page too few: %s", x.name().c_str(), told ? "something has changed" : "no fault");
+        return fail("%s: a pool with a page too few: %s", x.name().c_str(),
+                    told ? "something has changed" : "no fault");
     x.restore(whole);
     return true;
 }
@@ -75,7 +79,9 @@ static bool cut(beside &x)
             continue;
         draw_scores(score, count, kind);
         const int n = x.layer->slots[pair];
-        budgets[pair] = below(6) == 0 ? n : below(6) == 0 ? most(window, n - below(20)) : window + below(most(1, n - window + 1));
+        budgets[pair] = below(6) == 0   ? n
+                        : below(6) == 0 ? most(window, n - below(20))
+                                        : window + below(most(1, n - window + 1));
     }
     demand(ra_cut_choose(x.layer, protect.data(), budgets.data(), nullptr, nullptr) == RA_OK, "choose");
     for (int row = 0; row < R; row++)
@@ -161,9 +167,10 @@ int main()
     beside_shape longer;
     longer.dim = 3, longer.rows = 2, longer.heads = 1, longer.pages = 300, longer.all_pages = 900;
     run(longer, 16, 4000, 3);
-    std::printf("apply: %lld cuts of %lld heads (%lld moved into fresh pages; after %lld fewer pages were shared), %lld pools too "
+    std::printf("apply: %lld cuts of %lld heads (%lld moved into fresh pages; after %lld fewer pages were shared), "
+                "%lld pools too "
                 "small; %d bad, %.1f s\n",
-                (long long)cuts, (long long)heads_cut, (long long)heads_fresh, (long long)dropped_shared, (long long)refusals,
-                failures(), seconds());
+                (long long)cuts, (long long)heads_cut, (long long)heads_fresh, (long long)dropped_shared,
+                (long long)refusals, failures(), seconds());
     return failures() > 0;
 }
