@@ -6,8 +6,8 @@
 
 enum { DONE, NOTED }; /* tickets */
 
-/* What the last block has to do for heads whose tail was shared: pairs of a head and its copy's page, or -1 where the head
- * keeps the page and writes to it when all others have copied it. */
+/* What the last block has to do for heads whose tail was shared: a head and its copy's page, or -1 where the head keeps
+ * the page and writes to it when all others have copied it. */
 RA_DEVICE void note(const append_job &j, int pair, int32_t copy)
 {
     const uint32_t at = global_add(&j.l.tickets[NOTED], 1u);

@@ -30,8 +30,8 @@ RA_DEVICE int32_t shared_tail(const append_job &j, int pair)
     return j.l.pool->refs[id] > 1 ? id : -1;
 }
 
-/* Whether a head copies its shared tail: heads come in their order, and who then owns the page alone keeps it. Its owners
- * in a layer are rows of the same head. */
+/* Whether a head copies its shared tail: heads come in their order, and who then owns the page alone keeps it. Its
+ * owners in a layer are rows of the same head. */
 RA_DEVICE bool is_copied(const append_job &j, int pair, int32_t tail)
 {
     const int H = j.l.kv_heads, place = j.l.slots[pair] / PAGE;

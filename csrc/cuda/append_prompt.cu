@@ -1,5 +1,5 @@
-/* Append of any number of new tokens a row: one block says which pages heads take, a grid over pages fills them, one block
- * settles the lists. */
+/* Append of any number of new tokens a row: one block says which pages heads take, a grid over pages fills them, one
+ * block settles the lists. */
 #include "append.cuh"
 
 /* Scratch. Fresh page number i of all is free_ids[base - 1 - i]. */

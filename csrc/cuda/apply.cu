@@ -1,10 +1,10 @@
-/* Eviction: survivors move into the head's first pages, or into fresh ones where one of those is shared; the rest of the
- * pages goes home. Page numbers, and the order of the free pages, are the C core's. */
+/* Eviction: survivors move into the head's first pages, or into fresh ones where one of those is shared; the rest of
+ * the pages goes home. Page numbers, and the order of the free pages, are the C core's. */
 #include "cut.cuh"
 
-/* Of a head: survivors that need not move, pages to take, number of the first of them, pages without owner afterwards. */
+/* Of a head: survivors that need not move, pages to take, number of the first of them, pages that go home. */
 enum { PREFIX, FRESH, FIRST, FREED, PLANS };
-/* Of all: the pages are there; fresh page number i is free_ids[BASE - 1 - i]; some page of the pool has several owners. */
+/* Of all: the pages are there; fresh page number i is free_ids[BASE - 1 - i]; the pool has shared pages. */
 enum { FITS, BASE, SHARED };
 
 struct apply_job {
@@ -83,9 +83,9 @@ RA_KERNEL(THREADS, 1) take_fresh(apply_job j)
     }
 }
 
-/* ---- Moving. A thread has a row of K, or a column of V as wide as a load, of all pages: nobody else reads or writes it.
- * What goes into some slots comes from slots at or behind them, what goes into later ones from slots behind: once a thread
- * holds what some slots will hold, it may write them. ---- */
+/* ---- Moving. A thread has a row of K, or a column of V as wide as a load, of all pages: nobody else reads or writes
+ * it. What goes into some slots comes from slots at or behind them, what goes into later ones from slots behind: once a
+ * thread holds what some slots will hold, it may write them. ---- */
 
 constexpr int CHUNK = THREADS; /* survivors whose sources are looked up at a time, one by each thread */
 struct sources {
@@ -130,7 +130,8 @@ template <class E> RA_DEVICE void move_keys(const sources &s, int at, int count,
 }
 
 /* Part v, a P, of each of their rows of V; half a page at once, for registers. */
-template <class P> RA_DEVICE void move_values(const sources &s, int at, int count, int64_t key_bytes, int row_parts, int v)
+template <class P>
+RA_DEVICE void move_values(const sources &s, int at, int count, int64_t key_bytes, int row_parts, int v)
 {
     constexpr int ROWS = PAGE / 2;
     P *to = (P *)((char *)s.target[at / PAGE] + key_bytes) + v;
@@ -142,7 +143,8 @@ template <class P> RA_DEVICE void move_values(const sources &s, int at, int coun
             const P *values = (const P *)((const char *)s.page[at + first + t] + key_bytes);
             part[t] = load_part(values + (int)s.slot[at + first + t] * row_parts + v);
         }
-        RA_UNROLL for (int t = 0; t < ROWS; t++) if (first + t < count) store_part(to + (first + t) * row_parts, part[t]);
+        RA_UNROLL for (int t = 0; t < ROWS; t++) if (first + t < count)
+            store_part(to + (first + t) * row_parts, part[t]);
     }
 }
 
