@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels: registers and spills of every one, and the width of attention's loads. No GPU is
+"""What nvcc makes of the kernels: registers and spills of every one, and the width of loads and stores. No GPU is
 needed, but nvcc is; REASONALLOC_CUDA_ARCHS says for which architectures. Compile times go to the terminal with -s."""
 
 import os
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = sorted(path.stem for path in (ROOT / "csrc/cuda").glob("attend_*.cu") if path.stem != "attend_any")
-CUT_KERNELS = ("score", "score_logits", "score_redundancy", "allocate", "choose")
+OTHER_KERNELS = ("append", "append_prompt", "apply", "score", "score_logits", "score_redundancy", "allocate", "choose")
 ARCHITECTURES = (os.environ.get("REASONALLOC_CUDA_ARCHS") or "75 90").split()
 HOME = os.environ.get("CUDA_HOME", "/usr/local/cuda")
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{HOME}/bin")
@@ -64,8 +64,8 @@ def test_registers_without_spills(compiled: Compiled) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("source", CUT_KERNELS)
-def test_kernels_of_a_cut_without_spills(source: str, arch: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", OTHER_KERNELS)
+def test_other_kernels_without_spills(source: str, arch: str, tmp_path: Path) -> None:
     assert without_spills(Compiled(source, arch, tmp_path)) >= 1
 
 
@@ -89,12 +89,37 @@ def longest_loop(code: list[tuple[int, str, str]]) -> list[str]:
     return max(loops, key=lambda inside: sum(name.startswith(("HMMA", "FFMA")) for name in inside), default=[])
 
 
-@pytest.mark.skipif(CUOBJDUMP is None, reason="no cuobjdump: it is in PyPI's nvidia-cuda-cuobjdump, beside -nvdisasm")
-def test_keys_and_values_come_16_bytes_at_a_time(compiled: Compiled) -> None:
+needs_cuobjdump = pytest.mark.skipif(
+    CUOBJDUMP is None, reason="no cuobjdump: it is in PyPI's nvidia-cuda-cuobjdump, beside -nvdisasm"
+)
+
+
+def machine_code(compiled: Compiled) -> dict[str, str]:
     done = subprocess.run([str(CUOBJDUMP), "-sass", str(compiled.object)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return functions(done.stdout)
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("source", "kernel"), [("append", "append_token"), ("append_prompt", "write_tokens"), ("apply", "move_slots")]
+)
+def test_tokens_are_written_16_bytes_at_a_time(source: str, kernel: str, arch: str, tmp_path: Path) -> None:
+    bodies = [body for name, body in machine_code(Compiled(source, arch, tmp_path)).items() if kernel in name]
+    assert len(bodies) >= 3  # a format each
+    for body in bodies:
+        names = [name for _, name, _ in instructions(body)]
+        assert any(re.match(r"STG?\..*128", name) for name in names)
+    loading = [any(re.match(r"LDG?\..*128", name) for _, name, _ in instructions(body)) for body in bodies]
+    # Rows of V that are no whole vectors have a kernel of their own.
+    assert sum(loading) == (2 if kernel == "move_slots" else len(bodies))
+
+
+@needs_cuobjdump
+def test_keys_and_values_come_16_bytes_at_a_time(compiled: Compiled) -> None:
     seen = 0
-    for name, body in functions(done.stdout).items():
+    for name, body in machine_code(compiled).items():
         if "attend_" not in name:
             continue
         code = instructions(body)

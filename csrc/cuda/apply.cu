@@ -1,25 +1,41 @@
-/* Eviction: survivors move into the head's first pages, or into fresh ones where one of those is shared; the rest of the
- * pages goes home. Page numbers, and the order of the free pages, are the C core's. */
+/* Eviction: survivors move into the head's first pages, or into fresh ones where one of those is shared; the rest of
+ * the pages goes home. Page numbers, and the order of the free pages, are the C core's. */
 #include "cut.cuh"
 
-enum { PREFIX, FRESH, FIRST, PLANS }; /* survivors that need not move; pages to take; number of the first of them */
+/* Of a head: survivors that need not move, pages to take, number of the first of them, pages that go home. */
+enum { PREFIX, FRESH, FIRST, FREED, PLANS };
+/* Of all: the pages are there; fresh page number i is free_ids[BASE - 1 - i]; the pool has shared pages. */
+enum { FITS, BASE, SHARED };
 
-RA_DEVICE bool moves(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair)
+struct apply_job {
+    ra_cuda_layer l;
+    int32_t *cut, *keep, *kept, *plan, *all, *taken, *frees;
+    int64_t stride; /* of taken and frees */
+};
+
+RA_DEVICE bool moves(const apply_job &j, int pair)
 {
-    return cut.cut[pair / l.kv_heads] && cut.keep[pair] < l.slots[pair];
+    return j.cut[pair / j.l.kv_heads] && j.keep[pair] < j.l.slots[pair];
+}
+/* Pages at the front of a head's list that stay in it. */
+RA_DEVICE int stay_of(const apply_job &j, int pair)
+{
+    const int32_t *plan = j.plan + PLANS * pair;
+    return plan[FRESH] ? plan[PREFIX] / PAGE : pages_for(j.keep[pair]);
 }
 
-RA_KERNEL(THREADS, 4) plan_moves(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
+RA_KERNEL(THREADS, 4) plan_moves(apply_job j)
 {
     const shared<int> scratch = shared_at<int>(0);
-    const int pair = blockIdx.x, keep = cut.keep[pair];
-    int32_t *plan = s.plan + PLANS * pair;
-    if (!moves(l, cut, pair)) {
+    const int pair = blockIdx.x;
+    int32_t *plan = j.plan + PLANS * pair;
+    if (!moves(j, pair)) {
         if (threadIdx.x == 0)
-            plan[PREFIX] = plan[FRESH] = 0;
+            plan[PREFIX] = plan[FRESH] = plan[FREED] = 0;
         return;
     }
-    const int32_t *kept = cut.kept + pair * entries_of(l);
+    const int keep = j.keep[pair];
+    const int32_t *kept = j.kept + pair * entries_of(j.l);
     int prefix = 0, total, several = 0; /* slots rise: those that stay in place come first */
     for (int first = 0; first < keep; first += THREADS) {
         const int i = first + threadIdx.x;
@@ -28,9 +44,9 @@ RA_KERNEL(THREADS, 4) plan_moves(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s
         if (total < least(THREADS, keep - first))
             break;
     }
-    for (int first = prefix / PAGE; first < pages_for(keep); first += THREADS) {
+    for (int first = prefix / PAGE; first < pages_for(keep) && j.l.pool->shared; first += THREADS) {
         const int page = first + threadIdx.x;
-        block_prefix(page < pages_for(keep) && l.pool->refs[pages_of(l, pair)[page]] > 1, scratch, &total);
+        block_prefix(page < pages_for(keep) && j.l.pool->refs[pages_of(j.l, pair)[page]] > 1, scratch, &total);
         several += total;
     }
     if (threadIdx.x == 0) {
@@ -39,154 +55,243 @@ RA_KERNEL(THREADS, 4) plan_moves(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s
     }
 }
 
-/* The fresh pages of all heads, in their order. */
-RA_KERNEL(THREADS, 1) take_fresh(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
+/* The fresh pages of all heads, in their order, before any goes home. */
+RA_KERNEL(THREADS, 1) take_fresh(apply_job j)
 {
     const shared<int> scratch = shared_at<int>(0);
-    const int pairs = l.rows * l.kv_heads;
-    ra_cuda_pool *pool = l.pool;
+    const int pairs = j.l.rows * j.l.kv_heads;
+    ra_cuda_pool *pool = j.l.pool;
     const int32_t free_count = pool->free_count;
     int taken = 0, total;
     for (int first = 0; first < pairs; first += THREADS) {
-        const int pair = first + threadIdx.x, need = pair < pairs ? s.plan[PLANS * pair + FRESH] : 0;
-        const int before = taken + block_prefix(need, scratch, &total);
+        const int pair = first + threadIdx.x;
+        const int before = taken + block_prefix(pair < pairs ? j.plan[PLANS * pair + FRESH] : 0, scratch, &total);
         if (pair < pairs)
-            s.plan[PLANS * pair + FIRST] = before;
-        for (int i = 0; i < need && before + i < free_count; i++) {
-            int32_t id = pool->free_ids[free_count - 1 - before - i];
-            s.taken[before + i] = id;
-            pool->refs[id] = 1;
-        }
+            j.plan[PLANS * pair + FIRST] = before;
         taken += total;
     }
     if (threadIdx.x)
         return;
-    if (taken > free_count)
-        set_fault(l, 0, RA_CUDA_FAULT_PAGES);
-    pool->free_count = taken > free_count ? 0 : free_count - taken;
-    note_least_free(pool);
-    (void)cut;
-}
-
-/* A dimension a thread: what goes to slot i comes from a slot at or behind it, and slots behind i are written later. */
-template <class E>
-RA_DEVICE void move_elements(const ra_cuda_layer &l, int pair, const int32_t *kept, int keep, const int32_t *plan,
-                             const int32_t *taken, int c)
-{
-    const int first = plan[PREFIX] / PAGE, d = l.head_dim, begin = plan[FRESH] ? first * PAGE : plan[PREFIX];
-    const int32_t *pages = pages_of(l, pair);
-    for (int i = begin; i < keep; i++) {
-        const int from = kept[i], to = plan[FRESH] ? taken[plan[FIRST] + i / PAGE - first] : pages[i / PAGE];
-        const E *source = (const E *)l.pool->memory[pages[from / PAGE]];
-        E *target = (E *)l.pool->memory[to];
-        target[c * PAGE + i % PAGE] = source[c * PAGE + from % PAGE];
-        target[PAGE * d + i % PAGE * d + c] = source[PAGE * d + from % PAGE * d + c];
+    j.all[FITS] = taken <= free_count;
+    j.all[BASE] = free_count;
+    j.all[SHARED] = pool->shared > 0;
+    if (taken > free_count) {
+        set_fault(j.l, 0, RA_CUDA_FAULT_PAGES);
+    } else {
+        pool->free_count = free_count - taken;
+        note_least_free(pool);
     }
 }
 
-RA_KERNEL(THREADS, 2) move_slots(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
+/* ---- Moving. A thread has a row of K, or a column of V as wide as a load, of all pages: nobody else reads or writes
+ * it. What goes into some slots comes from slots at or behind them, what goes into later ones from slots behind: once a
+ * thread holds what some slots will hold, it may write them. ---- */
+
+constexpr int CHUNK = THREADS; /* survivors whose sources are looked up at a time, one by each thread */
+struct sources {
+    shared<const char *> page; /* [CHUNK] */
+    shared<char *> target;     /* [CHUNK / PAGE] */
+    shared<int> slot;          /* [CHUNK] in its page */
+};
+RA_DEVICE sources lay_sources()
 {
-    const int pair = blockIdx.x, keep = cut.keep[pair], c = blockIdx.y * THREADS + threadIdx.x;
-    if (!moves(l, cut, pair))
-        return;
-    const int32_t *kept = cut.kept + pair * entries_of(l), *plan = s.plan + PLANS * pair;
-    if (c < l.head_dim) {
-        if (l.format == RA_F32)
-            move_elements<uint32_t>(l, pair, kept, keep, plan, s.taken, c);
+    constexpr size_t targets = CHUNK * sizeof(char *), slots = targets + CHUNK / PAGE * sizeof(char *);
+    return {shared_at<const char *>(0), shared_at<char *>(targets), shared_at<int>(slots)};
+}
+constexpr size_t SOURCE_BYTES = CHUNK * (sizeof(char *) + sizeof(int)) + CHUNK / PAGE * sizeof(char *);
+
+RA_DEVICE vec16 load_part(const vec16 *from) { return load16_in_order(from); }
+RA_DEVICE void store_part(vec16 *to, const vec16 &part) { store16(to, part); }
+RA_DEVICE uint32_t load_part(const uint32_t *from) { return *from; }
+RA_DEVICE void store_part(uint32_t *to, uint32_t part) { *to = part; }
+RA_DEVICE uint16_t load_part(const uint16_t *from) { return *from; }
+RA_DEVICE void store_part(uint16_t *to, uint16_t part) { *to = part; }
+
+/* Row c of K of survivors `at` to at + count - 1 of the chunk, as E. */
+template <class E> RA_DEVICE void move_keys(const sources &s, int at, int count, int c)
+{
+    uint32_t words[PAGE * sizeof(E) / 4];
+    RA_UNROLL for (int t = 0; t < PAGE; t++)
+    {
+        uint32_t bits = 0;
+        if (t < count)
+            bits = load_part((const E *)(const char *)s.page[at + t] + c * PAGE + (int)s.slot[at + t]);
+        if constexpr (sizeof(E) == 4)
+            words[t] = bits;
         else
-            move_elements<uint16_t>(l, pair, kept, keep, plan, s.taken, c);
+            words[t / 2] = t % 2 ? words[t / 2] | bits << 16 : bits;
     }
-    if (blockIdx.y)
+    E *to = (E *)(char *)s.target[at / PAGE] + c * PAGE;
+    RA_UNROLL for (int i = 0; i < (int)(PAGE * sizeof(E) / 16); i++)
+    {
+        const vec16 v = {{words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]}};
+        store16((char *)to + 16 * i, v);
+    }
+}
+
+/* Part v, a P, of each of their rows of V; half a page at once, for registers. */
+template <class P>
+RA_DEVICE void move_values(const sources &s, int at, int count, int64_t key_bytes, int row_parts, int v)
+{
+    constexpr int ROWS = PAGE / 2;
+    P *to = (P *)((char *)s.target[at / PAGE] + key_bytes) + v;
+    RA_NO_UNROLL for (int first = 0; first < count; first += ROWS)
+    {
+        P part[ROWS] = {};
+        RA_UNROLL for (int t = 0; t < ROWS; t++) if (first + t < count)
+        {
+            const P *values = (const P *)((const char *)s.page[at + first + t] + key_bytes);
+            part[t] = load_part(values + (int)s.slot[at + first + t] * row_parts + v);
+        }
+        RA_UNROLL for (int t = 0; t < ROWS; t++) if (first + t < count)
+            store_part(to + (first + t) * row_parts, part[t]);
+    }
+}
+
+/* Whether a page that a head lets go has no owner then: heads come in their order. Owners hold it at the same place. */
+RA_DEVICE bool goes_home(const apply_job &j, int pair, int place)
+{
+    const int32_t id = pages_of(j.l, pair)[place];
+    const int H = j.l.kv_heads;
+    int owners = j.l.pool->refs[id];
+    for (int other = pair - H; other >= 0 && owners > 1; other -= H)
+        if (moves(j, other) && place >= stay_of(j, other) && place < pages_for(j.l.slots[other]))
+            owners -= pages_of(j.l, other)[place] == id;
+    return owners == 1;
+}
+
+/* A head's pages that were taken, and those that go home. */
+RA_DEVICE void list_pages(const apply_job &j, int pair, shared<int> scratch)
+{
+    int32_t *plan = j.plan + PLANS * pair;
+    const int stay = stay_of(j, pair), end = pages_for(j.l.slots[pair]);
+    for (int i = threadIdx.x; i < plan[FRESH]; i += THREADS) {
+        const int32_t id = j.l.pool->free_ids[j.all[BASE] - 1 - plan[FIRST] - i];
+        j.taken[pair * j.stride + i] = id;
+        j.l.pool->refs[id] = 1;
+    }
+    int freed = 0;
+    for (int place = stay + threadIdx.x; place < end; place += THREADS) {
+        const bool home = !j.all[SHARED] || goes_home(j, pair, place);
+        j.frees[pair * j.stride + place] = home;
+        freed += home;
+    }
+    freed = block_sum(freed, scratch);
+    if (threadIdx.x == 0)
+        plan[FREED] = freed;
+}
+
+/* P: of rows of V. */
+template <class E, class P> RA_KERNEL(THREADS, 4) move_slots(apply_job j)
+{
+    const int pair = blockIdx.x;
+    if (!j.all[FITS] || !moves(j, pair))
         return;
-    int32_t *positions = positions_of(l, pair);
-    for (int first = plan[PREFIX]; first < keep; first += THREADS) {
-        const int i = first + threadIdx.x;
-        const int32_t position = i < keep ? positions[kept[i]] : 0;
+    const sources s = lay_sources();
+    const int32_t *kept = j.kept + pair * entries_of(j.l), *plan = j.plan + PLANS * pair, *pages = pages_of(j.l, pair);
+    const int32_t *fresh = j.l.pool->free_ids + j.all[BASE] - 1 - plan[FIRST];
+    void *const *memory = j.l.pool->memory;
+    int32_t *positions = positions_of(j.l, pair);
+    const int keep = j.keep[pair], first = plan[PREFIX] / PAGE, d = j.l.head_dim;
+    const int unit = blockIdx.y * THREADS + threadIdx.x, row_parts = d * (int)sizeof(E) / (int)sizeof(P);
+    for (int begin = first * PAGE; begin < keep; begin += CHUNK) {
+        const int i = begin + threadIdx.x, number = begin / PAGE + threadIdx.x;
+        int32_t position = 0;
+        if (i < keep) {
+            const int from = kept[i];
+            s.page[threadIdx.x] = (const char *)memory[pages[from / PAGE]];
+            s.slot[threadIdx.x] = from % PAGE;
+            position = positions[from];
+        }
+        if (threadIdx.x < CHUNK / PAGE && number < pages_for(keep))
+            s.target[threadIdx.x] = (char *)memory[plan[FRESH] ? fresh[first - number] : pages[number]];
         block_sync();
-        if (i < keep)
+        if (i < keep && blockIdx.y == 0)
             positions[i] = position;
+        for (int at = 0; at < CHUNK && begin + at < keep; at += PAGE) {
+            const int count = least(PAGE, keep - begin - at);
+            if (unit < d)
+                move_keys<E>(s, at, count, unit);
+            else if (unit < d + row_parts)
+                move_values<P>(s, at, count, (int64_t)PAGE * d * sizeof(E), row_parts, unit - d);
+        }
         block_sync();
     }
+    if (blockIdx.y == 0)
+        list_pages(j, pair, shared_at<int>(SOURCE_BYTES));
 }
 
-RA_DEVICE int kept_pages(const ra_cuda_cut &cut, const int32_t *plan, int pair)
-{
-    return plan[FRESH] ? plan[PREFIX] / PAGE : pages_for(cut.keep[pair]);
-}
+/* ---- Home: head by head, from the last page down ---- */
 
-/* Head by head, from the last page down, as core/pool.c. */
-RA_DEVICE void drop_in_turn(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s)
-{
-    ra_cuda_pool *pool = l.pool;
-    for (int pair = 0; pair < l.rows * l.kv_heads; pair++) {
-        if (!moves(l, cut, pair))
-            continue;
-        const int stay = kept_pages(cut, s.plan + PLANS * pair, pair);
-        for (int p = pages_for(l.slots[pair]) - 1; p >= stay; p--)
-            if (--pool->refs[pages_of(l, pair)[p]] == 0)
-                pool->free_ids[pool->free_count++] = pages_of(l, pair)[p];
-    }
-}
-
-RA_KERNEL(THREADS, 1) settle_pages(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
+RA_KERNEL(THREADS, 4) settle_pages(apply_job j)
 {
     const shared<int> scratch = shared_at<int>(0);
-    const int pairs = l.rows * l.kv_heads;
-    ra_cuda_pool *pool = l.pool;
+    const int pair = blockIdx.x, pairs = j.l.rows * j.l.kv_heads;
+    ra_cuda_pool *pool = j.l.pool;
+    if (!j.all[FITS])
+        return;
+    int before = 0, all = 0, total;
+    for (int other = threadIdx.x; other < pairs; other += THREADS) {
+        const int freed = j.plan[PLANS * other + FREED];
+        before += other < pair ? freed : 0;
+        all += freed;
+    }
+    before = block_sum(before, scratch);
+    all = block_sum(all, scratch);
     const int32_t free_count = pool->free_count;
-    int several = 0, dropped = 0, total;
-    for (int first = 0; first < pairs; first += THREADS) {
-        const int pair = first + threadIdx.x;
-        int own = 0;
-        if (pair < pairs && moves(l, cut, pair))
-            for (int p = kept_pages(cut, s.plan + PLANS * pair, pair); p < pages_for(l.slots[pair]); p++)
-                own |= pool->refs[pages_of(l, pair)[p]] > 1;
-        block_prefix(own, scratch, &total);
-        several += total;
-    }
-    if (several) {
-        block_sync();
-        if (threadIdx.x == 0)
-            drop_in_turn(l, cut, s);
-    } else {
-        for (int first = 0; first < pairs; first += THREADS) {
-            const int pair = first + threadIdx.x;
-            int stay = 0, end = 0;
-            if (pair < pairs && moves(l, cut, pair)) {
-                stay = kept_pages(cut, s.plan + PLANS * pair, pair);
-                end = pages_for(l.slots[pair]);
-            }
-            const int before = free_count + dropped + block_prefix(end - stay, scratch, &total);
-            for (int i = 0; i < end - stay; i++) {
-                int32_t id = pages_of(l, pair)[end - 1 - i];
-                pool->refs[id] = 0;
-                pool->free_ids[before + i] = id;
-            }
-            dropped += total;
+    if (moves(j, pair)) {
+        const int32_t *plan = j.plan + PLANS * pair;
+        int32_t *pages = pages_of(j.l, pair), *to = pool->free_ids + free_count + before;
+        const int stay = stay_of(j, pair), end = pages_for(j.l.slots[pair]);
+        for (int first = end - 1; first >= stay; first -= THREADS) {
+            const int place = first - (int)threadIdx.x;
+            const bool home = place >= stay && j.frees[pair * j.stride + place];
+            const int at = block_prefix(home, scratch, &total);
+            if (home)
+                to[at] = pages[place];
+            if (place >= stay && j.all[SHARED])
+                drop_owner(pool, pages[place]);
+            else if (place >= stay)
+                pool->refs[pages[place]] = 0;
+            to += total;
         }
-        if (threadIdx.x == 0)
-            pool->free_count = free_count + dropped;
+        block_sync();
+        for (int i = threadIdx.x; i < plan[FRESH]; i += THREADS)
+            pages[stay + i] = j.taken[pair * j.stride + i];
     }
-    block_sync();
-    for (int pair = threadIdx.x; pair < pairs; pair += THREADS) {
-        const int32_t *plan = s.plan + PLANS * pair;
-        if (!moves(l, cut, pair))
-            continue;
-        for (int i = 0; i < plan[FRESH]; i++)
-            pages_of(l, pair)[plan[PREFIX] / PAGE + i] = s.taken[plan[FIRST] + i];
-        l.slots[pair] = cut.keep[pair];
-    }
+    if (!last_block(&j.l.tickets[0], 64))
+        return;
+    for (int other = threadIdx.x; other < pairs; other += THREADS)
+        if (moves(j, other))
+            j.l.slots[other] = j.keep[other];
+    if (threadIdx.x == 0)
+        pool->free_count = free_count + all;
+}
+
+template <class E, class P> static int launch_moves(const apply_job &j, void *stream)
+{
+    const int d = j.l.head_dim, units = d + d * (int)sizeof(E) / (int)sizeof(P);
+    const dim3 grid(j.l.rows * j.l.kv_heads, (units + THREADS - 1) / THREADS);
+    return RA_LAUNCH((move_slots<E, P>), grid, THREADS, SOURCE_BYTES + 64, stream, j);
 }
 
 extern "C" int ra_cuda_apply(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
 {
     const unsigned pairs = layer->rows * layer->kv_heads;
     const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
-    int error = RA_LAUNCH(plan_moves, pairs, THREADS, 64, stream, *layer, *cut, s);
+    const apply_job j = {*layer, cut->cut, cut->keep, cut->kept, s.plan, s.plan + PLANS * pairs,
+                         s.taken, s.frees,      s.stride / PAGE};
+    if (!pairs)
+        return 0;
+    int error = RA_LAUNCH(plan_moves, pairs, THREADS, 64, stream, j);
     if (!error)
-        error = RA_LAUNCH(take_fresh, 1, THREADS, 64, stream, *layer, *cut, s);
-    if (!error)
-        error = RA_LAUNCH(move_slots, dim3(pairs, (layer->head_dim + THREADS - 1) / THREADS), THREADS, 0, stream,
-                          *layer, *cut, s);
-    return error ? error : RA_LAUNCH(settle_pages, 1, THREADS, 64, stream, *layer, *cut, s);
+        error = RA_LAUNCH(take_fresh, 1, THREADS, 64, stream, j);
+    if (error)
+        return error;
+    const bool wide = layer->head_dim * size_of(layer->format) % 16 == 0;
+    if (layer->format == RA_F32)
+        error = wide ? launch_moves<uint32_t, vec16>(j, stream) : launch_moves<uint32_t, uint32_t>(j, stream);
+    else
+        error = wide ? launch_moves<uint16_t, vec16>(j, stream) : launch_moves<uint16_t, uint16_t>(j, stream);
+    return error ? error : RA_LAUNCH(settle_pages, pairs, THREADS, 128, stream, j);
 }

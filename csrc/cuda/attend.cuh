@@ -7,8 +7,6 @@ struct attend_params {
     ra_cuda_step s;
 };
 
-RA_DEVICE int fresh_of(const ra_cuda_step &s, int row) { return s.begin ? s.begin[row + 1] - s.begin[row] : s.tokens; }
-
 /* A query of a head: token-major within its row. */
 struct asked {
     int token, group, place; /* number among the row's new tokens; query head within the group; where it stands */

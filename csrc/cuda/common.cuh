@@ -54,6 +54,14 @@ RA_DEVICE float *query_of(const ra_cuda_layer &l, int row, int64_t token, int he
     int64_t each = (int64_t)l.group * l.head_dim;
     return l.queries + ((row * (int64_t)l.window + token % l.window) * l.kv_heads + head) * each;
 }
+/* New tokens of a row. */
+RA_DEVICE int fresh_of(const ra_cuda_step &s, int row) { return s.begin ? s.begin[row + 1] - s.begin[row] : s.tokens; }
+/* An owner less. The free stack is the caller's. */
+RA_DEVICE void drop_owner(ra_cuda_pool *pool, int32_t id)
+{
+    if (global_add(&pool->refs[id], -1) == 2)
+        global_add(&pool->shared, -1);
+}
 /* After pages were taken; one thread. */
 RA_DEVICE void note_least_free(ra_cuda_pool *pool)
 {
@@ -110,6 +118,26 @@ template <class F> RA_DEVICE F block_sum(F value, shared<F> scratch)
 RA_DEVICE float block_max(float value, shared<float> scratch)
 {
     return block_reduce(value, scratch, [](float a, float b) { return fmaxf(a, b); });
+}
+
+/* True in the last block of the grid to come; then the ticket is zero again, and what others wrote is there to load_fresh.
+ * flag_at: where shared memory has a word for it. */
+RA_DEVICE bool last_block(uint32_t *ticket, size_t flag_at)
+{
+    const shared<uint32_t> flag = shared_at<uint32_t>(flag_at);
+    device_fence();
+    block_sync();
+    if (threadIdx.x == 0) {
+        const bool last = global_add(ticket, 1u) + 1 == gridDim.x * gridDim.y;
+        flag[0] = last;
+        if (last)
+            *ticket = 0;
+    }
+    block_sync();
+    if (!flag[0])
+        return false;
+    device_fence();
+    return true;
 }
 
 RA_DEVICE float softcapped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }

@@ -17,8 +17,9 @@ struct cut_scratch {
     float *unit_parts; /* [R, H, parts, D] sums of the unit keys of a block */
     float *unit_sum;   /* [R, H, D] of all */
     double *claims;    /* [R, 5, H] of allocation */
-    int32_t *plan;     /* [R, H, 3] of moves */
+    int32_t *plan;     /* [R, H, 4] of moves, then 3 of all */
     int32_t *taken;    /* [R, H, M] pages that survivors move into */
+    int32_t *frees;    /* [R, H, M] 1: the page has no owner afterwards */
     size_t bytes;
 };
 
@@ -42,8 +43,9 @@ RA_HOST_DEVICE cut_scratch lay_scratch(const ra_cuda_layer &l, int most_slots, v
     RA_LAY(unit_parts, float, pairs *s.parts *l.head_dim)
     RA_LAY(unit_sum, float, pairs *l.head_dim)
     RA_LAY(claims, double, 5 * pairs)
-    RA_LAY(plan, int32_t, 3 * pairs)
-    RA_LAY(taken, int32_t, pairs *least(l.pages, (int)(s.stride / PAGE)))
+    RA_LAY(plan, int32_t, 4 * pairs + 3)
+    RA_LAY(taken, int32_t, pairs *(s.stride / PAGE))
+    RA_LAY(frees, int32_t, pairs *(s.stride / PAGE))
 #undef RA_LAY
     s.bytes = used;
     return s;

@@ -21,6 +21,7 @@ typedef struct ra_cuda_pool {
     int32_t *free_ids; /* stack of pages without owner: the last one is taken first */
     int32_t free_count;
     int32_t least_free; /* least free_count since the host wrote this */
+    int32_t shared;     /* pages with several owners: while there are none, nobody looks for them */
 } ra_cuda_pool;
 
 /* Bits of ra_cuda_layer.fault. */

@@ -141,7 +141,8 @@ static ra_status push_pool(ra_pool *pool)
                          .refs = own->refs,
                          .free_ids = own->free_ids,
                          .free_count = (int32_t)pool->free_count,
-                         .least_free = (int32_t)pool->free_count};
+                         .least_free = (int32_t)pool->free_count,
+                         .shared = (int32_t)pool->info.shared};
     const list lists[] = {{pool->memory, own->memory, ids * sizeof *own->memory},
                           {pool->refs, own->refs, ids * sizeof *own->refs},
                           {pool->free_ids, own->free_ids, (size_t)pool->free_count * sizeof *own->free_ids},

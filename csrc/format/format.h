@@ -58,7 +58,7 @@ static inline ra_span ra_span_with(const ra_format *format, int64_t d, int64_t s
 static inline const char *ra_span_k(const ra_span *span, int64_t page)
 {
     int32_t id = span->ids[page];
-    return span->memory ? span->memory[id] : span->base + (size_t)id * span->page_bytes;
+    return span->memory ? (const char *)span->memory[id] : span->base + (size_t)id * span->page_bytes;
 }
 static inline const char *ra_span_v(const ra_span *span, int64_t page)
 {
