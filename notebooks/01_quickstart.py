@@ -94,7 +94,7 @@ short, short_scales, short_stats = answer(ra.Config(method="reasonalloc", budget
 differ = next((i for i, (a, b) in enumerate(zip(full, short, strict=False)) if a != b), min(len(full), len(short)))
 for name, chain in (("full cache", full), (f"budget {BUDGET}", short)):
     text = tokenizer.decode(chain, skip_special_tokens=True)
-    _, right = grade(text, problem.answers, problem.asked)
+    right = grade(text, problem.answers, problem.asked).right
     print(f"--- {name}: {len(chain)} tokens, {sum(right)} of {len(right)} answers right; it ends\n{text[-300:]}\n")
 print(f"The first {differ} tokens are the same.")
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models import build
@@ -28,7 +29,9 @@ from reasonalloc.lab.evaluate.grading import boxes, grade
 from reasonalloc.lab.evaluate.records import Record, Records, pack, read
 from reasonalloc.lab.evaluate.statistics import (
     bootstrap,
+    holm,
     paired,
+    permutation_test,
     picks,
     proportion_interval,
     proportion_mean,
@@ -104,14 +107,14 @@ def test_boxes(text, found):
     ],
 )
 def test_grade(text, answers, right):
-    assert grade(text, answers)[1] == right
+    assert grade(text, answers).right == right
 
 
 @pytest.mark.parametrize(
     ("text", "given"),
     [
         (r"Don has \boxed{1}. Answer 3: Ida has \boxed{3}. Answer 2: Jo has \boxed{2}.", ["1", "2", "3"]),
-        (r"Don has \boxed{1}. Don has \boxed{7}.", ["7", "", ""]),  # the last word counts
+        (r"Don has \boxed{1}. Don has \boxed{7}.", ["1", "", ""]),  # the first word counts
         (r"\boxed{1}, \boxed{2}, \boxed{3}", ["1", "2", "3"]),
         (r"Jo, not Joan or Don's: Jo has \boxed{2}, and \boxed{1}", ["1", "2", ""]),
         (r"Joan has \boxed{1}", ["1", "", ""]),
@@ -120,7 +123,20 @@ def test_grade(text, answers, right):
     ],
 )
 def test_boxes_belong_to_whom_they_name(text, given):
-    assert grade(text, ["1", "2", "3"], ["Don", "Jo", "Ida"])[0] == given
+    assert grade(text, ["1", "2", "3"], ["Don", "Jo", "Ida"]).answers == given
+
+
+def test_rules_for_boxes():
+    """A chain that runs on after its answers: only the last boxes are of the second round."""
+    text = r"Don has \boxed{1}. Jo has \boxed{2}. Again: Don has \boxed{5}."
+    found = grade(text, ["1", "2"], ["Don", "Jo"])
+    assert (found.answers, found.right, found.again) == (["1", "2"], [True, True], 1)
+    assert found.by_rule == {"last": [False, True], "order": [True, True]}
+    one = grade(r"\boxed{3}, so \boxed{4}", ["4"])
+    assert (one.answers, one.right, one.by_rule, one.again) == (["4"], [True], {"first": [False]}, 1)
+    plain = grade(r"\boxed{1}", ["1", "2"])
+    assert (plain.answers, plain.right, plain.by_rule, plain.again) == (["1", ""], [True, False], {}, 0)
+    assert grade("none", ["1"]).right == [False]
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -167,6 +183,20 @@ def test_the_sign_test():
     assert sign_test(0, 0) == 1.0
     assert sign_test(6, 0) == pytest.approx(2 / 64)
     assert sign_test(3, 5) == sign_test(5, 3) == pytest.approx(186 / 256)  # 2 * (1 + 8 + 28 + 56) / 2^8
+
+
+def test_the_permutation_test():
+    """Against counting by hand, scipy's, and Holm's rule by hand."""
+    stats = pytest.importorskip("scipy.stats")
+    assert permutation_test([0.0, 0.0]) == 1.0
+    assert permutation_test([1.0, 1.0, 1.0]) == 2 / 8
+    assert permutation_test([1.0, 2.0, -1.0, 0.0]) == 6 / 8  # |+-1 +-2 +-1| is 4, 2, 2, 0, each twice
+    for n in (9, 40):
+        x = np.random.default_rng(n).normal(0.3, 1, n)
+        theirs = stats.permutation_test((x,), np.mean, permutation_type="samples", n_resamples=20_000, rng=0).pvalue
+        assert permutation_test(x.tolist()) == pytest.approx(theirs, abs=0.01)
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_paired():
@@ -260,8 +290,9 @@ def test_groups_are_batched_together_in_any_order():
 
 def test_an_answer_that_never_ends_is_wrong(monkeypatch):
     monkeypatch.setattr(verifier_client, "SECONDS", 1.0)
-    assert grade(r"\boxed{9^{9^{9^{9}}}}", ["8"]) == (["9^{9^{9^{9}}}"], [False])
-    assert grade(r"\boxed{0.5}", [r"\frac{1}{2}"])[1] == [True]  # by the next process
+    slow = grade(r"\boxed{9^{9^{9^{9}}}}", ["8"])
+    assert (slow.answers, slow.right) == (["9^{9^{9^{9}}}"], [False])
+    assert grade(r"\boxed{0.5}", [r"\frac{1}{2}"]).right == [True]  # by the next process
 
 
 def test_a_verifier_that_dies_is_asked_again():
@@ -313,7 +344,7 @@ def test_a_summary_is_read_back(tmp_path):
     path = tmp_path / "summary.json"
     path.write_text(json.dumps(made.as_json()))
     assert Summary.load(path) == made
-    for text, said in (("{", "not a summary"), ("[]", "of schema"), ('{"schema": 1, "rows": [{}]}', "'against'")):
+    for text, said in (("{", "not a summary"), ("[]", "of schema"), ('{"schema": 2, "rows": [{}]}', "'against'")):
         path.write_text(text)
         with pytest.raises(ValueError, match=said):
             Summary.load(path)

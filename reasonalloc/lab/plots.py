@@ -201,8 +201,8 @@ def accuracy(result: Summary, path: str | Path) -> None:
 
 
 def cells(result: Summary, path: str | Path, title: str = "") -> None:
-    """Each row from top to bottom: left its accuracy with the interval and, beside it, the p of its difference to R-KV;
-    right the length of its chains. Dashed: the full cache and R-KV."""
+    """Each row from top to bottom: left its accuracy with the interval and, beside it, Holm's p of its difference to
+    R-KV; right the length of its chains. Dashed: the full cache and R-KV."""
     colors = {"full": "#888888", "rkv": "#c44e52", "reasonalloc": "#3b6ea5"}
     with _figure(path, 1, 2, (9, 1.3 + 0.3 * len(result.rows))) as (figure, axes):
         left, right = axes[0]
@@ -217,11 +217,11 @@ def cells(result: Summary, path: str | Path, title: str = "") -> None:
             for pair in row.against:
                 if pair.against.startswith("rkv"):
                     where = ("axes fraction", "data")
-                    left.annotate(f"p {pair.p:.2g}", (1.01, i), xycoords=where, va="center", fontsize=8)
+                    left.annotate(f"p {pair.holm:.2g}", (1.01, i), xycoords=where, va="center", fontsize=8)
         left.set_yticks(range(len(result.rows)), [x.cell for x in result.rows])
         left.invert_yaxis()
         right.tick_params(labelleft=False)
-        left.set(xlabel="accuracy (pass@1), 95 % interval; p of the difference to R-KV")
+        left.set(xlabel="accuracy (pass@1), 95 % interval; p of the difference to R-KV (Holm)")
         right.set(xlabel="tokens of a chain")
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
 

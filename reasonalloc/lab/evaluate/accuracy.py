@@ -114,11 +114,11 @@ def run_batch(
 
 def _record(cell: Cell, job: Job, chain: Chain, tokenizer: Tokenizer, sampling: Sampling) -> Record:
     text = tokenizer.decode(chain.ids, skip_special_tokens=True)
-    answers, right = grade(text, job.item.answers, job.item.asked)
+    graded = grade(text, job.item.answers, job.item.asked)
     return Record(
         cell=cell.name, config=cell.hash, asked=job.item.hash, item=job.item.id, group=job.item.group,
         sample=job.sample, seed=sampling.seed, prompt_tokens=chain.prompt_tokens, tokens=len(chain.ids),
-        finish=chain.finish, text=text, answers=answers, right=right, budget=cell.config.budget,
+        finish=chain.finish, text=text, answers=graded.answers, right=graded.right, budget=cell.config.budget,
         ratio=cell.config.ratio, slots=chain.slots, mean_bytes=chain.mean_bytes, peak_bytes=chain.peak_bytes,
-        seconds=chain.seconds,
+        seconds=chain.seconds, by_rule=graded.by_rule, again=graded.again,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from reasonalloc.fields import build
@@ -28,9 +28,9 @@ class Record:
 
     cell: what was varied, as `Cell.name` says. config: hash of the cache's settings. asked: hash of prompt and right
     answers. sample: 0 to samples - 1. finish: "stop" or "length". answers: what its boxes held; right: one for each
-    answer asked. slots: mean of a KV head at the end. mean_bytes, peak_bytes: of its pages after each
-    step (within a prefill, one layer at a time holds the whole prompt). seconds: its
-    share of the steps of its batch.
+    answer asked; by_rule: the same by other rules for which boxes count; again: answers boxed more than once. slots:
+    mean of a KV head at the end. mean_bytes, peak_bytes: of its pages after each step (within a prefill, one layer at a
+    time holds the whole prompt). seconds: its share of the steps of its batch.
     """
 
     cell: str
@@ -52,6 +52,8 @@ class Record:
     mean_bytes: float
     peak_bytes: int
     seconds: float
+    by_rule: dict[str, list[bool]] = field(default_factory=dict)
+    again: int = 0
 
     def __post_init__(self) -> None:
         if not self.right:

@@ -122,8 +122,7 @@ class Study:
             item = asked.get(record.item)
             if item is None or item.hash != record.asked:
                 return record
-            answers, right = grade(record.text, item.answers, item.asked)
-            return replace(record, answers=answers, right=right)
+            return replace(record, **vars(grade(record.text, item.answers, item.asked)))
 
         self.records.open(self.settings)
         self.records.change(again)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -13,20 +13,33 @@ from rich.table import Table
 from reasonalloc.fields import build
 from reasonalloc.files import Json, read_saved
 from reasonalloc.lab.evaluate.records import Record
-from reasonalloc.lab.evaluate.statistics import Measure, Paired, paired, picks, proportion_interval, proportion_mean
+from reasonalloc.lab.evaluate.statistics import (
+    Measure,
+    Paired,
+    adjusted,
+    paired,
+    picks,
+    proportion_interval,
+    proportion_mean,
+)
 from reasonalloc.lab.table import Section
 
-SCHEMA = 1
+SCHEMA = 2
 FULL = "full"
 MOST_CUT_OFF = 0.05  # share of the full cache's chains that may meet the length limit without a warning
-TITLE = "Accuracy (pass@1, 95 % interval over problems; differences with the p of the sign test on problem means)"
+TITLE = (
+    "Accuracy (pass@1, 95 % interval over problems; differences with their interval and the p of the permutation test"
+    " on problem means, by Holm for all of a column)"
+)
 
 
 @dataclass(frozen=True)
 class Row:
     """One cell. accuracy: pass@1, mean over problems of the score averaged over samples; a score is the share of a
     problem's answers that are right. tokens: of a chain. truncated: share of chains that met the limit. *_bytes: of a
-    row's pages. tokens_per_s: of all rows together. groups: accuracy of each part of the task. scores: by problem."""
+    row's pages. tokens_per_s: of all rows together. groups: accuracy of each part of the task. scores: by problem.
+    by_rule: accuracy by other rules for which boxes count (`grading.grade`). again: share of the answers that were
+    boxed more than once."""
 
     cell: str
     method: str
@@ -43,6 +56,8 @@ class Row:
     against: list[Paired]
     groups: dict[str, float]
     scores: dict[str, float]
+    by_rule: dict[str, float] = field(default_factory=dict)
+    again: float = 0.0
 
     @property
     def setting(self) -> str:
@@ -91,11 +106,14 @@ def _column(row: Row, pair: Paired) -> str:
 
 def _columns(rows: Sequence[Row]) -> list[str]:
     names = dict.fromkeys(_column(row, x) for row in rows for x in row.against)
-    return ["method", "budget", "accuracy", "cut off", *names, "chain", "mean MB", "peak MB", "tokens/s"]
+    rules = [f"{x} box" for x in dict.fromkeys(rule for row in rows for rule in row.by_rule)]
+    rules += ["boxed again"] if rules else []
+    return ["method", "budget", "accuracy", "cut off", *names, *rules, "chain", "mean MB", "peak MB", "tokens/s"]
 
 
 def _texts(row: Row, heads: Sequence[str]) -> list[str]:
-    pairs = {_column(row, x): f"{x.difference.mean:+.1%} ({x.p:.2g})" for x in row.against}
+    pairs = {_column(row, x): f"{x.difference.text('+.1%')} ({x.holm:.2g})" for x in row.against}
+    rules = {f"{rule} box": f"{value:.1%}" for rule, value in row.by_rule.items()}
     own = {
         "method": row.method,
         "budget": row.setting,
@@ -105,8 +123,9 @@ def _texts(row: Row, heads: Sequence[str]) -> list[str]:
         "mean MB": f"{row.mean_bytes / 1e6:.1f}",
         "peak MB": f"{row.peak_bytes / 1e6:.1f}",
         "tokens/s": f"{row.tokens_per_s:.0f}",
+        "boxed again": f"{row.again:.0%}" if rules else "",
     }
-    return [(own | pairs).get(name, "") for name in heads]
+    return [(own | pairs | rules).get(name, "") for name in heads]
 
 
 def summarise(
@@ -128,7 +147,7 @@ def summarise(
     for record in records:
         by_cell[record.cell].append(record)
     scores = {cell: _scores(by_cell[cell]) for cell in order if by_cell[cell]}
-    rows = [_row(cell, by_cell[cell], scores, baselines, seed) for cell in scores]
+    rows = _adjusted([_row(cell, by_cell[cell], scores, baselines, seed) for cell in scores])
     return Summary(rows, _warnings(rows, by_cell, expected), provenance or {})
 
 
@@ -137,6 +156,32 @@ def _scores(records: Sequence[Record]) -> dict[str, float]:
     for x in sorted(records, key=lambda x: (x.item, x.sample)):
         found[x.item].append(x.score)
     return {item: statistics.fmean(values) for item, values in found.items()}
+
+
+def _adjusted(rows: Sequence[Row]) -> list[Row]:
+    """With Holm's p for each column of comparisons."""
+    columns: dict[str, list[tuple[int, int]]] = defaultdict(list)  # places in `against`
+    against = [list(row.against) for row in rows]
+    for i, row in enumerate(rows):
+        for k, pair in enumerate(row.against):
+            columns[_column(row, pair)].append((i, k))
+    for places in columns.values():
+        pairs = adjusted([against[i][k] for i, k in places])
+        for (i, k), pair in zip(places, pairs, strict=True):
+            against[i][k] = pair
+    return [replace(row, against=pairs) for row, pairs in zip(rows, against, strict=True)]
+
+
+def _by_rule(records: Sequence[Record]) -> dict[str, float]:
+    """Mean over problems of the score by each other rule that all chains were graded by."""
+    rules = [rule for rule in records[0].by_rule if all(rule in x.by_rule for x in records)]
+    found: dict[str, float] = {}
+    for rule in rules:
+        scores: dict[str, list[float]] = defaultdict(list)
+        for x in records:
+            scores[x.item].append(statistics.fmean(x.by_rule[rule]))
+        found[rule] = statistics.fmean(statistics.fmean(values) for values in scores.values())
+    return found
 
 
 def _baseline(name: str, cell: str, scores: Mapping[str, dict[str, float]]) -> str | None:
@@ -172,7 +217,8 @@ def _row(
         statistics.fmean(x.mean_bytes for x in records),
         max(x.peak_bytes for x in records),
         sum(x.tokens for x in records) / seconds if seconds else 0.0,
-        against, {k: statistics.fmean(v) for k, v in groups.items()}, own,
+        against, {k: statistics.fmean(v) for k, v in groups.items()}, own, _by_rule(records),
+        sum(x.again for x in records) / sum(len(x.right) for x in records),
     )  # fmt: skip
 
 
