@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,3 +48,23 @@ def test_generations(path):
 
 def test_benchmarks():
     assert report.load(RESULTS)[1] == []
+
+
+@pytest.mark.slow
+def test_every_table_follows_from_its_chains():
+    """By a script that imports nothing of the package; a figure that was changed by hand is found."""
+    script = RESULTS.parent / "recompute.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" chains\n") >= 15
+
+
+def test_a_figure_that_does_not_follow_is_found(tmp_path):
+    for name in ("parts.json", "generations.jsonl.gz"):
+        shutil.copy(RESULTS / "ablations" / name, tmp_path / name)
+    table = json.loads((tmp_path / "parts.json").read_text())
+    table["rows"][1]["accuracy"]["mean"] += 0.001
+    (tmp_path / "parts.json").write_text(json.dumps(table))
+    script = RESULTS.parent / "recompute.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "parts.json"], capture_output=True, text=True)
+    assert done.returncode == 1 and "rkv 384, accuracy is" in done.stderr and done.stderr.count("\n") == 1
