@@ -17,6 +17,7 @@ import reasonalloc as ra
 from reasonalloc.lab.evaluate.accuracy import Cell
 from reasonalloc.policy.heads import HEADS, Pooled, Route, UniformHeads
 from reasonalloc.policy.layers import LAYERS, Pyramid, UniformLayers, Wave
+from reasonalloc.policy.layers_by_scores import Dynamic
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import RKV, SCORERS, CentredRKV, Importance, Random, Recency
 from reasonalloc.policy.size import Size, parse_bytes
@@ -56,6 +57,7 @@ def test_what_every_method_is_made_of():
         "pyramidkv": (Importance(), Pyramid(), UniformHeads()),
         "pyramid-rkv": (RKV(), Pyramid(), UniformHeads()),
         "adakv": (Importance(), UniformLayers(), Pooled()),
+        "dynamickv": (Importance(), Dynamic(), UniformHeads()),
         "reasonalloc": (CentredRKV(), Wave(), Route()),
         "reasonalloc-wave": (RKV(), Wave(), UniformHeads()),
         "reasonalloc-route": (CentredRKV(), UniformLayers(), Route()),
