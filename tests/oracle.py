@@ -185,7 +185,7 @@ def layer_totals(scores, total, window=0, r_max=10.0):
 
 
 def _dealt(claims, room, left):
-    """Whole parts of `left` by claims, none above its room: min(scale * claim, room) for the one scale that meets it."""
+    """Whole parts of `left` by claims, none above its room: min(scale * claim, room) for the scale that meets it."""
     takes = [i for i, (c, r) in enumerate(zip(claims, room, strict=True)) if c and r > 0]
     left = min(left, sum(room[i] for i in takes))
     scales = sorted({Fraction(0), *(Fraction(room[i], claims[i]) for i in takes)})

@@ -11,9 +11,7 @@ from reasonalloc import _core
 
 pytestmark = pytest.mark.core
 
-values = st.one_of(
-    st.sampled_from([0.0, -0.0, 1.0, 0.5, -1.0, 1e-40, -1e-40, 3e38, -3e38]), st.floats(-2, 2, width=32)
-)
+values = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 0.5, -1.0, 1e-40, -1e-40, 3e38, -3e38]), st.floats(-2, 2, width=32))
 
 
 @st.composite

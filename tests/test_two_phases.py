@@ -74,7 +74,8 @@ def test_the_c_allocator_is_the_python_one(register):
     class InPython(Dynamic):
         def shares(self, layers, total, view):
             assert [x.order for x in layers] == [0, 1, 2]
-            assert all(len(p) - len(s) == view.window for x in layers for p, s in zip(x.positions, x.scores, strict=True))
+            lengths = [(len(p), len(s)) for x in layers for p, s in zip(x.positions, x.scores, strict=True)]
+            assert all(slots - older == view.window for slots, older in lengths)
             return oracle.layer_totals([x.scores for x in layers], total, view.window, self.r_max)
 
     model = models.tiny()
@@ -208,8 +209,8 @@ def test_what_a_scorer_across_layers_must_not_give(register, result, message):
 # ---- Errors: all layers or none --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["score", "shares", "observer", "apply"])
-def test_a_cut_that_fails_leaves_every_layer(register, where, monkeypatch):
+@pytest.mark.parametrize("where", ["score", "shares", "observer"])
+def test_a_cut_that_fails_leaves_every_layer(register, where):
     """Whatever fails, and whichever layer: slots, positions, pages, and what smoothing remembers."""
 
     def fail(part, layer, tokens):
@@ -234,25 +235,12 @@ def test_a_cut_that_fails_leaves_every_layer(register, where, monkeypatch):
     config = config_of("dynamickv", scorer="fails", layers="layers-fail", smoothing=0.5)
     cache = ra.ReasonAllocCache(model, config, observers=[lambda cut: fail("observer", cut.layer, cut.tokens)])
     feed(cache, new=7, rows=2)
-    twin = copy.deepcopy(cache)  # whose pages are shared: then eviction needs some
-    if where == "apply":
-
-        def no_memory(pages):
-            raise MemoryError("no page")
-
-        monkeypatch.setattr(cache.pool, "grow", no_memory)
-        cache.pool.trim(0)
     past = cache.cutter.smoother.arrays()
     before = [[p.tolist() for p in cache.positions(layer, r)] for layer in range(3) for r in (0, 1)]
     budgets, totals = cache.stats()["budgets"], cache.cutter.totals_now.copy()
     slots = cache.slots().copy()
-    error = MemoryError if where == "apply" else ZeroDivisionError
-    with pytest.raises(error):
-        cache.cutter.cut(cache.ragged, np.ones(2, np.bool_)) if where == "never" else models.step(
-            model, cache, models.prompt(1, rows=2)
-        )
-    if where == "apply":
-        return  # the step itself found no page for its token
+    with pytest.raises(ZeroDivisionError, match="it fails"):
+        models.step(model, cache, models.prompt(1, rows=2))
     assert (cache.slots() == slots + 1).all()
     now = [[p.tolist()[:-1] for p in cache.positions(layer, r)] for layer in range(3) for r in (0, 1)]
     assert now == before
@@ -260,42 +248,37 @@ def test_a_cut_that_fails_leaves_every_layer(register, where, monkeypatch):
     assert (cache.cutter.totals_now == totals).all()
     assert all(np.array_equal(x, past[name]) for name, x in cache.cutter.smoother.arrays().items())
     assert_closed(cache, model, "it fails")
-    models.step(model, twin, models.prompt(1, rows=2, seed=3))
 
 
-def test_eviction_that_lacks_pages_evicts_nowhere():
+@pytest.mark.parametrize("free", [0, 9, 20])  # pages; a layer needs 8
+def test_eviction_that_lacks_pages_evicts_nowhere(free):
     """Where pages are shared every layer asks for its own first."""
     model = models.tiny()
-    cache = ra.ReasonAllocCache(model, config_of("dynamickv"))
-    cache.prompt_columns = 0
-    twin_of = ra.ReasonAllocCache(model, config_of("dynamickv", budget=60))  # holds the prompt whole
-    models.step(model, twin_of, models.prompt(50, rows=2))
-    twin_of.slots()
-    other = copy.deepcopy(twin_of)
-    twin_of.cutter.budgets.fixed = 24
-    twin_of.cutter.budgets._totals.clear()
-    pool, grow, asked = twin_of.pool, twin_of.pool.grow, []
+    cache = ra.ReasonAllocCache(model, config_of("dynamickv", budget=60))  # holds the prompt whole
+    models.step(model, cache, models.prompt(50, rows=2))
+    cache.slots()
+    other = copy.deepcopy(cache)
+    cache.cutter.budgets.fixed, cache.cutter.budgets._newest = 24, ([], b"", np.zeros((0, 3), np.int64))
+    pool, grow, asked = cache.pool, cache.pool.grow, []
     pool.trim(0)
 
     def refuse(pages):
         asked.append(pages)
         raise MemoryError("no page")
 
-    # All free pages are taken, so that the first layer's eviction would have to ask for some.
-    free = pool.core.info()[2]
     taken = _core.Layer(pool.core, 1, 1, 1, 4, None)
-    zeros = [torch.zeros(1, 1, free * 16, 8)] * 3
+    zeros = [torch.zeros(1, 1, (pool.core.info()[2] - free) * 16, 8)] * 3
     assert not taken.step(*zeros, None, 1.0)
     pool.grow = refuse
-    before = [[p.tolist() for p in twin_of.positions(layer, r)] for layer in range(3) for r in (0, 1)]
+    before = [[p.tolist() for p in cache.positions(layer, r)] for layer in range(3) for r in (0, 1)]
     with pytest.raises(MemoryError, match="no page"):
-        twin_of.cutter.cut(twin_of.ragged, np.ones(2, np.bool_))
+        cache.cutter.cut(cache.ragged, np.ones(2, np.bool_))
     assert asked
-    now = [[p.tolist() for p in twin_of.positions(layer, r)] for layer in range(3) for r in (0, 1)]
+    now = [[p.tolist() for p in cache.positions(layer, r)] for layer in range(3) for r in (0, 1)]
     assert now == before
     pool.grow = grow
-    twin_of.cutter.cut(twin_of.ragged, np.ones(2, np.bool_))  # and it goes on where there are pages
-    assert twin_of.slots().sum() == 24 * 6 * 2
+    cache.cutter.cut(cache.ragged, np.ones(2, np.bool_))  # and it goes on where there are pages
+    assert cache.slots().sum() == 24 * 6 * 2
     assert other.slots().sum() == 50 * 6 * 2
 
 

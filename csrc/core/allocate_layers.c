@@ -105,7 +105,8 @@ static void route(const float *const *scores, const int64_t *counts, int64_t lay
     for (int64_t i = 0; i < layers * heads; i++)
         all += counts[i];
     float tau = chosen > 0 && chosen < all ? kth_largest(scores, counts, layers * heads, chosen) : -INFINITY;
-    double most = floor(r_max * (double)chosen / (double)layers);
+    /* As in robustify, the nearest whole bound outside where there is none inside. */
+    double most = fmax(floor(r_max * (double)chosen / (double)layers), (double)((chosen + layers - 1) / layers));
     for (int64_t l = 0; l < layers; l++) {
         int64_t held = 0, demand = 0;
         for (int64_t i = l * heads; i < (l + 1) * heads; i++) {

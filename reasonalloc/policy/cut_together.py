@@ -93,14 +93,14 @@ class CutTogether(Cutter):
         result = list(scorer.across(layers, self._row_view(cuts[0], row)))
         if len(result) != len(layers):
             raise ValueError(
-                f"scores across layers of {scorer.title} must be of {len(layers)} layers, got {len(result)}"
+                f"scores of {scorer.title} across layers must be of {len(layers)} layers, got {len(result)}"
             )
         for cut, layer, own in zip(cuts, layers, result, strict=True):
             scores = [_floats(x) for x in own]
             wanted, got = [x.shape for x in layer.scores], [x.shape for x in scores]
             if got != wanted or not all(np.isfinite(x).all() for x in scores):
                 raise ValueError(
-                    f"scores across layers of {scorer.title} must be finite and, in layer {layer.layer}, of the shapes"
+                    f"scores of {scorer.title} across layers must be finite and, in layer {layer.layer}, of the shapes"
                     f" {[list(x) for x in wanted]}, got {[list(x) for x in got]}"
                 )
             if row in cut.rows:

@@ -19,9 +19,10 @@ class LayersByScores(LayerAllocator):
     """Base of layer allocators that share a row's slots out by its scores. One in Python overrides `shares` and is
     named by `ra.register`.
 
-    The cut has two phases then: all layers are scored, then totals are set, then each layer is cut to its own. So layers
-    are cut together after a pass's last layer, and a prompt, which all of them hold whole until then, only at its end.
-    Only scores that mean the same in every layer, as probabilities do, compare: the importance scorer's, not R-KV's.
+    The cut has two phases then: all layers are scored, then totals are set, then each layer is cut to its own. So
+    layers are cut together after a pass's last layer, and a prompt, which all of them hold whole until then, only at
+    its end. Only scores that mean the same in every layer, as probabilities do, compare: the importance scorer's, not
+    R-KV's.
     """
 
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
@@ -47,8 +48,9 @@ class Dynamic(LayersByScores):
     """DynamicKV's (arXiv 2412.14838, section 4) at each cut: a layer's claim is how many of the row's best scores, over
     all layers, it has; at most r_max times the mean and what it still holds (`allocate.route_layers`).
 
-    r_max: 10, as in the paper and in DreamMr/DynamicKV at 8ab3c08d. Paper and code do it once, during the prefill, after
-    every fourth layer from the layers seen so far, and never give slots back; here all layers are known.
+    r_max (one of Config's options): 10, as in the paper and in DreamMr/DynamicKV at 8ab3c08d. Paper and code do it
+    once, during the prefill, after every fourth layer from the layers seen so far, and never give slots back; here all
+    layers are known.
     """
 
     r_max: float = setting(10.0, 1, 1e6)

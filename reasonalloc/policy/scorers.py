@@ -42,8 +42,9 @@ class Scorer(Part):
     def across(self, layers: Sequence[LayerScores], view: RowView) -> Sequence[Sequence[Numbers]]:
         """The scores that take the place of those of all layers of a row: [L][H] of the lengths that `layers` have.
 
-        Called at each cut once `score`, or the C scorer, has scored all layers, before budgets and `smoothing`. A scorer
-        that overrides it is cut in two phases: all layers after the pass's last one, and none before the prompt ends.
+        Called at each cut once `score`, or the C scorer, has scored all layers, before budgets and `smoothing`. A
+        scorer that overrides it is cut in two phases: all layers after the pass's last one, and none before the prompt
+        ends. Keeping the same tokens in all layers takes allocators that give all the same, as "uniform" do.
         """
         raise NotImplementedError
 
