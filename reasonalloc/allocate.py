@@ -12,7 +12,7 @@ from reasonalloc import _core
 Ints = npt.NDArray[np.int64]
 
 HEADS = {"uniform": 0, "route": 1, "pooled": 2}
-LAYERS = ("uniform", "wave", "pyramid")
+LAYERS = ("uniform", "wave", "pyramid", "dynamic")
 
 
 def _whole(name: str, value: float) -> int:
@@ -88,6 +88,34 @@ def route(
     counts = np.array([len(a) for a in arrays], dtype=np.int64)
     config = (HEADS[heads], gamma, lo, hi, mu, safeguard)
     _core.route(np.concatenate(arrays), counts, _whole("window", window), _whole("total", total), config, out)
+    return out
+
+
+def route_layers(
+    scores: Sequence[Sequence[npt.ArrayLike]], total: int, *, window: int = 0, r_max: float = 10.0
+) -> Ints:
+    """Totals of a row's layers that sum to `total`, by the scores of all of them.
+
+    scores: [L][H] 1-D arrays, the scores of a head's older tokens; `window` further tokens of each head always stay.
+    tau is the (total - L x H x window)-th largest score of all; a layer's claim is the number of its scores >= tau.
+    Above their windows layers get slots in proportion to their claims, at most r_max times the mean and what they hold;
+    what that leaves over goes evenly to the others, at last beyond r_max. Ties go to the lower index. (DynamicKV, arXiv
+    2412.14838, applied at a cut.)
+
+    Raises ValueError for scores that are not finite, layers of different heads, r_max below 1, or a total below the
+    windows or above what the layers hold.
+    """
+    heads = len(scores[0]) if len(scores) else 0
+    if not heads or any(len(layer) != heads for layer in scores):
+        raise ValueError(f"scores must hold as many arrays for each layer, got {[len(x) for x in scores]}")
+    if not r_max >= 1:
+        raise ValueError(f"r_max must be at least 1, got {r_max}")
+    arrays = [np.ascontiguousarray(s, dtype=np.float32).reshape(-1) for layer in scores for s in layer]
+    if any(not np.isfinite(a).all() for a in arrays):
+        raise ValueError("scores must be finite")
+    counts = np.array([len(a) for a in arrays], dtype=np.int64)
+    window, total, out = _whole("window", window), _whole("total", total), np.empty(len(scores), dtype=np.int64)
+    _core.route_layers(np.concatenate(arrays), counts, heads, window, total, r_max, out)
     return out
 
 

@@ -37,8 +37,9 @@ class Config:
         interval: tokens between two cuts; None: the method's own (128, StreamingLLM 1).
         window: newest tokens that always stay, whose queries score the others.
         scorer, layers, heads: replace the method's scorer, layer allocator and head allocator; each a name ("rkv",
-            "rkv-centred", "importance", "recency", "random" / "uniform", "wave", "pyramid" / "uniform", "route",
-            "pooled", or one given to `ra.register`) or another method's name, whose part is taken with its options.
+            "rkv-centred", "importance", "recency", "random" / "uniform", "wave", "pyramid", "dynamic" / "uniform",
+            "route", "pooled", or one given to `ra.register`) or another method's name, whose part is taken with its
+            options.
         keep_prompt: evict tokens of the prompt last. The prompt is the first step and the steps of several tokens right
             after it: a prompt fed in chunks counts as one, but for a last chunk of a single token where its length is
             not known.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
 
@@ -160,3 +162,45 @@ def lost_mass(queries, keys, scale, gone, softcap=0.0, sinks=None):
         logits = softcap * np.tanh(logits / softcap)
     sinks = np.full(len(logits), -np.inf) if sinks is None else np.asarray(sinks, np.float64)
     return softmax(np.concatenate([logits, sinks[:, None]], 1))[:, :-1].mean(0)[gone].sum()
+
+
+def layer_totals(scores, total, window=0, r_max=10.0):
+    """DynamicKV's layer budgets (arXiv 2412.14838) at a cut, in exact fractions. scores: [L][H] arrays.
+
+    Above the windows: in proportion to how many of the row's best scores a layer has, at most r_max times the mean and
+    what it holds; the rest evenly, first below that bound. Whole by largest remainder, ties to the lower index.
+    """
+    windows = [len(layer) * window for layer in scores]
+    held = [sum(map(len, layer)) for layer in scores]
+    chosen = total - sum(windows)
+    every = np.sort(np.concatenate([np.asarray(s, np.float32) for layer in scores for s in layer]))[::-1]
+    tau = every[chosen - 1] if 0 < chosen < len(every) else -np.inf
+    claims = [sum(int((np.asarray(s, np.float32) >= tau).sum()) for s in layer) for layer in scores]
+    most = max(np.floor(np.float64(r_max) * chosen / len(scores)), -(-chosen // len(scores)))
+    shares = np.zeros(len(scores), np.int64)
+    for claim, bound in ((claims, most), ([1] * len(held), most), ([1] * len(held), np.inf)):
+        room = [int(min(h, bound)) - int(s) for h, s in zip(held, shares, strict=True)]
+        shares += _dealt(claim, room, chosen - int(shares.sum()))
+    return shares + windows
+
+
+def _dealt(claims, room, left):
+    """Whole parts of `left` by claims, none above its room: min(scale * claim, room) for the scale that meets it."""
+    takes = [i for i, (c, r) in enumerate(zip(claims, room, strict=True)) if c and r > 0]
+    left = min(left, sum(room[i] for i in takes))
+    scales = sorted({Fraction(0), *(Fraction(room[i], claims[i]) for i in takes)})
+    for low in reversed(scales):  # the last corner of the piecewise linear sum that does not exceed it
+        full = [i for i in takes if low * claims[i] >= room[i]]
+        fixed, open_ = sum(room[i] for i in full), [i for i in takes if i not in full]
+        if fixed + low * sum(claims[i] for i in open_) <= left:
+            break
+    real = [Fraction(0)] * len(claims)
+    for i in full if takes else ():
+        real[i] = Fraction(room[i])
+    for i in open_ if takes else ():
+        real[i] = Fraction((left - fixed) * claims[i], sum(claims[j] for j in open_))
+    whole = [int(x) for x in real]
+    order = sorted(range(len(real)), key=lambda i: (whole[i] - real[i], i))
+    for i in order[: left - sum(whole)]:
+        whole[i] += 1
+    return np.array(whole, np.int64)

@@ -17,6 +17,7 @@ import reasonalloc as ra
 from reasonalloc.lab.evaluate.accuracy import Cell
 from reasonalloc.policy.heads import HEADS, Pooled, Route, UniformHeads
 from reasonalloc.policy.layers import LAYERS, Pyramid, UniformLayers, Wave
+from reasonalloc.policy.layers_by_scores import Dynamic
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import RKV, SCORERS, CentredRKV, Importance, Random, Recency
 from reasonalloc.policy.size import Size, parse_bytes
@@ -56,6 +57,7 @@ def test_what_every_method_is_made_of():
         "pyramidkv": (Importance(), Pyramid(), UniformHeads()),
         "pyramid-rkv": (RKV(), Pyramid(), UniformHeads()),
         "adakv": (Importance(), UniformLayers(), Pooled()),
+        "dynamickv": (Importance(), Dynamic(), UniformHeads()),
         "reasonalloc": (CentredRKV(), Wave(), Route()),
         "reasonalloc-wave": (RKV(), Wave(), UniformHeads()),
         "reasonalloc-route": (CentredRKV(), UniformLayers(), Route()),
@@ -88,11 +90,16 @@ def test_a_part_checks_its_own_settings(part, settings, message):
         part(**settings)
 
 
+# Settings that came after runs were saved, whose hashes cover all keywords: `Config(options={...})` sets them.
+OPTIONS = {(Dynamic, "r_max")}
+
+
 def test_every_setting_of_a_part_is_a_keyword_with_the_same_default():
     keywords = {f.name: f.default for f in dataclasses.fields(ra.Config)}
     for cls in [x for table in (SCORERS, LAYERS, HEADS) for x in table.classes.values()]:
         for f in dataclasses.fields(cls):
-            assert keywords[f.name] == f.default, (cls, f.name)
+            if (cls, f.name) not in OPTIONS:
+                assert keywords[f.name] == f.default, (cls, f.name)
 
 
 def test_a_setting_that_nobody_owns_does_nothing():

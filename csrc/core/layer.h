@@ -139,13 +139,22 @@ void ra_layer_shrink(ra_layer *layer);
 void ra_stats_clear(ra_layer *layer, int64_t pair);
 void ra_stats_crop(ra_layer *layer, int64_t pair, int64_t slots);
 
-/* ---- allocate.c, select.c ---- */
+/* ---- allocate.c ---- */
 
 bool ra_route_config_is_good(const ra_route_config *config);
 /* ra_route for arguments that are good, with scratch of ra_route_bytes(heads, sum of counts). */
 ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
                       const ra_route_config *config, ra_scratch *scratch, int64_t *out);
 size_t ra_route_bytes(int64_t heads, int64_t scores);
+
+/* ---- allocate_layers.c ---- */
+
+/* ra_route_layers for lists that may be read, with scratch of ra_route_layers_bytes(layers). */
+ra_status ra_route_layers_in(const float *const *scores, const int64_t *counts, int64_t layers, int64_t heads,
+                             int64_t window, int64_t total, double r_max, ra_scratch *scratch, int64_t *out);
+size_t ra_route_layers_bytes(int64_t layers);
+
+/* ---- select.c ---- */
 
 /* The k-th largest (k >= 1) of n numbers; reorders them. */
 float ra_kth_largest(float *x, int64_t n, int64_t k);

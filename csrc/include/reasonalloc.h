@@ -319,6 +319,16 @@ typedef struct ra_route_config {
 ra_status ra_route(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
                    const ra_route_config *config, int64_t *out);
 
+/* Totals of a row's layers that sum to `total`, by DynamicKV's rule (arXiv 2412.14838) at a cut. scores[l * H + h]: as of
+ * ra_route, of head h of layer l. tau = the (total - L H window)-th largest score of all; a layer's claim is its number
+ * of scores >= tau. Above their windows layers get slots in proportion to their claims, at most r_max times the mean and
+ * what they hold; what that leaves over goes evenly to the others, at last beyond r_max. Whole numbers by largest
+ * remainder, computed exactly; ties to the lower index.
+ * RA_ERR_INFEASIBLE if total is below the windows or above what the layers hold, RA_ERR_ARGUMENT for r_max below 1 or
+ * more than 2^31 - 1 scores or slots, RA_ERR_NOT_FINITE for such scores. */
+ra_status ra_route_layers(const float *const *scores, const int64_t *counts, int64_t layers, int64_t heads,
+                          int64_t window, int64_t total, double r_max, int64_t *out);
+
 /* ---- The cut ----------------------------------------------------------------------------------------------------- */
 
 /* Indices (ascending) of the `keep` tokens out of `count` that stay: first those before `protect` (the oldest), then by
@@ -367,6 +377,20 @@ typedef struct ra_figures {
     double *lost;                      /* likewise */
 } ra_figures;
 ra_status ra_layer_figures(ra_layer *layer, const ra_figures *figures);
+
+/* A cut of several layers, which share rows, heads and window, by totals that depend on the scores of all: ra_cut_score for
+ * each, with totals of no more than the windows so that all is scored; totals; ra_cut_set_totals, ra_cut_allocate and
+ * ra_cut_choose for each; ra_cut_apply_layers. Until that nothing has changed, and ra_cut_abandon for each ends it.
+ *
+ * Totals [R, L] of the rows whose totals[r] is not negative, by ra_route_layers. What every head of every layer still has
+ * of the tokens at positions below protect_below[r] is not routed. Other rows of `out` are left alone. */
+ra_status ra_cut_route_layers(ra_layer *const *layers, int64_t count, const int64_t *totals,
+                              const int64_t *protect_below, double r_max, int64_t *out);
+/* Other totals for the rows that are being cut; those that are not over theirs are not cut any more. */
+ra_status ra_cut_set_totals(ra_layer *layer, const int64_t *totals);
+/* ra_cut_apply for each layer, all or none. On RA_ERR_NO_PAGES the pool of layer number *which lacks *missing pages. */
+ra_status ra_cut_apply_layers(ra_layer *const *layers, int64_t count, ra_parallel parallel, int64_t *which,
+                              int64_t *missing);
 
 typedef struct ra_times {
     int64_t score_ns, route_ns, evict_ns, attend_ns;

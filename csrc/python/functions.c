@@ -1,4 +1,5 @@
 /* Functions of the module without an object: budgets, dense scores, instruction sets. */
+#include "layers_cut.h"
 #include "module.h"
 #include "torch_bridge.h"
 
@@ -305,6 +306,9 @@ PyMethodDef ra_functions[] = {
     {"formats", formats, METH_NOARGS, "formats()\n--\n\nNames of the page formats."},
     {"robustify", robustify, METH_VARARGS, robustify_doc},
     {"route", route, METH_VARARGS, route_doc},
+    {"route_layers", ra_py_route_layers, METH_VARARGS, ra_py_route_layers_doc},
+    {"cut_route_layers", ra_py_cut_route_layers, METH_VARARGS, ra_py_cut_route_layers_doc},
+    {"cut_apply_layers", ra_py_cut_apply_layers, METH_O, ra_py_cut_apply_layers_doc},
     {"select", select_, METH_VARARGS, select_doc},
     {"score_dense", score_dense, METH_VARARGS, score_dense_doc},
     {"read_bandwidth_probe", read_probe, METH_VARARGS, read_probe_doc},

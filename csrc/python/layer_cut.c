@@ -108,6 +108,24 @@ static PyObject *do_cut_score(layer_object *self, PyObject *const *args, Py_ssiz
 }
 RA_METHOD(cut_score, 3, 3)
 
+const char ra_cut_set_totals_doc[] = "cut_set_totals(totals)\n--\n\nOther totals int64 [B] for the rows that are being "
+                                     "cut; those that are not over theirs are not cut any more.";
+
+static PyObject *do_cut_set_totals(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    ra_buffers b = {.count = 0};
+    const int64_t *totals = ra_take(&b, args[0], "totals", 'i', rows_of(self), 0);
+    if (!totals)
+        return NULL;
+    ra_status status = ra_cut_set_totals(self->layer, totals);
+    ra_release(&b);
+    if (status != RA_OK)
+        return ra_raise(status, "no cut has begun");
+    Py_RETURN_NONE;
+}
+RA_METHOD(cut_set_totals, 1, 1)
+
 /* Scores of a row lie in one float32 array: head after head, older tokens only. Copies them to or from it. */
 static PyObject *copy_scores(layer_object *self, PyObject *const *args, bool set)
 {

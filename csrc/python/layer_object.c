@@ -430,6 +430,7 @@ static PyMethodDef methods[] = {
     FAST(cut_kept, ra_cut_kept_doc),
     FAST(cut_apply, ra_cut_apply_doc),
     FAST(cut_abandon, ra_cut_abandon_doc),
+    FAST(cut_set_totals, ra_cut_set_totals_doc),
     FAST(reorder, reorder_doc),
     FAST(fork, "fork(source, target)\n--\n\nRow `target` becomes row `source`, sharing its pages."),
     FAST(release, "release(row)\n--\n\nEmpties a row."),

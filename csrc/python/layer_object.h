@@ -50,9 +50,10 @@ typedef PyObject *ra_method(PyObject *, PyObject *const *, Py_ssize_t);
 /* ---- layer_cut.c ---- */
 
 ra_method layer_cut, layer_cut_score, layer_cut_scores, layer_cut_set_scores, layer_cut_allocate, layer_cut_choose,
-    layer_cut_kept, layer_cut_apply, layer_cut_abandon, layer_figures;
+    layer_cut_kept, layer_cut_apply, layer_cut_abandon, layer_figures, layer_cut_set_totals;
 extern const char ra_cut_doc[], ra_cut_score_doc[], ra_cut_scores_doc[], ra_cut_set_scores_doc[], ra_cut_allocate_doc[],
-    ra_cut_choose_doc[], ra_cut_kept_doc[], ra_cut_apply_doc[], ra_cut_abandon_doc[], ra_figures_doc[];
+    ra_cut_choose_doc[], ra_cut_kept_doc[], ra_cut_apply_doc[], ra_cut_abandon_doc[], ra_figures_doc[],
+    ra_cut_set_totals_doc[];
 
 /* ---- layer_read.c ---- */
 

@@ -28,6 +28,7 @@ from reasonalloc.hf.stats import CacheStats, Seconds
 from reasonalloc.hf.step import Part, Step
 from reasonalloc.policy.budgets import Budgets
 from reasonalloc.policy.cut import Cutter
+from reasonalloc.policy.cut_together import CutTogether
 from reasonalloc.policy.observers import CutObserver
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.wave import PROBE_QUERIES, fingerprint
@@ -183,7 +184,7 @@ class ReasonAllocCache(Cache):
             for layer in self.ragged:
                 layer.drop()  # left over where a first step failed
             if not self.policy.unlimited:
-                self.step.clocks = self.policy.schedule.clocks(rows, self.measures_wave)
+                self.step.clocks = self.policy.schedule.clocks(rows, self.whole_prompts)
         elif self.step.clocks is not None and not (columns and length < columns):
             self._finish(self.step.clocks.ended(tokens))
         self.byte_sum += sum(pool.bytes_at_most for pool in self._pools.values())  # as the last pass has left it
@@ -194,6 +195,11 @@ class ReasonAllocCache(Cache):
     def measures_wave(self) -> bool:
         """Whether rows take their wave from their prompt."""
         return self.policy.needs_wave and self.config.profile is None
+
+    @property
+    def whole_prompts(self) -> bool:
+        """Whether rows are cut only once their prompt has ended: amid a pass no two layers can be cut together."""
+        return self.measures_wave or self.policy.two_phases
 
     def attend(
         self,
@@ -253,7 +259,8 @@ class ReasonAllocCache(Cache):
         budgets.start(self.rows)
         self.recorder = recorder.Recorder(self.rows) if self.record else None
         own = [] if self.recorder is None else [self.recorder]
-        return Cutter(self.policy, budgets, [*own, *self.observers])
+        cutter = CutTogether if self.policy.two_phases else Cutter
+        return cutter(self.policy, budgets, [*own, *self.observers])
 
     def make_room(self, like: torch.Tensor) -> None:
         """Budgets for rows like [B, H, n, D], as a first step makes them, for what a file holds.
@@ -278,8 +285,9 @@ class ReasonAllocCache(Cache):
             self.cutter.prompt = np.array([layer.core.tokens(row) for row in range(self.rows)])
         if self.step.prefill and not budgets.measured.all():
             layer.keep_probes(query, part.new, PROBE_QUERIES)
-        # At once, so that a long prompt is whole in one layer at a time; but waves that are measured belong together.
-        if part.any_due and budgets.measured[part.due].all():
+        # At once, so that a long prompt is whole in one layer at a time; but waves that are measured belong together,
+        # and so do the scores of a cut in two phases.
+        if part.any_due and not self.policy.two_phases and budgets.measured[part.due].all():
             self._cut_rows([layer], part.due)
 
     def _cut_rows(self, layers: Sequence[RaggedLayer], due: npt.NDArray[np.bool_]) -> None:
@@ -300,7 +308,7 @@ class ReasonAllocCache(Cache):
         any_due = any(part.any_due for part in parts)
         if any_due:
             for part in parts:
-                self._cut_rows(self.ragged, part.due & ~self.cutter.budgets.measured)
+                self._cut_rows(self.ragged, part.due & (~self.cutter.budgets.measured | self.policy.two_phases))
         evicted = self.cutter.take_flag()
         step.end(evicted, padded=parts[0].new.real is not None and not dense)
         self.routings += evicted

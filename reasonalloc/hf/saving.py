@@ -56,7 +56,7 @@ class _Saved(Protocol):
     def cutter(self) -> Cutter: ...
 
     @property
-    def measures_wave(self) -> bool: ...
+    def whole_prompts(self) -> bool: ...
 
     def make_room(self, like: torch.Tensor) -> None: ...
 
@@ -410,7 +410,7 @@ def _fill_step(cache: _Saved, step: StepState, header: Header, arrays: Arrays) -
         real = take(arrays, "columns", torch.bool, (header.rows, header.length)).numpy()
     clocks = None
     if header.rows and not cache.policy.unlimited:
-        clocks = cache.policy.schedule.clocks(header.rows, cache.measures_wave)
+        clocks = cache.policy.schedule.clocks(header.rows, cache.whole_prompts)
     cache.step.restore(step, clocks, Columns(header.length, real))
     cache.step.rows = header.rows
 

@@ -8,6 +8,7 @@ from reasonalloc.policy.view import HeadView
 # Importing a file enters its method into the table.
 from reasonalloc.methods import (  # isort: skip
     adakv,
+    dynamickv,
     full,
     pyramid_rkv,
     pyramidkv,
@@ -26,6 +27,7 @@ __all__ = [
     "Method",
     "adakv",
     "compose",
+    "dynamickv",
     "full",
     "methods",
     "pyramid_rkv",

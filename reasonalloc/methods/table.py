@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from reasonalloc.methods.base import Method
 from reasonalloc.policy.heads import HEADS, HeadAllocator
 from reasonalloc.policy.layers import LAYERS, LayerAllocator
+from reasonalloc.policy.layers_by_scores import LayersByScores
 from reasonalloc.policy.registry import Registry
 from reasonalloc.policy.scorers import SCORERS, Scorer
 from reasonalloc.policy.storage import STORAGES, Storage
@@ -50,6 +51,7 @@ def register(name: str) -> Callable[[C], C]:
 _PARTS: tuple[tuple[type, str, Registry[Any]], ...] = (
     (Scorer, "score", SCORERS),
     (LayerAllocator, "totals", LAYERS),
+    (LayersByScores, "shares", LAYERS),
     (HeadAllocator, "shares", HEADS),
     (Storage, "page_format", STORAGES),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -40,6 +40,13 @@ def row_tokens(layer: CutLayer) -> list[int]:
     return [layer.core.tokens(row) for row in range(layer.core.rows)]
 
 
+def slots_of(layer: CutLayer) -> Ints:
+    """[rows, heads] slots of a layer."""
+    slots = np.zeros((layer.core.rows, layer.heads), dtype=np.int64)
+    layer.core.slots(slots)
+    return slots
+
+
 class CoreCut:
     """The cut of the rows of a layer that are over their totals: in one call, or in phases.
 
@@ -52,7 +59,7 @@ class CoreCut:
     def __init__(self, layer: CutLayer, window: int, totals: Ints, protect: Ints) -> None:
         self.layer, self.core, self.pool, self.window = layer, layer.core, layer.pool, window
         self.totals, self.protect = totals, protect
-        self.slots = self._slots()
+        self.slots = slots_of(layer)
         self.rows: list[int] = np.flatnonzero((totals >= 0) & (self.slots.sum(1) > totals)).tolist()
         if not self.rows:
             return
@@ -60,11 +67,6 @@ class CoreCut:
         self.budgets, self.lost = np.zeros(shape, dtype=np.int64), np.zeros(shape)
         self.evicted = np.zeros(shape, dtype=np.int64)
         self._flags = np.zeros(self.core.rows, dtype=np.bool_)
-
-    def _slots(self) -> Ints:
-        slots = np.zeros((self.core.rows, self.layer.heads), dtype=np.int64)
-        self.core.slots(slots)
-        return slots
 
     def tokens(self, row: int) -> int:
         """Tokens that a row has been given."""
@@ -84,7 +86,7 @@ class CoreCut:
         arguments = (self.totals, self.protect, score, _heads(heads), self.budgets, self.lost, self._flags)
         while missing := self.core.cut(*arguments):
             self.pool.grow(missing)
-        self.evicted = self.slots - self._slots()
+        self.evicted = self.slots - slots_of(self.layer)
 
     def score(self, score: ScoreArguments | None) -> None:
         """Phase 1: the C scorer's scores; None: `set_scores` gives them for each row."""
@@ -100,6 +102,12 @@ class CoreCut:
     def set_scores(self, row: int, scores: list[Floats]) -> None:
         """Puts others in their place."""
         self.core.cut_set_scores(row, np.concatenate(scores))
+
+    def narrow(self, totals: Ints) -> None:
+        """Other totals, once all is scored: rows that are not over theirs are not cut any more."""
+        self.totals = totals
+        self.core.cut_set_totals(totals)
+        self.rows = [row for row in self.rows if self.slots[row].sum() > totals[row] >= 0]
 
     def allocate(self, heads: HeadArguments) -> None:
         """Phase 2: the C allocator's budgets. What every head still holds of the protected tokens is not shared out."""
@@ -117,11 +125,32 @@ class CoreCut:
         """Phase 4: evicts the rest."""
         while missing := self.core.cut_apply():
             self.pool.grow(missing)
-        self.evicted = self.slots - self._slots()
+        self.settle()
+
+    def settle(self) -> None:
+        """It was applied: counts what went."""
+        self.evicted = self.slots - slots_of(self.layer)
 
     def abandon(self) -> None:
         """Ends a cut that was begun and not applied."""
         self.core.cut_abandon()
+
+
+def layer_totals(cuts: Sequence[CoreCut], totals: Ints, protect: Ints, r_max: float) -> Ints:
+    """[rows, layers] of the rows whose totals [rows] are not negative, -1 elsewhere: `allocate.route_layers` of the
+    scores of layers that are being cut. What every head still holds of the protected tokens is not shared out."""
+    out = np.full((len(totals), len(cuts)), -1, dtype=np.int64)
+    _core.cut_route_layers([cut.core for cut in cuts], totals, protect, r_max, out)
+    return out
+
+
+def apply_all(cuts: Sequence[CoreCut]) -> None:
+    """Phase 4 of all these cuts, or of none."""
+    cores = [cut.core for cut in cuts]
+    while (missing := _core.cut_apply_layers(cores))[1]:
+        cuts[missing[0]].pool.grow(missing[1])
+    for cut in cuts:
+        cut.settle()
 
 
 class LaterCut:

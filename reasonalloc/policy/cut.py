@@ -61,8 +61,7 @@ class Cutter:
             self.busy = False
 
     def _cut(self, layers: Sequence[CutLayer], due: npt.NDArray[np.bool_]) -> None:
-        schedule = self.policy.schedule
-        protect = np.array([schedule.protected(int(n)) for n in self.prompt], dtype=np.int64)
+        schedule, protect = self.policy.schedule, self._protect()
         for layer in layers:
             totals = self._totals(layer)
             self.totals_now[due, layer.order] = totals[due]
@@ -76,6 +75,10 @@ class Cutter:
                 self._run(parts, cut, layer)
                 self._record(cut, layer)
                 self._flag = True
+
+    def _protect(self) -> npt.NDArray[np.int64]:
+        """[rows] positions below which tokens go last."""
+        return np.array([self.policy.schedule.protected(int(n)) for n in self.prompt], dtype=np.int64)
 
     def _totals(self, layer: CutLayer) -> npt.NDArray[np.int64]:
         """[rows] slots that a layer may keep now."""
@@ -118,6 +121,7 @@ class Cutter:
             return
         try:
             self._score(cut, layer)
+            self._smooth(cut, layer)
             self._allocate(cut, layer)
             cut.choose()
             if self.observers:
@@ -138,6 +142,8 @@ class Cutter:
             cut.score(None)
             for row in cut.rows:
                 cut.set_scores(row, [self._head_scores(cut, layer, row, h) for h in range(layer.heads)])
+
+    def _smooth(self, cut: CoreCut, layer: CutLayer) -> None:
         if self.smoother is not None:
             for row in cut.rows:
                 positions, scores = cut.positions(row), cut.scores(row)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from reasonalloc.policy.heads import HeadAllocator
 from reasonalloc.policy.layers import LayerAllocator
+from reasonalloc.policy.layers_by_scores import LayersByScores
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import Scorer
 from reasonalloc.policy.storage import Storage
@@ -34,6 +35,11 @@ class Policy:
     def needs_wave(self) -> bool:
         """Whether the layers' demands matter."""
         return self.layers.uses_wave and not self.unlimited
+
+    @property
+    def two_phases(self) -> bool:
+        """Whether all layers are scored before one is cut, because a part sees the scores of all."""
+        return (isinstance(self.layers, LayersByScores) or self.scorer.sees_layers) and not self.unlimited
 
     @property
     def window_attention(self) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.setting import Range, setting
-from reasonalloc.policy.view import HeadView, Numbers
+from reasonalloc.policy.view import HeadView, LayerScores, Numbers, RowView
 
 
 class ScoreArguments(NamedTuple):
@@ -24,6 +25,8 @@ class ScoreArguments(NamedTuple):
 class Scorer(Part):
     """Base of all scorers. One written in Python overrides `score` and is named by `ra.register`.
 
+    One whose scores of a layer depend on those of other layers also overrides `across`; it may build on scores in C.
+
     smoothing: weight of a token's past scores in an average over the cuts that decays exponentially; 0 for none.
     """
 
@@ -35,6 +38,20 @@ class Scorer(Part):
     def score(self, view: HeadView) -> Numbers:
         """[n] or, without the window, [n - window] numbers (tensor, array or list); higher stays."""
         raise NotImplementedError
+
+    def across(self, layers: Sequence[LayerScores], view: RowView) -> Sequence[Sequence[Numbers]]:
+        """The scores that take the place of those of all layers of a row: [L][H] of the lengths that `layers` have.
+
+        Called at each cut once `score`, or the C scorer, has scored all layers, before budgets and `smoothing`. A
+        scorer that overrides it is cut in two phases: all layers after the pass's last one, and none before the prompt
+        ends. Keeping the same tokens in all layers takes allocators that give all the same, as "uniform" do.
+        """
+        raise NotImplementedError
+
+    @property
+    def sees_layers(self) -> bool:
+        """Whether `across` is called."""
+        return type(self).across is not Scorer.across
 
     @property
     def in_python(self) -> bool:

@@ -70,6 +70,21 @@ class LayerView(RowView):
     prompt: int
 
 
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """A row of one layer at a cut in two phases, for parts that see all layers at once. Arrays are read-only.
+
+    layer: its number in the model; order: among the layers that have a budget. For each of its KV heads:
+        positions: [n] those of its slots, ascending, 0 = the row's first token;
+        scores: [max(n - window, 0)] of the tokens before the window, oldest first; higher stays.
+    """
+
+    layer: int
+    order: int
+    positions: tuple[npt.NDArray[np.int32], ...]
+    scores: tuple[npt.NDArray[np.float32], ...]
+
+
 class HeadView:
     """One KV head of one row at the moment of a cut, for scorers written in Python. Oldest token first.
 
