@@ -8,6 +8,7 @@ from reasonalloc.policy.view import HeadView
 # Importing a file enters its method into the table.
 from reasonalloc.methods import (  # isort: skip
     adakv,
+    duo,
     full,
     pyramid_rkv,
     pyramidkv,
@@ -16,6 +17,7 @@ from reasonalloc.methods import (  # isort: skip
     reasonalloc_route,
     reasonalloc_wave,
     rkv,
+    rlkv,
     snapkv,
     streaming,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "Method",
     "adakv",
     "compose",
+    "duo",
     "full",
     "methods",
     "pyramid_rkv",
@@ -36,6 +39,7 @@ __all__ = [
     "reasonalloc_wave",
     "register",
     "rkv",
+    "rlkv",
     "snapkv",
     "streaming",
 ]
