@@ -11,7 +11,8 @@ TRIM_AT_MOST: int
 
 # (scorer, alpha, threshold, kernel, seed) and (heads, gamma, lo, hi, mu, safeguard)
 _Score = tuple[str, float, float, int, int]
-_Route = tuple[int, float, float, float, float, float]
+# and, for given heads, their limits as bytes of int64
+_Route = tuple[Any, ...]
 
 class Pool:
     """Pages of 16 tokens of one KV head."""

@@ -23,7 +23,7 @@ __all__ = ["Config", "parse_bytes"]
 class Config:
     """A method and its settings; the defaults are the papers'.
 
-    How much is kept, exactly one of (none for method "full"):
+    How much is kept, exactly one of (none for the methods "full", "rlkv" and "duo"):
         budget: slots for each KV head, the mean over all heads and layers. A slot is one token of one head.
         ratio: the same as a share of what a full cache would hold at that time: each time the cache is cut, a row's
             budget is ratio x the tokens that the row has seen (padding not counted), at least 2 x window.
@@ -91,11 +91,17 @@ class Config:
             raise ValueError(f"options must be a mapping of names to values, got {self.options!r}")
         object.__setattr__(self, "method", METHODS.own(self.method))
         check_settings(self)
-        method = self.resolve()  # raises for names and options that do not exist
+        method, policy = compose(self)  # raises for names and options that do not exist
         given = self.size().given()
         if method.unlimited:
             if given:
                 raise ValueError(f"method {self.method!r} keeps every token and takes no {given[0]}")
+        elif not policy.layers.sized:
+            if given:
+                raise ValueError(
+                    f"method {self.method!r} takes no {given[0]}: its option sparsity says how many heads keep every"
+                    " token, its option recent and sinks what the others keep"
+                )
         elif not given:
             raise ValueError("give exactly one of budget, ratio and max_bytes, got none")
         if self.budget is not None and self.budget <= self.window:

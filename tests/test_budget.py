@@ -2,6 +2,7 @@
 
 import gc
 
+import caches
 import models
 import numpy as np
 import psutil
@@ -12,7 +13,7 @@ import reasonalloc as ra
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.store.pages import PAGE_TOKENS
 
-METHODS = [m for m in ra.methods() if m != "full"]
+METHODS = caches.BUDGETED
 
 
 def cache_of(model, **options):

@@ -1,5 +1,6 @@
 """A cache whose lists are a device's: the CUDA backend on its emulation. What it keeps is what the CPU's keeps."""
 
+import caches
 import models
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def generated(model, ids, **changes):
     return cache
 
 
-@pytest.mark.parametrize("method", [m for m in ra.methods() if m != "full"])
+@pytest.mark.parametrize("method", caches.BUDGETED)
 def test_every_method_keeps_the_same_positions(method, monkeypatch):
     model, ids = models.tiny(), models.prompt(40)
     expected = generated(model, ids, method=method)

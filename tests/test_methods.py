@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
+import caches
 import models
 import numpy as np
 import oracle
@@ -61,7 +62,7 @@ def test_the_table_has_the_issues_methods():
         assert method.name == name
 
 
-@pytest.mark.parametrize("method", ra.methods())
+@pytest.mark.parametrize("method", caches.UNGATED)
 def test_each_generates_inside_its_budget_and_the_same_again(method):
     model, outputs = models.tiny(), []
     for _ in range(2):
@@ -100,7 +101,7 @@ def test_parts_mix(scorer, layers, heads):
 
 
 def test_parts_of_other_methods_by_name():
-    for name in ra.methods():
+    for name in caches.UNGATED:
         method = ra.Config(method="rkv", budget=64, scorer=name, layers=name, heads=name).resolve()
         other = METHODS[name]()
         assert (method.scorer, method.layers, method.heads) == (other.scorer, other.layers, other.heads)

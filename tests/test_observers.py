@@ -6,6 +6,7 @@ import gc
 import weakref
 from dataclasses import dataclass, replace
 
+import caches
 import models
 import numpy as np
 import oracle
@@ -90,7 +91,7 @@ MIXTURES = [
 
 
 @pytest.mark.parametrize("changes", MIXTURES, ids=str)
-@pytest.mark.parametrize("method", ra.methods())
+@pytest.mark.parametrize("method", caches.UNGATED)
 def test_looking_on_changes_nothing(method, changes):
     """Logits bit for bit, and every slot, budget and figure; recorded, watched or neither."""
     model = models.tiny("llama-mha")

@@ -9,6 +9,7 @@ whose logits agree to 3e-5. In bfloat16 it does happen (R-KV: 4 runs of 10), so 
 
 import functools
 
+import caches
 import models
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def assert_rows_are_alone(model, config, new=40, lengths=LENGTHS, seed=0, tolera
     return figures["evicted"]
 
 
-@pytest.mark.parametrize("method", ra.methods())
+@pytest.mark.parametrize("method", caches.UNGATED)
 def test_every_method(method):
     evicted = assert_rows_are_alone(models.tiny(), ra.Config(method=method, **settings_of(method)))
     assert bool(evicted) == (method != "full")

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+import caches
 import models
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_keywords_go_to_the_parts_that_own_them():
 
 def test_what_every_method_is_made_of():
     made = {
-        name: ra.Config(method=name, **({} if name == "full" else {"budget": 64})).policy() for name in ra.methods()
+        name: ra.Config(method=name, **({} if name == "full" else {"budget": 64})).policy() for name in caches.UNGATED
     }
     rkv, even = (RKV(), UniformLayers(), UniformHeads()), (UniformLayers(), UniformHeads())
     assert {name: (x.scorer, x.layers, x.heads) for name, x in made.items()} == {
@@ -217,7 +218,7 @@ def value_norm(register):
             return attention * view.values.norm(dim=-1) ** self.power
 
 
-@pytest.mark.parametrize("method", [x for x in ra.methods() if x != "full"])
+@pytest.mark.parametrize("method", caches.BUDGETED)
 def test_a_borrowed_scorer_brings_its_options(value_norm, method):
     model = models.tiny()
     settings = {"interval": 8, "keep_prompt": False, "sinks": 0}

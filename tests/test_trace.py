@@ -7,6 +7,7 @@ import tracemalloc
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import caches
 import models
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from reasonalloc.trace.pieces import pieces
 # ---- Recording -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ra.methods())
+@pytest.mark.parametrize("method", caches.UNGATED)
 def test_recording_changes_nothing(method):
     config = ra.Config(method=method, **SETTINGS, **({} if method == "full" else {"budget": 24}))
     plain, recording = (ra.ReasonAllocCache(models.tiny(), config, record=x) for x in (False, True))

@@ -65,6 +65,27 @@ static void uniform(int64_t heads, int64_t total, int64_t *out)
         out[h] = total / heads + (h < total % heads);
 }
 
+/* Heads with a limit get it, the others share the rest. */
+static ra_status given(const int64_t *limits, int64_t heads, int64_t window, int64_t total, int64_t *out)
+{
+    int64_t others = 0, at = 0;
+    for (int64_t h = 0; h < heads; h++) {
+        if (limits[h] > RA_MAX_TOTAL)
+            return RA_ERR_ARGUMENT;
+        if (limits[h] >= 0 && limits[h] < window)
+            return RA_ERR_INFEASIBLE;
+        others += limits[h] < 0;
+        total -= ra_max(limits[h], 0);
+    }
+    if (others && total < others * window)
+        return RA_ERR_INFEASIBLE;
+    for (int64_t h = 0; h < heads; h++) {
+        out[h] = limits[h] >= 0 ? limits[h] : total / others + (at < total % others);
+        at += limits[h] < 0;
+    }
+    return RA_OK;
+}
+
 /* claims[h] = window + number of the head's scores among the `chosen` best of the layer, ties all in. pool: [all]. */
 static void claim(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t chosen,
                   int64_t all, float *pool, double *claims)
@@ -91,6 +112,7 @@ bool ra_route_config_is_good(const ra_route_config *config)
         return config->mu >= 0 && config->mu <= 1 && config->gamma >= 0 && config->gamma <= RA_MAX_GAMMA &&
                config->lo >= 0 && config->lo <= 1 && config->hi >= 1;
     case RA_HEADS_POOLED: return config->safeguard >= 0 && config->safeguard <= 1;
+    case RA_HEADS_GIVEN: return config->limits != NULL;
     }
     return false;
 }
@@ -109,6 +131,8 @@ ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t
     }
     if (!ra_route_config_is_good(config))
         return RA_ERR_ARGUMENT;
+    if (config->heads == RA_HEADS_GIVEN)
+        return given(config->limits, heads, window, total, out);
     for (int64_t h = 0; h < heads; h++)
         if (!ra_all_finite(RA_F32, scores[h], counts[h]))
             return RA_ERR_NOT_FINITE;

@@ -126,7 +126,8 @@ static route_lists take_lists(const ra_layer *layer, int64_t most, ra_scratch *s
 static ra_status allocate_row(const ra_layer *layer, int64_t row, int64_t protect_below, const ra_route_config *route,
                               route_lists lists)
 {
-    int64_t H = layer->kv_heads, total = layer->cut.totals[row], base = spared(layer, row, total, protect_below);
+    int64_t H = layer->kv_heads, total = layer->cut.totals[row];
+    int64_t base = route->heads == RA_HEADS_GIVEN ? 0 : spared(layer, row, total, protect_below);
     int64_t *budgets = lists.budgets + row * H;
     for (int64_t head = 0; head < H; head++) {
         lists.scores[head] = ra_scores_of(layer, ra_pair(layer, row, head)) + base;
@@ -234,7 +235,8 @@ static ra_status check_totals(ra_layer *layer, const int64_t *totals)
 static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *missing)
 {
     const ra_device *device = layer->pool->backend->device;
-    if (!ra_score_config_is_good(&cut->score) || !ra_route_config_is_good(&cut->route))
+    if (!ra_score_config_is_good(&cut->score) || !ra_route_config_is_good(&cut->route) ||
+        cut->route.heads == RA_HEADS_GIVEN)
         return RA_ERR_ARGUMENT;
     ra_status status = device->fault(layer);
     if (status == RA_OK)

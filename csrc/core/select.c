@@ -68,6 +68,10 @@ ra_status ra_select_into(const float *scores, int64_t count, int64_t keep, int64
         return RA_ERR_NOT_FINITE;
     if (!keep)
         return RA_OK;
+    for (int64_t i = 0; keep == count && i < count; i++)
+        out[i] = (int32_t)i;
+    if (keep == count)
+        return RA_OK;
     memset(flags, 0, (size_t)count * sizeof *flags);
     protect = ra_min(protect, count);
     int64_t first = ra_min(protect, keep), at = 0;

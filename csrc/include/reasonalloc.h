@@ -302,7 +302,8 @@ ra_status ra_robustify(const double *x, int64_t n, int64_t total, double gamma, 
 typedef enum ra_heads {
     RA_HEADS_UNIFORM = 0, /* total / H each, odd slots to the lower index */
     RA_HEADS_ROUTE,       /* ReasonAlloc's online routing, arXiv 2606.11164 */
-    RA_HEADS_POOLED       /* Ada-KV's pooled top-k with a safeguard, arXiv 2407.11550 */
+    RA_HEADS_POOLED,      /* Ada-KV's pooled top-k with a safeguard, arXiv 2407.11550 */
+    RA_HEADS_GIVEN        /* `limits`: DuoAttention's and RLKV's full and local heads, arXiv 2410.10819, 2510.08525 */
 } ra_heads;
 
 typedef struct ra_route_config {
@@ -310,12 +311,14 @@ typedef struct ra_route_config {
     double gamma, lo, hi; /* ROUTE: robustify */
     double mu;            /* ROUTE: floor as a share of total / H */
     double safeguard;     /* POOLED: share of total / H that each head gets whatever its scores */
+    const int64_t *limits; /* GIVEN: [H] slots of a head; negative: it shares evenly what the others leave of the total */
 } ra_route_config;
 
 /* Head budgets that sum to `total`. scores[h]: counts[h] floats of the older tokens; `window` more tokens of each head
  * always stay and count as chosen. Each budget is at least min(window, total / H). ROUTE: tau = the (total - H window)-th
  * largest pooled score, claim = window + number of scores >= tau, robustified with floor max(mu * total / H, window).
- * RA_ERR_INFEASIBLE if total < H * window, RA_ERR_NOT_FINITE for such scores. */
+ * GIVEN: scores are not looked at; where every head has a limit the budgets are these, whatever they sum to; a layer on a
+ * device takes it in ra_cut_allocate alone. RA_ERR_INFEASIBLE if total < H * window, RA_ERR_NOT_FINITE for such scores. */
 ra_status ra_route(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
                    const ra_route_config *config, int64_t *out);
 

@@ -40,17 +40,27 @@ int ra_parse_score_config(PyObject *tuple, ra_score_config *out)
     return 0;
 }
 
-int ra_parse_route_config(PyObject *tuple, ra_route_config *out)
+int ra_parse_route_config(PyObject *tuple, Py_ssize_t layer_heads, ra_route_config *out)
 {
     int heads;
+    PyObject *limits = NULL;
     if (!PyTuple_Check(tuple)) {
         PyErr_Format(PyExc_TypeError, "route is a tuple (heads, gamma, lo, hi, mu, safeguard), got %R", tuple);
         return -1;
     }
-    if (!PyArg_ParseTuple(tuple, "iddddd;route is (heads, gamma, lo, hi, mu, safeguard)", &heads, &out->gamma, &out->lo,
-                          &out->hi, &out->mu, &out->safeguard))
+    if (!PyArg_ParseTuple(tuple, "iddddd|S;route is (heads, gamma, lo, hi, mu, safeguard), and limits as bytes", &heads,
+                          &out->gamma, &out->lo, &out->hi, &out->mu, &out->safeguard, &limits))
         return -1;
     out->heads = (ra_heads)heads;
+    out->limits = NULL;
+    if (!limits)
+        return 0;
+    Py_ssize_t bytes = PyBytes_Size(limits);
+    if (bytes != layer_heads * (Py_ssize_t)sizeof *out->limits) {
+        PyErr_Format(PyExc_ValueError, "limits are int64, one for each of %zd heads, got %zd bytes", layer_heads, bytes);
+        return -1;
+    }
+    out->limits = (const int64_t *)(const void *)PyBytes_AsString(limits); /* the tuple's, aligned to 8 */
     return 0;
 }
 
@@ -98,7 +108,7 @@ static PyObject *route(PyObject *module, PyObject *args)
     long long window, total;
     ra_route_config config;
     if (!PyArg_ParseTuple(args, "OOLLOO:route", &objects[0], &objects[1], &window, &total, &objects[2], &objects[3]) ||
-        ra_parse_route_config(objects[2], &config))
+        ra_parse_route_config(objects[2], PyObject_Length(objects[1]), &config))
         return NULL;
     Py_ssize_t heads = PyObject_Length(objects[1]), all = PyObject_Length(objects[0]);
     Py_buffer scores, counts, out;

@@ -7,16 +7,15 @@
 
 static Py_ssize_t rows_of(const layer_object *self) { return (Py_ssize_t)ra_layer_rows(self->layer); }
 
-static Py_ssize_t pairs_of(const layer_object *self)
-{
-    return rows_of(self) * (Py_ssize_t)ra_layer_kv_heads(self->layer);
-}
+static Py_ssize_t heads_of(const layer_object *self) { return (Py_ssize_t)ra_layer_kv_heads(self->layer); }
+
+static Py_ssize_t pairs_of(const layer_object *self) { return rows_of(self) * heads_of(self); }
 
 const char ra_cut_doc
     [] = "cut(totals, protect_below, score, route, budgets, lost, cut)\n--\n\n"
          "Scores, routes and evicts every row whose slots exceed totals[row] (int64 [B]; negative: leave "
          "alone), all or none. score = (scorer, alpha, threshold, kernel, seed), route = (heads, gamma, lo, "
-         "hi, mu, safeguard). Writes budgets int64 [B, H], lost float64 [B, H] of the rows that were cut, and "
+         "hi, mu, safeguard), for given heads with their limits, int64 [H] as bytes. Writes budgets int64 [B, H], lost float64 [B, H] of the rows that were cut, and "
          "cut bool [B]. On a device these may be None: then it is not waited for, and figures() has them "
          "later. Returns 0, or the pages to add before calling again.";
 
@@ -28,7 +27,7 @@ static PyObject *do_cut(layer_object *self, PyObject *const *args, Py_ssize_t co
     PyObject *result = NULL;
     int64_t missing = 0;
     ra_parallel parallel = ra_torch_parallel();
-    if (ra_parse_score_config(args[2], &cut.score) || ra_parse_route_config(args[3], &cut.route))
+    if (ra_parse_score_config(args[2], &cut.score) || ra_parse_route_config(args[3], heads_of(self), &cut.route))
         return NULL;
     if (!(cut.totals = ra_take(&b, args[0], "totals", 'i', rows_of(self), 0)) ||
         !(cut.protect_below = ra_take(&b, args[1], "protect_below", 'i', rows_of(self), 0)))
@@ -178,7 +177,7 @@ static PyObject *do_cut_allocate(layer_object *self, PyObject *const *args, Py_s
     ra_buffers b = {.count = 0};
     ra_route_config route;
     int64_t *budgets = NULL;
-    if (ra_parse_route_config(args[1], &route))
+    if (ra_parse_route_config(args[1], heads_of(self), &route))
         return NULL;
     const int64_t *protect = ra_take(&b, args[0], "protect_below", 'i', rows_of(self), 0);
     if (protect)

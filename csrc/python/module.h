@@ -68,6 +68,6 @@ extern PyMethodDef ra_functions[];
 
 /* Reads (scorer, alpha, threshold, kernel, seed) and (heads, gamma, lo, hi, mu, safeguard) tuples. */
 int ra_parse_score_config(PyObject *tuple, ra_score_config *out);
-int ra_parse_route_config(PyObject *tuple, ra_route_config *out);
+int ra_parse_route_config(PyObject *tuple, Py_ssize_t layer_heads, ra_route_config *out);
 
 #endif

@@ -29,6 +29,7 @@ from reasonalloc.hf.step import Part, Step
 from reasonalloc.policy.budgets import Budgets
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.cut_together import CutTogether
+from reasonalloc.policy.gates import ModelShape
 from reasonalloc.policy.observers import CutObserver
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.wave import PROBE_QUERIES, fingerprint
@@ -50,6 +51,12 @@ def _why_nothing(stock: Sequence[CacheLayerMixin]) -> str:
     if any(getattr(layer, "is_sliding", False) for layer in stock):
         hint = " (where chains stay shorter than the window, set model.config.sliding_window = None)"
     return f"no layer has full attention alone, so there is nothing to give a budget to: its caches are {kinds}{hint}"
+
+
+def _shape(model: Any, layers: int, managed: Sequence[int]) -> ModelShape:
+    heads = fingerprint(model)["kv_heads"]
+    own = heads[managed[0]] if isinstance(heads, list) else heads
+    return ModelShape(layers, tuple(managed), own if isinstance(own, int) else 0)
 
 
 class ReasonAllocCache(Cache):
@@ -101,7 +108,7 @@ class ReasonAllocCache(Cache):
         # One mask serves all layers with full attention, also those that keep every token for others.
         whole_masks = len(managed) < sum(map(is_full_attention, stock))
         own_policy = policy is not None
-        policy = config.policy() if policy is None else policy
+        policy = (config.policy() if policy is None else policy).fitted(_shape(model, len(stock), managed))
         layers = list(stock)
         for order, i in enumerate(managed):
             layers[i] = RaggedLayer(i, order, policy.schedule.window, policy.core_scorer, policy.ahead, whole_masks)

@@ -8,6 +8,7 @@ from reasonalloc.policy.view import HeadView
 # Importing a file enters its method into the table.
 from reasonalloc.methods import (  # isort: skip
     adakv,
+    duo,
     dynamickv,
     full,
     pyramid_rkv,
@@ -17,6 +18,7 @@ from reasonalloc.methods import (  # isort: skip
     reasonalloc_route,
     reasonalloc_wave,
     rkv,
+    rlkv,
     snapkv,
     streaming,
 )
@@ -27,6 +29,7 @@ __all__ = [
     "Method",
     "adakv",
     "compose",
+    "duo",
     "dynamickv",
     "full",
     "methods",
@@ -38,6 +41,7 @@ __all__ = [
     "reasonalloc_wave",
     "register",
     "rkv",
+    "rlkv",
     "snapkv",
     "streaming",
 ]

@@ -41,6 +41,7 @@ class Method:
     storage: ClassVar[str | Storage] = "dense"
     name: ClassVar[str] = ""
     unlimited: ClassVar[bool] = False
+    whole_prompts: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()
 
     def score(self, view: HeadView) -> Numbers:

@@ -158,7 +158,7 @@ def compose(config: Keywords) -> tuple[Method, Policy]:
         scorer=part("scorer", lambda x: MethodScorer(x, config, smoothing=config.smoothing)),
         layers=part("layers", lambda x: MethodLayers(x, config, x.needs_wave)),
         heads=part("heads", lambda x: MethodHeads(x, config)),
-        schedule=Schedule(method.interval, config.window, method.keep_prompt, method.sinks),
+        schedule=Schedule(method.interval, config.window, method.keep_prompt, method.sinks, own.whole_prompts),
         storage=dealer.part(storage),
         settings=config,
         unlimited=own.unlimited,

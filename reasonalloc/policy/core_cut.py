@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -178,8 +178,13 @@ class LaterCut:
         self.rows, self.evicted = np.flatnonzero(self._flags).tolist(), self._before - self._after
 
 
-def _heads(heads: HeadArguments) -> tuple[int, float, float, float, float, float]:
-    return (HEADS[heads.heads], *heads[1:])
+_GIVEN = 3  # RA_HEADS_GIVEN, which no scores have a part in
+
+
+def _heads(heads: HeadArguments) -> tuple[Any, ...]:
+    if heads.heads == "given":
+        return (_GIVEN, *heads[1:])
+    return (HEADS[heads.heads], *heads[1:-1])
 
 
 def read_only(arrays: Iterable[npt.NDArray[S]]) -> tuple[npt.NDArray[S], ...]:

@@ -89,7 +89,9 @@ class Cutter:
         scorer, heads = self.policy.scorer, self.policy.heads
         if self.observers or self.smoother is not None or not (_core_scorer(scorer) and _core_heads(heads)):
             return None
-        return scorer.arguments(layer.index), heads.arguments()
+        if heads.limits is not None and layer.pool.backend.capsule is not None:
+            return None  # the kernels on a device have no limits: phase by phase, the budgets on the host
+        return scorer.arguments(layer.index), heads.arguments(layer.order)
 
     def _run_later(
         self, parts: _PartsInC, layer: CutLayer, totals: npt.NDArray[np.int64], protect: npt.NDArray[np.int64]
@@ -179,7 +181,7 @@ class Cutter:
     def _allocate(self, cut: CoreCut, layer: CutLayer) -> None:
         heads = self.policy.heads
         if _core_heads(heads):
-            cut.allocate(heads.arguments())
+            cut.allocate(heads.arguments(layer.order))
             return
         window, what = self.policy.schedule.window, f"head budgets of {heads.title}"
         for row in cut.rows:
@@ -218,10 +220,12 @@ class Cutter:
         return self.lost_sum / self.lost_count if self.lost_count else 0.0
 
     def budget_lists(self) -> list[list[list[int]]]:
-        """[rows][layers][heads] of the last cut; the even share before it, -1 without a limit."""
+        """[rows][layers][heads] of the last cut; the even share before it, -1 for a head without a limit."""
         heads = self.budgets.heads
         if self.policy.unlimited:
             return [[[-1] * heads] * self.budgets.layers] * len(self.budgets_now)
+        if self.policy.heads.limits is not None:
+            return [self.policy.heads.limits.tolist()] * len(self.budgets_now)
         now = self.budgets_now.copy()
         for row, i in np.argwhere((now < 0).all(-1)):
             total = self.totals_now[row, i]

@@ -24,13 +24,18 @@ class HeadArguments(NamedTuple):
     hi: float = 1.0
     mu: float = 0.0
     safeguard: float = 0.0
+    limits: bytes = b""  # of "given", int64: slots of each head, negative for a share of the rest
 
 
 @dataclass(frozen=True)
 class HeadAllocator(Part):
-    """Base of all head allocators. One written in Python overrides `shares` and is named by `ra.register`."""
+    """Base of all head allocators. One written in Python overrides `shares` and is named by `ra.register`.
+
+    limits: [layers with a budget, H] slots of each head where they are fixed, -1 for no limit; None elsewhere.
+    """
 
     kind: ClassVar[str] = "heads"
+    limits: ClassVar[npt.NDArray[np.int64] | None] = None
 
     @property
     def in_python(self) -> bool:
@@ -50,11 +55,14 @@ class CoreHeads(HeadAllocator):
 
     core: ClassVar[str]
 
-    def arguments(self) -> HeadArguments:
+    def arguments(self, order: int = 0) -> HeadArguments:
+        """order: of the layer, among those with a budget."""
         return HeadArguments(self.core)
 
     def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
-        return allocate.route(scores, total, window=view.window, **self.arguments()._asdict())
+        settings = self.arguments()._asdict()
+        settings.pop("limits")
+        return allocate.route(scores, total, window=view.window, **settings)
 
 
 HEADS: Registry[HeadAllocator] = Registry("heads")
@@ -83,7 +91,7 @@ class Route(CoreHeads):
 
     core: ClassVar[str] = "route"
 
-    def arguments(self) -> HeadArguments:
+    def arguments(self, order: int = 0) -> HeadArguments:
         return HeadArguments(self.core, self.gamma, self.lo, self.hi, self.mu)
 
 
@@ -96,5 +104,5 @@ class Pooled(CoreHeads):
 
     core: ClassVar[str] = "pooled"
 
-    def arguments(self) -> HeadArguments:
+    def arguments(self, order: int = 0) -> HeadArguments:
         return HeadArguments(self.core, safeguard=self.safeguard)

@@ -21,12 +21,13 @@ class LayerAllocator(Part):
     """Base of all layer allocators. One written in Python overrides `totals` and is named by `ra.register`.
 
     uses_wave: whether it follows the layers' demands. sets_total: its totals depend on the row and need not sum to
-    what the budget says.
+    what the budget says. sized: there is a budget; without one the totals are its own.
     """
 
     kind: ClassVar[str] = "layers"
     uses_wave = False
     sets_total = False
+    sized: ClassVar[bool] = True
 
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         """Slots of each layer, whole numbers that sum to `total`, at least heads x window each.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from reasonalloc.policy.gates import GateHeads, GateLayers, ModelShape
 from reasonalloc.policy.heads import HeadAllocator
 from reasonalloc.policy.layers import LayerAllocator
 from reasonalloc.policy.layers_by_scores import LayersByScores
@@ -30,6 +31,18 @@ class Policy:
     storage: Storage
     settings: Settings
     unlimited: bool = False
+
+    def __post_init__(self) -> None:
+        for part in (self.layers, self.heads):
+            if isinstance(part, (GateLayers, GateHeads)):
+                part.check_beside(self.layers, self.heads, self.schedule)
+
+    def fitted(self, shape: ModelShape) -> Policy:
+        """The same for a model; ValueError where a part was made for another one."""
+        layers, heads = self.layers, self.heads
+        if isinstance(layers, GateLayers) and isinstance(heads, GateHeads):
+            return replace(self, layers=layers.fitted(shape), heads=heads.fitted(shape))
+        return self
 
     @property
     def needs_wave(self) -> bool:

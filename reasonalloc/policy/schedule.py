@@ -15,13 +15,14 @@ class Schedule(Part):
     """After the first step, then every `interval` tokens.
 
     window: newest tokens that always stay, whose queries score the others. keep_prompt: tokens of the prompt go last.
-    sinks: so do the first tokens.
+    sinks: so do the first tokens. whole_prompts: a prompt fed in chunks is cut only once it has ended.
     """
 
     interval: int = setting(128, 1, 2**31 - 1, whole=True)
     window: int = setting(8, 1, 4096, whole=True)
     keep_prompt: bool = flag(False)
     sinks: int = setting(0, 0, 2**31 - 1, whole=True)
+    whole_prompts: bool = flag(False)
 
     kind: ClassVar[str] = "schedule"
 
@@ -39,7 +40,7 @@ class Schedule(Part):
         whole_prompts: a prompt is cut only once it has ended.
         """
         if type(self).steps_left is Schedule.steps_left:
-            return Clocks(rows, self.interval, whole_prompts)
+            return Clocks(rows, self.interval, whole_prompts or self.whole_prompts)
         return CommonClock(rows, self.steps_left)
 
     def protected(self, prompt: int) -> int:
