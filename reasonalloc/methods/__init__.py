@@ -1,5 +1,6 @@
 """Methods, one file each; each puts together a scorer, allocators of layers and heads, a schedule and a storage."""
 
+import reasonalloc.policy.gathered  # its scorers, into their table
 from reasonalloc.methods.base import Method
 from reasonalloc.methods.compose import compose
 from reasonalloc.methods.table import METHODS, methods, register
@@ -9,8 +10,11 @@ from reasonalloc.policy.view import HeadView
 from reasonalloc.methods import (  # isort: skip
     adakv,
     full,
+    h2o,
+    lazyeviction,
     pyramid_rkv,
     pyramidkv,
+    raas,
     random,
     reasonalloc,
     reasonalloc_route,
@@ -27,9 +31,12 @@ __all__ = [
     "adakv",
     "compose",
     "full",
+    "h2o",
+    "lazyeviction",
     "methods",
     "pyramid_rkv",
     "pyramidkv",
+    "raas",
     "random",
     "reasonalloc",
     "reasonalloc_route",
