@@ -30,6 +30,8 @@ typedef struct ra_device {
 
 struct ra_backend {
     const char *name;
+    /* Whether it has a scorer and gathers its statistics. NULL: it has all. */
+    bool (*supports)(const ra_scorer *scorer);
     /* Bytes of scratch for a step, and for the cut after it, where rows have at most `tokens` new tokens and heads at most
      * `slots` slots afterwards. */
     size_t (*step_bytes)(const ra_layer *layer, int64_t tokens, int64_t slots);
@@ -49,7 +51,7 @@ struct ra_backend {
 extern const ra_backend ra_backend_cpu;
 
 /* Name of the capsule in which a module gives _core its backend; another number for another layout of these structs. */
-#define RA_BACKEND_CAPSULE "reasonalloc.backend.1"
+#define RA_BACKEND_CAPSULE "reasonalloc.backend.2"
 
 /* ---- lists.c: which memory's lists are current. On a backend without a device they do nothing. ---- */
 

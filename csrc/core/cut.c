@@ -44,7 +44,7 @@ static bool make_lists(ra_layer *layer)
 ra_status ra_cut_score(ra_layer *layer, const int64_t *totals, const ra_score_config *config, bool *cut,
                        ra_parallel parallel)
 {
-    if (!layer || !totals || (config && !ra_score_config_is_good(config)))
+    if (!layer || !totals || (config && (!ra_score_config_is_good(config) || !ra_scorer_fits(config->scorer, layer))))
         return RA_ERR_ARGUMENT;
     int64_t start = ra_now_ns(), over = 0;
     ra_cut_abandon(layer);

@@ -29,6 +29,7 @@ static bool new_lists(ra_layer *to, int64_t rows, int64_t pages)
                      .group = to->group,
                      .window = to->window,
                      .scorer = to->scorer,
+                     .stats = to->stats,
                      .scale = to->scale,
                      .softcap = to->softcap,
                      .rows = rows,
@@ -146,7 +147,9 @@ ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer
 {
     if (!pool || !config || !out || config->rows < 1 || config->rows > INT32_MAX || config->kv_heads < 1 ||
         config->window < 1 || config->query_heads < config->kv_heads || config->query_heads % config->kv_heads ||
-        config->window > INT32_MAX || config->query_heads > INT32_MAX)
+        config->window > INT32_MAX || config->query_heads > INT32_MAX ||
+        !ra_backend_supports(pool->backend, config->scorer) ||
+        (config->scorer && ra_scorer_gathers(config->scorer) && !ra_stat_config_is_good(&config->stats)))
         return RA_ERR_ARGUMENT;
     ra_layer *layer = ra_new_zeroed(1, sizeof *layer);
     if (!layer)
@@ -156,7 +159,8 @@ ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer
                         .query_heads = config->query_heads,
                         .group = config->query_heads / config->kv_heads,
                         .window = config->window,
-                        .scorer = config->scorer};
+                        .scorer = config->scorer,
+                        .stats = config->stats};
     if (!new_lists(layer, config->rows, DEFAULT_PAGES) || !new_rows(layer) || !new_sinks(layer)) {
         free_lists(layer);
         free_rows(layer);
@@ -538,6 +542,7 @@ ra_status ra_layer_restore(ra_layer *layer, int64_t row, int64_t head, int64_t s
     if (slots)
         memcpy(ra_positions_of(layer, pair), positions, (size_t)slots * sizeof *positions);
     layer->slots[pair] = (int32_t)slots;
+    ra_stats_append(layer, pair, 0);
     ra_lists_changed(layer);
     return status;
 }

@@ -23,6 +23,7 @@ struct ra_layer {
     ra_pool *pool;
     int64_t rows, kv_heads, query_heads, group, window;
     const ra_scorer *scorer;
+    ra_stat_config stats;
     int64_t pages;           /* M: room of each head's list */
     int32_t *table;          /* [R, H, M] */
     int32_t *slots;          /* [R, H] */
@@ -138,6 +139,13 @@ void ra_layer_shrink(ra_layer *layer);
 /* Forgets what statistics have of a head, or of its slots from `slots` on. */
 void ra_stats_clear(ra_layer *layer, int64_t pair);
 void ra_stats_crop(ra_layer *layer, int64_t pair, int64_t slots);
+/* The hooks of the same names of all statistics that the layer keeps. */
+void ra_stats_append(ra_layer *layer, int64_t pair, int64_t from);
+void ra_stats_restart(ra_layer *layer, int64_t pair);
+void ra_stats_add(ra_layer *layer, int64_t pair, int64_t cut_in, const ra_weights *weights, int64_t now, float *floats);
+/* Whether some of them take in every query. */
+bool ra_stats_gather(const ra_layer *layer);
+bool ra_stat_config_is_good(const ra_stat_config *config);
 
 /* ---- allocate.c ---- */
 

@@ -70,6 +70,11 @@ const ra_backend *ra_pool_backend(const ra_pool *pool) { return pool->backend; }
 
 const char *ra_backend_name(const ra_backend *backend) { return backend->name; }
 
+bool ra_backend_supports(const ra_backend *backend, const ra_scorer *scorer)
+{
+    return !backend || !scorer || !backend->supports || backend->supports(scorer);
+}
+
 int ra_backend_memory(const ra_backend *backend) { return backend->device ? backend->device->type : 1; }
 
 void ra_pool_recount(ra_pool *pool)

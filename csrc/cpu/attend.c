@@ -10,8 +10,6 @@
 #include "ahead.h"
 #include "window_attention.h"
 
-#define CHUNK_PAGES 16
-
 /* Queries of one tile, what they have gathered so far, and the number of slots that each may see. */
 typedef struct tile {
     int64_t m, first;                             /* queries, and number of the first */
@@ -93,14 +91,22 @@ static void hide(const ra_attend_job *job, int64_t pair, int64_t page, const til
     }
 }
 
-/* Pages [begin, end) of the head. logits: where the first query's go, `stride` apart from the next one's, or NULL. */
+/* The maximum of row i has grown: what it left of the pages from `begin` on follows. */
+static void shrink_left(float *left, const tile *t, int64_t i, int64_t begin, int64_t page, float shrink)
+{
+    for (; begin < page; begin++)
+        ra_kernels_get()->scale(left + (begin * t->m + i) * PAGE, PAGE, shrink);
+}
+
+/* Pages [begin, end) of the head. logits: where the first query's go, `stride` apart from the next one's, or NULL. left:
+ * where the tile's weights go, [pages][m][PAGE], or NULL. */
 static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, int64_t end, tile *t, float *logits,
-                         int64_t stride)
+                         int64_t stride, float *left)
 {
     const ra_span *span = &job->spans[pair];
     const ra_kernels *kernels = ra_kernels_get();
     size_t d = (size_t)span->d, m = (size_t)t->m, visible[RA_TILE_ROWS];
-    float p[RA_TILE_ROWS * PAGE], shrink[RA_TILE_ROWS];
+    float here[RA_TILE_ROWS * PAGE], shrink[RA_TILE_ROWS], *p = here;
     lookahead next;
     ra_ahead ahead;
     int64_t slots = 0; /* that some query of the tile sees */
@@ -110,6 +116,8 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
     if (begin < end)
         start_lookahead(job, pair, begin, &next);
     for (int64_t page = begin; page < end; page++) {
+        if (left)
+            p = left + page * t->m * PAGE;
         ra_streams_point(&next.streams, next.next, &ahead);
         span->kernels->qk(t->q, m, ra_span_k(span, page), d, &ahead, p);
         ra_softcap(p, t->m * PAGE, job->softcap);
@@ -121,8 +129,11 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
             memcpy(logits + (int64_t)i * stride + page * PAGE, p + i * PAGE, PAGE * sizeof *p);
         kernels->softmax_page(p, m, visible, t->top, t->sums, shrink);
         for (size_t i = 0; i < m; i++)
-            if (shrink[i] != 1)
+            if (shrink[i] != 1) {
                 kernels->scale(&t->acc[i * d], d, shrink[i]);
+                if (left)
+                    shrink_left(left, t, (int64_t)i, begin, page, shrink[i]);
+            }
         for (int64_t i = 0; i < RA_STREAMS; i++)
             ahead.stream[i] += next.streams.part / 2; /* the values: second half of the page */
         int64_t count = ra_min(PAGE, slots - page * PAGE);
@@ -155,13 +166,12 @@ static void load_tile(const ra_attend_job *job, int64_t pair, int64_t first, til
     }
 }
 
-/* One more logit in the sum, with no value (attention sinks of GPT-OSS). */
-static void add_sink(tile *t, int64_t i, int64_t d, float sink, float *sum)
+float ra_add_sink(float sink, float *top, float *sum)
 {
-    float top = t->top[i] > sink ? t->top[i] : sink;
-    float own = t->top[i] == -INFINITY ? 0 : expf(t->top[i] - top);
-    ra_kernels_get()->scale(&t->acc[i * d], (size_t)d, own);
-    *sum = *sum * own + expf(sink - top);
+    float high = *top > sink ? *top : sink, own = *top == -INFINITY ? 0 : expf(*top - high);
+    *sum = *sum * own + expf(sink - high);
+    *top = high;
+    return own;
 }
 
 /* Divides by the sums and writes the tile to its place in the output; a query that saw nothing gives zeros. */
@@ -177,9 +187,13 @@ static void store_tile(const ra_attend_job *job, int64_t pair, tile *t)
         for (int64_t lane = 0; lane < PAGE; lane++)
             sum += t->sums[i * PAGE + lane];
         if (job->sinks && job->sinks[query_head] > -INFINITY)
-            add_sink(t, i, d, job->sinks[query_head], &sum);
+            kernels->scale(&t->acc[i * d], (size_t)d, ra_add_sink(job->sinks[query_head], &t->top[i], &sum));
         if (sum > 0)
             kernels->scale(&t->acc[i * d], (size_t)d, 1 / sum);
+        if (job->weights && job->weights[pair].parts) {
+            job->weights[pair].ends[t->first + i] = t->top[i];
+            job->weights[pair].ends[job->group + t->first + i] = sum;
+        }
         char *to = (char *)job->out.data +
                    (row * job->out.stride_row + place * job->out.stride_token + query_head * d) * size;
         kernels->page[job->out.dtype].from_float(&t->acc[i * d], (size_t)d, to);
@@ -235,7 +249,13 @@ static void attend_tasks(int64_t begin, int64_t end, void *context)
         start_tile(&t, span->d);
         float *logits = r->job->logits ? r->job->logits[a->pair] : NULL;
         int64_t stride = ra_pages_for(span->slots) * PAGE;
-        attend_pages(r->job, a->pair, a->begin, a->end, &t, logits ? logits + a->first * stride : NULL, stride);
+        const ra_left_weights *left = r->job->weights ? &r->job->weights[a->pair] : NULL;
+        left = left && left->parts ? left : NULL;
+        attend_pages(r->job, a->pair, a->begin, a->end, &t, logits ? logits + a->first * stride : NULL, stride,
+                     left ? left->parts + a->first * stride : NULL);
+        if (left)
+            memcpy(left->factors + a->begin / RA_CHUNK_PAGES * r->job->group + a->first, t.top,
+                   (size_t)t.m * sizeof *t.top);
         if (a->partial)
             save_partial(&t, span->d, a->partial);
         else
@@ -269,7 +289,7 @@ static int64_t list_tasks(const ra_attend_job *job, task *tasks, float *partials
     for (int64_t pair = 0; pair < job->rows * job->kv_heads; pair++) {
         int64_t tokens = ra_attend_tokens(job, pair / job->kv_heads), queries = job->group * tokens;
         int64_t pages = ra_pages_for(job->spans[pair].slots);
-        int64_t chunk = tokens == 1 ? CHUNK_PAGES : ra_max(1, pages);
+        int64_t chunk = tokens == 1 ? RA_CHUNK_PAGES : ra_max(1, pages);
         for (int64_t first = 0; first < queries; first += height)
             for (int64_t begin = 0; begin == 0 || begin < pages; begin += chunk) {
                 bool split = pages > chunk;
@@ -289,7 +309,7 @@ static int64_t list_tasks(const ra_attend_job *job, task *tasks, float *partials
 
 size_t ra_attend_bytes(int64_t pairs, int64_t group, int64_t head_dim, int64_t slots, int64_t tokens)
 {
-    int64_t height = ra_tile_rows(head_dim), queries, tasks, floats, chunks = ra_pages_for(slots) / CHUNK_PAGES + 1;
+    int64_t height = ra_tile_rows(head_dim), queries, tasks, floats, chunks = ra_pages_for(slots) / RA_CHUNK_PAGES + 1;
     ra_scratch count = {0};
     if (!ra_size_of(group, ra_max(tokens, 1), 1, 1, &queries) ||
         !ra_size_of(pairs, queries / height + 1, tokens > 1 ? 1 : chunks, (int64_t)sizeof(task), &tasks) ||
@@ -316,4 +336,38 @@ ra_status ra_attend_run(const ra_attend_job *job, ra_scratch *scratch, ra_parall
     if (floats)
         ra_run(parallel, count, 64, merge_tasks, &r);
     return RA_OK;
+}
+
+/* ---- What a new token leaves behind ---- */
+
+static int64_t chunks_of(int64_t slots) { return ra_pages_for(slots) / RA_CHUNK_PAGES + 1; }
+
+int64_t ra_left_floats(int64_t group, int64_t slots)
+{
+    return group * (ra_pages_for(slots) * PAGE + chunks_of(slots) + 2);
+}
+
+ra_left_weights ra_left_in(float *memory, int64_t group, int64_t slots)
+{
+    float *factors = memory + group * ra_pages_for(slots) * PAGE;
+    return (ra_left_weights){.parts = memory, .factors = factors, .ends = factors + group * chunks_of(slots)};
+}
+
+ra_weights ra_attend_weights(const ra_attend_job *job, int64_t pair)
+{
+    const ra_left_weights *left = &job->weights[pair];
+    int64_t group = job->group, slots = job->spans[pair].slots, height = ra_tile_rows(job->head_dim);
+    for (int64_t page = 0, at = 0; page < ra_pages_for(slots); page += RA_CHUNK_PAGES)
+        for (int64_t g = 0; g < group; g++, at++) {
+            float chunk = left->factors[at], top = left->ends[g], sum = left->ends[group + g];
+            /* A query that sees nothing, or nothing of this chunk, has parts of 0. */
+            left->factors[at] = sum > 0 && chunk > -INFINITY ? (chunk == top ? 1 : expf(chunk - top)) / sum : 0;
+        }
+    return (ra_weights){.parts = left->parts,
+                        .factors = left->factors,
+                        .slots = slots,
+                        .group = group,
+                        .height = height,
+                        .stride = group,
+                        .chunk_pages = RA_CHUNK_PAGES};
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "ahead.h"
+#include "newest_mass.h"
 #include "scorer.h"
 #include "step.h"
 
@@ -124,6 +125,7 @@ static ra_status mass_lost(const ra_layer *layer, int64_t pair, ra_scratch *scra
     int64_t row = pair / layer->kv_heads, n = layer->slots[pair], keep = layer->cut.keep[pair];
     const int32_t *kept = ra_kept_of(layer, pair);
     const float *mass = ra_window_mass(layer, pair);
+    mass = mass ? mass : ra_newest_mass_of(layer, pair);
     *lost = 0;
     if (keep == n)
         return RA_OK;

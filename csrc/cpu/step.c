@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "attend.h"
+#include "gather.h"
 
 static int64_t fresh_of(const ra_step *step, int64_t row)
 {
@@ -53,8 +54,9 @@ typedef struct step_job {
     ra_layer *layer;
     const ra_step *step;
     float *const *logits; /* [R, H], for gathering */
-    float *floats;        /* scratch of gathering, [R, H][most slots] */
-    int64_t most;
+    float *floats;        /* scratch of gathering, [R, H][most] */
+    int64_t most;         /* slots of a head, whole pages */
+    const ra_attend_job *attention;
 } step_job;
 
 /* New tokens from number i on that stand side by side and go into one page. */
@@ -87,7 +89,10 @@ static void append_heads(int64_t begin, int64_t end, void *context)
             for (int64_t t = 0; t < run; t++)
                 positions[slot + t] = (int32_t)(layer->tokens[row] + i + t);
         }
+        int64_t before = layer->slots[pair];
         layer->slots[pair] = (int32_t)slot;
+        if (fresh)
+            ra_stats_append(layer, pair, before);
     }
 }
 
@@ -133,13 +138,19 @@ static void gather_heads(int64_t begin, int64_t end, void *context)
 {
     const step_job *job = context;
     ra_layer *layer = job->layer;
-    for (int64_t pair = begin; pair < end; pair++)
-        for (int s = 0; job->logits[pair] && s < RA_STATS; s++) {
-            int64_t in = cut_in(job->step, pair / layer->kv_heads), head = pair % layer->kv_heads;
+    const ra_left_weights *weights = job->attention->weights;
+    for (int64_t pair = begin; pair < end; pair++) {
+        int64_t in = cut_in(job->step, pair / layer->kv_heads), head = pair % layer->kv_heads;
+        float *floats = job->floats + pair * job->most;
+        for (int s = 0; job->logits && job->logits[pair] && s < RA_STATS; s++)
             if (layer->columns[s] && ra_stats[s]->wants && ra_stats[s]->wants(layer, pair, in))
                 ra_stats[s]->gather(layer, pair, in, job->logits[pair], ra_pages_for(layer->slots[pair]) * PAGE,
-                                    layer->sinks + head * layer->group, job->floats + pair * job->most);
+                                    layer->sinks + head * layer->group, floats);
+        if (weights && weights[pair].parts) {
+            ra_weights left = ra_attend_weights(job->attention, pair);
+            ra_stats_add(layer, pair, in, &left, layer->tokens[pair / layer->kv_heads] - 1, floats);
         }
+    }
 }
 
 /* Room for the logits of the heads that leave something behind; NULL where none does. */
@@ -156,6 +167,23 @@ static float **room_for_logits(const ra_layer *layer, const ra_step *step, ra_sc
     return logits;
 }
 
+/* Room for the weights of the heads whose one new token statistics take in; NULL where there is none. */
+static ra_left_weights *room_for_weights(const ra_layer *layer, const ra_step *step, ra_scratch *scratch)
+{
+    if (!ra_stats_gather(layer))
+        return NULL;
+    int64_t pairs = ra_pairs(layer);
+    ra_left_weights *weights = ra_scratch_take(scratch, pairs, sizeof *weights);
+    for (int64_t pair = 0; weights && pair < pairs; pair++) {
+        int64_t slots = layer->slots[pair];
+        float *memory = NULL;
+        if (ra_attention_gathers(layer, step, pair / layer->kv_heads))
+            memory = ra_scratch_take(scratch, ra_left_floats(layer->group, slots), sizeof *memory);
+        weights[pair] = memory ? ra_left_in(memory, layer->group, slots) : (ra_left_weights){0};
+    }
+    return weights;
+}
+
 static ra_status attend(step_job *job, ra_parallel parallel)
 {
     ra_layer *layer = job->layer;
@@ -169,10 +197,12 @@ static ra_status attend(step_job *job, ra_parallel parallel)
     for (int64_t pair = 0; pair < pairs; pair++) {
         spans[pair] = ra_span_of(layer, pair);
         positions[pair] = ra_positions_of(layer, pair);
-        job->most = ra_max(job->most, layer->slots[pair]);
+        job->most = ra_max(job->most, ra_pages_for(layer->slots[pair]) * PAGE);
     }
     job->logits = room_for_logits(layer, step, scratch);
-    job->floats = job->logits ? ra_scratch_take(scratch, pairs * job->most, sizeof *job->floats) : NULL;
+    ra_left_weights *weights = room_for_weights(layer, step, scratch);
+    bool gathers = job->logits || weights;
+    job->floats = gathers ? ra_scratch_take(scratch, pairs * job->most, sizeof *job->floats) : NULL;
     ra_attend_job attention = {.spans = spans,
                                .rows = layer->rows,
                                .kv_heads = layer->kv_heads,
@@ -189,9 +219,11 @@ static ra_status attend(step_job *job, ra_parallel parallel)
                                .visible_stride = step->visible_stride,
                                .positions = positions,
                                .out = step->out,
-                               .logits = job->logits};
+                               .logits = job->logits,
+                               .weights = weights};
+    job->attention = &attention;
     ra_status status = ra_attend_run(&attention, scratch, parallel);
-    if (status == RA_OK && job->logits && job->floats)
+    if (status == RA_OK && gathers && job->floats)
         ra_run(parallel, pairs, 4, gather_heads, job);
     layer->times.attend_ns += ra_now_ns() - start;
     return status;
@@ -210,6 +242,14 @@ size_t ra_cpu_step_bytes(const ra_layer *layer, int64_t tokens, int64_t slots)
     if (tokens > 1)
         many = ra_attend_bytes(pairs, layer->group, d, slots, tokens);
     size_t step = count.used + 256 + attention + many, cut = ra_cpu_cut_bytes(layer, slots);
+    if (ra_stats_gather(layer)) {
+        int64_t left;
+        if (!ra_size_of(pairs, ra_left_floats(layer->group, slots) + 64, sizeof(float), 1, &left))
+            return SIZE_MAX / 4;
+        step += (size_t)left + (size_t)pairs * sizeof(ra_left_weights) + 256;
+        size_t anew = ra_gather_bytes(layer, slots);
+        step = step > anew ? step : anew;
+    }
     return step > cut ? step : cut;
 }
 
@@ -224,5 +264,6 @@ ra_status ra_cpu_step(ra_layer *layer, const ra_step *step, ra_parallel parallel
     for (int64_t row = 0; row < layer->rows; row++)
         layer->tokens[row] += fresh_of(step, row);
     observe(layer, step);
-    return step->out.data ? attend(&job, parallel) : RA_OK;
+    ra_status status = step->out.data ? attend(&job, parallel) : RA_OK;
+    return status == RA_OK && ra_stats_gather(layer) ? ra_gather_anew(layer, step, parallel) : status;
 }

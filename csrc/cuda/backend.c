@@ -46,6 +46,7 @@ const ra_backend ra_backend_cuda = {
 #else
     .name = "cuda",
 #endif
+    .supports = ra_cuda_supports,
     .step_bytes = no_host_scratch,
     .step = ra_cuda_step_on,
     .score = ra_cuda_score_on,

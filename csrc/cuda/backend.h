@@ -91,6 +91,7 @@ ra_status ra_cuda_step_on(ra_layer *layer, const ra_step *step, ra_parallel para
 /* ---- cut.c ---- */
 
 size_t ra_cuda_cut_scratch(const ra_layer *layer, int64_t slots);
+bool ra_cuda_supports(const ra_scorer *scorer);
 ra_status ra_cuda_cut_on(ra_layer *layer, const ra_cut *cut);
 ra_status ra_cuda_figures(ra_layer *layer, const ra_figures *figures);
 ra_status ra_cuda_score_on(ra_layer *layer, const ra_score_config *config, ra_parallel parallel);

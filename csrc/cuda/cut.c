@@ -37,6 +37,14 @@ static const struct {
     {"recency", RA_CUDA_RECENCY}, {"random", RA_CUDA_RANDOM},
 };
 
+bool ra_cuda_supports(const ra_scorer *scorer)
+{
+    for (size_t i = 0; i < sizeof scorers / sizeof scorers[0]; i++)
+        if (!strcmp(scorers[i].name, scorer->name))
+            return true;
+    return false;
+}
+
 static ra_status set_scorer(ra_cuda_cut *job, const ra_score_config *config)
 {
     for (size_t i = 0; i < sizeof scorers / sizeof scorers[0]; i++)

@@ -156,6 +156,12 @@ int64_t ra_pool_taken(const ra_pool *pool);
  * "importance"   attention of the window queries, max-pooled: SnapKV's, arXiv 2404.14469
  * "recency"      the position itself: StreamingLLM's, arXiv 2309.17453
  * "random"       hash of (seed, head, position): the same in every row
+ * "h2o"          accumulated attention, the newest `recent` of a head's even share above all others: arXiv 2306.14048
+ * "lazy"         how long ago a token was active, measured by its longest gap: LazyEviction's, arXiv 2506.15969
+ * "raas"         when it was active last: RaaS's, arXiv 2502.11147
+ *
+ * The last three score by statistics that attention gathers at each step (ra_stat_config); a layer keeps them if it was
+ * made for a scorer that needs them, and a cut by another is RA_ERR_ARGUMENT.
  *
  * Importance: logits of the window queries as the model computes them (its scale, its soft-capping), max over the group,
  * softmax over the older tokens, mean over the queries, max-pool. Redundancy: cosine matrix of all N keys (norm + 1e-8),
@@ -176,10 +182,17 @@ typedef struct ra_score_config {
     float threshold; /* cosine above which two keys count as similar */
     int64_t kernel;  /* odd width of the max-pool over importance; 1: none */
     uint64_t seed;
+    float recent;        /* "h2o": share of a head's slots that are its newest and stay, in [0, 1] */
+    bool published_code; /* "lazy": the published code's formula, not the paper's */
 } ra_score_config;
 
+/* Whether it has a scorer and gathers what that needs; NULL: the CPU's backend, which has all. */
+bool ra_backend_supports(const ra_backend *backend, const ra_scorer *scorer);
+/* Whether scores are made of statistics that attention gathers at every step. */
+bool ra_scorer_gathers(const ra_scorer *scorer);
+
 /* Scores of one head given densely: queries [group, W, D], keys [N, D] float32 -> out [N - W]; logits are q.k / sqrt(D).
- * redundancy may be NULL or [N] (softmaxed), importance NULL or [N - W] (pooled). Not "recency" or "random". */
+ * redundancy may be NULL or [N] (softmaxed), importance NULL or [N - W] (pooled). Only "rkv", "rkv-centred", "importance". */
 ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, const float *keys, int64_t tokens,
                          int64_t head_dim, const ra_score_config *config, float *out, float *importance,
                          float *redundancy);
@@ -188,14 +201,41 @@ ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, co
 
 typedef struct ra_layer ra_layer;
 
+/* Of a prompt, which queries statistics take in. What a cut has removed by then sees none. */
+typedef enum ra_prompt_statistics {
+    RA_PROMPT_ALL = 0, /* all: computed anew after the step, O(n^2 D) a query head */
+    RA_PROMPT_WINDOW,  /* the newest `window` */
+    RA_PROMPT_NONE
+} ra_prompt_statistics;
+
+/* Statistics that attention gathers of each slot, from every query that is given with or after it: weights p are those of
+ * the softmax over what the head holds, masks, soft-capping and sinks included.
+ *   accumulated  float32 sum of p over the group and the queries; each query multiplies what was there by `decay`
+ *   recurrence   int32 position of the last query for which the slot was active, p >= activation for one of the group;
+ *                and the longest gap between two such queries, 0 where there were none. A slot's first gap counts from
+ *                its own position, or with `birth` from the one before (for a prompt of RA_PROMPT_NONE: its last), so that
+ *                its own query makes a gap of 1.
+ * Cuts move them, crop ends them with their slots (what cropped queries added stays), forks and copies take them along. */
+typedef struct ra_stat_config {
+    ra_prompt_statistics prompt;
+    float decay;      /* in [0, 1]; 1: none */
+    float activation; /* above 0 */
+    bool relative;    /* p >= activation / N, where the query sees N slots */
+    bool birth;
+} ra_stat_config;
+
+/* The papers': all, 1, 1e-4, false, false. */
+ra_stat_config ra_stat_defaults(void);
+
 typedef struct ra_layer_config {
     int64_t rows;
     int64_t kv_heads, query_heads; /* Hq a multiple of H */
     int64_t window;                /* newest queries of each row that are kept for scoring */
     const ra_scorer *scorer;       /* whose statistics are kept; NULL: none */
+    ra_stat_config stats;          /* looked at where ra_scorer_gathers */
 } ra_layer_config;
 
-/* A layer of empty rows. The pool must outlive it. */
+/* A layer of empty rows. The pool must outlive it. RA_ERR_ARGUMENT also for a scorer that the pool's backend lacks. */
 ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer **out);
 /* A layer that holds the same, sharing pages. */
 ra_status ra_layer_copy(ra_layer *layer, ra_layer **out);
@@ -261,6 +301,8 @@ typedef struct ra_step {
     const uint8_t *visible;
     int64_t visible_stride;
     ra_output out;
+    /* [R] whether a row's new tokens and all before them are its prompt (ra_prompt_statistics); NULL: none of them. */
+    const bool *prompt;
 } ra_step;
 
 /* Makes room for a step of these tokens (`begin`, `tokens` as in ra_step), and in the lists for `ahead` more a row. On
@@ -286,6 +328,11 @@ ra_status ra_layer_restore(ra_layer *layer, int64_t row, int64_t head, int64_t s
                            const float *keys, const float *values, int64_t *missing);
 ra_status ra_layer_restore_row(ra_layer *layer, int64_t row, int64_t tokens, const float *queries, int64_t count,
                                float scale, float softcap);
+/* What a head's statistics have of each slot and could not compute again: fields of 4 bytes [fields, N], one after the
+ * other; returns their number. out may be NULL. -1 if there is no such head. */
+int64_t ra_layer_columns(const ra_layer *layer, int64_t row, int64_t head, int32_t *out);
+/* Puts them back into a restored head. RA_ERR_ARGUMENT for numbers that no step could leave. */
+ra_status ra_layer_restore_columns(ra_layer *layer, int64_t row, int64_t head, const int32_t *columns);
 /* Empties all rows. */
 void ra_layer_reset(ra_layer *layer);
 

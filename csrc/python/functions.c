@@ -3,6 +3,8 @@
 #include "module.h"
 #include "torch_bridge.h"
 
+#include "backend.h" /* after Python.h */
+
 PyObject *ra_raise(ra_status status, const char *what)
 {
     PyObject *type = PyExc_ValueError;
@@ -21,18 +23,22 @@ int ra_parse_score_config(PyObject *tuple, ra_score_config *out)
     double alpha, threshold;
     long long kernel;
     unsigned long long seed;
+    double recent = 0;
+    int published_code = 0;
     if (!PyTuple_Check(tuple)) {
-        PyErr_Format(PyExc_TypeError, "score is a tuple (scorer, alpha, threshold, kernel, seed), got %R", tuple);
+        PyErr_Format(PyExc_TypeError, "score is a tuple (scorer, alpha, threshold, kernel, seed, ...), got %R", tuple);
         return -1;
     }
-    if (!PyArg_ParseTuple(tuple, "sddLK;score is (scorer, alpha, threshold, kernel, seed)", &scorer, &alpha, &threshold,
-                          &kernel, &seed))
+    if (!PyArg_ParseTuple(tuple, "sddLK|dp;score is (scorer, alpha, threshold, kernel, seed, recent, published_code)",
+                          &scorer, &alpha, &threshold, &kernel, &seed, &recent, &published_code))
         return -1;
     *out = (ra_score_config){.scorer = ra_scorer_find(scorer),
                              .alpha = (float)alpha,
                              .threshold = (float)threshold,
                              .kernel = kernel,
-                             .seed = seed};
+                             .seed = seed,
+                             .recent = (float)recent,
+                             .published_code = published_code != 0};
     if (!out->scorer) {
         PyErr_Format(PyExc_ValueError, "scorer '%s' is unknown", scorer);
         return -1;
@@ -310,9 +316,28 @@ static PyObject *formats(PyObject *module, PyObject *unused)
     return names_of(ra_format_name);
 }
 
+PyDoc_STRVAR(supports_doc, "supports(scorer, backend=None)\n--\n\nWhether a backend, as Pool takes it, has a scorer.");
+
+static PyObject *supports(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name;
+    PyObject *capsule = Py_None;
+    if (!PyArg_ParseTuple(args, "s|O:supports", &name, &capsule))
+        return NULL;
+    const ra_scorer *scorer = ra_scorer_find(name);
+    if (!scorer)
+        return PyErr_Format(PyExc_ValueError, "scorer '%s' is unknown", name);
+    const ra_backend *backend = NULL;
+    if (capsule != Py_None && !(backend = PyCapsule_GetPointer(capsule, RA_BACKEND_CAPSULE)))
+        return NULL;
+    return PyBool_FromLong(ra_backend_supports(backend, scorer));
+}
+
 PyMethodDef ra_functions[] = {
     {"allocations", allocations, METH_NOARGS, "allocations()\n--\n\nAllocations of memory by the C core so far."},
     {"scorers", scorers, METH_NOARGS, "scorers()\n--\n\nNames of the scorers."},
+    {"supports", supports, METH_VARARGS, supports_doc},
     {"formats", formats, METH_NOARGS, "formats()\n--\n\nNames of the page formats."},
     {"robustify", robustify, METH_VARARGS, robustify_doc},
     {"route", route, METH_VARARGS, route_doc},

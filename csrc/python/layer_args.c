@@ -60,6 +60,34 @@ int ra_head_number(const layer_object *self, PyObject *object, int64_t *out)
     return -1;
 }
 
+int ra_parse_stats(PyObject *object, ra_stat_config *out)
+{
+    int prompt, relative, birth;
+    double decay, activation;
+    *out = ra_stat_defaults();
+    if (!object || object == Py_None)
+        return 0;
+    if (!PyTuple_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "stats is a tuple (prompt, decay, activation, relative, birth), got %R", object);
+        return -1;
+    }
+    if (!PyArg_ParseTuple(object, "iddpp;stats is (prompt, decay, activation, relative, birth)", &prompt, &decay,
+                          &activation, &relative, &birth))
+        return -1;
+    if (prompt < RA_PROMPT_ALL || prompt > RA_PROMPT_NONE || !(decay >= 0 && decay <= 1) || !((float)activation > 0) ||
+        !isfinite((float)activation)) {
+        PyErr_Format(PyExc_ValueError, "stats has prompt 0 to 2, decay in [0, 1] and activation above 0, got %R",
+                     object);
+        return -1;
+    }
+    *out = (ra_stat_config){.prompt = (ra_prompt_statistics)prompt,
+                            .decay = (float)decay,
+                            .activation = (float)activation,
+                            .relative = relative != 0,
+                            .birth = birth != 0};
+    return 0;
+}
+
 void ra_release(ra_buffers *b)
 {
     while (b->count)

@@ -26,23 +26,28 @@ static PyObject *wrap(PyTypeObject *type, pool_object *pool, ra_layer *layer, in
 
 static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"pool", "rows", "kv_heads", "query_heads", "window", "scorer", "ahead", NULL};
+    static char *names[] = {"pool", "rows", "kv_heads", "query_heads", "window", "scorer", "ahead", "stats", NULL};
     module_state *state = PyType_GetModuleState(type);
-    PyObject *pool;
+    PyObject *pool, *stats = NULL;
     long long rows, kv_heads, query_heads, window, ahead = 0;
     const char *scorer = NULL;
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!LLLL|zL:Layer", names, state->pool_type, &pool, &rows,
-                                               &kv_heads, &query_heads, &window, &scorer, &ahead))
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!LLLL|zLO:Layer", names, state->pool_type, &pool, &rows,
+                                               &kv_heads, &query_heads, &window, &scorer, &ahead, &stats))
         return NULL;
-    const ra_layer_config config = {.rows = rows,
-                                    .kv_heads = kv_heads,
-                                    .query_heads = query_heads,
-                                    .window = window,
-                                    .scorer = scorer ? ra_scorer_find(scorer) : NULL};
+    ra_layer_config config = {.rows = rows,
+                              .kv_heads = kv_heads,
+                              .query_heads = query_heads,
+                              .window = window,
+                              .scorer = scorer ? ra_scorer_find(scorer) : NULL};
     if (ahead < 0)
         return PyErr_Format(PyExc_ValueError, "ahead must not be negative, got %lld", ahead);
     if (scorer && !config.scorer)
         return PyErr_Format(PyExc_ValueError, "scorer '%s' is unknown", scorer);
+    if (ra_parse_stats(stats, &config.stats))
+        return NULL;
+    const ra_backend *backend = ra_pool_backend(((pool_object *)pool)->pool);
+    if (!ra_backend_supports(backend, config.scorer))
+        return PyErr_Format(PyExc_ValueError, "the backend %s has no scorer '%s'", ra_backend_name(backend), scorer);
     if (ra_pool_enter((pool_object *)pool))
         return NULL;
     ra_layer *layer;
@@ -192,14 +197,15 @@ static int view_sinks(layer_object *self, PyObject *object, ra_buffers *b, const
 PyDoc_STRVAR(
     step_doc,
     "step(queries, keys, values, out, scale, cut_in=None, begin=None, index=None, softcap=0.0, sinks=None, "
-    "visible=None)\n--\n\n"
+    "visible=None, prompt=None)\n--\n\n"
     "Appends the new tokens, remembers their queries and, unless out is None, attends. queries [B, Hq, T, D], keys "
     "and values [B, H, T, D], out [B, T, Hq, D]; with begin and index also B = 1, all rows packed. cut_in int64 [B]: "
     "steps that follow before a row's next cut. begin int64 [B + 1], index int64 [begin[B]]: row b's new tokens "
     "stand at index[begin[b]:begin[b + 1]]; the rest is padding, which out keeps as it is. sinks float32 [Hq], a "
     "tensor where the pool "
     "lies on a device. "
-    "visible bool [begin[B], columns]: whether a token sees a position. ra_layer_step has the rest. Returns 0, or the "
+    "visible bool [begin[B], columns]: whether a token sees a position. prompt bool [B]: rows whose tokens so far are "
+    "all of their prompt. ra_layer_step has the rest. Returns 0, or the "
     "number of pages to add before calling again; then nothing has changed.");
 
 static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t count, ra_buffers *b)
@@ -210,7 +216,7 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
     PyObject *const none = Py_None;
     PyObject *cut_in = count > 5 ? args[5] : none, *begin = count > 6 ? args[6] : none,
              *index = count > 7 ? args[7] : none, *sinks = count > 9 ? args[9] : none,
-             *visible = count > 10 ? args[10] : none;
+             *visible = count > 10 ? args[10] : none, *prompt = count > 11 ? args[11] : none;
     if (ra_finite_number(args[4], "scale", &step.scale) ||
         (count > 8 && ra_finite_number(args[8], "softcap", &step.softcap)))
         return NULL;
@@ -227,6 +233,8 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
         (!step.begin || !(step.index = ra_take(b, index, "index", 'i', (Py_ssize_t)step.begin[rows], 0))))
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "index needs begin");
     if (sinks != none && view_sinks(self, sinks, b, &step.sinks))
+        return NULL;
+    if (prompt != none && !(step.prompt = ra_take(b, prompt, "prompt", 'b', (Py_ssize_t)rows, 0)))
         return NULL;
     bool packed = step.index != NULL;
     if (view_tokens(self, args[0], "queries", ra_layer_query_heads(layer), &tokens, &packed, &step.queries) ||
@@ -284,7 +292,7 @@ static PyObject *do_step(layer_object *self, PyObject *const *args, Py_ssize_t c
     ra_release(&b);
     return result;
 }
-static RA_METHOD(step, 5, 11)
+static RA_METHOD(step, 5, 12)
 
 /* ---- Rows ---- */
 
@@ -445,7 +453,9 @@ static PyMethodDef methods[] = {
     FAST(queries, ra_queries_doc),
     FAST(tokens, ra_tokens_doc),
     FAST(times, "times()\n--\n\n(score, route, evict, attend) in nanoseconds, as of the last call."),
+    FAST(columns, ra_columns_doc),
     FAST(restore, ra_restore_doc),
+    FAST(restore_columns, ra_restore_columns_doc),
     FAST(restore_row, ra_restore_row_doc),
     {NULL, NULL, 0, NULL},
 };

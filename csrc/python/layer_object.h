@@ -33,6 +33,9 @@ int ra_finite_number(PyObject *object, const char *name, float *out);
 int ra_row_number(const layer_object *self, PyObject *object, int64_t *out);
 int ra_head_number(const layer_object *self, PyObject *object, int64_t *out);
 
+/* (prompt, decay, activation, relative, birth), or None for the defaults. */
+int ra_parse_stats(PyObject *object, ra_stat_config *out);
+
 /* Buffers of a call; released together. */
 typedef struct ra_buffers {
     Py_buffer views[8];
@@ -58,8 +61,9 @@ extern const char ra_cut_doc[], ra_cut_score_doc[], ra_cut_scores_doc[], ra_cut_
 /* ---- layer_read.c ---- */
 
 ra_method layer_slots, layer_row_slots, layer_table, layer_positions, layer_read, layer_queries, layer_tokens,
-    layer_restore, layer_restore_row;
+    layer_columns, layer_restore, layer_restore_columns, layer_restore_row;
 extern const char ra_slots_doc[], ra_row_slots_doc[], ra_table_doc[], ra_positions_doc[], ra_read_doc[],
-    ra_queries_doc[], ra_tokens_doc[], ra_restore_doc[], ra_restore_row_doc[];
+    ra_queries_doc[], ra_tokens_doc[], ra_columns_doc[], ra_restore_doc[], ra_restore_columns_doc[],
+    ra_restore_row_doc[];
 
 #endif

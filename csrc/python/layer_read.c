@@ -140,6 +140,28 @@ static PyObject *do_row_slots(layer_object *self, PyObject *const *args, Py_ssiz
 }
 RA_METHOD(row_slots, 1, 1)
 
+const char ra_columns_doc
+    [] = "columns(row, head)\n--\n\n(fields, int32 bytes of [fields, N]): what statistics have gathered of each slot "
+         "and could not compute again.";
+
+static PyObject *do_columns(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    int64_t row, head;
+    if (wait_for(self))
+        return NULL;
+    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+        return NULL;
+    int64_t fields = ra_layer_columns(self->layer, row, head, NULL);
+    Py_ssize_t bytes = (Py_ssize_t)(fields * slots_of(self, row, head)) * (Py_ssize_t)sizeof(int32_t);
+    PyObject *made = PyBytes_FromStringAndSize(NULL, bytes);
+    if (!made)
+        return NULL;
+    ra_layer_columns(self->layer, row, head, (int32_t *)(void *)PyBytes_AsString(made));
+    return Py_BuildValue("(LN)", (long long)fields, made);
+}
+RA_METHOD(columns, 2, 2)
+
 /* ---- Restoring ---- */
 
 const char ra_restore_doc
@@ -168,6 +190,29 @@ static PyObject *do_restore(layer_object *self, PyObject *const *args, Py_ssize_
     return result;
 }
 RA_METHOD(restore, 5, 5)
+
+const char
+    ra_restore_columns_doc[] = "restore_columns(row, head, columns)\n--\n\nOf a restored head, int32 [fields * N].";
+
+static PyObject *do_restore_columns(layer_object *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)count;
+    ra_buffers b = {.count = 0};
+    int64_t row, head;
+    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+        return NULL;
+    int64_t fields = ra_layer_columns(self->layer, row, head, NULL);
+    const int32_t *columns = ra_take(&b, args[2], "columns", 'p', (Py_ssize_t)(fields * slots_of(self, row, head)), 0);
+    if (!columns)
+        return NULL;
+    ra_status status = ra_layer_restore_columns(self->layer, row, head, columns);
+    ra_release(&b);
+    if (status != RA_OK)
+        return PyErr_Format(PyExc_ValueError, "columns of row %lld, head %lld hold numbers that no step leaves",
+                            (long long)row, (long long)head);
+    Py_RETURN_NONE;
+}
+RA_METHOD(restore_columns, 3, 3)
 
 const char ra_restore_row_doc
     [] = "restore_row(row, tokens, count, queries, scale, softcap)\n--\n\nThe rest of a restored row: tokens "

@@ -11,6 +11,9 @@ typedef struct ra_score_view {
     ra_span span;
     const int32_t *positions; /* [N] */
     int64_t head, older;
+    int64_t share;         /* slots of a head at an even share of the row's total */
+    const ra_layer *layer; /* for statistics of its own; NULL where the head is given densely */
+    int64_t pair;
     ra_window window;               /* the newest queries */
     const float *attention;         /* window attention's sum over the queries, [older], or NULL: not gathered */
     ra_nearest nearest;             /* what is known of similar keys; filled only for scorers that need it */
@@ -26,10 +29,13 @@ struct ra_scorer {
     ra_status (*score)(ra_score_view *view, const ra_score_config *config, ra_scratch *scratch, float *out);
 };
 
-extern const ra_scorer ra_scorer_rkv, ra_scorer_rkv_centred, ra_scorer_importance, ra_scorer_recency, ra_scorer_random;
+extern const ra_scorer ra_scorer_rkv, ra_scorer_rkv_centred, ra_scorer_importance, ra_scorer_recency, ra_scorer_random,
+    ra_scorer_h2o, ra_scorer_lazy, ra_scorer_raas;
 
 /* Scratch that any scorer needs for a head. */
 size_t ra_score_bytes(int64_t slots, int64_t head_dim, int64_t window, int64_t group);
+/* Whether the layer keeps the lasting statistics that a scorer needs. */
+bool ra_scorer_fits(const ra_scorer *scorer, const ra_layer *layer);
 bool ra_score_config_is_good(const ra_score_config *config);
 /* The window queries of a layer's head; false if scratch does not hold them. */
 bool ra_window_of(const ra_layer *layer, int64_t pair, ra_scratch *scratch, ra_window *out);

@@ -4,8 +4,9 @@
 
 #include "scorer.h"
 
-static const ra_scorer *const scorers[] = {&ra_scorer_rkv, &ra_scorer_rkv_centred, &ra_scorer_importance,
-                                           &ra_scorer_recency, &ra_scorer_random};
+static const ra_scorer *const scorers[] = {&ra_scorer_rkv,     &ra_scorer_rkv_centred, &ra_scorer_importance,
+                                           &ra_scorer_recency, &ra_scorer_random,      &ra_scorer_h2o,
+                                           &ra_scorer_lazy,    &ra_scorer_raas};
 
 enum { COUNT = sizeof scorers / sizeof scorers[0] };
 
@@ -19,10 +20,26 @@ const ra_scorer *ra_scorer_find(const char *name)
 
 const char *ra_scorer_name(size_t index) { return index < COUNT ? scorers[index]->name : NULL; }
 
+bool ra_scorer_gathers(const ra_scorer *scorer)
+{
+    for (int i = 0; scorer && i < scorer->stat_count; i++)
+        if (ra_stats[scorer->stats[i]]->add)
+            return true;
+    return false;
+}
+
+bool ra_scorer_fits(const ra_scorer *scorer, const ra_layer *layer)
+{
+    for (int i = 0; i < scorer->stat_count; i++)
+        if (ra_stats[scorer->stats[i]]->lasting && !layer->columns[scorer->stats[i]])
+            return false;
+    return true;
+}
+
 bool ra_score_config_is_good(const ra_score_config *c)
 {
     return c && c->scorer && c->alpha >= 0 && c->alpha <= 1 && !isnan(c->threshold) && c->kernel >= 1 &&
-           c->kernel % 2 == 1;
+           c->kernel % 2 == 1 && c->recent >= 0 && c->recent <= 1;
 }
 
 size_t ra_score_bytes(int64_t slots, int64_t head_dim, int64_t window, int64_t group)
@@ -67,7 +84,10 @@ ra_status ra_score_head(ra_layer *layer, int64_t pair, const ra_score_config *co
     ra_score_view view = {.span = ra_span_of(layer, pair),
                           .positions = ra_positions_of(layer, pair),
                           .head = pair % layer->kv_heads,
-                          .older = ra_older(layer, pair)};
+                          .older = ra_older(layer, pair),
+                          .share = layer->cut.totals[pair / layer->kv_heads] / layer->kv_heads,
+                          .layer = layer,
+                          .pair = pair};
     if (!view.older)
         return RA_OK;
     if (uses(scorer, RA_STAT_WINDOW_ATTENTION)) {

@@ -111,7 +111,9 @@ class ReasonAllocCache(Cache):
         policy = (config.policy() if policy is None else policy).fitted(_shape(model, len(stock), managed))
         layers = list(stock)
         for order, i in enumerate(managed):
-            layers[i] = RaggedLayer(i, order, policy.schedule.window, policy.core_scorer, policy.ahead, whole_masks)
+            layers[i] = RaggedLayer(
+                i, order, policy.schedule.window, policy.core_scorer, policy.ahead, whole_masks, policy.statistics
+            )
         super().__init__(layers=layers)
         self.model, self.config, self.policy, self.record = model, config, policy, record
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
@@ -119,7 +121,7 @@ class ReasonAllocCache(Cache):
         self.by_hand = own_policy
         self._whole_masks = whole_masks
         self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
-        self._states = States(model, config.device)
+        self._states = States(model, config.device, policy.core_scorer)
         self.prompt_columns: int | None = None
         activate(model)
         self._text_config = text_config(model)
@@ -131,7 +133,8 @@ class ReasonAllocCache(Cache):
 
     def _clear(self) -> None:
         turns = [i for i, layer in enumerate(self.layers) if isinstance(layer, CacheLayerMixin)]
-        self.step = Step(turns, self.policy.window_attention, self._whole_masks)
+        gathers = self.policy.statistics is not None
+        self.step = Step(turns, self.policy.window_attention, self._whole_masks, gathers)
         self._pools: dict[torch.device, PagePool] = {}
         self.rows = 0
         self.routings = self.byte_sum = 0
@@ -232,7 +235,7 @@ class ReasonAllocCache(Cache):
             pool = self.pool_of(states[1]) if ragged.is_empty else ragged.pool
             if dense:
                 out = prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
-                ragged.step(pool, states, spec, parts[0].new)
+                ragged.step(pool, states, spec, parts[0].new, prompt=step.prompt)
             else:
                 rows, heads, tokens, size = states[0].shape
                 # What stands between a row's tokens is padding, whose attention is 0.
@@ -240,7 +243,7 @@ class ReasonAllocCache(Cache):
                 out = make(rows, tokens, heads, size)  # faster than from a tuple
             for part in parts:
                 if not dense:
-                    ragged.step(pool, states, spec, part.new, out, part.cut_in)
+                    ragged.step(pool, states, spec, part.new, out, part.cut_in, step.prompt)
                 if step.prefill or part.any_due:
                     self._store(ragged, states[0], part)
             ragged.length += step.tokens
@@ -608,7 +611,7 @@ class ReasonAllocCache(Cache):
             "peak_bytes": sum(pool.peak_bytes for pool in pools),
             "mean_bytes": (self.byte_sum + used) / self.step.count if pools and self.step.count else 0.0,
             "reserved_bytes": sum(pool.reserved_bytes for pool in pools),
-            "backends": sorted({f"{pool.backend.name} on {pool.backend.device}" for pool in pools}),
+            "backends": sorted({str(pool.backend) for pool in pools}),
             "other_bytes": other,
             "slots": slots.tolist(),
             "budgets": cutter.budget_lists() if cutter else [],

@@ -16,6 +16,7 @@ from reasonalloc.hf.columns import NewTokens
 from reasonalloc.hf.compat import query_length
 from reasonalloc.hf.states import Three
 from reasonalloc.policy.layers import LayerAllocator
+from reasonalloc.policy.scorers import StatArguments
 from reasonalloc.store.pages import PagePool
 
 
@@ -28,7 +29,8 @@ class RaggedLayer(CacheLayerMixin):
 
     index: of the layer in the model. order: among the layers with a budget. window: newest queries that scores need.
     scorer: whose statistics the core keeps. ahead: tokens to make room for at a time. whole_masks: masks cover cached
-    tokens too, because other layers need that of the mask they share.
+    tokens too, because other layers need that of the mask they share. statistics: how the core gathers what the scorer
+    needs of every step.
     """
 
     is_sliding = False
@@ -36,11 +38,18 @@ class RaggedLayer(CacheLayerMixin):
     is_croppable = False  # not for certain: what was evicted does not come back
 
     def __init__(
-        self, index: int, order: int, window: int, scorer: str | None, ahead: int, whole_masks: bool = False
+        self,
+        index: int,
+        order: int,
+        window: int,
+        scorer: str | None,
+        ahead: int,
+        whole_masks: bool = False,
+        statistics: StatArguments | None = None,
     ) -> None:
         super().__init__()
         self.index, self.order, self.whole_masks = index, order, whole_masks
-        self.window, self.scorer, self.ahead = window, scorer, ahead
+        self.window, self.scorer, self.ahead, self.statistics = window, scorer, ahead, statistics
         self._core: _core.Layer | None = None  # the layer's C object, None while it is empty
         self._pool: PagePool | None = None  # where its pages are from
         self.heads = self.query_heads = self.head_dim = 0
@@ -79,7 +88,9 @@ class RaggedLayer(CacheLayerMixin):
     def start(self, pool: PagePool, rows: int, key_heads: int, query_heads: int, head_dim: int) -> _core.Layer:
         """Makes the C object, for tokens of this shape."""
         self.heads, self.query_heads, self.head_dim, self._pool = key_heads, query_heads, head_dim, pool
-        self._core = _core.Layer(pool.core, rows, key_heads, query_heads, self.window, self.scorer, self.ahead)
+        self._core = _core.Layer(
+            pool.core, rows, key_heads, query_heads, self.window, self.scorer, self.ahead, self.statistics
+        )
         return self._core
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -97,11 +108,12 @@ class RaggedLayer(CacheLayerMixin):
         new: NewTokens,
         out: torch.Tensor | None = None,
         cut_in: npt.NDArray[np.int64] | None = None,
+        prompt: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Stores new tokens and, where wanted, writes their attention into out [B, T, Hq, D].
 
         states: queries [B, Hq, T, D], keys and values [B, H, T, D], on the pool's device like out. cut_in: [B] steps
-        before each row's next cut.
+        before each row's next cut. prompt: [B] rows that are still in their prompt, None: none, or nobody asks.
         """
         query, key, value = states
         core = self._core
@@ -113,7 +125,7 @@ class RaggedLayer(CacheLayerMixin):
         begin, index, visible = new.begin, new.index, new.visible
         try:  # pool.step, written out: every layer of every decode step comes here
             while missing := core.step(
-                query, key, value, out, spec.scale, cut_in, begin, index, softcap, sinks, visible
+                query, key, value, out, spec.scale, cut_in, begin, index, softcap, sinks, visible, prompt
             ):
                 pool.grow(missing)
         except (ValueError, TypeError) as error:

@@ -139,7 +139,7 @@ def save(cache: _Saved, path: str | Path) -> None:
 
 def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
     """Heads one after the other, row by row: keys, values [S, D] in the cache's dtype, positions [S]; slots [B, H];
-    queries: [Hq, n, D] of each row, flat, and counts [B] of each n."""
+    queries: [Hq, n, D] of each row, flat, and counts [B] of each n; statistics: [fields, n] of each head, flat."""
     core, d = layer.core, layer.head_dim
     slots = np.zeros((rows, layer.heads), np.int64)
     core.slots(slots)
@@ -163,6 +163,9 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
         "queries": torch.from_numpy(np.concatenate([np.frombuffer(x, np.float32) for _, x in queries])),
         "counts": torch.tensor([count for count, _ in queries], dtype=torch.int64),
     }
+    if layer.statistics is not None:
+        columns = [core.columns(row, h)[1] for row in range(rows) for h in range(layer.heads)]
+        own["statistics"] = torch.from_numpy(np.frombuffer(b"".join(columns), np.int32).copy())
     if layer.sinks is not None:
         own["sinks"] = torch.as_tensor(layer.sinks).cpu().clone()
     return own
@@ -306,6 +309,8 @@ def _fill_layer(
     layer.start(pool, rows, saved.heads, saved.query_heads, d)
     if name + "sinks" in arrays:
         _set_sinks(layer, take(arrays, name + "sinks", torch.float32, (saved.query_heads,)), saved, pool)
+    fields = layer.core.columns(0, 0)[0]
+    columns = take(arrays, name + "statistics", torch.int32, (fields * whole,)).numpy() if fields else None
     begin, asked = 0, 0
     for row in range(rows):
         for head in range(saved.heads):
@@ -313,6 +318,8 @@ def _fill_layer(
             part = (positions[begin:end], keys[begin:end].float().numpy(), values[begin:end].float().numpy())
             while missing := layer.core.restore(row, head, *part):
                 pool.grow(missing)
+            if columns is not None:
+                layer.core.restore_columns(row, head, columns[fields * begin : fields * end])
             begin = end
         size = counts[row] * saved.query_heads * d
         layer.core.restore_row(row, tokens[row], counts[row], queries[asked : asked + size], saved.scale, saved.softcap)

@@ -17,10 +17,11 @@ class States:
     """Prepares what the attention modules of one model give its cache. Shapes that the C core checks are left to it.
 
     heads, head_dim: of the keys that the cache holds, 0 while it is empty. place: where it lies, as `Config.device`.
+    scorer: the C scorer that must run there.
     """
 
-    def __init__(self, model: Model, place: str | None = None) -> None:
-        self.model, self.place = model, place
+    def __init__(self, model: Model, place: str | None = None, scorer: str | None = None) -> None:
+        self.model, self.place, self.scorer = model, place, scorer
         self._own_modules: set[int] = set()  # ids of those that have asked for attention
         self.clear()
 
@@ -76,7 +77,7 @@ class States:
 
     def backend(self, key: torch.Tensor) -> Backend:
         """Where the pages of a layer are whose keys are these."""
-        return backend_for(key.device, self.place)
+        return backend_for(key.device, self.place, self.scorer)
 
 
 def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:

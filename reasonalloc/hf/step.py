@@ -45,15 +45,18 @@ class Step:
     """Owner of all that steers a cache through its forward passes, one after the other.
 
     turns: indices of the layers that store keys, in the order in which a forward pass comes to them. announces: whether
-    layers learn of the next cut beforehand. whole_masks: masks cover cached tokens too, not the new ones alone.
+    layers learn of the next cut beforehand. whole_masks: masks cover cached tokens too, not the new ones alone. gathers:
+    layers take in what each query attends to.
 
     clocks: when rows are cut, None for never. columns: which columns were tokens. tokens: columns of this pass.
     prefill: it belongs to the prompt. count: passes that are complete. uncut: newest tokens that came after the last
     eviction. closed: why there can be no pass, or None.
     """
 
-    def __init__(self, turns: Sequence[int], announces: bool, whole_masks: bool = False) -> None:
-        self.turns, self.announces, self.whole_masks = turns, announces, whole_masks
+    def __init__(
+        self, turns: Sequence[int], announces: bool, whole_masks: bool = False, gathers: bool = False
+    ) -> None:
+        self.turns, self.announces, self.whole_masks, self.gathers = turns, announces, whole_masks, gathers
         self.rows = self.tokens = self.count = self.uncut = 0
         self.prefill = False
         self.closed: str | None = None
@@ -71,6 +74,11 @@ class Step:
     def is_first_turn(self) -> bool:
         """No layer has had its turn in this pass."""
         return self._turn == 0
+
+    @property
+    def prompt(self) -> Flags | None:
+        """[rows] rows that are still in their prompt, where layers need to know; None: none of them."""
+        return np.ones(self.rows, np.bool_) if self.gathers and self.prefill else None
 
     @property
     def state(self) -> StepState:
@@ -178,12 +186,14 @@ class Step:
             return ALL
         else:
             real = visible.any(1)  # a token that none sees, itself neither, is padding
-        if dense:
+        if dense and not self.gathers:
             return ALL if real.all() else NewTokens.of(real)
         causal = np.tril(np.ones((self.tokens, self.tokens), np.bool_))
         pairs = real[:, :, None] & real[:, None, :]
         visible = causal & pairs if visible is None else visible & pairs
-        if (visible & ~causal).any():
+        if dense:
+            visible &= causal  # statistics are of earlier tokens
+        elif (visible & ~causal).any():
             raise ValueError("once the cache holds tokens, an attention mask may not show tokens that come later")
         if hidden is None and np.array_equal(visible, causal & pairs):
             return ALL if real.all() else NewTokens.of(real)

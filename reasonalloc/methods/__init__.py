@@ -3,6 +3,7 @@
 from reasonalloc.methods.base import Method
 from reasonalloc.methods.compose import compose
 from reasonalloc.methods.table import METHODS, methods, register
+from reasonalloc.policy import gathered as _gathered  # noqa: F401  its scorers enter their table
 from reasonalloc.policy.view import HeadView
 
 # Importing a file enters its method into the table.
@@ -11,8 +12,11 @@ from reasonalloc.methods import (  # isort: skip
     duo,
     dynamickv,
     full,
+    h2o,
+    lazyeviction,
     pyramid_rkv,
     pyramidkv,
+    raas,
     random,
     reasonalloc,
     reasonalloc_route,
@@ -32,9 +36,12 @@ __all__ = [
     "duo",
     "dynamickv",
     "full",
+    "h2o",
+    "lazyeviction",
     "methods",
     "pyramid_rkv",
     "pyramidkv",
+    "raas",
     "random",
     "reasonalloc",
     "reasonalloc_route",

@@ -9,7 +9,7 @@ from reasonalloc.policy.heads import HeadAllocator
 from reasonalloc.policy.layers import LayerAllocator
 from reasonalloc.policy.layers_by_scores import LayersByScores
 from reasonalloc.policy.schedule import Schedule
-from reasonalloc.policy.scorers import Scorer
+from reasonalloc.policy.scorers import CoreScorer, Scorer, StatArguments
 from reasonalloc.policy.storage import Storage
 from reasonalloc.policy.view import Settings
 
@@ -63,6 +63,11 @@ class Policy:
     def core_scorer(self) -> str | None:
         """The C scorer whose statistics a layer keeps; None: none."""
         return None if self.unlimited else self.scorer.core_name
+
+    @property
+    def statistics(self) -> StatArguments | None:
+        """What a layer gathers at every step for it; None: nothing."""
+        return self.scorer.statistics if self.core_scorer and isinstance(self.scorer, CoreScorer) else None
 
     @property
     def ahead(self) -> int:

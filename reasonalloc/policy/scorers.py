@@ -19,6 +19,18 @@ class ScoreArguments(NamedTuple):
     threshold: float = 0.0
     kernel: int = 1
     seed: int = 0
+    recent: float = 0.0
+    published_code: bool = False
+
+
+class StatArguments(NamedTuple):
+    """How C gathers statistics at each step; prompt: 0 all, 1 window, 2 none of its queries."""
+
+    prompt: int = 0
+    decay: float = 1.0
+    activation: float = 1e-4
+    relative: bool = False
+    birth: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,11 @@ class CoreScorer(Scorer):
     def arguments(self, layer: int) -> ScoreArguments:
         """layer: its number in the model."""
         return ScoreArguments(self.core)
+
+    @property
+    def statistics(self) -> StatArguments | None:
+        """Of every step's attention, which its scores are made of; None for those that need none."""
+        return None
 
     @property
     def core_name(self) -> str | None:

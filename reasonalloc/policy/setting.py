@@ -52,6 +52,23 @@ class Flag:
         return bool(value)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """One of some texts."""
+
+    texts: tuple[str, ...]
+
+    def check(self, name: str, value: object) -> str:
+        if not isinstance(value, str) or value not in self.texts:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, self.texts))}, got {value!r}")
+        return value
+
+
+def choice(default: T, *texts: str) -> T:
+    """A dataclass field that is one of some texts, or None where that is the default."""
+    return field(default=default, metadata={"allowed": Choice(texts)})
+
+
 def setting(default: T, least: float, most: float, *, whole: bool = False, odd: bool = False) -> T:
     """A dataclass field that `check_settings` holds to a range."""
     return field(default=default, metadata={"allowed": Range(least, most, whole, odd)})

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from reasonalloc import _core
+
 CPU = torch.device("cpu")
 VARIABLE = "REASONALLOC_BACKEND"  # names one of BACKENDS for all layers
 BACKENDS = ("cpu", "cuda", "cuda-emulated")
@@ -18,23 +20,45 @@ class Backend(NamedTuple):
     """A backend and the device that its pages lie on.
 
     capsule: what `_core.Pool` takes; None: the CPU's, which works in the host's memory and at once. The others keep
-    their own lists, and the host waits for them only where it must know what heads hold.
+    their own lists, and the host waits for them only where it must know what heads hold. note: why it is not the one
+    that was asked for.
     """
 
     name: str
     device: torch.device
     capsule: object | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.device}" + (f" ({self.note})" if self.note else "")
+
+    def supports(self, scorer: str) -> bool:
+        """Whether it has a C scorer and gathers the statistics that this needs."""
+        return _core.supports(scorer, self.capsule)
 
 
 IN_HOST_MEMORY = Backend("cpu", CPU)
 
 
-def backend_for(device: torch.device, place: str | None = None) -> Backend:
+def backend_for(device: torch.device, place: str | None = None, scorer: str | None = None) -> Backend:
     """Of tensors on a device.
 
     place: "cpu" for host memory, wherever they lie; "model" for the device's own; None: as REASONALLOC_BACKEND says,
-    else host memory. Raises ValueError for a backend that cannot be had.
+    else host memory. scorer: the C scorer that is to run there. Where its backend lacks it, "model" is refused, and None
+    is host memory with a note that says so. Raises ValueError for a backend that cannot be had.
     """
+    backend = _backend_for(device, place)
+    if scorer is None or backend.supports(scorer):
+        return backend
+    if place == "model":
+        raise ValueError(
+            f"the backend {backend.name} has no scorer {scorer!r}: with device=None or device='cpu' the cache lies in"
+            " host memory, where every scorer runs"
+        )
+    return IN_HOST_MEMORY._replace(note=f"{backend.name} has no scorer {scorer!r}")
+
+
+def _backend_for(device: torch.device, place: str | None) -> Backend:
     wish = os.environ.get(VARIABLE, "")
     if wish and wish not in BACKENDS:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(BACKENDS)}, got {wish!r}")

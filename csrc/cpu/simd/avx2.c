@@ -59,6 +59,15 @@ RA_INLINE uint32_t vec_above(vec x, float bound)
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(bound), _CMP_GT_OQ));
 }
 
+RA_INLINE void vec_recur(vec x, float bound, int32_t now, int32_t *last, int32_t *gap)
+{
+    __m256i active = _mm256_castps_si256(_mm256_cmp_ps(x, _mm256_set1_ps(bound), _CMP_GE_OQ));
+    __m256i old = _mm256_loadu_si256((const void *)last), most = _mm256_loadu_si256((const void *)gap);
+    __m256i time = _mm256_set1_epi32(now), more = _mm256_max_epi32(most, _mm256_sub_epi32(time, old));
+    _mm256_storeu_si256((void *)gap, _mm256_blendv_epi8(most, more, active));
+    _mm256_storeu_si256((void *)last, _mm256_blendv_epi8(old, time, active));
+}
+
 RA_INLINE float vec_top(vec x)
 {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

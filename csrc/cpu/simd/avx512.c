@@ -51,6 +51,14 @@ RA_INLINE vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
 
 RA_INLINE uint32_t vec_above(vec x, float bound) { return _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GT_OQ); }
 
+RA_INLINE void vec_recur(vec x, float bound, int32_t now, int32_t *last, int32_t *gap)
+{
+    __mmask16 active = _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GE_OQ);
+    __m512i old = _mm512_loadu_si512(last), most = _mm512_loadu_si512(gap), time = _mm512_set1_epi32(now);
+    _mm512_mask_storeu_epi32(gap, active, _mm512_max_epi32(most, _mm512_sub_epi32(time, old)));
+    _mm512_mask_storeu_epi32(last, active, time);
+}
+
 RA_INLINE float vec_top(vec x) { return _mm512_reduce_max_ps(x); }
 
 RA_INLINE float vec_sum(vec x) { return _mm512_reduce_add_ps(x); }

@@ -55,6 +55,16 @@ typedef struct ra_kernels {
     void (*softmax_page)(float *p, size_t m, const size_t *visible, float *top, float *sums, float *shrink);
     /* x[i] *= factor. */
     void (*scale)(float *x, size_t n, float factor);
+    /* Weights of m queries for whole pages of slots, parts [pages][stride][16] of which the first m rows count, m >= 1:
+     * w[i][s] = factors[i] * parts[s / 16][i][s % 16]. keep 0: out is only written. */
+    /* out[s] = keep * out[s] + sum_i w[i][s]. */
+    void (*weigh)(const float *parts, size_t stride, size_t m, const float *factors, size_t pages, float keep,
+                  float *out);
+    /* out[s] = max_i w[i][s], and of out[s] if `more`; no number is negative. */
+    void (*peak)(const float *parts, size_t stride, size_t m, const float *factors, size_t pages, bool more,
+                 float *out);
+    /* Where x[s] >= bound: gap[s] = max(gap[s], now - last[s]), last[s] = now. Whole pages. */
+    void (*recur)(const float *x, size_t pages, float bound, int32_t now, int32_t *last, int32_t *gap);
 } ra_kernels;
 
 /* The table in use; never NULL. */

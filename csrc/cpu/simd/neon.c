@@ -44,6 +44,14 @@ RA_INLINE uint32_t vec_above(vec x, float bound)
     return vaddvq_u32(vandq_u32(vcgtq_f32(x, vdupq_n_f32(bound)), vld1q_u32(bit)));
 }
 
+RA_INLINE void vec_recur(vec x, float bound, int32_t now, int32_t *last, int32_t *gap)
+{
+    uint32x4_t active = vcgeq_f32(x, vdupq_n_f32(bound));
+    int32x4_t old = vld1q_s32(last), most = vld1q_s32(gap), time = vdupq_n_s32(now);
+    vst1q_s32(gap, vbslq_s32(active, vmaxq_s32(most, vsubq_s32(time, old)), most));
+    vst1q_s32(last, vbslq_s32(active, time, old));
+}
+
 RA_INLINE float vec_top(vec x) { return vmaxvq_f32(x); }
 RA_INLINE float vec_sum(vec x) { return vaddvq_f32(x); }
 RA_INLINE vec vec_sums(const vec *x) { return vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])); }

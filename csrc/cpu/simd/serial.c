@@ -87,6 +87,42 @@ static void ra_scale_f32_serial(float *x, size_t n, float factor)
         x[i] *= factor;
 }
 
+static void ra_weigh_f32_serial(const float *parts, size_t stride, size_t m, const float *factors, size_t pages,
+                                float keep, float *out)
+{
+    for (size_t s = 0; s < pages * RA_PAGE_TOKENS; s++) {
+        const float *part = parts + s / RA_PAGE_TOKENS * stride * RA_PAGE_TOKENS + s % RA_PAGE_TOKENS;
+        float sum = keep == 0 ? 0 : keep * out[s];
+        for (size_t i = 0; i < m; i++)
+            sum += factors[i] * part[i * RA_PAGE_TOKENS];
+        out[s] = sum;
+    }
+}
+
+static void ra_peak_f32_serial(const float *parts, size_t stride, size_t m, const float *factors, size_t pages,
+                               bool more, float *out)
+{
+    for (size_t s = 0; s < pages * RA_PAGE_TOKENS; s++) {
+        const float *part = parts + s / RA_PAGE_TOKENS * stride * RA_PAGE_TOKENS + s % RA_PAGE_TOKENS;
+        float top = more ? out[s] : 0;
+        for (size_t i = 0; i < m; i++) {
+            float w = factors[i] * part[i * RA_PAGE_TOKENS];
+            top = w > top ? w : top;
+        }
+        out[s] = top;
+    }
+}
+
+static void ra_recur_f32_serial(const float *x, size_t pages, float bound, int32_t now, int32_t *last, int32_t *gap)
+{
+    for (size_t s = 0; s < pages * RA_PAGE_TOKENS; s++) {
+        if (!(x[s] >= bound))
+            continue;
+        gap[s] = now - last[s] > gap[s] ? now - last[s] : gap[s];
+        last[s] = now;
+    }
+}
+
 const ra_kernels ra_kernels_serial = {
     .name = "serial",
     .page = RA_PAGE_TABLE(serial),
