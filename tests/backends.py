@@ -59,6 +59,9 @@ class Backend:
     def pool(self, page_format: str, dim: int) -> _core.Pool:
         return _core.Pool(page_format, dim, self.module and self.module.backend)
 
+    def supports(self, scorer: str) -> bool:
+        return _core.supports(scorer, self.module and self.module.backend)
+
     def add_pages(self, pool: _core.Pool, pages: int) -> None:
         """Pages of NaN: nothing may rely on zeros."""
         pool.add_slab(torch.full((pages * pool.page_bytes,), 255, dtype=torch.uint8, device=self.device))

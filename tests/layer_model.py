@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import oracle
 from layers import PAGE, pages_for
+from oracle_statistics import Slot
 
 
 class Page:
@@ -20,13 +21,14 @@ class Head:
         self.keys: list[np.ndarray] = []
         self.values: list[np.ndarray] = []
         self.pages: list[Page] = []
+        self.stats: list[Slot] = []  # what attention has gathered
 
     def __len__(self):
         return len(self.positions)
 
     def copy(self):
         other = Head()
-        for name in ("positions", "keys", "values", "pages"):
+        for name in ("positions", "keys", "values", "pages", "stats"):
             setattr(other, name, list(getattr(self, name)))
         for page in self.pages:
             page.owners += 1
@@ -37,7 +39,7 @@ class Head:
             page.owners -= 1
         del self.pages[first:]
 
-    def append(self, position, key, value):
+    def append(self, position, key, value, stat=Slot(0.0, 0, 0)):
         if len(self) % PAGE == 0:
             self.pages.append(Page())
         elif self.pages[-1].owners > 1:  # a shared tail is copied before it is written
@@ -46,9 +48,10 @@ class Head:
         self.positions.append(position)
         self.keys.append(key)
         self.values.append(value)
+        self.stats.append(stat)
 
     def keep(self, stay):
-        for name in ("positions", "keys", "values"):
+        for name in ("positions", "keys", "values", "stats"):
             setattr(self, name, [getattr(self, name)[i] for i in stay])
 
     def crop(self, count):

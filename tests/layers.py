@@ -20,9 +20,9 @@ def pages_for(n):
     return -(-n // PAGE)
 
 
-def make(dtype="float32", rows=2, heads=2, group=2, dim=16, window=4):
+def make(dtype="float32", rows=2, heads=2, group=2, dim=16, window=4, scorer="rkv"):
     pool = _core.Pool(dtype, dim)
-    return pool, _core.Layer(pool, rows, heads, heads * group, window, "rkv")
+    return pool, _core.Layer(pool, rows, heads, heads * group, window, scorer)
 
 
 def tokens(layer_shape, count, dtype="float32", seed=0, scale=1.0):

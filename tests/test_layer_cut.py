@@ -34,7 +34,7 @@ pytestmark = pytest.mark.core
 def test_compress_is_score_route_and_evict(isa, dtype, scorer, allocator):
     shape = rows, heads, _group, _dim = (3, 3, 2, 24)
     score, route = (scorer, 0.3, 0.5, 5, 42), (allocator, 0.5, 0.25, 2.0, 0.25, 0.2)
-    pairs = [make(dtype, *shape) for _ in range(2)]
+    pairs = [make(dtype, *shape, scorer=scorer) for _ in range(2)]
     real = torch.ones(rows, 90, dtype=torch.bool)
     real[1, :60] = False
     q, k, v = tokens(shape, 90, dtype)

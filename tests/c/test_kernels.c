@@ -701,6 +701,78 @@ static void test_softmax_page(const ra_kernels *kernels, size_t m, bool equal)
     free(logits);
 }
 
+/* ---- Attention weights of a token over whole pages ---- */
+
+static void test_weights(const ra_kernels *kernels, size_t m, size_t stride, size_t pages, float keep)
+{
+    const size_t n = pages * T;
+    float *parts = random_floats(pages * stride * T), *factors = random_floats(m), *sums = random_floats(n);
+    float *peaks = random_floats(n), *old = allocate(n * sizeof *old), *high = allocate(n * sizeof *high);
+    for (size_t i = 0; i < pages * stride * T; i++)
+        parts[i] = fabsf(parts[i]);
+    for (size_t i = 0; i < m; i++)
+        factors[i] = fabsf(factors[i]);
+    for (size_t s = 0; s < n; s++) {
+        peaks[s] = fabsf(peaks[s]);
+        if (keep == 0)
+            sums[s] = NAN; /* it is not read */
+    }
+    memcpy(old, sums, n * sizeof *old);
+    memcpy(high, peaks, n * sizeof *high);
+    kernels->weigh(parts, stride, m, factors, pages, keep, sums);
+    kernels->peak(parts, stride, m, factors, pages, keep != 0, peaks);
+    for (size_t s = 0; s < n; s++) {
+        double sum = keep == 0 ? 0 : (double)keep * (double)old[s], most = keep == 0 ? 0 : (double)high[s];
+        for (size_t i = 0; i < m; i++) {
+            double w = (double)factors[i] * (double)parts[(s / T * stride + i) * T + s % T];
+            sum += w;
+            most = w > most ? w : most;
+        }
+        comparisons += 2;
+        double bound = (double)(m + 2) * 0x1p-24 * (fabs(sum) + 2);
+        if (!(fabs((double)sums[s] - sum) <= bound))
+            failed("weigh", kernels->name, "f32", m, stride, pages, s, (double)sums[s], sum, bound);
+        if (!(fabs((double)peaks[s] - most) <= 0x1p-23 * most))
+            failed("peak", kernels->name, "f32", m, stride, pages, s, (double)peaks[s], most, 0x1p-23 * most);
+    }
+    free(parts);
+    free(factors);
+    free(sums);
+    free(peaks);
+    free(old);
+    free(high);
+}
+
+static void test_recur(const ra_kernels *kernels, size_t pages, float bound)
+{
+    const size_t n = pages * T;
+    const int32_t now = (int32_t)random_below(1000);
+    float *x = random_floats(n);
+    int32_t *last = allocate(n * sizeof *last), *gap = allocate(n * sizeof *gap);
+    int32_t *old_last = allocate(n * sizeof *last), *old_gap = allocate(n * sizeof *gap);
+    for (size_t s = 0; s < n; s++) {
+        if (random_below(8) == 0)
+            x[s] = bound;                          /* counts */
+        last[s] = (int32_t)random_below(1100) - 1; /* after `now` too */
+        gap[s] = (int32_t)random_below(500);
+    }
+    memcpy(old_last, last, n * sizeof *last);
+    memcpy(old_gap, gap, n * sizeof *gap);
+    kernels->recur(x, pages, bound, now, last, gap);
+    for (size_t s = 0; s < n; s++) {
+        bool active = x[s] >= bound;
+        int32_t since = now - old_last[s], longest = active && since > old_gap[s] ? since : old_gap[s];
+        comparisons++;
+        if (last[s] != (active ? now : old_last[s]) || gap[s] != longest)
+            failed("recur", kernels->name, "f32", 0, 0, pages, s, (double)gap[s], (double)longest, 0);
+    }
+    free(x);
+    free(last);
+    free(gap);
+    free(old_last);
+    free(old_gap);
+}
+
 static void test_scale(const ra_kernels *kernels)
 {
     for (size_t n = 0; n <= 70; n++) {
@@ -786,6 +858,13 @@ int main(void)
             test_softmax_page(kernels, m, true);
         }
         test_scale(kernels);
+        for (size_t m = 1; m <= 17; m++)
+            for (size_t pages = 0; pages <= 5; pages++) {
+                test_weights(kernels, m, m, pages, 1);
+                test_weights(kernels, m, m + 3, pages, 0);
+                test_weights(kernels, m, m + 1, pages, 0.8f);
+                test_recur(kernels, pages, 0.25f);
+            }
         printf("%-7s %ld comparisons\n", kernels->name, comparisons - before);
     }
     if (failures)

@@ -23,5 +23,7 @@ def dtype(request):
 
 
 @pytest.fixture(params=_core.scorers())
-def scorer(request):
+def scorer(request, backend):
+    if not backend.supports(request.param):
+        pytest.skip(f"{backend.name} has no scorer {request.param}")
     return request.param

@@ -2,6 +2,7 @@
 
 import numpy as np
 import oracle
+import oracle_statistics as gathered
 import pytest
 import torch
 from backends import DTYPES
@@ -49,7 +50,12 @@ class Machine(RuleBasedStateMachine):
         self.heads, self.group, self.dim, self.window, self.softcap = heads, group, dim, window, softcap
         self.query_heads, self.scale = heads * group, float(np.float32(0.7 / dim**0.5))
         self.pool = self.backend.pool(self.page_format, dim)
-        core = _core.Layer(self.pool, rows, heads, self.query_heads, window, scorer, 5)
+        if scorer and not self.backend.supports(scorer):
+            with pytest.raises(ValueError, match="has no scorer"):
+                _core.Layer(self.pool, rows, heads, self.query_heads, window, scorer, 5)
+            scorer = None
+        self.scorer, self.stats = scorer, gathered.Stats(decay=0.9, activation=0.05, relative=dim == 16, birth=dim == 20)
+        core = _core.Layer(self.pool, rows, heads, self.query_heads, window, scorer, 5, tuple(self.stats))
         self.layers = [Layer(core, [Row(heads) for _ in range(rows)])]
         self.random, self.peak = np.random.default_rng(rows + 3 * heads + 9 * dim), 0
         self.append(self.layers[0], 40, "random", torch.float32, True, False, False)
@@ -132,7 +138,8 @@ class Machine(RuleBasedStateMachine):
             for place in at:
                 for h, head in enumerate(row.heads):
                     stored = (x[source, h, place].to(self.stored).float().numpy() for x in (k, v))
-                    head.append(row.tokens, *stored)
+                    head.append(row.tokens, *stored, self.stats.new(row.tokens))
+                    self.gather(head, h, q[source, h * self.group : (h + 1) * self.group, place], row.tokens, sinks)
                 row.queries = [*row.queries, q[source, :, place].float().numpy()][-self.window :]
                 row.tokens += 1
             if attend:
@@ -142,6 +149,12 @@ class Machine(RuleBasedStateMachine):
             for r in range(rows):
                 untouched[0 if packed and rows > 1 else r, index[begin[r] : begin[r + 1]]] = False
             assert (out[untouched] == 7).all()
+
+    def gather(self, head, h, query, now, sinks):
+        if self.scorer in gathered.GATHERED:
+            own = None if sinks is None else sinks[h * self.group : (h + 1) * self.group]
+            p = gathered.weights(query.float().numpy(), head.keys, self.scale, self.softcap, own)
+            head.stats = gathered.added(head.stats, p, now, self.stats)
 
     def check_output(self, row, q, out, at, sinks):
         tolerance = EPS[out.dtype]
@@ -181,7 +194,7 @@ class Machine(RuleBasedStateMachine):
     )
     def cut(self, which, how, scorer, allocator, protect):
         layer, rows = self.pick(which), range(len(self.pick(which).rows))
-        config = scorer and (scorer, 0.3, 0.55, 5, 11)
+        config = scorer and (scorer, 0.3, 0.55, 5, 11, 0.25, scorer == "lazy" and allocator == 1)
         route = (allocator, 0.5, 0.25, 2.0, 0.25, 0.2)
         least = self.heads * self.window
         totals = np.array([self.random.integers(least, max(least, row.slots) + 1) for row in layer.rows])
@@ -190,10 +203,15 @@ class Machine(RuleBasedStateMachine):
         budgets, lost, flags = self.results(layer)
         protects = np.full(len(rows), protect)
         whole = how == "whole" and scorer is not None
+        kept = gathered.GATHERED.get(self.scorer)
+        if scorer in gathered.GATHERED and gathered.GATHERED[scorer] != kept:
+            with pytest.raises(ValueError, match="scores"):  # the layer does not keep what it needs; nothing changes
+                layer.core.cut_score(totals, config, flags)
+            return
         core = layer.core.copy() if whole else layer.core
         core.cut_score(totals, config, flags)
         assert set(np.flatnonzero(flags)) == cut
-        scores = {r: self.scores(core, layer.rows[r], r, config) for r in cut}
+        scores = {r: self.scores(core, layer.rows[r], r, config, totals[r]) for r in cut}
         if scorer is None and self.random.random() < 0.5:  # budgets as they come, some of them more than there is
             for r in cut:
                 for h, head in enumerate(layer.rows[r].heads):
@@ -226,7 +244,7 @@ class Machine(RuleBasedStateMachine):
         shape = (len(layer.rows), self.heads)
         return np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape[0], np.bool_)
 
-    def scores(self, core, row, number, config):
+    def scores(self, core, row, number, config, total):
         """A row's scores by head: held against the definition or, without a scorer, made up and put in place."""
         counts = [max(0, len(head) - self.window) for head in row.heads]
         flat = np.zeros(sum(counts), np.float32)
@@ -239,14 +257,23 @@ class Machine(RuleBasedStateMachine):
         core.cut_scores(number, flat)
         scores = np.split(flat, np.cumsum(counts)[:-1])
         for h, (head, got) in enumerate(zip(row.heads, scores, strict=True)):
-            want = self.expected_scores(row, h, head, config) if len(got) else None
+            want = self.expected_scores(row, h, head, config, total) if len(got) else None
             if want is not None:
-                np.testing.assert_allclose(got, want, atol=1e-5)
+                np.testing.assert_allclose(got, want, rtol=1e-6, atol=2e-5)
         return scores
 
-    def expected_scores(self, row, h, head, config):
+    def expected_scores(self, row, h, head, config, total):
         """None where they are not comparable: hashes, fewer queries than the window, or rounding that decides."""
-        name, alpha, threshold, kernel, _seed = config
+        name, alpha, threshold, kernel, _seed, recent, code = config
+        if name == "h2o":
+            newest = int(recent * (total // self.heads))
+            return gathered.h2o(head.stats, self.window, self.group, row.tokens, newest)
+        if name in ("lazy", "raas"):
+            if any(slot.unsure for slot in head.stats):
+                return None
+            if name == "raas":
+                return gathered.raas(head.stats, self.window)
+            return gathered.lazy(head.stats, self.window, row.tokens - 1, code)
         if name == "recency":
             return head.positions[: len(head) - self.window]
         if name == "random" or len(row.queries) < self.window or self.softcap:
@@ -379,7 +406,9 @@ class Machine(RuleBasedStateMachine):
             other.core.release(to_row)
             target.empty()
         for h, part in enumerate(parts):
+            columns = np.frombuffer(layer.core.columns(from_row, h)[1], np.int32).copy()
             self.until_it_fits(lambda h=h, part=part: other.core.restore(to_row, h, *part))
+            other.core.restore_columns(to_row, h, columns)
         if any(len(head) for head in source.heads):
             with pytest.raises(ValueError, match="step"):  # half a row takes no tokens
                 rows = len(other.rows)
@@ -387,7 +416,7 @@ class Machine(RuleBasedStateMachine):
                 self.until_it_fits(lambda: other.core.step(q, k, k, None, self.scale))
         other.core.restore_row(to_row, source.tokens, count, queries, self.scale, self.softcap)
         for head, filled in zip(source.heads, target.heads, strict=True):
-            for slot in zip(head.positions, head.keys, head.values, strict=True):
+            for slot in zip(head.positions, head.keys, head.values, head.stats, strict=True):
                 filled.append(*slot)
         target.tokens, target.queries, other.stays = source.tokens, list(source.queries), None
 
@@ -431,6 +460,7 @@ class Machine(RuleBasedStateMachine):
                 assert count == len(row.queries)
                 for h, head in enumerate(row.heads):
                     assert positions(core, r, h).tolist() == head.positions
+                    gathered.check_columns(core, r, h, head.stats, self.scorer)
                     for values, want in ((False, head.keys), (True, head.values)):
                         np.testing.assert_array_equal(
                             read(core, r, h, self.dim, values), np.reshape(want, (-1, self.dim))

@@ -169,7 +169,7 @@ static void fuzz_score(bytes *b)
     int64_t group = take_size(b, 1, 4), window = take_size(b, 1, 8), tokens = take_size(b, 0, 80);
     int64_t head_dim = take_size(b, 1, 40), query_count, key_count, all;
     bool hostile = false;
-    ra_score_config config = {.scorer = ra_scorer_find(ra_scorer_name((size_t)take_between(b, 0, 5))),
+    ra_score_config config = {.scorer = ra_scorer_find(ra_scorer_name((size_t)take_between(b, 0, 8))),
                               .alpha = (float)take_setting(b, 1)};
     config.threshold = (float)take_setting(b, 1);
     config.kernel = take_size(b, 1, 11);

@@ -68,7 +68,7 @@ static void begin(bytes *b)
     for (int i = 0; i < QUERY_HEADS; i++)
         w.sinks[i] = 2 * random_float();
     w.with_sinks = below(2);
-    w.scorer = below(4) ? draw_score().scorer : NULL;
+    w.scorer = below(4) ? draw_score(false).scorer : NULL;
     take_isa(b);
     PROMISE(ra_pool_create(w.format, w.d, &w.pool) == RA_OK);
     create(&w.layer[0]);

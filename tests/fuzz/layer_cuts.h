@@ -4,16 +4,22 @@
 
 #include "layer_steps.h"
 
-static ra_score_config draw_score(void)
+/* Of any scorer, or of those that the layers of this run can be cut by. */
+static ra_score_config draw_score(bool made)
 {
     size_t count = 0;
     while (ra_scorer_name(count))
         count++;
-    return (ra_score_config){.scorer = ra_scorer_find(ra_scorer_name((size_t)below((int64_t)count))),
+    const ra_scorer *scorer = ra_scorer_find(ra_scorer_name((size_t)below((int64_t)count)));
+    if (made && ra_scorer_gathers(scorer)) /* it needs a layer that was made for it */
+        scorer = w.scorer && ra_scorer_gathers(w.scorer) ? w.scorer : ra_scorer_find("recency");
+    return (ra_score_config){.scorer = scorer,
                              .alpha = (float)below(11) / 10,
                              .threshold = below(8) ? 0.55f : (float)(below(5) - 2) * 0.3f,
                              .kernel = 1 + 2 * below(5),
-                             .seed = next_random()};
+                             .seed = next_random(),
+                             .recent = (float)below(5) / 4,
+                             .published_code = below(2)};
 }
 
 static ra_route_config draw_route(void)
@@ -153,7 +159,7 @@ typedef struct cut_values {
 static void begin_cut(m_layer *m, cut_values *c)
 {
     bool theirs[ROWS];
-    *c = (cut_values){.score = draw_score(), .route = draw_route(), .scored = below(3) != 0, .feasible = true};
+    *c = (cut_values){.score = draw_score(true), .route = draw_route(), .scored = below(3) != 0, .feasible = true};
     for (int64_t r = 0; r < m->rows; r++) {
         int64_t slots = row_slots(m, r);
         c->totals[r] = below(4) == 0   ? -1

@@ -114,7 +114,8 @@ static void create(m_layer *m)
                               .kv_heads = w.heads,
                               .query_heads = w.heads * w.group,
                               .window = w.window,
-                              .scorer = w.scorer};
+                              .scorer = w.scorer,
+                              .stats = ra_stat_defaults()};
     ra_status status;
     ra_layer *made = NULL;
     CALL(status, ra_layer_create(w.pool, &config, &made));
