@@ -66,7 +66,7 @@ install: $(VENV)/.built ## make .venv with the package, its extras and the demo'
 demo: install ## run the demonstration
 	$(BIN)/reasonalloc demo
 
-bench: install ## run the benchmarks
+bench: install ## run the benchmarks; results are in bench-out/ then
 	$(BIN)/reasonalloc bench
 
 notebooks: install ## run the notebooks at full size; pictures and results are in notebooks-out/ then

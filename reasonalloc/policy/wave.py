@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from reasonalloc.fields import build
 from reasonalloc.files import Json, read_saved, replace_text
+from reasonalloc.hub import Shared
 from reasonalloc.protocols import Model
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = 1
 PROBE_QUERIES = 64
@@ -34,6 +36,8 @@ def demand(
     heads, sorted in descending order and summed up. scale: of the logits, 1 / sqrt(d) by default; softcap: they become
     softcap * tanh(logit / softcap).
     """
+    import torch  # late: a saved wave is read without it
+
     heads, n, d = keys.shape
     group, w = queries.shape[0] // heads, queries.shape[1]
     logits = torch.einsum("hgwd,hnd->hgwn", queries.float().view(heads, group, w, d), keys.float())
@@ -48,7 +52,12 @@ def demand(
 
 def fingerprint(model: Model) -> dict[str, object]:
     """What two models must share for a profile of one to be used for the other: the shape, not the weights."""
-    config = model.config.get_text_config(decoder=True)
+    return fingerprint_of(model.config)
+
+
+def fingerprint_of(model_config: Any) -> dict[str, object]:
+    """The same from a model's config alone."""
+    config = model_config.get_text_config(decoder=True)
     heads = _over_layers(config, "num_attention_heads")
     return {
         "model_type": config.model_type,
@@ -76,8 +85,10 @@ def digest(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class WaveProfile:
+class WaveProfile(Shared):
     """Demand of each layer that has a budget (sliding-window layers have none), with where it comes from."""
+
+    FILE: ClassVar[str] = "wave.json"
 
     demand: tuple[float, ...]
     layers: tuple[int, ...]
