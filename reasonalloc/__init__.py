@@ -30,11 +30,15 @@ if TYPE_CHECKING:
     from reasonalloc.hf.install import Session, install, uninstall
     from reasonalloc.hf.profile import profile
     from reasonalloc.hf.replay import replay
+    from reasonalloc.hf.stats import CacheStats
+    from reasonalloc.hf.supports import Support, supports
+    from reasonalloc.lab.evaluate.given import Results, evaluate, load
     from reasonalloc.trace import Trace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheStats",
     "Config",
     "CutObserver",
     "CutView",
@@ -44,32 +48,43 @@ __all__ = [
     "LayerView",
     "Method",
     "ReasonAllocCache",
+    "Results",
     "RowView",
     "Scorer",
     "Session",
+    "Support",
     "Trace",
     "WaveProfile",
     "__version__",
     "allocate",
+    "evaluate",
     "install",
+    "load",
     "methods",
     "profile",
     "register",
     "replay",
     "score",
+    "supports",
     "uninstall",
 ]
 
 __getattr__ = late(
     __name__,
     {
+        "CacheStats": "reasonalloc.hf.stats",
         "ReasonAllocCache": "reasonalloc.hf.cache",
+        "Results": "reasonalloc.lab.evaluate.given",
         "Session": "reasonalloc.hf.install",
+        "Support": "reasonalloc.hf.supports",
         "Trace": "reasonalloc.trace",
+        "evaluate": "reasonalloc.lab.evaluate.given",
         "install": "reasonalloc.hf.install",
+        "load": "reasonalloc.lab.evaluate.given",
         "profile": "reasonalloc.hf.profile",
         "replay": "reasonalloc.hf.replay",
         "score": "reasonalloc.score",
+        "supports": "reasonalloc.hf.supports",
         "uninstall": "reasonalloc.hf.install",
     },
 )

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from reasonalloc import pictures
 from reasonalloc.fields import build
 from reasonalloc.files import Json, read_saved, replace_text
 from reasonalloc.hub import Shared
@@ -18,6 +19,7 @@ from reasonalloc.protocols import Model
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
 SCHEMA = 1
 PROBE_QUERIES = 64
@@ -115,6 +117,13 @@ class WaveProfile(Shared):
             raise ValueError(f"the wave profile is of another model: {', '.join(wrong)}")
         if tuple(layers) != self.layers:
             raise ValueError(f"the wave profile is for layers {list(self.layers)}, the model's are {list(layers)}")
+
+    def plot(self, path: str | Path | None = None, *, name: str = "") -> Figure:
+        """The demand of each layer as bars, a matplotlib figure; saved as PNG if there is a path.
+
+        name: the model's, for the title (the profile's own by default). Needs matplotlib.
+        """
+        return pictures.wave(self.layers, self.demand, self.rho, path, name or str(self.source.get("model", "")))
 
     def save(self, path: str | Path) -> None:
         """Writes the profile as JSON, whole or not at all."""
