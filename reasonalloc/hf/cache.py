@@ -581,7 +581,7 @@ class ReasonAllocCache(Cache):
         return recorder.trace(self.recorder.cuts[row], ids, tokenizer, of)
 
     def stats(self) -> CacheStats:
-        """Figures since creation or `reset()`; [batch][L][H] lists cover the layers named in "layers".
+        """Figures since creation or `reset()`; `[batch][L][H]` lists cover the layers named in "layers".
 
         bytes, peak_bytes, mean_bytes (time average over steps): pages in use; reserved_bytes: with free pages;
         other_bytes: sliding-window layers. slots: kept now. budgets: of the last cut, the even share before it, -1

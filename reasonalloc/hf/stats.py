@@ -18,7 +18,7 @@ class Seconds(TypedDict):
 class CacheStats(dict[str, Any]):
     """A read-only mapping whose keys are attributes too: `stats["bytes"]` is `stats.bytes`.
 
-    Lists are [batch][L][H] over the layers named in `layers`.
+    Lists are `[batch][L][H]` over the layers named in `layers`.
 
     method: of the config. layers: those with a budget, by their number in the model. bytes, peak_bytes, mean_bytes:
     pages in use, now, at most, and on the average over steps. reserved_bytes: the same with free pages.
