@@ -68,6 +68,11 @@ class Estimate:
         known = [x.row_bytes * min(self.batch, x.chains) for x in self.rows if x.row_bytes is not None and x.chains]
         return max(known, default=None)
 
+    @property
+    def largest(self) -> int:
+        """Rows of the largest batch."""
+        return min(self.batch, max((x.chains for x in self.rows), default=0))
+
     def as_json(self) -> Json:
         own = {"chains": self.chains, "tokens": self.tokens, "hours": self.hours, "peak_bytes": self.peak_bytes}
         return {"schema": 1, **asdict(self), **own}
@@ -82,7 +87,9 @@ class Estimate:
         notes = [
             f"Chains end at {self.longest:,} tokens at the latest, so tokens and hours are the most that it takes.",
             f"Hours are of one process at {self.speed:,.0f} tokens a second ({self.speed_from}).",
-            f"The cache of a batch of {self.batch} rows takes about {peak} MiB at most." if peak else self.unknown,
+            f"The cache of {self.largest} rows that decode together takes about {peak} MiB at most."
+            if peak
+            else self.unknown,
         ]
         heads = ["cell", "chains to make", "made", "tokens", "MiB a row", "hours"]
         return Section(f"{self.task}: {len(self.rows)} cells", heads, rows, " ".join(x for x in notes if x))
