@@ -37,7 +37,7 @@ NEON_CC := aarch64-linux-gnu-gcc
 NEON_RUN := qemu-aarch64
 NEON_TESTS := $(C_TESTS:tests/c/%.c=build/neon/%) build/neon/engine
 
-.PHONY: help install demo test c-tests cuda cuda-tests gpu oldest newest harness bench notebooks paper train lint compilers format format-check \
+.PHONY: help install docs dist demo test c-tests cuda cuda-tests gpu oldest newest harness bench notebooks paper train lint compilers format format-check \
 	sanitize fuzz neon neon-tools clean
 
 help: ## list the targets
@@ -66,7 +66,7 @@ install: $(VENV)/.built ## make .venv with the package, its extras and the demo'
 demo: install ## run the demonstration
 	$(BIN)/reasonalloc demo
 
-bench: install ## run the benchmarks
+bench: install ## run the benchmarks; results are in bench-out/ then
 	$(BIN)/reasonalloc bench
 
 notebooks: install ## run the notebooks at full size; pictures and results are in notebooks-out/ then
@@ -77,6 +77,25 @@ paper: install ## rebuild the paper's tables on the embedded reasoner
 
 train: install ## train a reasoner like the embedded one, for hours; it goes on where it was stopped
 	$(BIN)/python training/train.py training/run
+
+# In an environment of its own over the packages of .venv.
+.venv-docs/.built: $(VENV)/.packages pyproject.toml
+	[ -x .venv-docs/bin/python ] || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -c 'import site, sys; print("import site; site.addsitedir(%r)" % sys.argv[1])' \
+		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" \
+		> "$$(.venv-docs/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	.venv-docs/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		> .venv-docs/requirements.txt
+	.venv-docs/bin/python -m pip --quiet --disable-pip-version-check install --requirement .venv-docs/requirements.txt
+	touch $@
+
+docs: install .venv-docs/.built ## the documentation as a site, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --strict
+
+dist: $(VENV)/.packages ## wheel and source distribution, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	ls -l dist
 
 # ---- Checks --------------------------------------------------------------------------------------------------------
 

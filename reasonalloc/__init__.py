@@ -7,14 +7,15 @@ config = ra.Config(method="reasonalloc", budget=256, profile=profile)
 with ra.install(model, config) as session:
     model.generate(**inputs)
     session.last_cache.stats()
+
+Importing it takes no torch and no transformers: what needs them is loaded when it is first asked for.
 """
 
-from reasonalloc import allocate, score
+from typing import TYPE_CHECKING
+
+from reasonalloc import allocate
 from reasonalloc.config import Config
-from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.install import Session, install, uninstall
-from reasonalloc.hf.profile import profile
-from reasonalloc.hf.replay import replay
+from reasonalloc.lazy import late
 from reasonalloc.methods import HeadView, Method, methods, register
 from reasonalloc.policy.heads import HeadAllocator
 from reasonalloc.policy.layers import LayerAllocator
@@ -22,11 +23,22 @@ from reasonalloc.policy.observers import CutObserver, CutView
 from reasonalloc.policy.scorers import Scorer
 from reasonalloc.policy.view import LayerView, RowView
 from reasonalloc.policy.wave import WaveProfile
-from reasonalloc.trace import Trace
+
+if TYPE_CHECKING:
+    from reasonalloc import score
+    from reasonalloc.hf.cache import ReasonAllocCache
+    from reasonalloc.hf.install import Session, install, uninstall
+    from reasonalloc.hf.profile import profile
+    from reasonalloc.hf.replay import replay
+    from reasonalloc.hf.stats import CacheStats
+    from reasonalloc.hf.supports import Support, supports
+    from reasonalloc.lab.evaluate.given import Results, evaluate, load
+    from reasonalloc.trace import Trace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheStats",
     "Config",
     "CutObserver",
     "CutView",
@@ -36,18 +48,47 @@ __all__ = [
     "LayerView",
     "Method",
     "ReasonAllocCache",
+    "Results",
     "RowView",
     "Scorer",
     "Session",
+    "Support",
     "Trace",
     "WaveProfile",
     "__version__",
     "allocate",
+    "evaluate",
     "install",
+    "load",
     "methods",
     "profile",
     "register",
     "replay",
     "score",
+    "supports",
     "uninstall",
 ]
+
+__getattr__ = late(
+    __name__,
+    {
+        "CacheStats": "reasonalloc.hf.stats",
+        "ReasonAllocCache": "reasonalloc.hf.cache",
+        "Results": "reasonalloc.lab.evaluate.given",
+        "Session": "reasonalloc.hf.install",
+        "Support": "reasonalloc.hf.supports",
+        "Trace": "reasonalloc.trace",
+        "evaluate": "reasonalloc.lab.evaluate.given",
+        "install": "reasonalloc.hf.install",
+        "load": "reasonalloc.lab.evaluate.given",
+        "profile": "reasonalloc.hf.profile",
+        "replay": "reasonalloc.hf.replay",
+        "score": "reasonalloc.score",
+        "supports": "reasonalloc.hf.supports",
+        "uninstall": "reasonalloc.hf.install",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

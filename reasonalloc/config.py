@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
 
+from reasonalloc.fields import build
+from reasonalloc.files import read_saved, replace_text
+from reasonalloc.hub import Shared
 from reasonalloc.methods import METHODS, Method, compose
 from reasonalloc.policy.heads import Pooled, Route
 from reasonalloc.policy.layers import Pyramid, Wave
@@ -18,9 +23,11 @@ from reasonalloc.policy.wave import WaveProfile
 
 __all__ = ["Config", "parse_bytes"]
 
+SCHEMA = 1
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(Shared):
     """A method and its settings; the defaults are the papers'.
 
     How much is kept, exactly one of (none for the methods "full", "rlkv" and "duo"):
@@ -33,7 +40,8 @@ class Config:
 
     How it is shared out:
         method: a name of `ra.methods()`, in any case of letters.
-        profile: the layer wave (`ra.profile`); without one a method that needs it measures it on the first prefill.
+        profile: the layer wave (`ra.profile`), or the file, folder or Hub repository that holds it; without one a
+            method that needs it measures it on the first prefill.
         interval: tokens between two cuts; None: the method's own (128, StreamingLLM 1).
         window: newest tokens that always stay, whose queries score the others.
         scorer, layers, heads: replace the method's scorer, layer allocator and head allocator; each a name ("rkv",
@@ -54,6 +62,8 @@ class Config:
         smoothing: weight of a token's past scores in an average over the cuts that decays exponentially; 0 for none.
         rho: attention mass that defines a layer's demand. beta: PyramidKV's slope. seed: of the random method.
     """
+
+    FILE: ClassVar[str] = "reasonalloc.json"
 
     method: str = "reasonalloc"
     budget: int | None = same_as(Size, "budget")
@@ -85,8 +95,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.device not in (None, "cpu", "model"):
             raise ValueError(f'device must be None, "cpu" or "model", got {self.device!r}')
-        if self.profile is not None and not isinstance(self.profile, WaveProfile):
-            raise ValueError(f"profile must be a WaveProfile (WaveProfile.load reads a file), got {self.profile!r}")
+        profile: object = self.profile
+        if isinstance(profile, (str, Path)):
+            object.__setattr__(self, "profile", WaveProfile.from_pretrained(profile))
+        elif profile is not None and not isinstance(profile, WaveProfile):
+            raise ValueError(f"profile must be a WaveProfile or the name of a saved one, got {profile!r}")
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options must be a mapping of names to values, got {self.options!r}")
         object.__setattr__(self, "method", METHODS.own(self.method))
@@ -120,6 +133,30 @@ class Config:
     def policy(self) -> Policy:
         """The method's parts, each with its settings."""
         return compose(self)[1]
+
+    def save(self, path: str | Path) -> None:
+        """Writes what is not at its default as JSON, the profile with it, whole or not at all.
+
+        Raises ValueError for options that JSON has no form for.
+        """
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        given |= {"method": self.method, "options": dict(self.options)}
+        if self.profile is not None:
+            given["profile"] = asdict(self.profile)
+        try:
+            text = json.dumps({"schema": SCHEMA, **given}, indent=1)
+        except TypeError as error:
+            raise ValueError(f"options of a config that is saved must be numbers, texts, lists: {error}") from error
+        replace_text(path, text + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Config:
+        """Reads a saved config; ValueError if the file is none."""
+        data = read_saved(path, "config", SCHEMA)
+        try:
+            return build(cls, {key: value for key, value in data.items() if key != "schema"}, "it")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a config: {error}") from error
 
 
 def check_config(config: object) -> None:

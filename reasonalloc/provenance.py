@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-import torch
-
 from reasonalloc import _core
 from reasonalloc.protocols import Model
 
@@ -57,6 +55,8 @@ def _cpu(field: str, otherwise: str = "") -> str:
 
 def _gpus() -> list[str]:
     """Those that torch can use."""
+    import torch
+
     try:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except RuntimeError:  # a driver that is too old
@@ -80,6 +80,8 @@ def place(model: Model) -> Place:
 
 
 def _here() -> Place:
+    import torch  # late: a place is put into words without it
+
     return {
         "versions": {
             "reasonalloc": version("reasonalloc"),

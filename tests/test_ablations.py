@@ -49,9 +49,9 @@ def test_the_default_is_the_plain_cell():
 
 
 def test_alpha_of_all_cells():
-    cells = {x.name: x.config.alpha for x in cells_of(ABLATIONS["parts"], Around(FakeWaves(), 48, alpha=0.5))}
+    cells = {x.name: x.config.alpha for x in cells_of(ABLATIONS["parts"], Around(FakeWaves(), 48, {"alpha": 0.5}))}
     assert cells.pop("full") == ra.Config(method="full").alpha and set(cells.values()) == {0.5}
-    varied = [x.config.alpha for x in cells_of(ABLATIONS["alpha"], Around(FakeWaves(), 48, alpha=0.5))][2:]
+    varied = [x.config.alpha for x in cells_of(ABLATIONS["alpha"], Around(FakeWaves(), 48, {"alpha": 0.5}))][2:]
     assert varied == [0.0, 0.1, 0.3, 0.5, 1.0]
 
 

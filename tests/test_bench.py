@@ -578,14 +578,16 @@ def test_the_command_prints_tables(canned, capsys):
     out = capsys.readouterr().out
     assert [x.parts for x in canned] == [("kernels", "throughput", "memory", "kvpress")] * 4
     assert "Targets" in out and "Attention of one decode step" in out
-    assert not list(Path().iterdir())
+    assert [x.name for x in Path().iterdir()] == ["bench-out"]
 
 
 @pytest.mark.parametrize(("options", "saved"), [([], True), (["--quick"], False)])
 def test_the_default_folder(canned, capsys, options, saved):
+    """Results that are published are not written over."""
     Path("benchmarks/results").mkdir(parents=True)
     assert main(["bench", "kernels", *options]) == 0
-    assert Path("benchmarks/results/kernels.json").exists() is saved
+    assert Path("bench-out/kernels.json").exists() is saved
+    assert not list(Path("benchmarks/results").iterdir())
 
 
 def test_a_killed_part_leaves_what_it_has(monkeypatch, tmp_path, capsys):

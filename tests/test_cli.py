@@ -233,6 +233,23 @@ def test_traceback_on_demand():
         main(["--traceback", "generate", "--prompt", "w1"])
 
 
+def test_completion(capsys):
+    pytest.importorskip("shtab")
+    for shell in ("bash", "zsh"):
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert "reasonalloc" in script and "--keep-prompt" in script and "reasonalloc-wave" in script
+    assert main(["completion", "fish"]) == 2
+
+
+def test_ablations_are_listed(capsys):
+    assert main(["ablate", "--list", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ablations"]["alpha"] in err
+    assert main(["ablate"]) == 2
+    assert "--list" in capsys.readouterr().err
+
+
 def test_problems():
     assert len(math500()) == 500 and [x.id for x in math500(3)] == [x.id for x in math500()[:3]]
     assert math500(5, seed=1)[:2] == math500(2, seed=1) != math500(2)

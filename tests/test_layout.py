@@ -14,7 +14,7 @@ ROOT = Path(reasonalloc.__file__).parent
 
 # From low to high. A module imports modules of its own floor and of lower ones. Files of the root are named one by one.
 FLOORS = (
-    ("_core", "fields", "files", "provenance", "protocols", "allocate", "score", "ops"),
+    ("_core", "fields", "files", "hub", "lazy", "pictures", "provenance", "protocols", "allocate", "score", "ops"),
     ("store",),
     ("policy",),
     ("methods",),

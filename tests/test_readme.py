@@ -3,19 +3,25 @@
 import json
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import models
 import pytest
 import torch
+from test_cli import folder  # noqa: F401  (a fixture)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.hf.compat import CACHE_NAME, cache_argument
-from reasonalloc.lab.models import missing_for_embedded
+from reasonalloc.lab.models import load, missing_for_embedded
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+sys.path.insert(0, str(ROOT / "docs"))
+import generate  # noqa: E402
+
 README = PAGES[0].read_text(encoding="utf-8")
 
 
@@ -33,11 +39,56 @@ def test_the_first_example_runs_as_it_is_pasted(capsys):
         pytest.skip(f"not installed: {', '.join(missing)}")
     names: dict = {"__name__": "__main__"}
     exec(blocks("README.md")[0], names)
-    stats, output = names["session"].last_cache.stats(), names["output"]
-    assert output.shape[1] > 200
-    assert stats["evicted"] > 0
-    assert f"{stats['ratio']:.0%} of the slots of a full one" in capsys.readouterr().out
+    stats, shown = names["session"].last_cache.stats(), capsys.readouterr().out
+    assert stats["evicted"] > 0 and repr(stats) in shown and str(names["problem"].answers) in shown
     assert names["model"].config._attn_implementation == "sdpa"  # undone
+
+
+@pytest.fixture
+def small(folder, tmp_path, monkeypatch):  # noqa: F811
+    """A tiny model in place of those that the pages load; files go into a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    pair = load(folder)
+    monkeypatch.setattr("reasonalloc.lab.models.load", lambda *args, **options: pair)
+    for name in ("scipy", "math_verify", "matplotlib"):
+        pytest.importorskip(name)
+
+
+ALONE = ["start.md", "batches.md", "own-task.md", "coming-from.md"]  # pages whose blocks stand by themselves
+
+
+@pytest.mark.parametrize("page", ALONE)
+def test_blocks_that_stand_by_themselves_run(page, small):
+    for code in blocks(f"docs/{page}"):
+        exec(code, {"__name__": "__main__"})
+
+
+def test_a_study_in_one_call(small):
+    names: dict = {"ra": ra}
+    exec(blocks("README.md")[2].replace("budgets=", "max_new_tokens=8, problems=1, progress=False, budgets="), names)
+    assert Path("accuracy.png").is_file() and len(names["results"].rows) == 5
+
+
+def test_through_the_hub(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    model = models.tiny()
+    exec(blocks("docs/evaluation.md")[0].replace("=256", "=24, max_new_tokens=4"), {"model": model, "inputs": {
+        "input_ids": models.prompt(60)}})  # fmt: skip
+
+
+def test_a_config_for_a_gpu():
+    names = {"ra": ra}
+    exec(blocks("docs/cuda.md")[0], names)
+    assert names["config"].device == "model"
+
+
+def test_every_block_is_run_by_a_test_here():
+    here = {page.relative_to(ROOT).as_posix(): len(blocks(page.relative_to(ROOT))) for page in PAGES}
+    others = {"README.md": 3, "docs/methods.md": 2, "docs/traces.md": 2, "docs/prefix.md": 2, "docs/evaluation.md": 1}
+    others["docs/cuda.md"] = 1
+    alone = {f"docs/{page}" for page in ALONE}
+    assert {page: n for page, n in here.items() if n and page not in alone} == others
+    assert all(here[page] for page in alone)
 
 
 def test_a_profile_of_ones_own(monkeypatch):
@@ -114,9 +165,29 @@ def test_the_first_screen_is_short():
     assert len(README.splitlines()) <= 150
 
 
-def test_the_table_is_the_table():
-    section = README.split("## Methods")[1].split("\n## ")[0]
-    assert sorted(re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE)) == ra.methods()
+@pytest.mark.parametrize(("page", "name"), generate.BLOCKS)
+def test_tables_are_up_to_date(page, name):
+    """`python docs/generate.py` renews them."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert generate.renewed(text, name, generate.BLOCKS[page, name]()) == text
+
+
+def test_pages_of_the_code():
+    for name in ra.methods():
+        page = generate.system_page(name)
+        assert generate.first_sentence(generate.doc(name)) in " ".join(page.split())
+        assert f'method="{name}"' in page and (ROOT / generate.source(name)).is_file()
+        exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    assert "100%" in generate.system_page("full") and "48%" in generate.system_page("reasonalloc")
+    page = generate.cli_page()
+    assert "## evaluate accuracy" in page and "--dry-run" in page
+    assert "`lost_mass`" in generate.stats_page() and "`safeguard`" in generate.config_page()
+
+
+def test_versions_are_one():
+    citation = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert citation and citation[1] == ra.__version__
+    assert "version" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
 
 
 def test_the_commands_exist(capsys):

@@ -1,4 +1,4 @@
-"""The command line, one file a subcommand."""
+"""The command line: the options of each command in parsers/, its work in a file here that is imported when it runs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from torch import OutOfMemoryError
-
 from reasonalloc import __version__
-from reasonalloc.cli import ablate, bench, demo, doctor, evaluate, generate, profile, report
+from reasonalloc.cli.parsers import COMMANDS
 from reasonalloc.files import visible
 
 # What a user can put right; anything else is a defect and keeps its traceback.
-_USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, ModuleNotFoundError, OutOfMemoryError)
+_USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, ModuleNotFoundError)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"reasonalloc {__version__}")
     top.add_argument("--traceback", action="store_true", help="show where an error came from")
     subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, profile, generate, evaluate, ablate, report, bench, doctor):
+    for command in COMMANDS:
         command.add(subparsers)
     return top
 
@@ -45,11 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser().parse_args(arguments or ["--help"])
         return int(args.run(args) or 0)
-    except _USER_ERRORS as error:
-        if "--traceback" in arguments:
+    except Exception as error:
+        if "--traceback" in arguments or not _of_the_user(error):
             raise
         print(f"reasonalloc: {visible(' '.join(str(error).split())) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("reasonalloc: interrupted", file=sys.stderr)
         return 130
+
+
+def _of_the_user(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # an error of its own means that it is loaded
+    return isinstance(error, _USER_ERRORS) or (torch is not None and isinstance(error, torch.OutOfMemoryError))

@@ -28,36 +28,11 @@ from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 from reasonalloc.lab.problems import find, math500
-from reasonalloc.methods import methods
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
 SCHEMA = 1
 MOST_CUT_SHARE = 0.02  # of the decode time that scoring, routing and evicting may take
-
-
-def add(subparsers: options.Subparsers) -> None:
-    parser = subparsers.add_parser(
-        "demo",
-        help="the main job on a real model: full cache against a budget",
-        description="Measures the layer wave, then lets the model work on a problem of MATH-500 with the full cache and"
-        " with a budget, sampled at temperature 0.6 and top-p 0.95 with one seed. Both go on to the same number of"
-        " tokens: the end-of-text token is ruled out. At last both read the full cache's text, and how often they rank"
-        " the same token first is counted.",
-    )
-    options.add_model(parser)
-    parser.add_argument("--problem", default="0", metavar="ID|N", help="of MATH-500 (0, the first)")
-    parser.add_argument("--tokens", type=options.positive, default=1024, metavar="N", help="to generate (1024)")
-    parser.add_argument("--budget", type=options.positive, default=128, metavar="SLOTS", help="of a KV head (128)")
-    allowed = [x for x in methods() if x != "full"]
-    parser.add_argument("--method", default="reasonalloc", choices=allowed, metavar="NAME", help=", ".join(allowed))
-    options.add_interval(parser)
-    parser.add_argument("--greedy", action="store_true", help="take the likeliest token (a small model repeats itself)")
-    parser.add_argument("--seed", type=options.natural, default=0, help="of the sampling (0)")
-    parser.add_argument("--forced", type=options.positive, default=256, metavar="N", help="tokens to compare on (256)")
-    parser.add_argument("--out", default="demo-out", metavar="DIR", help="for the pictures (demo-out)")
-    options.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 @dataclass
@@ -80,7 +55,8 @@ class Run:
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     problem = find(args.problem)
-    Config(method=args.method, budget=args.budget, interval=args.interval)  # before anything slow
+    given = options.settings_of(args, ("method", "budget", "ratio", "max_bytes", "interval", "profile"))
+    Config(method=args.method, budget=args.budget, **given)  # before anything slow
     out = options.console(args)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     ids = encode_prompt(tokenizer, problem.problem, model.device)
     profile = _wave(model, tokenizer, problem.id, out)
     show(profile, out, label)
-    config = Config(method=args.method, budget=args.budget, interval=args.interval, profile=profile)
+    config = Config(method=args.method, budget=args.budget, profile=profile, **given)
     how = {"do_sample": False} if args.greedy else {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
     how |= {"min_new_tokens": args.tokens, "max_new_tokens": args.tokens, "seed": args.seed}
     try:

@@ -37,13 +37,6 @@ class Check:
     found: str
 
 
-def add(subparsers: options.Subparsers) -> None:
-    parser = subparsers.add_parser("doctor", help="say what was found and what is supported")
-    options.add_model(parser)
-    options.add_json(parser)
-    parser.set_defaults(run=run)
-
-
 def run(args: argparse.Namespace) -> int:
     checks = [*_packages(), *_machine(), *_parts(), *_models()]
     if args.model is not None:

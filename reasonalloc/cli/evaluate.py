@@ -9,64 +9,15 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.progress import Progress
 
-from reasonalloc.cli import accuracy, options, transfer
+from reasonalloc.cli import options, settings
 from reasonalloc.config import Config
 from reasonalloc.files import Json
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.fidelity import evaluate_fidelity, points_of
 from reasonalloc.lab.problems import math500
-from reasonalloc.methods import methods
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
-
-
-def add(subparsers: options.Subparsers) -> None:
-    parser = subparsers.add_parser("evaluate", help="measure how good a compressed cache is")
-    kinds = parser.add_subparsers(title="what", metavar="WHAT", required=True)
-    fidelity = kinds.add_parser(
-        "fidelity",
-        help="distance from the full cache under teacher forcing",
-        description="Feeds prompts and reference solutions token by token with the full cache and with each method at"
-        " each budget, and compares the distributions of the next token: negative log-likelihood of the reference, KL"
-        " divergence from the full cache, agreement of the likeliest token; bytes and slots beside them."
-        " The reference solutions are the model's own, generated once with the full cache for problems of MATH-500,"
-        " which has answers but no worked solutions, and kept in ~/.cache/reasonalloc/texts (so an interrupted run goes"
-        " on where it stopped); --texts takes given ones.",
-    )
-    options.add_model(fidelity)
-    fidelity.add_argument(
-        "--methods", type=options.comma(str), default=["reasonalloc", "rkv", "snapkv", "streaming", "random"],
-        metavar="A,B", help=f"of {', '.join(methods())} (reasonalloc,rkv,snapkv,streaming,random)",
-    )  # fmt: skip
-    size = fidelity.add_mutually_exclusive_group()
-    size.add_argument(
-        "--budgets", type=options.comma(options.positive), metavar="N,N", help="slots of a KV head (64,128,256)"
-    )
-    size.add_argument("--ratios", type=options.comma(options.share), metavar="X,X", help="shares of the full cache")
-    size.add_argument(
-        "--max-bytes", type=options.comma(str), metavar="SIZE,SIZE",
-        help="bytes of the whole cache at its largest after the prompt, however often a method is cut",
-    )  # fmt: skip
-    options.add_interval(fidelity)
-    options.add_profile(fidelity)
-    fidelity.add_argument("--problems", type=options.positive, default=4, metavar="N", help="of MATH-500 or FILE (4)")
-    fidelity.add_argument(
-        "--tokens", type=options.positive, default=512, metavar="N", help="of a solution at most (512)"
-    )
-    fidelity.add_argument(
-        "--seed", type=options.natural, default=0, help="of the choice of problems and the bootstrap (0)"
-    )
-    source = fidelity.add_mutually_exclusive_group()
-    source.add_argument("--texts", metavar="FILE", help="JSON lines with 'problem' and 'solution': reference solutions")
-    source.add_argument(
-        "--temperature", type=options.not_negative, default=0.0, help="of the model's own solutions (0: greedy)"
-    )
-    fidelity.add_argument("--plot", metavar="PNG", help="draw the result over the budget")
-    options.add_json(fidelity)
-    fidelity.set_defaults(run=run)
-    accuracy.add(kinds)
-    transfer.add(kinds)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _configs(args: argparse.Namespace) -> list[Config]:
-    base = Config(method="full", interval=args.interval, profile=options.profile_of(args))
+    base = Config(method="full", **options.settings_of(args, settings.VARIED))
     budgets = [] if args.ratios or args.max_bytes else args.budgets or [64, 128, 256]
     return points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], base, args.max_bytes or [])
 

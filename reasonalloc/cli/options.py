@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Collection
+from importlib import import_module
+from typing import Any, TypeAlias, TypeVar
 
-import torch
 from rich.console import Console
 
+from reasonalloc.cli import settings
 from reasonalloc.cli.console import bar, wide_console
 from reasonalloc.config import Config
 from reasonalloc.files import replace_text
 from reasonalloc.lab.models import DTYPES, EMBEDDED_LABEL, REASONER, load
 from reasonalloc.methods import methods
-from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
 
 T = TypeVar("T")
@@ -26,6 +26,15 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Group: TypeAlias = argparse._ActionsContainer
 
 __all__ = ["bar", "wide_console"]  # and all of its own
+
+
+def late(command: str) -> Callable[[argparse.Namespace], int]:
+    """What a command runs: `run` of its module, which is imported only then."""
+
+    def run(args: argparse.Namespace) -> int:
+        return int(import_module(f"reasonalloc.cli.{command}").run(args))
+
+    return run
 
 
 def positive(text: str) -> int:
@@ -67,6 +76,13 @@ def not_negative(text: str) -> float:
     return value
 
 
+def above_0(text: str) -> float:
+    value = not_negative(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
+    return value
+
+
 def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
     """The type of an option that takes several values, as in 64,128."""
 
@@ -93,6 +109,8 @@ def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: st
 
 def load_model(args: argparse.Namespace) -> tuple[Model, Tokenizer, str]:
     """(model, tokenizer, label) as the options of `add_model` say."""
+    import torch
+
     if args.threads:
         torch.set_num_threads(args.threads)
     return load(args.model, args.dtype, args.device_map)
@@ -121,9 +139,7 @@ def write_json(target: str | None, data: object) -> None:
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """The options of `config_of`."""
     group = parser.add_argument_group("cache")
-    group.add_argument(
-        "--method", default="reasonalloc", type=str.lower, choices=methods(), metavar="NAME", help=", ".join(methods())
-    )
+    add_method(group, methods())
     size = group.add_mutually_exclusive_group()
     size.add_argument("--budget", type=positive, metavar="SLOTS", help="tokens that a KV head keeps, on the average")
     size.add_argument("--ratio", type=share, metavar="SHARE", help="the same as a share of the full cache")
@@ -132,6 +148,13 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     add_keep_prompt(group)
     add_alpha(group)
     add_profile(group)
+    settings.add(group, ("method",))
+
+
+def add_method(parser: Group, allowed: list[str]) -> None:
+    parser.add_argument(
+        "--method", default="reasonalloc", type=str.lower, choices=allowed, metavar="NAME", help=", ".join(allowed)
+    )
 
 
 def add_interval(parser: Group) -> None:
@@ -155,22 +178,19 @@ def add_alpha(parser: Group, note: str = "") -> None:
 
 def add_profile(parser: Group) -> None:
     parser.add_argument(
-        "--profile", metavar="FILE", help="layer wave of `reasonalloc profile` (default: measured on the prompt)"
+        "--profile",
+        metavar="NAME",
+        help="layer wave: a file of `reasonalloc profile` or a Hub repository (default: measured on the prompt)",
     )
 
 
-def profile_of(args: argparse.Namespace) -> WaveProfile | None:
-    return WaveProfile.load(args.profile) if args.profile else None
+def settings_of(args: argparse.Namespace, taken: Collection[str] = ()) -> dict[str, Any]:
+    """Fields of `ra.Config` as the options above and `--set` say. taken: those that the command varies itself."""
+    own = {name: getattr(args, name, None) for name in ("interval", "keep_prompt", "alpha", "profile")}
+    return settings.merged(own, settings.parse(args.settings_given, taken))
 
 
 def config_of(args: argparse.Namespace) -> Config:
-    return Config(
-        method=args.method,
-        budget=args.budget,
-        ratio=args.ratio,
-        max_bytes=args.max_bytes,
-        interval=args.interval,
-        keep_prompt=args.keep_prompt,
-        profile=profile_of(args),
-        **({} if args.alpha is None else {"alpha": args.alpha}),
-    )
+    given = settings_of(args, ("method",))
+    sizes = {name: getattr(args, name) for name in ("budget", "ratio", "max_bytes")}
+    return Config(method=args.method, **settings.merged(sizes, given))

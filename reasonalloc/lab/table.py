@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +33,17 @@ class Section:
         ends = ["---" if i < self.words else "---:" for i in range(len(self.header))]
         lines = [[_cell(x) for x in self.header], ends, *([_cell(x) for x in row] for row in self.rows)]
         return "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n"
+
+    def html(self) -> str:
+        """The table for a notebook, its title above it."""
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            sides = ["left" if i < self.words else "right" for i in range(len(cells))]
+            parts = (f'<{tag} style="text-align:{s}">{escape(x)}</{tag}>' for x, s in zip(cells, sides, strict=True))
+            return f"<tr>{''.join(parts)}</tr>"
+
+        head, body = line(self.header, "th"), "".join(line(row, "td") for row in self.rows)
+        return f"<table><caption>{escape(self.title)}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
 
     def rich(self) -> Table:
         note = Text(visible(self.note)) if self.note else None

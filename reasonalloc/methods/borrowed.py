@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from reasonalloc.methods.base import Method
 from reasonalloc.policy.heads import HeadAllocator
@@ -16,6 +16,9 @@ from reasonalloc.policy.registry import Part
 from reasonalloc.policy.scorers import Scorer
 from reasonalloc.policy.view import HeadView, LayerView, Numbers, RowView, Settings
 from reasonalloc.policy.wave import demand
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from reasonalloc import allocate
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.setting import setting
 from reasonalloc.policy.view import Numbers, RowView
 from reasonalloc.policy.wave import demand
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

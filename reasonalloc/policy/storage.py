@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from reasonalloc import _core
 from reasonalloc.policy.registry import Part, Registry
-from reasonalloc.store.pages import DTYPES
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Dense(Storage):
     """Keys and values as they come, in the model's dtype."""
 
     def page_format(self, dtype: torch.dtype) -> str:
+        from reasonalloc.store.pages import DTYPES  # late: it needs torch
+
         if dtype not in DTYPES:
             raise TypeError(f"the cache holds float32, bfloat16 and float16, got {dtype}")
         return DTYPES[dtype]

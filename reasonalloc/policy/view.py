@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from reasonalloc import _core
 
-Numbers: TypeAlias = torch.Tensor | npt.NDArray[np.number] | Sequence[float]  # as Python code may return them
+if TYPE_CHECKING:
+    import torch
+
+Numbers: TypeAlias = "torch.Tensor | npt.NDArray[np.number] | Sequence[float]"  # as Python code may return them
 
 
 class Settings(Protocol):
@@ -102,6 +104,8 @@ class HeadView:
         self.scale, self.softcap = core.scale, core.softcap
 
     def _read(self, values: bool) -> torch.Tensor:
+        import torch
+
         out = np.empty((len(self.positions), self._d), np.float32)
         self._core.read(self.row, self.head, values, out)
         return torch.from_numpy(out)
@@ -109,6 +113,8 @@ class HeadView:
     @cached_property
     def positions(self) -> torch.Tensor:
         """[n] positions in the row, 0 = its first token."""
+        import torch
+
         return torch.frombuffer(bytearray(self._core.positions(self.row, self.head)), dtype=torch.int32).long()
 
     @cached_property
@@ -124,6 +130,8 @@ class HeadView:
     @cached_property
     def queries(self) -> torch.Tensor:
         """[group, w, d] queries of the newest w <= window tokens, of the query heads that share this KV head."""
+        import torch
+
         count, raw = self._core.queries(self.row)
         every = torch.frombuffer(bytearray(raw), dtype=torch.float32).view(-1, count, self._d)
         return every[self.head * self._group : (self.head + 1) * self._group]

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
+from reasonalloc import pictures
 from reasonalloc.fields import build
 from reasonalloc.files import Json, read_saved, replace_text
+from reasonalloc.hub import Shared
 from reasonalloc.protocols import Model
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
 
 SCHEMA = 1
 PROBE_QUERIES = 64
@@ -34,6 +38,8 @@ def demand(
     heads, sorted in descending order and summed up. scale: of the logits, 1 / sqrt(d) by default; softcap: they become
     softcap * tanh(logit / softcap).
     """
+    import torch  # late: a saved wave is read without it
+
     heads, n, d = keys.shape
     group, w = queries.shape[0] // heads, queries.shape[1]
     logits = torch.einsum("hgwd,hnd->hgwn", queries.float().view(heads, group, w, d), keys.float())
@@ -48,7 +54,12 @@ def demand(
 
 def fingerprint(model: Model) -> dict[str, object]:
     """What two models must share for a profile of one to be used for the other: the shape, not the weights."""
-    config = model.config.get_text_config(decoder=True)
+    return fingerprint_of(model.config)
+
+
+def fingerprint_of(model_config: Any) -> dict[str, object]:
+    """The same from a model's config alone."""
+    config = model_config.get_text_config(decoder=True)
     heads = _over_layers(config, "num_attention_heads")
     return {
         "model_type": config.model_type,
@@ -76,8 +87,10 @@ def digest(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class WaveProfile:
+class WaveProfile(Shared):
     """Demand of each layer that has a budget (sliding-window layers have none), with where it comes from."""
+
+    FILE: ClassVar[str] = "wave.json"
 
     demand: tuple[float, ...]
     layers: tuple[int, ...]
@@ -104,6 +117,13 @@ class WaveProfile:
             raise ValueError(f"the wave profile is of another model: {', '.join(wrong)}")
         if tuple(layers) != self.layers:
             raise ValueError(f"the wave profile is for layers {list(self.layers)}, the model's are {list(layers)}")
+
+    def plot(self, path: str | Path | None = None, *, name: str = "") -> Figure:
+        """The demand of each layer as bars, a matplotlib figure; saved as PNG if there is a path.
+
+        name: the model's, for the title (the profile's own by default). Needs matplotlib.
+        """
+        return pictures.wave(self.layers, self.demand, self.rho, path, name or str(self.source.get("model", "")))
 
     def save(self, path: str | Path) -> None:
         """Writes the profile as JSON, whole or not at all."""

@@ -17,12 +17,12 @@ from reasonalloc.lab.bench.machine import surroundings
 from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.resident import in_fresh_process
 from reasonalloc.lab.bench.results import Kvpress, KvpressRow
-from reasonalloc.lab.bench.settings import INTERVAL, Settings
+from reasonalloc.lab.bench.settings import INTERVAL, KVPRESS_PYTHON, Settings
 from reasonalloc.lab.bench.states import text_ids
 from reasonalloc.lab.models import EMBEDDED_LABEL, embedded_folder, load
 
 SCHEMA = 1
-DEFAULT_PYTHON = ".venv-kvpress/bin/python"
+DEFAULT_PYTHON = KVPRESS_PYTHON
 INSTALL = (
     "python3 -m venv .venv-kvpress && .venv-kvpress/bin/pip install torch==2.13.0 transformers==5.2.0 kvpress==0.5.5"
     " gguf accelerate"

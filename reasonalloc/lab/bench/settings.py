@@ -9,6 +9,9 @@ from reasonalloc.methods import Method
 
 INTERVAL = Method.interval  # tokens between two cuts, of ours and of the peers
 PARTS = ("kernels", "throughput", "memory", "kvpress")
+MEMORY_LIMIT, QUICK_MEMORY_LIMIT = 2_000_000_000, 150_000_000  # bytes of a cache at equal memory
+MOST_ROWS = 128
+KVPRESS_PYTHON = ".venv-kvpress/bin/python"
 MEMORY_METHODS = ("dynamic", "static", "full", "reasonalloc-128", "reasonalloc-256", "reasonalloc-512")
 
 

@@ -8,12 +8,10 @@ from reasonalloc.lab.bench.equal_memory import break_even, equal_memory
 from reasonalloc.lab.bench.machine import surroundings
 from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.results import Throughput
-from reasonalloc.lab.bench.settings import Settings
+from reasonalloc.lab.bench.settings import MEMORY_LIMIT, MOST_ROWS, QUICK_MEMORY_LIMIT, Settings
 from reasonalloc.lab.models import load
 
 SCHEMA = 1
-MEMORY_LIMIT, QUICK_MEMORY_LIMIT = 2_000_000_000, 150_000_000
-MOST_ROWS = 128
 _TEXT = 4096  # tokens that the model reads to fill caches with
 
 

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from reasonalloc.config import Config
-from reasonalloc.lab.evaluate.accuracy import Cell, cell_name
-from reasonalloc.lab.evaluate.waves import Waves
+from reasonalloc.lab.evaluate.cells import Cell, cell_name
 from reasonalloc.lab.tasks import REGISTRY
 from reasonalloc.policy.wave import WaveProfile
 
 
+class Measured(Protocol):
+    """Where waves come from: `Waves`, or what stands in for it."""
+
+    task: str
+
+    def get(self, count: int = ..., rho: float = ..., task: str | None = ...) -> WaveProfile: ...
+
+
 @dataclass(frozen=True)
 class Around:
-    """The point that an ablation varies: ReasonAlloc at one budget, with the task's offline wave. keep_prompt, alpha:
-    of every cell that does not vary them; None: each method's own."""
+    """The point that an ablation varies: ReasonAlloc at one budget, with the task's offline wave. settings: fields of
+    `Config` that every cell has but where it varies them; the full cache keeps to those that change no answer of it."""
 
-    waves: Waves
+    waves: Measured
     budget: int = 256
-    interval: int | None = None
-    keep_prompt: bool | None = None
-    alpha: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def cell(
         self, method: str = "reasonalloc", wave: WaveProfile | None = None, variant: str = "", **changes: Any
     ) -> Cell:
         """variant: what distinguishes it from the plain cell of its method and budget ("" for that one)."""
-        base: dict[str, Any] = {"budget": self.budget, "interval": self.interval, "keep_prompt": self.keep_prompt}
+        base: dict[str, Any] = {"budget": self.budget, **self.settings}
         if method == "full":
-            base["budget"] = None
-        elif self.alpha is not None:
-            base["alpha"] = self.alpha
+            base = {key: value for key, value in base.items() if key in ("interval", "keep_prompt")}
         config = Config(**{"method": method, **base, **changes})
         if config.resolve().needs_wave:
             config = replace(config, profile=wave or self.waves.get())

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from reasonalloc.config import Config
 from reasonalloc.hf.decode import Chain, Sampling, generate
 from reasonalloc.hf.tokens import encode_prompt, ends
+from reasonalloc.lab.evaluate.cells import Cell, cell_name
 from reasonalloc.lab.evaluate.fidelity import points_of
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.lab.tasks import Item
-from reasonalloc.policy.wave import digest
 from reasonalloc.protocols import Model, Tokenizer
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting of the cache that is judged; a row of the table."""
-
-    name: str
-    config: Config
-
-    @property
-    def hash(self) -> str:
-        """Of all that the config says and of the parts that its method stands for; the profile by its content."""
-        config, method = self.config, self.config.resolve()
-        content: dict[str, object] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
-        del content["device"]  # where a cache lies changes no result
-        if config.profile is not None and method.needs_wave:
-            content["profile"] = [float(x) for x in config.profile.demand]
-        return digest(content)
 
 
 def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Cell]:
@@ -44,12 +26,6 @@ def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float
 
 def _once(values: Sequence[T]) -> list[T]:
     return list(dict.fromkeys(values))
-
-
-def cell_name(config: Config) -> str:
-    """ "rkv 256", "rkv 0.1x" or "full"."""
-    size = str(config.budget) if config.budget is not None else f"{config.ratio:g}x" if config.ratio is not None else ""
-    return f"{config.method} {size}".strip()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.hf.profile import profile
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate import expected, statistics
-from reasonalloc.lab.evaluate.accuracy import Batch, Cell, plan, run_batch
+from reasonalloc.lab.evaluate.accuracy import Batch, plan, run_batch
+from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.records import Record, Records
 from reasonalloc.lab.evaluate.summary import Summary, summarise

@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from pathlib import Path
 
 from rich.table import Table
@@ -64,7 +65,7 @@ class Row:
         return self.cell.removeprefix(self.method).strip() or "all"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """All rows, with what a reader must be warned of."""
 
@@ -88,6 +89,15 @@ class Summary:
     def table(self) -> Table:
         """For the terminal."""
         return self._section().rich()
+
+    def html(self) -> str:
+        """For a notebook."""
+        notes = "".join(f"<p><b>Warning:</b> {escape(x)}</p>" for x in self.warnings)
+        return notes + self._section().html()
+
+    def __repr__(self) -> str:
+        made = self.provenance
+        return f"<Summary of {made.get('model', '')} on {made.get('task', '')}: {', '.join(x.cell for x in self.rows)}>"
 
     def markdown(self) -> str:
         return "\n".join([*(f"> **Warning:** {x}\n" for x in self.warnings), self._section().markdown_rows()])

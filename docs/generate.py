@@ -1,0 +1,261 @@
+"""Pages and tables that say what the code says: methods, models, commands, figures of a cache.
+
+`python docs/generate.py` renews the marked tables of README.md and docs/; tests hold that they are up to date. The site
+(docs/hooks.py) makes the pages of systems and of the reference from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from dataclasses import fields
+from pathlib import Path
+
+import reasonalloc as ra
+from reasonalloc.cli import parser
+from reasonalloc.hf.architectures import as_markdown, groups
+from reasonalloc.methods import METHODS
+from reasonalloc.policy.heads import HEADS
+from reasonalloc.policy.layers import LAYERS
+from reasonalloc.policy.registry import Part, Registry
+from reasonalloc.policy.scorers import SCORERS
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+# Tables of answers, the task and its setting that each is of.
+ANSWERS = {"paper/ledger.json": "*doubting*, prompt kept", "restated/accuracy.json": "*restated*, prompt kept"}
+
+
+def cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(cell, x))} |" for x in lines) + "\n"
+
+
+# ---- methods ---------------------------------------------------------------------------------------------------------
+
+
+def doc(name: str) -> str:
+    """A method's docstring."""
+    return inspect.cleandoc(METHODS[name].__doc__ or "")
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop that ends a sentence, without it."""
+    flat = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"\.(?= [A-Z]|$)", flat)[0]
+
+
+def part_name(name: str, kind: str) -> str:
+    value = next(f.default for f in fields(METHODS[name]) if f.name == kind)
+    return value if isinstance(value, str) else getattr(value, "name", "")
+
+
+def every(name: str) -> str:
+    """When a method cuts."""
+    method = METHODS[name]
+    if method.unlimited:
+        return "never"
+    interval = next(f.default for f in fields(method) if f.name == "interval")
+    return "every token" if interval == 1 else f"every {interval} tokens"
+
+
+def methods_table(link: str = "") -> str:
+    """link: where a method's page is, "{}" its name; none without it."""
+    rows = [
+        [f"[`{x}`]({link.format(x)})" if link else f"`{x}`", first_sentence(doc(x)), every(x)] for x in ra.methods()
+    ]
+    return table(["`method=`", "what it keeps", "cut"], rows)
+
+
+def part_doc(registry: Registry[Part], name: str) -> str:
+    return inspect.cleandoc(registry.classes[name].__doc__ or "") if name in registry.classes else ""
+
+
+def answers(name: str) -> list[list[str]]:
+    """What was measured of a method: setting, budget, right, cut off, mean MB of a row."""
+    found = []
+    for file, setting in ANSWERS.items():
+        for row in json.loads((RESULTS / file).read_text())["rows"]:
+            if row["method"] == name:
+                right = row["accuracy"]
+                interval = f"{right['mean']:.0%} [{right['low']:.0%}, {right['high']:.0%}]"
+                budget = "all" if row["budget"] is None else str(row["budget"])
+                size = f"{row['mean_bytes'] / 1e6:.1f}"
+                found.append([setting, budget, interval, f"{row['truncated']:.0%}", size])
+    return found
+
+
+def system_page(name: str) -> str:
+    """One method: what it keeps and why, its parts, what was measured."""
+    lines = [f"# {name}\n", doc(name) + "\n", "## Parts\n"]
+    rows = []
+    for kind, registry in (("scorer", SCORERS), ("layers", LAYERS), ("heads", HEADS)):
+        part = part_name(name, kind)
+        rows.append([kind, f"`{part}`", " ".join(part_doc(registry, part).split())])
+    rows.append(["cut", every(name), "the prefill is never made smaller; the first cut comes right after it"])
+    if METHODS[name].unlimited:
+        lines.append("It has no parts: nothing is scored or cut.\n")
+    else:
+        lines.append(table(["part", "name", "what it does"], rows))
+    lines.append("## Use\n")
+    size = "" if METHODS[name].unlimited else ", budget=256"
+    lines.append(f'```python\nimport reasonalloc as ra\n\nconfig = ra.Config(method="{name}"{size})\n```\n')
+    measured = answers(name)
+    lines.append("## Measured here\n")
+    if measured:
+        lines.append(
+            "Answers of `ledger-135m`, a small reasoner, to problems of its own task: read the order of"
+            " methods, not the level ([all results](../results.md)).\n"
+        )
+        head = ["task", "slots a head", "right [95 %]", "chains cut off", "mean MB of a row"]
+        lines.append(table(head, measured))
+    else:
+        lines.append("Nothing yet. `reasonalloc evaluate accuracy --methods full," + name + "` measures it.\n")
+    lines.append(f"Code: [methods/{METHODS[name].__module__.rpartition('.')[2]}.py](../../{source(name)})\n")
+    return "\n".join(lines)
+
+
+def source(name: str) -> str:
+    return str(Path(inspect.getfile(METHODS[name])).relative_to(Path(ra.__file__).parents[1]))
+
+
+def systems_page() -> str:
+    return (
+        "# Systems\n\nEach is one file of `reasonalloc/methods`; this table and the pages behind it are made from its"
+        " docstring, its parts and the results that lie in the repository.\n\n"
+        + methods_table("{}.md")
+        + "\nEvery scorer goes with every allocator, and a [method of your own](../methods.md) is a small class.\n"
+    )
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+_KNOWN = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "mistral",
+    "ministral3",
+    "mixtral",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gemma4_text",
+    "gpt_oss",
+    "deepseek_v3",
+    "olmo2",
+    "granite",
+    "glm4",
+    "qwen3_5_text",
+    "jamba",
+    "qwen3_next",
+    "smollm3",
+    "llama4_text",
+    "bart",
+    "whisper",
+    "falcon",
+    "mamba",
+    "deepseek_v32",
+    "gpt2",
+]
+
+
+def models_table() -> str:
+    """Families of transformers by what is known of them, the well-known ones by name."""
+    words = {"supported": "work", "limited": "work, with a note", "refused": "do not"}
+    rows = []
+    for state, word in words.items():
+        kinds = [kind for known, each in groups().items() if known.state == state for kind in each]
+        shown = [x for x in kinds if x in _KNOWN]
+        rows.append([f"**{len(kinds)} {word}**", ", ".join(f"`{x}`" for x in shown) + ", ..."])
+    return table(["models", "[all of them and the notes](docs/models.md); `ra.supports(model)` says it of yours"], rows)
+
+
+# ---- reference -------------------------------------------------------------------------------------------------------
+
+
+def commands(found: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Of the command line, those with commands below them too."""
+    if path:
+        yield path
+    for action in found._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, each in action.choices.items():
+                yield from commands(each, (*path, name))
+
+
+def cli_page() -> str:
+    """Help of every command, as the terminal shows it."""
+    lines = ["# Command line\n", "What `reasonalloc COMMAND --help` prints.\n"]
+    for path in commands(parser()):
+        out = io.StringIO()
+        with redirect_stdout(out), suppress(SystemExit):
+            parser().parse_args([*path, "--help"])
+        lines += [f"## {' '.join(path)}\n", f"```text\n{out.getvalue().rstrip()}\n```\n"]
+    return "\n".join(lines)
+
+
+def stats_page() -> str:
+    from reasonalloc.hf.stats import CacheStats, Seconds
+
+    rows = [[f"`{name}`", f"`{kind}`"] for name, kind in CacheStats.__annotations__.items()]
+    seconds = [[f"`{name}`", f"`{kind}`"] for name, kind in Seconds.__annotations__.items()]
+    about = inspect.cleandoc(CacheStats.__doc__ or "")
+    return (
+        f"# Figures of a cache: stats()\n\n{about}\n\n{table(['key', 'type'], rows)}\n## seconds\n\n"
+        f"{inspect.cleandoc(Seconds.__doc__ or '')}\n\n{table(['key', 'type'], seconds)}"
+    )
+
+
+def config_page() -> str:
+    rows = []
+    for f in fields(ra.Config):
+        allowed = f.metadata.get("allowed")
+        span = "" if allowed is None else "true or false" if not hasattr(allowed, "least") else (
+            f"{allowed.least:g} to {allowed.most:g}{', odd' if allowed.odd else ''}"
+        )  # fmt: skip
+        default = "{}" if f.name == "options" else repr(f.default)
+        rows.append([f"`{f.name}`", f"`{f.type}`", f"`{default}`", span])
+    return (
+        "# Settings: ra.Config\n\nOn the command line each is `--set NAME=VALUE`.\n\n"
+        + table(["field", "type", "default", "allowed"], rows)
+        + f"\n```text\n{inspect.cleandoc(ra.Config.__doc__ or '')}\n```\n"
+    )
+
+
+# ---- tables in files -------------------------------------------------------------------------------------------------
+
+BLOCKS = {
+    ("README.md", "methods"): methods_table,
+    ("README.md", "models"): models_table,
+    ("docs/models.md", "architectures"): as_markdown,
+}
+
+
+def renewed(text: str, name: str, block: str) -> str:
+    """A page with the table between <!-- name --> and the next blank line made anew. ValueError if there is none."""
+    pattern = re.compile(rf"(<!-- {name} -->\n)(?:\|[^\n]*\n)*")
+    if not pattern.search(text):
+        raise ValueError(f"no <!-- {name} --> there")
+    return pattern.sub(lambda x: x[1] + block, text, count=1)
+
+
+def main() -> None:
+    for (page, name), make in BLOCKS.items():
+        path = ROOT / page
+        path.write_text(renewed(path.read_text(encoding="utf-8"), name, make()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""`reasonalloc paper`: ReasonAlloc's tables, methods by budgets, the published figures beside ours."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from reasonalloc.cli import options, settings, study
+from reasonalloc.cli.plan import show
+from reasonalloc.config import Config
+from reasonalloc.files import replace_text
+from reasonalloc.hf.decode import Sampling
+from reasonalloc.lab.evaluate.accuracy import cells
+from reasonalloc.lab.evaluate.cells import Cell
+from reasonalloc.lab.evaluate.records import pack
+from reasonalloc.lab.evaluate.study import Study
+from reasonalloc.lab.evaluate.summary import Row, Summary
+from reasonalloc.lab.models import REASONER
+from reasonalloc.lab.tasks import items
+from reasonalloc.provenance import Place, in_words
+
+METHODS = ["full", "reasonalloc", "reasonalloc-wave", "rkv", "pyramid-rkv", "snapkv", "streaming", "random"]
+QUICK = ["full", "reasonalloc", "rkv", "random"]
+PROMPT = {True: "is evicted last", False: "is evicted as any text", None: "is treated as each method has it"}
+
+# arXiv 2606.11164, pass@1 in percent: (model, task, budget) -> method -> figure.
+PUBLISHED = {
+    ("DeepSeek-R1-Distill-Llama-8B", "math500", 128): {"reasonalloc": 61.4, "rkv": 51.8, "snapkv": 33.8},
+    ("DeepSeek-R1-Distill-Llama-8B", "aime24", 256): {"reasonalloc": 20.0, "rkv": 10.4, "snapkv": 1.3},
+}
+PUBLISHED_SPEED = {"with routing": 218.8, "without routing": 217.4}  # tokens/s, same model, their machine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One table: a task, its budgets and how much of it is run. problems: of ledger for each setting; None: all.
+    keep_prompt: of every method; None: each method's own."""
+
+    task: str
+    budgets: list[int]
+    problems: int | None
+    sampling: Sampling
+    samples: int = 1
+    settings: tuple[str, ...] | None = None
+    keep_prompt: bool | None = None
+
+
+def plans(args: argparse.Namespace) -> list[Plan]:
+    if args.model == REASONER:
+        settings = ("plain",) if args.quick else ("doubting",)
+        sampling = Sampling(max_new_tokens=args.max_new_tokens or (480 if args.quick else 1600), seed=args.seed)
+        budgets = args.budgets or ([256] if args.quick else [384, 512])
+        # Questions ask for facts that nothing has looked at before: without the prompt every method only guesses.
+        keep = True if args.keep_prompt is None else args.keep_prompt
+        return [Plan("ledger", budgets, args.problems or (8 if args.quick else 24), sampling, 1, settings, keep)]
+    # As DeepSeek's model cards and R-KV's paper: temperature 0.6, top-p 0.95, chains of up to 32,768 tokens.
+    longest = args.max_new_tokens or (2048 if args.quick else 32_768)
+    sampling = Sampling(0.6, 0.95, longest, args.seed)
+    made = []
+    for task, budgets, few in (("math500", [128, 256, 512, 1024], 8), ("aime24", [256, 512, 1024, 2048], 2)):
+        if task in args.tasks:
+            count = args.problems or (few if args.quick else None)
+            made.append(Plan(task, args.budgets or budgets, count, sampling, args.samples, None, args.keep_prompt))
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes what is missing of all tables and writes them; a table that cannot be made is an error at the start."""
+    folder, out, parts = args.output or default_folder(args), options.console(args), []
+    studies = [(plan, study_of(args, plan, folder)) for plan in plans(args)]
+    wanted = [(plan, own, _cells(args, plan)) for plan, own in studies]
+    if args.dry_run:
+        return show(args, out, [(own, cells) for _, own, cells in wanted])
+    for _, own in studies:
+        own.records.open(own.settings)
+    for plan, own, bare in wanted:
+        if args.quick:
+            own.waves.tokens = 128
+        summary = study.measured(out, own, own.with_wave(bare), folder / plan.task, regrade=args.regrade)
+        parts.append((plan, summary))
+        pack(own.records.by_key.values(), folder / f"{plan.task}.jsonl.gz")
+        replace_text(folder / "README.md", report(parts, args.model))
+    options.write_json(args.json, {"schema": 1, "tables": {plan.task: summary.as_json() for plan, summary in parts}})
+    return 0
+
+
+def _cells(args: argparse.Namespace, plan: Plan) -> list[Cell]:
+    given = {**options.settings_of(args, (*settings.VARIED, "keep_prompt")), "keep_prompt": plan.keep_prompt}
+    return cells(args.methods or (QUICK if args.quick else METHODS), plan.budgets, [], Config(method="full", **given))
+
+
+def default_folder(args: argparse.Namespace) -> Path:
+    """One for each model, in the working directory: results that are published are not written over."""
+    return Path("paper-quick" if args.quick else f"paper-{args.model.rstrip('/').rpartition('/')[2]}")
+
+
+def study_of(args: argparse.Namespace, plan: Plan, folder: Path) -> Study:
+    asked = items(plan.task, count=plan.problems, seed=args.seed, settings=plan.settings)
+    return Study(
+        folder / "raw" / plan.task, study.source_of(args), plan.task, asked, plan.sampling, plan.samples,
+        args.batch_size, study.ray_of(args),
+    )  # fmt: skip
+
+
+def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
+    """All tables as Markdown."""
+    lines = ["# ReasonAlloc's tables\n", f"Made by `{shlex.join(['reasonalloc', *sys.argv[1:]])}`.\n"]
+    for plan, summary in parts:
+        made = summary.provenance
+        lines.append(f"## {plan.task}, {model.rpartition('/')[2]}\n")
+        where = [in_words(x) for x in cast(list[Place], made.get("runs") or [made])]
+        lines.append(f"{made['created']}: {'; '.join(dict.fromkeys(where))};")
+        count = summary.rows[0].problems
+        named = f" ({', '.join(plan.settings)})" if plan.settings else ""
+        lines.append(f"{count} problems{named}, {made['samples']} sample(s) each, temperature {made['temperature']:g},")
+        lines.append(f"at most {made['max_new_tokens']} tokens; the prompt {PROMPT[plan.keep_prompt]}.")
+        lines.append(f"Generations: `{plan.task}.jsonl.gz`.\n")
+        lines += [f"> **Warning:** {x}\n" for x in summary.warnings]
+        lines += [_grid(plan, summary, model), f"![accuracy over budget]({plan.task}.png)\n"]
+        lines.append(f"All figures: [{plan.task}.md]({plan.task}.md).\n")
+        lines.append(_routing(summary))
+    return "\n".join(lines)
+
+
+def _grid(plan: Plan, summary: Summary, model: str) -> str:
+    """Accuracy and share of chains cut off, rows methods and columns budgets; then what the paper has of this model on
+    this task."""
+    same = (model.rstrip("/").rpartition("/")[2], plan.task)
+    published = {key: value for key, value in PUBLISHED.items() if key[:2] == same}
+    heads = [f"b = {x}" for x in plan.budgets] + [f"paper, b = {b}" for _, _, b in published]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    rows = {(x.method, x.budget): x for x in summary.rows}
+    for method in dict.fromkeys(x.method for x in summary.rows):
+        own = [rows.get((method, b), rows.get((method, None))) for b in plan.budgets]
+        row = [f"{x.accuracy.text('.1%')}, {x.truncated:.0%} cut off" if x else "" for x in own]
+        row += [f"{value[method]:.1f}%" if method in value else "" for value in published.values()]
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _routing(summary: Summary) -> str:
+    """Tokens a second with and without routing, beside the paper's."""
+    found: dict[str, Any] = {}
+    by_cell: dict[str, Row] = {x.cell: x for x in summary.rows}
+    for row in summary.rows:
+        if row.method == "reasonalloc" and (without := by_cell.get(f"rkv {row.setting}")):
+            found[row.setting] = f"{row.tokens_per_s:.1f} against {without.tokens_per_s:.1f}"
+    if not found:
+        return ""
+    speeds = "; ".join(f"b = {k}: {v}" for k, v in found.items())
+    paper = f"{PUBLISHED_SPEED['with routing']} against {PUBLISHED_SPEED['without routing']}"
+    return f"Tokens/s with wave and routing against R-KV: {speeds} (paper, with and without routing: {paper}).\n"

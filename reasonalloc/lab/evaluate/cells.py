@@ -1,0 +1,32 @@
+"""Cells: what an evaluation varies."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+from reasonalloc.config import Config
+from reasonalloc.policy.wave import digest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of the cache that is judged; a row of the table."""
+
+    name: str
+    config: Config
+
+    @property
+    def hash(self) -> str:
+        """Of all that the config says and of the parts that its method stands for; the profile by its content."""
+        config, method = self.config, self.config.resolve()
+        content: dict[str, object] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
+        del content["device"]  # where a cache lies changes no result
+        if config.profile is not None and method.needs_wave:
+            content["profile"] = [float(x) for x in config.profile.demand]
+        return digest(content)
+
+
+def cell_name(config: Config) -> str:
+    """ "rkv 256", "rkv 0.1x" or "full"."""
+    size = str(config.budget) if config.budget is not None else f"{config.ratio:g}x" if config.ratio is not None else ""
+    return f"{config.method} {size}".strip()

