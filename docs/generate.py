@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import reasonalloc as ra
@@ -54,9 +54,15 @@ def first_sentence(text: str) -> str:
     return re.split(r"\.(?= [A-Z]|$)", flat)[0]
 
 
+def part(name: str, kind: str) -> object:
+    """A method's part: its name, or the part where the method has one of its own."""
+    own = next(f for f in fields(METHODS[name]) if f.name == kind)
+    return own.default if own.default_factory is MISSING else own.default_factory()
+
+
 def part_name(name: str, kind: str) -> str:
-    value = next(f.default for f in fields(METHODS[name]) if f.name == kind)
-    return value if isinstance(value, str) else getattr(value, "name", "")
+    value = part(name, kind)
+    return value if isinstance(value, str) else type(value).__name__
 
 
 def every(name: str) -> str:
@@ -76,8 +82,9 @@ def methods_table(link: str = "") -> str:
     return table(["`method=`", "what it keeps", "cut"], rows)
 
 
-def part_doc(registry: Registry[Part], name: str) -> str:
-    return inspect.cleandoc(registry.classes[name].__doc__ or "") if name in registry.classes else ""
+def part_doc(registry: Registry[Part], value: object) -> str:
+    own = registry.classes.get(value) if isinstance(value, str) else type(value)
+    return inspect.cleandoc(own.__doc__ or "") if own is not None else ""
 
 
 def answers(name: str) -> list[list[str]]:
@@ -99,15 +106,18 @@ def system_page(name: str) -> str:
     lines = [f"# {name}\n", doc(name) + "\n", "## Parts\n"]
     rows = []
     for kind, registry in (("scorer", SCORERS), ("layers", LAYERS), ("heads", HEADS)):
-        part = part_name(name, kind)
-        rows.append([kind, f"`{part}`", " ".join(part_doc(registry, part).split())])
+        text = " ".join(part_doc(registry, part(name, kind)).split())
+        rows.append([kind, f"`{part_name(name, kind)}`", text])
     rows.append(["cut", every(name), "the prefill is never made smaller; the first cut comes right after it"])
     if METHODS[name].unlimited:
         lines.append("It has no parts: nothing is scored or cut.\n")
     else:
         lines.append(table(["part", "name", "what it does"], rows))
     lines.append("## Use\n")
-    size = "" if METHODS[name].unlimited else ", budget=256"
+    sized = not METHODS[name].unlimited and getattr(part(name, "layers"), "sized", True)
+    size = ", budget=256" if sized else ""
+    if METHODS[name].files:
+        size += ", options={" + ", ".join(f'"{file}": "{file}.tsv"' for file in METHODS[name].files) + "}"
     lines.append(f'```python\nimport reasonalloc as ra\n\nconfig = ra.Config(method="{name}"{size})\n```\n')
     measured = answers(name)
     lines.append("## Measured here\n")
