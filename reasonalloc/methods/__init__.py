@@ -1,9 +1,9 @@
 """Methods, one file each; each puts together a scorer, allocators of layers and heads, a schedule and a storage."""
 
-import reasonalloc.policy.gathered  # its scorers, into their table
 from reasonalloc.methods.base import Method
 from reasonalloc.methods.compose import compose
 from reasonalloc.methods.table import METHODS, methods, register
+from reasonalloc.policy import gathered as _gathered  # noqa: F401  # its scorers, into their table
 from reasonalloc.policy.view import HeadView
 
 # Importing a file enters its method into the table.
