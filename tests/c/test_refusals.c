@@ -59,7 +59,7 @@ static fixture make(void)
 {
     fixture f = {0};
     int64_t missing;
-    const ra_layer_config config = {ROWS, HEADS, QUERY_HEADS, WINDOW, ra_scorer_find("rkv")};
+    const ra_layer_config config = {ROWS, HEADS, QUERY_HEADS, WINDOW, ra_scorer_find("rkv"), {0}};
     ra_step step = step_of(TOKENS);
     CHECK(ra_pool_create(ra_format_find("float32"), DIM, &f.pool) == RA_OK);
     f.slab = aligned_alloc(64, PAGES * ra_pool_page_bytes(f.pool));
@@ -152,9 +152,9 @@ static void test_layers_of_any_size(void)
     }
     /* Each within its range, their product beyond every memory. */
     const int64_t most = INT32_MAX;
-    TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){most, most, most, most, ra_scorer_find("rkv")}, &layer));
+    TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){most, most, most, most, ra_scorer_find("rkv"), {0}}, &layer));
     TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){most, 1, most, most, NULL}, &layer));
-    TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1, most, most, most, ra_scorer_find("rkv")}, &layer));
+    TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1, most, most, most, ra_scorer_find("rkv"), {0}}, &layer));
     TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1 << 30, 1 << 30, 1 << 30, 4, NULL}, &layer));
     CHECK(!layer);
     ra_layer_destroy(NULL);
@@ -308,7 +308,7 @@ static void test_half_a_row(fixture *f)
 
 static void test_cuts(fixture *f)
 {
-    const ra_score_config score = {ra_scorer_find("rkv"), 0.1f, 0.5f, 7, 0};
+    const ra_score_config score = {ra_scorer_find("rkv"), 0.1f, 0.5f, 7, 0, 0, false};
     const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2};
     int64_t totals[ROWS] = {20, 20}, protect[ROWS] = {0}, budgets[ROWS * HEADS], missing;
     double lost[ROWS * HEADS];
@@ -450,7 +450,7 @@ static void test_budgets(void)
 
 static void test_dense_scores(void)
 {
-    const ra_score_config config = {ra_scorer_find("rkv"), 0.1f, 0.5f, 7, 0};
+    const ra_score_config config = {ra_scorer_find("rkv"), 0.1f, 0.5f, 7, 0, 0, false};
     for (int i = 0; i < COUNT(hostile); i++)
         for (int at = 0; at < 4; at++) {
             int64_t size[4] = {2, 4, 20, 8};
@@ -470,7 +470,7 @@ static void test_dense_scores(void)
     REFUSED(ra_score_dense(numbers, 1, 1, NULL, 4, 8, &config, numbers, NULL, NULL));
     REFUSED(ra_score_dense(numbers, 1, 1, numbers, 4, 8, &config, NULL, NULL, NULL));
     REFUSED(ra_score_dense(numbers, 1, 1, numbers, 4, 8, NULL, numbers, NULL, NULL));
-    const ra_score_config recency = {ra_scorer_find("recency"), 0.1f, 0.5f, 7, 0};
+    const ra_score_config recency = {ra_scorer_find("recency"), 0.1f, 0.5f, 7, 0, 0, false};
     REFUSED(ra_score_dense(untouchable, 1, 1, untouchable, 4, 8, &recency, untouchable, NULL, NULL));
 }
 
