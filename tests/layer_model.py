@@ -39,7 +39,8 @@ class Head:
             page.owners -= 1
         del self.pages[first:]
 
-    def append(self, position, key, value, stat=Slot(0.0, 0, 0)):
+    def append(self, position, key, value, stat=None):
+        stat = Slot(0.0, 0, 0) if stat is None else stat
         if len(self) % PAGE == 0:
             self.pages.append(Page())
         elif self.pages[-1].owners > 1:  # a shared tail is copied before it is written

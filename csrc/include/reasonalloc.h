@@ -358,7 +358,8 @@ typedef struct ra_route_config {
     double gamma, lo, hi; /* ROUTE: robustify */
     double mu;            /* ROUTE: floor as a share of total / H */
     double safeguard;     /* POOLED: share of total / H that each head gets whatever its scores */
-    const int64_t *limits; /* GIVEN: [H] slots of a head; negative: it shares evenly what the others leave of the total */
+    const int64_t
+        *limits; /* GIVEN: [H] slots of a head; negative: it shares evenly what the others leave of the total */
 } ra_route_config;
 
 /* Head budgets that sum to `total`. scores[h]: counts[h] floats of the older tokens; `window` more tokens of each head

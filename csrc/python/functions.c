@@ -63,7 +63,8 @@ int ra_parse_route_config(PyObject *tuple, Py_ssize_t layer_heads, ra_route_conf
         return 0;
     Py_ssize_t bytes = PyBytes_Size(limits);
     if (bytes != layer_heads * (Py_ssize_t)sizeof *out->limits) {
-        PyErr_Format(PyExc_ValueError, "limits are int64, one for each of %zd heads, got %zd bytes", layer_heads, bytes);
+        PyErr_Format(PyExc_ValueError, "limits are int64, one for each of %zd heads, got %zd bytes", layer_heads,
+                     bytes);
         return -1;
     }
     out->limits = (const int64_t *)(const void *)PyBytes_AsString(limits); /* the tuple's, aligned to 8 */

@@ -11,13 +11,14 @@ static Py_ssize_t heads_of(const layer_object *self) { return (Py_ssize_t)ra_lay
 
 static Py_ssize_t pairs_of(const layer_object *self) { return rows_of(self) * heads_of(self); }
 
-const char ra_cut_doc
-    [] = "cut(totals, protect_below, score, route, budgets, lost, cut)\n--\n\n"
-         "Scores, routes and evicts every row whose slots exceed totals[row] (int64 [B]; negative: leave "
-         "alone), all or none. score = (scorer, alpha, threshold, kernel, seed), route = (heads, gamma, lo, "
-         "hi, mu, safeguard), for given heads with their limits, int64 [H] as bytes. Writes budgets int64 [B, H], lost float64 [B, H] of the rows that were cut, and "
-         "cut bool [B]. On a device these may be None: then it is not waited for, and figures() has them "
-         "later. Returns 0, or the pages to add before calling again.";
+const char
+    ra_cut_doc[] = "cut(totals, protect_below, score, route, budgets, lost, cut)\n--\n\n"
+                   "Scores, routes and evicts every row whose slots exceed totals[row] (int64 [B]; negative: leave "
+                   "alone), all or none. score = (scorer, alpha, threshold, kernel, seed), route = (heads, gamma, lo, "
+                   "hi, mu, safeguard), for given heads with their limits, int64 [H] as bytes. Writes budgets int64 "
+                   "[B, H], lost float64 [B, H] of the rows that were cut, and "
+                   "cut bool [B]. On a device these may be None: then it is not waited for, and figures() has them "
+                   "later. Returns 0, or the pages to add before calling again.";
 
 static PyObject *do_cut(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
