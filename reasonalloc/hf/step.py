@@ -45,17 +45,15 @@ class Step:
     """Owner of all that steers a cache through its forward passes, one after the other.
 
     turns: indices of the layers that store keys, in the order in which a forward pass comes to them. announces: whether
-    layers learn of the next cut beforehand. whole_masks: masks cover cached tokens too, not the new ones alone. gathers:
-    layers take in what each query attends to.
+    layers learn of the next cut beforehand. whole_masks: masks cover cached tokens too, not the new ones alone.
+    gathers: layers take in what each query attends to.
 
     clocks: when rows are cut, None for never. columns: which columns were tokens. tokens: columns of this pass.
     prefill: it belongs to the prompt. count: passes that are complete. uncut: newest tokens that came after the last
     eviction. closed: why there can be no pass, or None.
     """
 
-    def __init__(
-        self, turns: Sequence[int], announces: bool, whole_masks: bool = False, gathers: bool = False
-    ) -> None:
+    def __init__(self, turns: Sequence[int], announces: bool, whole_masks: bool = False, gathers: bool = False) -> None:
         self.turns, self.announces, self.whole_masks, self.gathers = turns, announces, whole_masks, gathers
         self.rows = self.tokens = self.count = self.uncut = 0
         self.prefill = False

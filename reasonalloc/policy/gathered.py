@@ -1,8 +1,8 @@
-"""Scorers by statistics that attention gathers at every step: nothing is computed twice, and nothing that was evicted counts.
+"""Scorers by statistics that attention gathers at every step.
 
-Weights of a query are those over the slots that its head holds then. Query heads that share a KV head are reduced: summed
-for H2O, the largest for the others. Prompt statistics say which queries of the prompt count: "all" are computed anew after
-a step of several tokens, O(n^2 d) a query head; "window" are the newest `window` of them; "none".
+Weights of a query are those over the slots that its head holds then. Query heads that share a KV head are reduced:
+summed for H2O, the largest for the others. Prompt statistics say which queries of the prompt count: "all" are computed
+anew after a step of several tokens, O(n^2 d) a query head; "window" are the newest `window` of them; "none".
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ PROMPT_STATISTICS = ("all", "window", "none")
 class H2O(CoreScorer):
     """H2O's (arXiv 2306.14048, algorithm 1): the attention that a token has been given by all queries since it came.
 
-    recent: share of the budget that is a head's newest tokens, which stay (the paper's half; at least the window). decay:
-    what is left of a sum at each further query; 1 is the paper's. prompt_statistics: which queries of the prompt count.
+    recent: share of the budget that is a head's newest tokens, which stay (the paper's half; at least the window).
+    decay: what is left of a sum at each further query; 1 is the paper's. prompt_statistics: which queries of the
+    prompt count.
 
-    As in the paper, unlike the published code: the sum is one of float32 per KV head (there of float16, in which what is
-    below 2^-11 of it is lost), over the group, and padding gives and takes nothing.
+    As in the paper, unlike the published code (FMInference/H2O): the sum is one of float32 per KV head (there of
+    float16, in which what is below 2^-11 of it is lost), over the group; padding gives and takes nothing.
     """
 
     recent: float = setting(0.5, 0, 1)
@@ -61,8 +62,8 @@ class _Recurring(CoreScorer):
 class Lazy(_Recurring):
     """LazyEviction's (arXiv 2506.15969 v3): time since a token was active, by the longest gap that it came back from.
 
-    TS: position of the newest query for which it was active; MRI: the longest gap between two such queries, 0 where there
-    was none since it came; t: now. form "paper": 2 sigmoid(-(t - TS) / MRI) + 2 sigmoid(1 - MRI), and 0 for MRI 0;
+    TS: position of the newest query for which it was active; MRI: the longest gap between two such queries, 0 where
+    there was none since it came; t: now. form "paper": 2 sigmoid(-(t - TS) / MRI) + 2 sigmoid(1 - MRI), and 0 for MRI 0;
     activation by a token's own query does not count. form "code", as published (Halo-949/LazyEviction): the first term
     is 2 sigmoid(-1 - (t - TS) / (MRI + 1e-5)), a token begins with TS one step before it came, so that its own query
     makes MRI 1, and prompt tokens at the last of them. Then a token that is only seen at birth outranks every one that
@@ -92,8 +93,8 @@ class Lazy(_Recurring):
 class RaaS(_Recurring):
     """RaaS's (arXiv 2502.11147): the newest query for which a token was active; what is idle longest goes.
 
-    The paper evicts whole pages of 16 tokens; here tokens are evicted one by one. prompt_statistics: which queries of the
-    prompt count.
+    The paper evicts whole pages of 16 tokens; here tokens are evicted one by one. prompt_statistics: which queries of
+    the prompt count.
     """
 
     prompt_statistics: str = choice("all", *PROMPT_STATISTICS)

@@ -44,8 +44,8 @@ def backend_for(device: torch.device, place: str | None = None, scorer: str | No
     """Of tensors on a device.
 
     place: "cpu" for host memory, wherever they lie; "model" for the device's own; None: as REASONALLOC_BACKEND says,
-    else host memory. scorer: the C scorer that is to run there. Where its backend lacks it, "model" is refused, and None
-    is host memory with a note that says so. Raises ValueError for a backend that cannot be had.
+    else host memory. scorer: the C scorer that is to run there. Where its backend lacks it, "model" is refused, and
+    None is host memory with a note that says so. Raises ValueError for a backend that cannot be had.
     """
     backend = _backend_for(device, place)
     if scorer is None or backend.supports(scorer):

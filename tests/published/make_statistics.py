@@ -39,7 +39,7 @@ def published(name, repository, **names):
     own = next(x for x in ast.parse(text).body if isinstance(x, ast.ClassDef) and x.name == wanted)
     module = types.ModuleType(wanted)
     module.__dict__.update(names, torch=torch, math=math, F=torch.nn.functional, print=lambda *_: None)
-    exec(compile(ast.Module([own], []), path, "exec"), module.__dict__)  # noqa: S102
+    exec(compile(ast.Module([own], []), path, "exec"), module.__dict__)
     return getattr(module, wanted)
 
 
@@ -104,9 +104,7 @@ def lazy(repository, seed, alpha=0.02, window=8, capacity=32):
         positions, keys = positions.gather(1, order), keys.gather(2, order[None, :, :, None].expand_as(keys))
         for state in (temp.layer_last_recurrent, temp.layer_max_period):
             state[0] = state[0].gather(2, order[None])
-        if before is not None and any(
-            tied(step, *x, window, capacity - window) for x in zip(*before, strict=True)
-        ):
+        if before is not None and any(tied(step, *x, window, capacity - window) for x in zip(*before, strict=True)):
             return None
         if before is not None:
             cuts.append({"step": step, "last": before[0], "gap": before[1], "kept": positions.tolist()})
@@ -119,5 +117,9 @@ def untied(repository):
 
 
 if __name__ == "__main__":
-    made = {"commits": {name: list(x) for name, x in COMMITS.items()}, "h2o": h2o(sys.argv[1]), "lazy": untied(sys.argv[2])}
+    made = {
+        "commits": {name: list(x) for name, x in COMMITS.items()},
+        "h2o": h2o(sys.argv[1]),
+        "lazy": untied(sys.argv[2]),
+    }
     json.dump(made, sys.stdout)
