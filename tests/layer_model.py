@@ -7,7 +7,6 @@ import oracle
 from layers import PAGE, pages_for
 from oracle_statistics import Slot
 
-
 NEW = Slot(0.0, 0, 0)
 
 
