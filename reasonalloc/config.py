@@ -45,9 +45,9 @@ class Config(Shared):
         interval: tokens between two cuts; None: the method's own (128, StreamingLLM 1).
         window: newest tokens that always stay, whose queries score the others.
         scorer, layers, heads: replace the method's scorer, layer allocator and head allocator; each a name ("rkv",
-            "rkv-centred", "importance", "recency", "random" / "uniform", "wave", "pyramid", "dynamic" / "uniform",
-            "route", "pooled", or one given to `ra.register`) or another method's name, whose part is taken with its
-            options.
+            "rkv-centred", "importance", "recency", "random", "h2o", "lazy", "raas" / "uniform", "wave", "pyramid",
+            "dynamic" / "uniform", "route", "pooled", or one given to `ra.register`) or another method's name, whose
+            part is taken with its options.
         keep_prompt: evict tokens of the prompt last. The prompt is the first step and the steps of several tokens right
             after it: a prompt fed in chunks counts as one, but for a last chunk of a single token where its length is
             not known.
@@ -56,6 +56,7 @@ class Config(Shared):
         device: where the cache lies. "model": with each layer of the model, on a CUDA device if that is on one; "cpu":
             in host memory, wherever the model lies. None: in host memory, unless the environment variable
             REASONALLOC_BACKEND is "cuda": that backend has only run on an emulation so far, so it must be asked for.
+            A scorer that the backend lacks is refused with "model", and runs in host memory with None.
     Settings of the parts. One that is not at its default goes to every part that has it; the others do without:
         alpha, threshold, kernel: R-KV's weight of importance, cosine that counts as similar, width of the max-pool.
         gamma, lo, hi: robustify's exponent and bounds (times the mean). mu: floor of head routing. safeguard: Ada-KV's.

@@ -7,6 +7,8 @@ import oracle
 from layers import PAGE, pages_for
 from oracle_statistics import Slot
 
+NEW = Slot(0.0, 0, 0)
+
 
 class Page:
     """Heads that share it count as its owners."""
@@ -39,8 +41,7 @@ class Head:
             page.owners -= 1
         del self.pages[first:]
 
-    def append(self, position, key, value, stat=None):
-        stat = Slot(0.0, 0, 0) if stat is None else stat
+    def append(self, position, key, value, stat=NEW):
         if len(self) % PAGE == 0:
             self.pages.append(Page())
         elif self.pages[-1].owners > 1:  # a shared tail is copied before it is written

@@ -448,6 +448,7 @@ def test_the_report_comes_from_the_files_alone(folder):
 def test_samples_are_in_the_files(results):
     assert all(x["seconds"]["ours"] for x in results["kernels"]["compression"])
     assert all(x["seconds"]["read"] for x in results["kernels"]["attention"])
+    assert {"accumulated", "recurrence"} == set(results["kernels"]["gathering"][0]["ratio"])
     assert {x["from"] for x in results["kernels"]["attention"]} == {"memory", "last-level cache"}
     assert all(x["bytes"]["ours"]["first"]["peak_bytes"] >= 0 for x in results["kernels"]["scratch"])
     assert all(set(x["ratio"]["full"]) == {"static", "dynamic"} for x in results["throughput"]["steps"])

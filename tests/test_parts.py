@@ -16,6 +16,7 @@ from test_methods import config_of, run, torch_importance
 
 import reasonalloc as ra
 from reasonalloc.lab.evaluate.accuracy import Cell
+from reasonalloc.policy.gathered import H2O, Lazy, RaaS
 from reasonalloc.policy.heads import HEADS, Pooled, Route, UniformHeads
 from reasonalloc.policy.layers import LAYERS, Pyramid, UniformLayers, Wave
 from reasonalloc.policy.layers_by_scores import Dynamic
@@ -59,6 +60,9 @@ def test_what_every_method_is_made_of():
         "pyramid-rkv": (RKV(), Pyramid(), UniformHeads()),
         "adakv": (Importance(), UniformLayers(), Pooled()),
         "dynamickv": (Importance(), Dynamic(), UniformHeads()),
+        "h2o": (H2O(), *even),
+        "lazyeviction": (Lazy(), *even),
+        "raas": (RaaS(), *even),
         "reasonalloc": (CentredRKV(), Wave(), Route()),
         "reasonalloc-wave": (RKV(), Wave(), UniformHeads()),
         "reasonalloc-route": (CentredRKV(), UniformLayers(), Route()),
@@ -76,6 +80,12 @@ def test_what_every_method_is_made_of():
         (Importance, {"kernel": 0}, "kernel must lie"),
         (Importance, {"smoothing": 1}, "smoothing must lie"),
         (Random, {"seed": 0.5}, "seed must be a whole number"),
+        (H2O, {"decay": 1.5}, "decay must lie between 0 and 1, got 1.5"),
+        (H2O, {"prompt_statistics": "some"}, "prompt_statistics must be one of 'all', 'window', 'none', got 'some'"),
+        (H2O, {"prompt_statistics": None}, "prompt_statistics must be one of"),
+        (Lazy, {"form": "new"}, "form must be one of 'paper', 'code', got 'new'"),
+        (Lazy, {"activation": 0}, "activation must lie"),
+        (RaaS, {"relative": 1}, "relative must be True or False"),
         (Wave, {"gamma": 17}, "gamma must lie"),
         (Wave, {"rho": "a"}, "rho must be a number, got 'a'"),
         (Route, {"hi": 0.5}, "hi must lie"),
@@ -91,16 +101,23 @@ def test_a_part_checks_its_own_settings(part, settings, message):
         part(**settings)
 
 
-# Settings that came after runs were saved, whose hashes cover all keywords: `Config(options={...})` sets them.
-OPTIONS = {(Dynamic, "r_max")}
-
-
-def test_every_setting_of_a_part_is_a_keyword_with_the_same_default():
+def test_settings_of_parts_that_are_keywords_have_the_same_default():
+    """The others came later, and the hashes of saved runs cover all keywords: they are options."""
     keywords = {f.name: f.default for f in dataclasses.fields(ra.Config)}
     for cls in [x for table in (SCORERS, LAYERS, HEADS) for x in table.classes.values()]:
         for f in dataclasses.fields(cls):
-            if (cls, f.name) not in OPTIONS:
-                assert keywords[f.name] == f.default, (cls, f.name)
+            assert f.name not in keywords or keywords[f.name] == f.default, (cls, f.name)
+
+
+def test_statistics_of_a_policy():
+    assert policy_of(method="rkv").statistics is None and ra.Config(method="full").policy().statistics is None
+    wanted = policy_of(method="h2o", options={"decay": 0.8, "prompt_statistics": "none", "recent": 0.25})
+    assert wanted.statistics == (2, 0.8, 1e-4, False, False) and wanted.scorer.arguments(0).recent == 0.25
+    lazy = policy_of(method="lazyeviction", options={"activation": 2, "relative": True})
+    assert lazy.statistics == (0, 1.0, 2.0, True, False) and not lazy.scorer.arguments(0).published_code
+    code = policy_of(method="lazyeviction", options={"form": "code"})
+    assert code.statistics == (2, 1.0, 1e-4, False, True) and code.scorer.arguments(0).published_code
+    assert policy_of(method="reasonalloc", scorer="raas").statistics == (0, 1.0, 1e-4, False, False)
 
 
 def test_a_setting_that_nobody_owns_does_nothing():

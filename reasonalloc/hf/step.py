@@ -44,9 +44,9 @@ class StepState:
 class Step:
     """Owner of all that steers a cache through its forward passes, one after the other.
 
-    turns: indices of the layers that store keys, in the order in which a forward pass comes to them. announces:
-    whether layers learn of the next cut beforehand. whole_masks: masks cover cached tokens too, not the new ones
-    alone. gathers: layers take in what each query attends to.
+    turns: indices of the layers that store keys, in the order in which a forward pass comes to them. announces: whether
+    layers learn of the next cut beforehand. whole_masks: masks cover cached tokens too, not the new ones alone.
+    gathers: layers take in what each query attends to.
 
     clocks: when rows are cut, None for never. columns: which columns were tokens. tokens: columns of this pass.
     prefill: it belongs to the prompt. count: passes that are complete. uncut: newest tokens that came after the last

@@ -11,8 +11,8 @@ from reasonalloc.methods.table import register
 class H2O(Method):
     """H2O (arXiv 2306.14048): half the budget for the tokens with most accumulated attention, half for the newest ones.
 
-    The paper evicts a token at every step: interval=1. The default interval is the one of the other methods, so that
-    the cache takes the same bytes as theirs.
+    The paper evicts a token at every step: interval=1. The default interval is that of the other methods, so that the
+    cache takes the same bytes as theirs.
     """
 
     scorer: str = "h2o"

@@ -1,4 +1,4 @@
-"""Scorers by statistics that attention gathers at every step: nothing is computed twice.
+"""Scorers by statistics that attention gathers at every step.
 
 Weights of a query are those over the slots that its head holds then. Query heads that share a KV head are reduced:
 summed for H2O, the largest for the others. Prompt statistics say which queries of the prompt count: "all" are computed
@@ -25,8 +25,8 @@ class H2O(CoreScorer):
     decay: what is left of a sum at each further query; 1 is the paper's. prompt_statistics: which queries of the
     prompt count.
 
-    As in the paper, unlike the published code: the sum is one of float32 per KV head (there of float16, in which what
-    is below 2^-11 of it is lost), over the group, and padding gives and takes nothing.
+    As in the paper, unlike the published code (FMInference/H2O): the sum is one of float32 per KV head (there of
+    float16, in which what is below 2^-11 of it is lost), over the group; padding gives and takes nothing.
     """
 
     recent: float = setting(0.5, 0, 1)
@@ -63,12 +63,11 @@ class Lazy(_Recurring):
     """LazyEviction's (arXiv 2506.15969 v3): time since a token was active, by the longest gap that it came back from.
 
     TS: position of the newest query for which it was active; MRI: the longest gap between two such queries, 0 where
-    there was none since it came; t: now. form "paper": 2 sigmoid(-(t - TS) / MRI) + 2 sigmoid(1 - MRI), and 0 for MRI
-    0; activation by a token's own query does not count. form "code", as published (Halo-949/LazyEviction): the first
-    term is 2 sigmoid(-1 - (t - TS) / (MRI + 1e-5)), a token begins with TS one step before it came, so that its own
-    query makes MRI 1, and prompt tokens at the last of them. Then a token that is only seen at birth outranks every
-    one that recurs with MRI 3 or more. Counters are integers here; there they are the model's float16, exact up to
-    2048.
+    there was none since it came; t: now. form "paper": 2 sigmoid(-(t - TS) / MRI) + 2 sigmoid(1 - MRI), and 0 where MRI
+    is 0; activation by a token's own query does not count. form "code", as published (Halo-949/LazyEviction): the first
+    term is 2 sigmoid(-1 - (t - TS) / (MRI + 1e-5)); a token begins with TS one step before it came, so that its own
+    query makes MRI 1, and a prompt's tokens with the last one's. Then a token that is only seen at birth outranks every
+    one that recurs with MRI 3 or more. Counters are integers here; there they are the model's float16, exact to 2048.
 
     prompt_statistics: None: "all" for the paper's form, "none" for the code's.
     """

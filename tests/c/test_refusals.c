@@ -304,6 +304,42 @@ static void test_half_a_row(fixture *f)
     ra_layer_destroy(layer);
 }
 
+/* ---- Statistics ---- */
+
+static void test_statistics(fixture *f)
+{
+    ra_layer_config good = {1, HEADS, QUERY_HEADS, WINDOW, ra_scorer_find("lazy"), ra_stat_defaults()};
+    ra_layer_config bad[] = {good, good, good, good, good, good, good};
+    bad[0].stats.prompt = (ra_prompt_statistics)3;
+    bad[1].stats.decay = NAN;
+    bad[2].stats.decay = 1.5f;
+    bad[3].stats.decay = -0.5f;
+    bad[4].stats.activation = 0;
+    bad[5].stats.activation = INFINITY;
+    bad[6].stats.activation = NAN;
+    ra_layer *layer;
+    for (int i = 0; i < COUNT(bad); i++) {
+        REFUSED(ra_layer_create(f->pool, &bad[i], &layer));
+        bad[i].scorer = ra_scorer_find("rkv"); /* it does not look at them */
+        CHECK(ra_layer_create(f->pool, &bad[i], &layer) == RA_OK);
+        ra_layer_destroy(layer);
+    }
+    CHECK(ra_layer_columns(f->layer, 0, 0, NULL) == 0 && ra_layer_columns(f->layer, ROWS, 0, NULL) == -1);
+    CHECK(ra_layer_restore_columns(f->layer, 0, 0, NULL) == RA_OK);
+    REFUSED(ra_layer_restore_columns(f->layer, 0, HEADS, NULL));
+    int64_t missing;
+    int32_t columns[2 * 3] = {0, 1, 2, 0, 0, 0};
+    CHECK(ra_layer_create(f->pool, &good, &layer) == RA_OK);
+    CHECK(ra_layer_restore(layer, 0, 0, 3, (const int32_t[]){0, 1, 2}, numbers, numbers, &missing) == RA_OK);
+    CHECK(ra_layer_columns(layer, 0, 0, NULL) == 2);
+    REFUSED(ra_layer_restore_columns(layer, 0, 0, NULL));
+    columns[4] = -1;
+    REFUSED(ra_layer_restore_columns(layer, 0, 0, columns));
+    columns[4] = 7;
+    CHECK(ra_layer_restore_columns(layer, 0, 0, columns) == RA_OK);
+    ra_layer_destroy(layer);
+}
+
 /* ---- Cuts ---- */
 
 static void test_cuts(fixture *f)
@@ -315,7 +351,9 @@ static void test_cuts(fixture *f)
     bool cut[ROWS];
     ra_layer *layer = f->layer;
     const ra_cut all = {totals, protect, score, route, budgets, lost, cut};
-    ra_score_config bad_score[] = {score, score, score, score, score, score, score, score};
+    ra_score_config bad_score[] = {score, score, score, score, score, score, score, score, score, score};
+    bad_score[8].recent = 1.5f;
+    bad_score[9].scorer = ra_scorer_find("h2o"); /* the layer has not gathered what it needs */
     bad_score[0].scorer = NULL;
     bad_score[1].alpha = -0.5f;
     bad_score[2].alpha = NAN;
@@ -539,6 +577,7 @@ int main(void)
     test_steps(&f);
     test_rows(&f);
     test_half_a_row(&f);
+    test_statistics(&f);
     test_cuts(&f);
     destroy(&f);
     test_budgets();

@@ -54,8 +54,10 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="has no scorer"):
                 _core.Layer(self.pool, rows, heads, self.query_heads, window, scorer, 5)
             scorer = None
-        self.scorer = scorer
-        self.stats = gathered.Stats(decay=0.9, activation=0.05, relative=dim == 16, birth=dim == 20)
+        self.scorer, self.stats = (
+            scorer,
+            gathered.Stats(decay=0.9, activation=0.05, relative=dim == 16, birth=dim == 20),
+        )
         core = _core.Layer(self.pool, rows, heads, self.query_heads, window, scorer, 5, tuple(self.stats))
         self.layers = [Layer(core, [Row(heads) for _ in range(rows)])]
         self.random, self.peak = np.random.default_rng(rows + 3 * heads + 9 * dim), 0

@@ -117,6 +117,9 @@ def untied(repository):
 
 
 if __name__ == "__main__":
-    commits = {name: list(x) for name, x in COMMITS.items()}
-    made = {"commits": commits, "h2o": h2o(sys.argv[1]), "lazy": untied(sys.argv[2])}
+    made = {
+        "commits": {name: list(x) for name, x in COMMITS.items()},
+        "h2o": h2o(sys.argv[1]),
+        "lazy": untied(sys.argv[2]),
+    }
     json.dump(made, sys.stdout)

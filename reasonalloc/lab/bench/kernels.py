@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from reasonalloc.lab.bench import attention, compression, rkv_repo, scratch, states, threads
+from reasonalloc.lab.bench import attention, compression, gathering, rkv_repo, scratch, states, threads
 from reasonalloc.lab.bench.machine import surroundings
 from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.resident import in_fresh_process
@@ -59,6 +59,7 @@ def run(settings: Settings, log: Log, save: Save = discard) -> Kernels:
             "compression": [],
             "scratch": [],
             "attention": [],
+            "gathering": [],
             "threads": [],
             "core": core,
             "provenance": surroundings("" if no_real_keys else EMBEDDED_LABEL),
@@ -83,6 +84,11 @@ def run(settings: Settings, log: Log, save: Save = discard) -> Kernels:
                 f" {step['roofline_share']['ours']:.0%} of the read bandwidth"
             )
             result["attention"].append(step)
+            save(result)
+        for gathered in gathering.rows(SHAPE, dtypes[:1] if quick else dtypes, lengths, runs):
+            shares = ", ".join(f"{name} {ratio - 1:+.1%}" for name, ratio in gathered["ratio"].items())
+            log(f"gathering {gathered['dtype']} n={gathered['n']}: {shares}")
+            result["gathering"].append(gathered)
             save(result)
     if len(allowed) > 1:
         names = ["bfloat16"] if quick else ["float32", "bfloat16"]

@@ -72,6 +72,14 @@ class ThreadsRow(_Peer):
     read: Compared
 
 
+class GatheringRow(Compared):
+    """A decode step that gathers nothing against those that gather a statistic, the peers."""
+
+    dtype: str
+    n: int
+    max_error: float
+
+
 class Kernels(Result):
     """no_real_keys: why there are none, or None. core: that it was measured on."""
 
@@ -81,6 +89,7 @@ class Kernels(Result):
     compression: list[CompressionRow]
     scratch: list[ScratchRow]
     attention: list[AttentionRow]
+    gathering: NotRequired[list[GatheringRow]]
     threads: list[ThreadsRow]
     core: int
 

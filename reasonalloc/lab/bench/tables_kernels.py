@@ -59,6 +59,18 @@ def _attention(data: Kernels) -> Section:
     return Section("Attention of one decode step, one core", header + peers, rows, note, words=2)
 
 
+def _gathering(data: Kernels) -> list[Section]:
+    found = data.get("gathering", [])
+    peers = names_in(row["ratio"] for row in found)
+    rows = [
+        [row["dtype"], thousands(row["n"]), ms(row["median_s"]["nothing"])]
+        + [f"{row['ratio'][x] - 1:+.1%}" for x in peers]
+        for row in found
+    ]
+    note = "What a step takes longer that leaves a statistic behind; medians of paired runs."
+    return [Section("Statistics of a decode step", ["dtype", "n", "without, ms", *peers], rows, note)] if found else []
+
+
 def _threads(data: Kernels) -> Section:
     who: tuple[Literal["ours", "SDPA grouped", "read"], ...] = ("ours", "SDPA grouped", "read")
     rows = [
@@ -70,4 +82,4 @@ def _threads(data: Kernels) -> Section:
 
 def sections(data: Kernels) -> list[Section]:
     """All of them."""
-    return [_compression(data), _scratch(data), _attention(data), _threads(data)]
+    return [_compression(data), _scratch(data), _attention(data), *_gathering(data), _threads(data)]
