@@ -82,9 +82,15 @@ def test_a_config_for_a_gpu():
     assert names["config"].device == "model"
 
 
+def test_configs_of_gathered_statistics():
+    names = {"ra": ra}
+    exec(blocks("docs/methods.md")[1], names)
+    assert [names[x].policy().scorer.name for x in ("h2o", "faded", "lazy")] == ["h2o", "h2o", "lazy"]
+
+
 def test_every_block_is_run_by_a_test_here():
     here = {page.relative_to(ROOT).as_posix(): len(blocks(page.relative_to(ROOT))) for page in PAGES}
-    others = {"README.md": 3, "docs/methods.md": 2, "docs/traces.md": 2, "docs/prefix.md": 2, "docs/evaluation.md": 1}
+    others = {"README.md": 3, "docs/methods.md": 3, "docs/traces.md": 2, "docs/prefix.md": 2, "docs/evaluation.md": 1}
     others["docs/cuda.md"] = 1
     alone = {f"docs/{page}" for page in ALONE}
     assert {page: n for page, n in here.items() if n and page not in alone} == others
@@ -110,7 +116,7 @@ def test_a_method_out_of_parts():
 
 
 def test_a_method_of_ones_own_runs(register):
-    code, model = blocks("docs/methods.md")[1], models.tiny()
+    code, model = blocks("docs/methods.md")[2], models.tiny()
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     names: dict = {"__name__": "readme"}
     exec(code, names)
