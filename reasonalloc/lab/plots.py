@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,21 +72,25 @@ _PANELS = (
 
 
 def fidelity(result: Fidelity, path: str | Path | None = None) -> Figure:
-    """Three panels over the budget (or ratio, or bytes), one line a method, bars for the bootstrap intervals."""
+    """Three panels over the budget (or ratio, or bytes) and three over the mean bytes of a cache, one line a method,
+    bars for the bootstrap intervals."""
     lines: dict[str, list[Point]] = {}
     for point in result.points:
         if point.setting != "all":
             lines.setdefault(point.method, []).append(point)
-    with drawn(path, 1, 3, (12, 3.8)) as (figure, axes):
+    with drawn(path, 2, 3, (12, 7.2)) as (figure, axes):
         by_budget = not any(p.ratio is not None for x in lines.values() for p in x)
         by_bytes = any(p.max_bytes is not None for x in lines.values() for p in x)
         over = "MiB of the whole cache" if by_bytes else "budget (slots a KV head)"
-        for axis, (metric, label) in zip(axes[0], _PANELS, strict=True):
+        for above, below, (metric, label) in zip(axes[0], axes[1], _PANELS, strict=True):
             for i, (method, points) in enumerate(lines.items()):
-                _line(axis, metric, method, points, by_budget, shift=i - (len(lines) - 1) / 2)
-            axis.set(xlabel=over if by_budget else "share of the full cache", ylabel=label)
-            axis.axhline(1.0 if metric == "agreement" else 0.0, color="#888888", linewidth=0.8, linestyle="--")
-            _budget_axis(axis, {_place(p, by_budget) for x in lines.values() for p in x}, by_budget)
+                _line(above, metric, method, points, by_budget, shift=i - (len(lines) - 1) / 2)
+                _line_over_bytes(below, metric, method, points)
+            above.set(xlabel=over if by_budget else "share of the full cache", ylabel=label)
+            below.set(xlabel="MiB of pages, mean over steps", ylabel=label)
+            for axis in (above, below):
+                axis.axhline(1.0 if metric == "agreement" else 0.0, color="#888888", linewidth=0.8, linestyle="--")
+            _budget_axis(above, {_place(p, by_budget) for x in lines.values() for p in x}, by_budget)
         if lines:
             handles, labels = axes[0][0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 6))
@@ -114,13 +119,14 @@ def _place(point: Point | Row, by_budget: bool) -> float:
 def _budget_axis(axis: Axes, values: set[float], by_budget: bool) -> None:
     """A mark at each budget or share, with room beside the outermost: a single one stands in the middle."""
     marks = sorted(values)
+    near = [x for x, y in pairwise(marks) if by_budget and y < 1.08 * x]  # their numbers would cover each other
     if by_budget:
         axis.set_xscale("log", base=2)
     if marks and by_budget:
         axis.set_xlim(marks[0] / 1.25, marks[-1] * 1.25)
     elif marks:
         axis.set_xlim(marks[0] - 0.03, marks[-1] + 0.03)
-    axis.set_xticks(marks, [f"{x:g}" for x in marks], minor=False)
+    axis.set_xticks(marks, ["" if x in near else f"{x:g}" for x in marks], minor=False)
     axis.minorticks_off()
 
 
@@ -133,49 +139,67 @@ def _line(axis: Axes, metric: str, method: str, points: list[Point], by_budget: 
     axis.errorbar(x, mean, yerr=_bars(measures), marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)
 
 
+def _line_over_bytes(axis: Axes, metric: str, method: str, points: list[Point]) -> None:
+    points = sorted(points, key=lambda p: p.mean_bytes.mean)
+    measures = [getattr(p, metric) for p in points]
+    axis.errorbar([p.mean_bytes.mean / 2**20 for p in points], [m.mean for m in measures], yerr=_bars(measures),
+                  marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)  # fmt: skip
+
+
 def accuracy(result: Summary, path: str | Path | None = None) -> Figure:
-    """Accuracy over the budget (or ratio), one line a method with bars for the intervals; the full cache as a band."""
+    """Accuracy over the budget (or ratio) and over the mean bytes of a chain, one line a method with bars for the
+    intervals; the full cache as a band, and where its bytes are as a mark."""
     lines: dict[str, list[Row]] = {}
     for row in result.rows:
         if row.budget is not None or row.ratio is not None:
             lines.setdefault(row.method, []).append(row)
-    with drawn(path, 1, 1, (7, 4.2)) as (figure, axes):
-        axis = axes[0][0]
-        for full in (x for x in result.rows if x.budget is None and x.ratio is None):
-            axis.axhline(full.accuracy.mean, color="#888888", linewidth=0.9, linestyle="--", label="full")
-            if full.accuracy.low is not None:
-                axis.axhspan(full.accuracy.low, full.accuracy.high, color="#888888", alpha=0.15, linewidth=0)
-        by_budget = any(row.budget is not None for rows in lines.values() for row in rows)
+    full = [x for x in result.rows if x.budget is None and x.ratio is None]
+    by_budget = any(row.budget is not None for rows in lines.values() for row in rows)
+    with drawn(path, 1, 2, (12, 4.2)) as (figure, axes):
+        over_budget, over_bytes = axes[0]
+        for axis in axes[0]:
+            for row in full:
+                axis.axhline(row.accuracy.mean, color="#888888", linewidth=0.9, linestyle="--", label="full")
+                if row.accuracy.low is not None:
+                    axis.axhspan(row.accuracy.low, row.accuracy.high, color="#888888", alpha=0.15, linewidth=0)
+            axis.set(ylabel="accuracy (pass@1)", ylim=(-0.03, 1.03))
         for i, (method, rows) in enumerate(lines.items()):
             rows.sort(key=lambda row: _place(row, by_budget))
             x = np.array([_place(row, by_budget) for row in rows])
             shift = i - (len(lines) - 1) / 2
-            x = x * 1.02**shift if by_budget else x + 0.003 * shift
-            axis.errorbar(x, [r.accuracy.mean for r in rows], yerr=_bars([r.accuracy for r in rows]), marker="o",
-                          markersize=4, linewidth=1.4, capsize=2, label=method)  # fmt: skip
-        _budget_axis(axis, {_place(row, by_budget) for rows in lines.values() for row in rows}, by_budget)
-        axis.set(
-            xlabel="budget (slots a KV head)" if by_budget else "share of the full cache",
-            ylabel="accuracy (pass@1)",
-            ylim=(-0.03, 1.03),
-            title=f"Accuracy over the budget, {result.provenance.get('model', '')}".rstrip(", "),
-        )
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+            _accuracies(over_budget, rows, x * 1.02**shift if by_budget else x + 0.003 * shift, method, f"C{i}")
+            rows.sort(key=lambda row: row.mean_bytes)
+            _accuracies(over_bytes, rows, np.array([row.mean_bytes / 1e6 for row in rows]), method, f"C{i}")
+        for row in full:
+            over_bytes.plot(row.mean_bytes / 1e6, row.accuracy.mean, marker="s", markersize=5, color="#888888")
+        _budget_axis(over_budget, {_place(row, by_budget) for rows in lines.values() for row in rows}, by_budget)
+        over_budget.set(xlabel="budget (slots a KV head)" if by_budget else "share of the full cache")
+        over_bytes.set(xlabel="MB of a chain's pages, mean over its steps")
+        over_bytes.set_xlim(left=0)
+        figure.suptitle(f"Accuracy, {result.provenance.get('model', '')}".rstrip(", "), fontsize=11, x=0.01, ha="left")
+        figure.legend(*over_budget.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
+
+
+def _accuracies(axis: Axes, rows: Sequence[Row], x: npt.NDArray[np.float64], label: str, color: str) -> None:
+    axis.errorbar(x, [r.accuracy.mean for r in rows], yerr=_bars([r.accuracy for r in rows]), marker="o", markersize=4,
+                  linewidth=1.4, capsize=2, label=label, color=color)  # fmt: skip
 
 
 def cells(result: Summary, path: str | Path | None = None, title: str = "") -> Figure:
     """Each row from top to bottom: left its accuracy with the interval and, beside it, Holm's p of its difference to
-    R-KV; right the length of its chains. Dashed: the full cache and R-KV."""
+    R-KV; right the length and the mean bytes of its chains. Dashed: the full cache and R-KV."""
     colors = {"full": "#888888", "rkv": "#c44e52", "reasonalloc": "#3b6ea5"}
-    with drawn(path, 1, 2, (9, 1.3 + 0.3 * len(result.rows))) as (figure, axes):
-        left, right = axes[0]
+    with drawn(path, 1, 3, (13, 1.3 + 0.3 * len(result.rows))) as (figure, axes):
+        left, right, memory = axes[0]
         right.sharey(left)
+        memory.sharey(left)
         dashed = {"full", next((x.cell for x in result.rows if x.method == "rkv"), "")}
         for i, row in enumerate(result.rows):
             color = colors.get(row.method, "#55a868")
             left.errorbar(row.accuracy.mean, i, xerr=_bars([row.accuracy]), fmt="o", markersize=5, color=color)
             right.barh(i, row.tokens, height=0.6, color=color, alpha=0.8, linewidth=0)
+            memory.barh(i, row.mean_bytes / 1e6, height=0.6, color=color, alpha=0.8, linewidth=0)
             if row.cell in dashed:
                 left.axvline(row.accuracy.mean, color=color, linewidth=0.8, linestyle="--", zorder=0)
             for pair in row.against:
@@ -185,8 +209,10 @@ def cells(result: Summary, path: str | Path | None = None, title: str = "") -> F
         left.set_yticks(range(len(result.rows)), [x.cell for x in result.rows])
         left.invert_yaxis()
         right.tick_params(labelleft=False)
+        memory.tick_params(labelleft=False)
         left.set(xlabel="accuracy (pass@1), 95 % interval; p of the difference to R-KV (Holm)")
         right.set(xlabel="tokens of a chain")
+        memory.set(xlabel="MB of its pages, mean over steps")
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure
 

@@ -30,6 +30,17 @@ def add(kinds: options.Subparsers) -> None:
         help=f"slots of a KV head ({','.join(map(str, BUDGETS))})",
     )  # fmt: skip
     budget.add_argument("--ratios", type=options.comma(options.share), metavar="X,X", help="shares of the full cache")
+    equal = parser.add_argument_group("equal bytes")
+    equal.add_argument(
+        "--equal-bytes", metavar="METHOD",
+        help="give every other method the budget at which its chains take as many bytes, on the average over time, as"
+        " METHOD's at each of --budgets or --ratios; or a size of a chain like 12MB",
+    )  # fmt: skip
+    equal.add_argument(
+        "--pilot", type=options.positive, default=2, metavar="N",
+        help="problems, drawn by another seed, on which the budgets are found; of ledger: for each setting (2)",
+    )  # fmt: skip
+    equal.add_argument("--tolerance", type=options.share, default=0.02, metavar="X", help="of the bytes (0.02)")
     options.add_interval(cache)
     cache.add_argument(
         "--profile", metavar="FILE",

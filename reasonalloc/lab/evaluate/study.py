@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from reasonalloc.files import replace_text
@@ -51,6 +52,7 @@ class Study:
     samples: int = 1
     batch_size: int = 16
     ray: RaySettings | None = None
+    about: dict[str, Any] = field(default_factory=dict)  # what else a table's provenance says
 
     def __post_init__(self) -> None:
         if self.samples > 1 and not self.sampling.temperature:
@@ -115,6 +117,11 @@ class Study:
         finally:
             self.records.close()
 
+    def mean_bytes(self, cell: Cell, items: Sequence[Item]) -> float:
+        """Of chains of other problems, which are not kept: the mean over steps, then over the chains."""
+        batches = plan(items, [cell], 1, self.batch_size)
+        return fmean(x.mean_bytes for x in self._generate(batches, lambda _: None))
+
     def regrade(self) -> None:
         """Grades the chains of these problems again, from their texts."""
         asked = {x.id: x for x in self.items}
@@ -155,6 +162,7 @@ class Study:
         runs = self.records.runs()
         settings = self.settings
         origin = {**provenance(str(settings["model"]), self.sampling.seed), **settings}
+        origin |= self.about
         if runs:
             origin |= {"runs": runs} | {key: runs[-1][key] for key in ("machine", "versions")}
         return summarise(chosen, [x.name for x in cells], expected=scores, seed=self.sampling.seed, provenance=origin)

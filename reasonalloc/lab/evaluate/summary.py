@@ -64,6 +64,12 @@ class Row:
     def setting(self) -> str:
         return self.cell.removeprefix(self.method).strip() or "all"
 
+    @property
+    def size(self) -> str:
+        """The setting, with the budget or ratio before it where that was found by the bytes that it takes."""
+        own = str(self.budget) if self.budget is not None else f"{self.ratio:g}x" if self.ratio is not None else ""
+        return self.setting if not own or self.setting.split()[0] == own else f"{own} ({self.setting})"
+
 
 @dataclass(frozen=True, repr=False)
 class Summary:
@@ -126,7 +132,7 @@ def _texts(row: Row, heads: Sequence[str]) -> list[str]:
     rules = {f"{rule} box": f"{value:.1%}" for rule, value in row.by_rule.items()}
     own = {
         "method": row.method,
-        "budget": row.setting,
+        "budget": row.size,
         "accuracy": row.accuracy.text(".1%"),
         "chain": f"{row.tokens:,.0f}",
         "cut off": f"{row.truncated:.0%}",
@@ -195,9 +201,17 @@ def _by_rule(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _baseline(name: str, cell: str, scores: Mapping[str, dict[str, float]]) -> str | None:
-    """The cell of a baseline that a cell is compared with: the one of its size ("rkv 256"), or the one without any."""
+    """The cell of a baseline that a cell is compared with: the one of its size ("rkv 256"), the one at equal bytes
+    ("rkv 256@snapkv" for "snapkv 256", and the other way round), or the one without any."""
     sizes = [x for x in cell.split()[1:] if x[0].isdigit()]
-    return next((x for x in (" ".join([name, *sizes]), name) if x in scores), None)
+    names = [" ".join([name, *sizes]), name]
+    for size in sizes:
+        own, _, owner = size.partition("@")
+        if owner == name:
+            names.insert(1, f"{name} {own}")
+        elif not owner:
+            names.insert(1, f"{name} {own}@{cell.split()[0]}")
+    return next((x for x in names if x in scores), None)
 
 
 def _row(
