@@ -17,7 +17,7 @@ import reasonalloc as ra
     [
         ({"method": "reasonaloc", "budget": 64}, r"method 'reasonaloc' is unknown \(did you mean 'reasonalloc'\?\)"),
         ({"method": "r-kv", "budget": 64}, "did you mean 'rkv'"),
-        ({"method": "zzz", "budget": 64}, "method 'zzz' is unknown; there are adakv, dynamickv, full"),
+        ({"method": "zzz", "budget": 64}, "method 'zzz' is unknown; there are adakv, .*dynamickv, full"),
         ({"method": "rkv", "budget": 64, "scorer": "importence"}, "scorer 'importence' .*did you mean 'importance'"),
         ({"method": "rkv", "budget": 64, "layers": "waves"}, "layers 'waves' .*did you mean 'wave'"),
         ({"method": "rkv", "budget": 64, "heads": "rout"}, "heads 'rout' .*did you mean 'route'"),

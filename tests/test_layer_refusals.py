@@ -130,7 +130,7 @@ def test_step_refuses_what_does_not_fit(arguments, error, message):
         layer.step(*arguments())
     assert_same(snapshot(layer), before)
     assert pool.info()[1] == 0
-    with pytest.raises(TypeError, match="step takes 5 to 11 arguments, got 4"):
+    with pytest.raises(TypeError, match="step takes 5 to 12 arguments, got 4"):
         layer.step(*arguments()[:4])
 
 
