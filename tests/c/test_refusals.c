@@ -134,28 +134,28 @@ static void test_layers_of_any_size(void)
     ra_pool *pool;
     ra_layer *layer = NULL;
     CHECK(ra_pool_create(ra_format_find("bfloat16"), RA_MAX_HEAD_DIM, &pool) == RA_OK);
-    REFUSED(ra_layer_create(NULL, &(ra_layer_config){1, 1, 1, 1, NULL}, &layer));
+    REFUSED(ra_layer_create(NULL, &(ra_layer_config){1, 1, 1, 1, NULL, {0}}, &layer));
     REFUSED(ra_layer_create(pool, NULL, &layer));
-    REFUSED(ra_layer_create(pool, &(ra_layer_config){1, 1, 1, 1, NULL}, NULL));
-    REFUSED(ra_layer_create(pool, &(ra_layer_config){1, 2, 3, 1, NULL}, &layer));
-    REFUSED(ra_layer_create(pool, &(ra_layer_config){1, 2, 1, 1, NULL}, &layer));
+    REFUSED(ra_layer_create(pool, &(ra_layer_config){1, 1, 1, 1, NULL, {0}}, NULL));
+    REFUSED(ra_layer_create(pool, &(ra_layer_config){1, 2, 3, 1, NULL, {0}}, &layer));
+    REFUSED(ra_layer_create(pool, &(ra_layer_config){1, 2, 1, 1, NULL, {0}}, &layer));
     for (int i = 0; i < COUNT(hostile); i++) {
         const int64_t bad = hostile[i];
-        TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){bad, 1, 1, 1, NULL}, &layer));
-        TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1, bad, bad, 1, NULL}, &layer));
-        TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1, 1, bad, 1, NULL}, &layer));
-        TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1, 1, 1, bad, NULL}, &layer));
+        TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){bad, 1, 1, 1, NULL, {0}}, &layer));
+        TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1, bad, bad, 1, NULL, {0}}, &layer));
+        TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1, 1, bad, 1, NULL, {0}}, &layer));
+        TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1, 1, 1, bad, NULL, {0}}, &layer));
         for (int j = 0; j < COUNT(hostile); j++) {
-            TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){bad, hostile[j], hostile[j], 1, NULL}, &layer));
-            TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){bad, 4, 8, hostile[j], NULL}, &layer));
+            TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){bad, hostile[j], hostile[j], 1, NULL, {0}}, &layer));
+            TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){bad, 4, 8, hostile[j], NULL, {0}}, &layer));
         }
     }
     /* Each within its range, their product beyond every memory. */
     const int64_t most = INT32_MAX;
     TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){most, most, most, most, ra_scorer_find("rkv"), {0}}, &layer));
-    TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){most, 1, most, most, NULL}, &layer));
+    TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){most, 1, most, most, NULL, {0}}, &layer));
     TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1, most, most, most, ra_scorer_find("rkv"), {0}}, &layer));
-    TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1 << 30, 1 << 30, 1 << 30, 4, NULL}, &layer));
+    TOO_MUCH(ra_layer_create(pool, &(ra_layer_config){1 << 30, 1 << 30, 1 << 30, 4, NULL, {0}}, &layer));
     CHECK(!layer);
     ra_layer_destroy(NULL);
     ra_pool_destroy(pool);
@@ -238,7 +238,7 @@ static void test_steps(fixture *f)
 
 static void test_rows(fixture *f)
 {
-    const ra_layer_config config = {1, HEADS, QUERY_HEADS, WINDOW, NULL};
+    const ra_layer_config config = {1, HEADS, QUERY_HEADS, WINDOW, NULL, {0}};
     ra_layer *empty;
     int64_t missing;
     CHECK(ra_layer_create(f->pool, &config, &empty) == RA_OK);
@@ -287,7 +287,7 @@ static void test_rows(fixture *f)
 /* Positions are known of one head alone: a step would count on from 0. */
 static void test_half_a_row(fixture *f)
 {
-    const ra_layer_config config = {2, HEADS, QUERY_HEADS, WINDOW, NULL};
+    const ra_layer_config config = {2, HEADS, QUERY_HEADS, WINDOW, NULL, {0}};
     ra_layer *layer;
     int64_t missing;
     ra_step step = step_of(1);
@@ -345,7 +345,7 @@ static void test_statistics(fixture *f)
 static void test_cuts(fixture *f)
 {
     const ra_score_config score = {ra_scorer_find("rkv"), 0.1f, 0.5f, 7, 0, 0, false};
-    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2};
+    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL};
     int64_t totals[ROWS] = {20, 20}, protect[ROWS] = {0}, budgets[ROWS * HEADS], missing;
     double lost[ROWS * HEADS];
     bool cut[ROWS];
@@ -441,7 +441,7 @@ static void test_cuts(fixture *f)
 
 static void test_budgets(void)
 {
-    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2};
+    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL};
     const float *scores[2] = {untouchable, untouchable};
     const int64_t none[2] = {0, 0};
     const double x[2] = {1, 2};
