@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 import reasonalloc as ra
 from reasonalloc.hf import states
+from reasonalloc.hf.attention import using
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.decode import Sampling
 from reasonalloc.hf.decode import generate as chains
@@ -122,7 +123,7 @@ def test_forced_texts_and_the_wave(device):
     for where in ("cpu", device):
         model = build(where)
         cache = ra.ReasonAllocCache(model, ra.Config(**TIGHT))
-        with ra.hf.attention.using(model):
+        with using(model):
             forced = torch.stack(list(forced_log_probs(model, cache, text[:20], text[20:]))).cpu()
         seen.append((forced, full_log_probs(model, text[:20].to(where), text[20:]).cpu(), cache.stats()["wave"]))
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-3, atol=1e-3)

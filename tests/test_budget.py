@@ -11,6 +11,7 @@ import torch
 
 import reasonalloc as ra
 from reasonalloc.hf.compat import cache_argument
+from reasonalloc.hf.profile import measure
 from reasonalloc.store.pages import PAGE_TOKENS
 
 METHODS = caches.BUDGETED
@@ -117,7 +118,7 @@ def test_slots_follow_the_wave():
 def test_the_wave_is_measured_where_none_is_given():
     model = models.tiny()
     text = models.prompt(120)
-    demand = ra.hf.profile.measure(model, text)
+    demand = measure(model, text)
     ra.uninstall(model)
     cache = cache_of(model, method="reasonalloc", budget=32, window=4)
     models.step(model, cache, text)

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 import reasonalloc as ra
 from reasonalloc.hf.compat import cache_argument, cache_of
+from reasonalloc.hf.profile import measure
 
 FULL = ra.Config(method="full")
 SMALL = ra.Config(method="rkv", budget=24, interval=8, window=4)
@@ -194,7 +195,7 @@ def test_the_scale_of_a_models_logits():
             with torch.no_grad():  # the same logits by other queries
                 layer.self_attn.q_proj.weight.mul_(8**-0.5 / scale)
         tokens, cache = with_cache(model, ra.Config(budget=24, interval=8, window=4))
-        waves.append((cache.cutter.budgets.demand, tokens, ra.hf.profile.measure(model, models.prompt(60))))
+        waves.append((cache.cutter.budgets.demand, tokens, measure(model, models.prompt(60))))
     assert (waves[0][0] == waves[1][0]).all()
     assert torch.equal(waves[0][1], waves[1][1])  # and so do scores
     assert waves[0][2] == waves[1][2]
@@ -412,7 +413,7 @@ def test_layers_that_read_others_keys(name):
     assert cache.stats()["evicted"] and cache.layers[5].get_seq_length() == 69
     alone, _ = with_cache(model, SMALL, ids[1:, 17:])
     assert torch.equal(given[1, 40:], alone[0, 23:])
-    assert list(ra.hf.profile.measure(model, ids[:1])) == [1, 2, 4]
+    assert list(measure(model, ids[:1])) == [1, 2, 4]
     assert len(ra.profile(model, models.Words(), ["some words"], max_new_tokens=2, progress=False).demand) == 3
 
 

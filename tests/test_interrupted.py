@@ -7,6 +7,7 @@ from caches import assert_closed, assert_works, cache_of, contents
 
 import reasonalloc as ra
 from reasonalloc import _core
+from reasonalloc.hf.attention import attention_forward
 from reasonalloc.store.pages import PagePool
 
 # ---- Interruptions ---------------------------------------------------------------------------------------------------
@@ -214,9 +215,7 @@ def test_attention_that_the_kernels_do_not_compute():
     query, key = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
     key, value = cache.update(key, key.clone(), 0)
     with pytest.raises(ValueError, match="adds a position bias to its logits"):
-        ra.hf.attention.attention_forward(
-            attention, query, key, value, None, 1.0, position_bias=torch.zeros(1, 4, 5, 5)
-        )
+        attention_forward(attention, query, key, value, None, 1.0, position_bias=torch.zeros(1, 4, 5, 5))
     assert cache.stats()["closed"] is None
 
 
