@@ -187,15 +187,22 @@ def chains(
     sampling: Sampling,
     pad: int = 0,
     progress: Callable[[int], None] | None = None,
+    watch: Callable[[torch.Tensor, Sequence[str], Sequence[int]], None] | None = None,
 ) -> Iterator[Chain]:
-    """As `generate`, with any empty cache of transformers; bytes and slots are those of a ReasonAllocCache, else 0."""
+    """As `generate`, with any empty cache of transformers; bytes and slots are those of a ReasonAllocCache, else 0.
+
+    watch: called at each step with the logits [rows, V], the rows' keys and the tokens that were chosen.
+    """
     picker, ours = _Picker(sampling), cache if isinstance(cache, ReasonAllocCache) else None
     batch = DecodeBatch(model, cache, [ids for _, ids in prompts], pad)
     rows = [Chain(key, len(ids)) for key, ids in prompts]
     numbers = [picker.numbers(row.key) for row in rows]
     while rows:
         start = time.perf_counter()
-        picked = picker.pick(batch.forward(), numbers)
+        logits = batch.forward()
+        picked = picker.pick(logits, numbers)
+        if watch:
+            watch(logits, [row.key for row in rows], picked)
         sizes = ours.page_bytes_by_row() if ours is not None else np.zeros(len(rows), np.int64)
         seconds = (time.perf_counter() - start) / len(rows)
         for row, token, size in zip(rows, picked, sizes, strict=True):

@@ -1,0 +1,314 @@
+"""The training loop of gates: RLKV (arXiv 2510.08525), or DuoAttention's distillation (2410.10819) as its cheap control.
+
+Differs from RLKV's public code, knowingly: gates in float32, clamped after the step and not before it; sinks + recent
+tokens of any number in place of blocks of 128; one update a batch, so that the ratio is 1; no weight decay, which pulls
+gates to 0 by itself; the mean reward of the penalty over the batch, not over micro-batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from transformers import DynamicCache
+
+from reasonalloc.fields import build
+from reasonalloc.files import parse_json, read_json, read_text, replace_bytes, replace_text
+from reasonalloc.hf.decode import Sampling, chains
+from reasonalloc.hf.tokens import ends
+from reasonalloc.lab import models
+from reasonalloc.lab.rlkv import prompts as data
+from reasonalloc.lab.rlkv.loss import advantages, penalty, policy_loss
+from reasonalloc.lab.rlkv.mixed import Mixture, gate_shape, mixing
+from reasonalloc.lab.rlkv.passes import Text, backward_policy, chain_states, check_head, hidden_states, micro_batches
+from reasonalloc.policy.gates import write_gates
+from reasonalloc.policy.setting import check_settings, setting
+from reasonalloc.policy.wave import fingerprint
+from reasonalloc.provenance import provenance
+
+OBJECTIVES = ("rlkv", "duo")
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """objective: "rlkv" or "duo". sinks, recent: what a local head sees in training; 4 pages by default, for the
+    published 128 + 256 hold a short chain whole and would give gates no gradient. prompts, samples: of a step.
+    pool: prompts in all. beta, tau: of the penalty (rlkv); duo's weight of the mean gate is 0.05. advantage: "batch" or
+    "group". rate: of AdamW, without weight decay. micro: rows of a forward and backward pass. seed: of samples and of
+    the order of prompts; data_seed: of the problems.
+    """
+
+    objective: str = "rlkv"
+    steps: int = setting(60, 1, 10**6, whole=True)
+    prompts: int = setting(8, 1, 4096, whole=True)
+    samples: int = setting(4, 1, 256, whole=True)
+    pool: int = setting(240, 1, 10**6, whole=True)
+    sinks: int = setting(16, 0, 2**31 - 1, whole=True)
+    recent: int = setting(48, 1, 2**31 - 1, whole=True)
+    beta: float = setting(0.05, 0, 1e6)
+    tau: float = setting(0.5, 0, 1)
+    rate: float = setting(0.03, 0, 10)
+    clip: float = setting(0.4, 0, 1)
+    advantage: str = "batch"
+    temperature: float = setting(1.0, 1e-3, 100)
+    max_new_tokens: int = setting(512, 1, 10**6, whole=True)
+    micro: int = setting(4, 1, 4096, whole=True)
+    seed: int = setting(0, 0, 2**63 - 1, whole=True)
+    data_seed: int = setting(0, 0, 2**63 - 1, whole=True)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.advantage not in ("batch", "group"):
+            raise ValueError(f'advantage must be "batch" or "group", got {self.advantage!r}')
+
+
+DUO_WEIGHT = 0.05  # of the mean gate
+
+
+@dataclass
+class Line:
+    """A line of the log. reward: mean of the batch; sparsity: share of gates below 0.5. policy_norm, penalty_norm: of the
+    gradients. gap: mean |log-probability in training - at sampling| of the tokens looked at. loss: of "duo"."""
+
+    step: int
+    seconds: float
+    reward: float
+    mean_gate: float
+    sparsity: float
+    policy_norm: float
+    penalty_norm: float
+    gap: float
+    loss: float
+    tokens: int
+    rollout_seconds: float
+    update_seconds: float
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """A run in a folder. It goes on from the last step that is whole, so it may be killed at any time.
+
+    file: JSON lines of problems and answers; None: ledgers. Raises ValueError if the folder is of another run.
+    """
+
+    def __init__(
+        self, folder: Path, model: Any, tokenizer: Any, label: str, settings: Settings, file: str | None = None
+    ) -> None:
+        check_head(model)
+        self.folder, self.model, self.tokenizer, self.label = folder, model, tokenizer, label
+        self.settings, self.file = settings, file
+        self.check()
+        folder.mkdir(parents=True, exist_ok=True)
+        for x in model.parameters():
+            x.requires_grad_(False)
+        self.gates = torch.nn.Parameter(torch.ones(gate_shape(model)))
+        self.mixture = Mixture(self.gates, settings.sinks, settings.recent)
+        self.optimizer = torch.optim.AdamW([self.gates], lr=settings.rate, betas=(0.9, 0.999), weight_decay=0.0)
+        self.state, self.lines = State(), []
+        self.restore()
+        said = asdict(settings) | {"problems": file} | provenance(label, settings.seed)
+        replace_text(folder / "settings.json", json.dumps(said, indent=1) + "\n")
+
+    # ---- the folder ----
+
+    def check(self) -> None:
+        """A run goes on with the settings that it began with; only the number of steps may change."""
+        path = self.folder / "settings.json"
+        if not path.is_file():
+            return
+        given = read_json(path, "file of settings")
+        own = asdict(self.settings) | {"problems": self.file, "model": self.label}
+        other = [k for k in own if k != "steps" and given.get(k) != own[k]]
+        if other:
+            told = "; ".join(f"{k} {given.get(k)!r}, now {own[k]!r}" for k in other)
+            raise ValueError(f"{self.folder} holds a run with other settings ({told}): take another folder")
+
+    def restore(self) -> None:
+        """Reads the checkpoint, if there is one; log lines after it are forgotten."""
+        path, log = self.folder / "checkpoint.safetensors", self.folder / "log.jsonl"
+        if not path.is_file():
+            log.unlink(missing_ok=True)
+            return
+        with safe_open(path, "pt") as file:
+            self.state = build(State, parse_json(file.metadata()["state"], str(path)), str(path))
+            self.gates.data.copy_(file.get_tensor("gates"))
+            moments = {key: file.get_tensor(key) for key in ("exp_avg", "exp_avg_sq")}
+        self.optimizer.state[self.gates] = {"step": torch.tensor(float(self.state.step)), **moments}
+        kept = read_text(log).split("\n")[: self.state.step] if log.is_file() else []
+        self.lines = [build(Line, parse_json(x, str(log)), str(log)) for x in kept]
+        replace_text(log, "".join(x + "\n" for x in kept))
+
+    def keep(self, line: Line) -> None:
+        """The log's line first: one too many is forgotten at the next start, a missing one would be missed."""
+        self.lines.append(line)
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(asdict(line)) + "\n")
+        moments = self.optimizer.state[self.gates]
+        tensors = {"gates": self.gates.detach(), **{key: moments[key] for key in ("exp_avg", "exp_avg_sq")}}
+        data_ = save(tensors, metadata={"state": json.dumps(asdict(self.state))})
+        replace_bytes(self.folder / "checkpoint.safetensors", data_)
+
+    def write(self) -> Path:
+        """The gates in the published form, and beside them where they come from, as JSON."""
+        names = {"rlkv": "adapter_weights.tsv", "duo": "full_attention_heads.tsv"}
+        path = self.folder / names[self.settings.objective]
+        text = write_gates(path, self.gates.detach().numpy())
+        said = {
+            "schema": SCHEMA,
+            "gates": path.name,
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "shape": fingerprint(self.model),
+            "weights": models.fingerprint(self.label) if self.label else "",
+            "settings": asdict(self.settings) | {"problems": self.file},
+            "steps": self.state.step,
+            "seconds": round(self.state.seconds, 1),
+            "reward": [x.reward for x in self.lines],
+            "mean_gate": [x.mean_gate for x in self.lines],
+            **provenance(self.label, self.settings.seed),
+        }
+        replace_text(path.with_suffix(".json"), json.dumps(said, indent=1, default=str) + "\n")
+        return path
+
+    # ---- the loop ----
+
+    def run(
+        self,
+        minutes: float | None = None,
+        progress: Callable[[Line], None] | None = None,
+        collecting: Callable[[int], None] | None = None,
+    ) -> None:
+        """Until all steps are made or the time is up. progress: told of every step; collecting: how many prompts of the
+        pool there are."""
+        s, start, before = self.settings, time.monotonic(), self.state.seconds
+        prompts = data.pool(
+            self.folder, self.model, self.tokenizer, s.pool, self.file, s.data_seed, s.max_new_tokens, collecting
+        )
+        begun = time.monotonic()
+        while self.state.step < s.steps:
+            chosen = data.of_step(prompts, self.state.step, s.steps, s.prompts, s.seed)
+            line = self._rlkv_step(chosen) if s.objective == "rlkv" else self._duo_step(chosen)
+            self.state.step += 1
+            self.state.seconds = before + time.monotonic() - begun
+            line.step, line.seconds = self.state.step, round(self.state.seconds, 2)
+            self.keep(line)
+            if progress:
+                progress(line)
+            if minutes is not None and time.monotonic() - start > 60 * minutes:
+                break
+
+    def _move(self, policy: torch.Tensor | None, penalty_: torch.Tensor) -> tuple[float, float]:
+        """One step of the optimizer along both gradients; their norms before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        policy = torch.zeros_like(self.gates) if policy is None else policy
+        self.gates.grad = policy + penalty_
+        torch.nn.utils.clip_grad_norm_([self.gates], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.gates.clamp_(0, 1)
+        return float(policy.norm()), float(penalty_.norm())
+
+    def _line(self, **figures: float) -> Line:
+        gates = self.gates.detach()
+        given: dict[str, Any] = {f.name: 0.0 for f in fields(Line)} | {"step": 0, "tokens": 0}
+        given |= {"mean_gate": float(gates.mean()), "sparsity": float((gates < 0.5).float().mean())}
+        rounded = {k: v if isinstance(v, int) else float(np.format_float_positional(v, 6, fractional=False)) for k, v in
+                   (given | figures).items()}  # fmt: skip
+        return Line(**rounded)
+
+    def _rollouts(self, chosen: list[data.Prompt]) -> tuple[list[Text], list[float], list[list[float]]]:
+        """Samples of each prompt, one after the other; their rewards; the log-probabilities that they had."""
+        s = self.settings
+        keys = [f"{self.state.step}/{i}/{j}" for i in range(len(chosen)) for j in range(s.samples)]
+        rows = [(key, chosen[n // s.samples].prompt) for n, key in enumerate(keys)]
+        sampling = Sampling(s.temperature, 1.0, s.max_new_tokens, s.seed)
+        logprobs: dict[str, list[float]] = {key: [] for key in keys}
+
+        def watch(logits: torch.Tensor, names: Any, picked: Any) -> None:
+            scaled = logits.float() / s.temperature
+            own = scaled.gather(-1, torch.tensor(picked)[:, None])[:, 0] - scaled.logsumexp(-1)
+            for name, x in zip(names, own.tolist(), strict=True):
+                logprobs[name].append(x)
+
+        stop = ends(self.model, self.tokenizer)
+        with mixing(self.model, self.mixture):
+            cache = DynamicCache(config=self.model.config)
+            done = {c.key: c for c in chains(self.model, cache, rows, stop, sampling, watch=watch)}
+        texts, rewards = [], []
+        for n, key in enumerate(keys):
+            chain, prompt = done[key], chosen[n // s.samples]
+            text = self.tokenizer.decode(chain.ids, skip_special_tokens=True)
+            texts.append(Text(prompt.prompt, tuple(chain.ids), n))
+            rewards.append(float(chain.finish == "stop" and data.right(text, prompt)))
+        return texts, rewards, [logprobs[key] for key in keys]
+
+    def _rlkv_step(self, chosen: list[data.Prompt]) -> Line:
+        s, start = self.settings, time.monotonic()
+        texts, rewards, sampled = self._rollouts(chosen)
+        middle = time.monotonic()
+        lengths = [len(x.chain) for x in texts]
+        worth, reward = advantages(rewards, lengths, s.samples, s.advantage), float(np.mean(rewards))
+        every, gaps = sum(lengths), []
+        self.gates.grad = None
+        with mixing(self.model, self.mixture):
+            batches = list(micro_batches(texts, s.micro))
+            for number, batch in enumerate(batches):
+                own = worth[[x.place for x in batch]]
+                # Chains without an advantage have no gradient; one batch is looked at all the same, for the gap.
+                if not own.any() and (number or worth.any()):
+                    continue
+
+                def loss(logprobs: torch.Tensor, rows: torch.Tensor, own: torch.Tensor = own) -> torch.Tensor:
+                    # One update a batch: the policy that sampled is the one that learns.
+                    return policy_loss(logprobs, logprobs.detach(), own[rows], s.clip) / every
+
+                with torch.set_grad_enabled(bool(own.any())):
+                    _, logprobs = backward_policy(self.model, batch, loss, s.temperature)
+                before = torch.tensor([x for text in batch for x in sampled[text.place]])
+                gaps.append((logprobs - before).abs())
+        cost = torch.autograd.grad(penalty(self.gates, reward, s.beta, s.tau), self.gates)[0]
+        policy_norm, penalty_norm = self._move(self.gates.grad, cost)
+        return self._line(
+            reward=reward, policy_norm=policy_norm, penalty_norm=penalty_norm, gap=float(torch.cat(gaps).mean()),
+            tokens=every, rollout_seconds=middle - start, update_seconds=time.monotonic() - middle,
+        )  # fmt: skip
+
+    def _duo_step(self, chosen: list[data.Prompt]) -> Line:
+        """Mean squared error of the last hidden states of the chains' tokens, and 0.05 times the mean gate."""
+        s, start = self.settings, time.monotonic()
+        texts = [Text(x.prompt, x.chain, i) for i, x in enumerate(chosen)]
+        every, loss = sum(len(x.chain) for x in texts), 0.0
+        self.gates.grad = None
+        for batch in micro_batches(texts, s.micro):
+            with torch.no_grad():
+                aim = chain_states(hidden_states(self.model, batch), batch, 0).float()
+            with mixing(self.model, self.mixture):
+                found = chain_states(hidden_states(self.model, batch), batch, 0).float()
+                value = (found - aim).square().mean(-1).sum() / every
+                value.backward()
+            loss += float(value.detach())
+        cost = torch.autograd.grad(DUO_WEIGHT * self.gates.abs().mean(), self.gates)[0]
+        policy_norm, penalty_norm = self._move(self.gates.grad, cost)
+        return self._line(
+            loss=loss, policy_norm=policy_norm, penalty_norm=penalty_norm, tokens=every,
+            update_seconds=time.monotonic() - start,
+        )  # fmt: skip
