@@ -60,7 +60,8 @@ def chain_states(hidden: torch.Tensor, batch: Sequence[Text], ahead: int = 1) ->
 
 def logprobs_of(model: Any, states: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """[n] log-probability of each id; states: [n, D]."""
-    logits = model.get_output_embeddings()(states).float() / temperature
+    logits = model.get_output_embeddings()(states)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     return logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
 
 
