@@ -19,10 +19,13 @@ def add(subparsers: options.Subparsers) -> None:
     train = kinds.add_parser(
         "train",
         help="by reinforcement learning, or by distillation",
-        description="Trains a gate for each KV head: 1 for one that needs all tokens, 0 for one that does with the first"
-        " and the newest. The model is frozen; each head's output is gate x full + (1 - gate) x local attention. RLKV"
-        " rewards right answers and lowers gates as long as they stay right; duo compares hidden states. The folder gets"
-        " the gates in the published form (adapter_weights.tsv or full_attention_heads.tsv) with a JSON beside them, log"
+        description="Trains a gate for each KV head: 1 for one that needs all tokens, 0 for one that does with the"
+        " first and the newest. The model is frozen; a head's output is gate x full + (1 - gate) x local attention."
+        " RLKV"
+        " rewards right answers and lowers gates as long as they stay right; duo compares hidden states. The"
+        " folder gets"
+        " the gates in the published form (adapter_weights.tsv or full_attention_heads.tsv) with a JSON"
+        " beside them, log"
         " and picture. A run that was killed goes on when started again.",
     )
     train.add_argument("folder", type=Path, help="of the run")

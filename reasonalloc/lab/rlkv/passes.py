@@ -62,7 +62,8 @@ def logprobs_of(model: Any, states: torch.Tensor, ids: torch.Tensor, temperature
     """[n] log-probability of each id; states: [n, D]."""
     logits = model.get_output_embeddings()(states)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    return logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+    found: torch.Tensor = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+    return found
 
 
 def backward_policy(

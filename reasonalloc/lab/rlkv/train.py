@@ -1,4 +1,4 @@
-"""The training loop of gates: RLKV (arXiv 2510.08525), or DuoAttention's distillation (2410.10819) as its cheap control.
+"""The training loop of gates: RLKV (arXiv 2510.08525), or DuoAttention's distillation (2410.10819), the cheap control.
 
 Differs from RLKV's public code, knowingly: gates in float32, clamped after the step and not before it; sinks + recent
 tokens of any number in place of blocks of 128; one update a batch, so that the ratio is 1; no weight decay, which pulls
@@ -79,8 +79,8 @@ DUO_WEIGHT = 0.05  # of the mean gate
 
 @dataclass
 class Line:
-    """A line of the log. reward: mean of the batch; sparsity: share of gates below 0.5. policy_norm, penalty_norm: of the
-    gradients. gap: mean |log-probability in training - at sampling| of the tokens looked at. loss: of "duo"."""
+    """A line of the log. reward: mean of the batch; sparsity: share of gates below 0.5. policy_norm, penalty_norm: of
+    the gradients. gap: mean |log-probability in training - at sampling| of the tokens looked at. loss: of "duo"."""
 
     step: int
     seconds: float
@@ -123,7 +123,8 @@ class Trainer:
         self.gates = torch.nn.Parameter(torch.ones(gate_shape(model)))
         self.mixture = Mixture(self.gates, settings.sinks, settings.recent)
         self.optimizer = torch.optim.AdamW([self.gates], lr=settings.rate, betas=(0.9, 0.999), weight_decay=0.0)
-        self.state, self.lines = State(), []
+        self.state = State()
+        self.lines: list[Line] = []
         self.restore()
         said = asdict(settings) | {"problems": file} | provenance(label, settings.seed)
         replace_text(folder / "settings.json", json.dumps(said, indent=1) + "\n")
@@ -231,8 +232,9 @@ class Trainer:
         gates = self.gates.detach()
         given: dict[str, Any] = {f.name: 0.0 for f in fields(Line)} | {"step": 0, "tokens": 0}
         given |= {"mean_gate": float(gates.mean()), "sparsity": float((gates < 0.5).float().mean())}
-        rounded = {k: v if isinstance(v, int) else float(np.format_float_positional(v, 6, fractional=False)) for k, v in
-                   (given | figures).items()}  # fmt: skip
+        rounded: dict[str, Any] = {
+            name: x if isinstance(x, int) else float(f"{x:.6g}") for name, x in (given | figures).items()
+        }
         return Line(**rounded)
 
     def _rollouts(self, chosen: list[data.Prompt]) -> tuple[list[Text], list[float], list[list[float]]]:
