@@ -17,7 +17,8 @@ from reasonalloc.lab.rlkv import prompts as data
 from reasonalloc.lab.rlkv.loss import advantages, penalty, policy_loss
 from reasonalloc.lab.rlkv.mixed import Mixture, gate_shape, mixing
 from reasonalloc.lab.rlkv.passes import Text, backward_policy
-from reasonalloc.lab.rlkv.train import Settings, Trainer
+from reasonalloc.lab.rlkv.settings import Settings
+from reasonalloc.lab.rlkv.train import Trainer
 from reasonalloc.policy.gates import read_gates
 
 LENGTHS = (30, 17, 24)
