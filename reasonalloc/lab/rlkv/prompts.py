@@ -50,7 +50,7 @@ def candidates(file: str | None, seed: int) -> Iterator[Item]:
 
 def right(text: str, prompt: Prompt | Item) -> bool:
     """Whether every box is right: RLKV's reward, 0 or 1."""
-    return all(grade(text, prompt.answers, prompt.asked)[1])
+    return all(grade(text, prompt.answers, prompt.asked).right)
 
 
 def pool(
