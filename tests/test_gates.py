@@ -14,6 +14,7 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import reasonalloc as ra
+from reasonalloc import _core
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.policy.gates import local_heads, read_gates, write_gates
 from reasonalloc.store import backends
@@ -184,8 +185,6 @@ def test_layers_without_a_budget_are_told_apart(tmp_path):
 
 def test_nothing_is_allocated_in_a_step(gates):
     """Once lists have grown: cuts find their room made."""
-    from reasonalloc import _core
-
     model = models.tiny()
     cache = ra.ReasonAllocCache(model, config_of(gates))
     models.step(model, cache, models.prompt(36))
@@ -195,6 +194,31 @@ def test_nothing_is_allocated_in_a_step(gates):
         models.step(model, cache, models.prompt(1, seed=i))
         counts.append(_core.allocations() - before)
     assert np.median(counts) == 0
+
+
+def given(total, limits, window=2, heads=4):
+    out, bytes_ = np.zeros(heads, np.int64), np.array(limits, np.int64).tobytes()
+    route = (3, 1.0, 0.0, 1.0, 0.0, 0.0, bytes_)
+    _core.route(np.zeros(heads, np.float32), np.ones(heads, np.int64), window, total, route, out)
+    return out.tolist()
+
+
+def test_head_budgets_that_are_given():
+    assert given(31, [5, -1, 7, -1]) == [5, 10, 7, 9]  # the odd slot to the lower index
+    assert given(40, [5, 6, 7, 8]) == [5, 6, 7, 8]
+    assert given(16, [5, -1, 7, -1]) == [5, 2, 7, 2]
+    with pytest.raises(ValueError, match="below the window"):
+        given(15, [5, -1, 7, -1])  # nothing is left for two windows
+    with pytest.raises(ValueError, match="below the window"):
+        given(40, [1, -1, 7, -1])
+    with pytest.raises(ValueError, match="budgets"):
+        given(40, [2**60, -1, 7, -1])
+    with pytest.raises(ValueError, match=r"limits are int64, one for each of 4 heads, got 24 bytes"):
+        given(40, [5, 6, 7])
+    with pytest.raises(ValueError, match="budgets"):  # without limits
+        _core.route(
+            np.zeros(2, np.float32), np.ones(2, np.int64), 1, 8, (3, 1.0, 0.0, 1.0, 0.0, 0.0), np.zeros(2, np.int64)
+        )
 
 
 # ---- What holds of every method --------------------------------------------------------------------------------------
