@@ -88,10 +88,18 @@ def test_configs_of_gathered_statistics():
     assert [names[x].policy().scorer.name for x in ("h2o", "faded", "lazy")] == ["h2o", "h2o", "lazy"]
 
 
+def test_the_config_of_gates(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("adapter_weights.tsv").write_text("0.5 1.0\n")
+    names = {"ra": ra}
+    exec(blocks("docs/rlkv.md")[0], names)
+    assert names["config"].policy().heads.sparsity == 0.4
+
+
 def test_every_block_is_run_by_a_test_here():
     here = {page.relative_to(ROOT).as_posix(): len(blocks(page.relative_to(ROOT))) for page in PAGES}
     others = {"README.md": 3, "docs/methods.md": 3, "docs/traces.md": 2, "docs/prefix.md": 2, "docs/evaluation.md": 1}
-    others["docs/cuda.md"] = 1
+    others["docs/cuda.md"] = others["docs/rlkv.md"] = 1
     alone = {f"docs/{page}" for page in ALONE}
     assert {page: n for page, n in here.items() if n and page not in alone} == others
     assert all(here[page] for page in alone)
