@@ -368,7 +368,7 @@ static void test_cuts(fixture *f)
         REFUSED(ra_cut_score(layer, totals, &bad_score[i], cut, NULL));
         REFUSED(ra_layer_cut(layer, &bad, NULL, &missing));
     }
-    ra_route_config bad_route[] = {route, route, route, route, route, route, route};
+    ra_route_config bad_route[] = {route, route, route, route, route, route, route, route};
     bad_route[0].heads = (ra_heads)9;
     bad_route[1].gamma = NAN;
     bad_route[2].gamma = 33;
@@ -376,6 +376,7 @@ static void test_cuts(fixture *f)
     bad_route[4].hi = 0.5;
     bad_route[5].mu = NAN;
     bad_route[6].mu = 2;
+    bad_route[7].heads = RA_HEADS_GIVEN; /* without limits */
     for (int i = 0; i < COUNT(bad_route); i++) {
         ra_cut bad = all;
         bad.route = bad_route[i];
