@@ -30,6 +30,6 @@ def gates(
         middle.set(title="gates", xlabel="step", ylim=(-0.02, 1.02))
         middle.legend()
         image = right.imshow(values.T, aspect="auto", vmin=0, vmax=1, cmap="viridis", origin="lower")
-        right.set(title="gate of each head", xlabel="layer", ylabel="KV head")
+        right.set(title="gate of each head", xlabel="layer", ylabel="KV head", yticks=range(values.shape[1]))
         figure.colorbar(image, ax=right)
     return figure
