@@ -76,7 +76,9 @@ class beside
         char *host = arena.array<char>(page_bytes * s.all_pages + 64);
         host += 64 - (uintptr_t)host % 64;
         demand(ra_pool_add_slab(pool, host, s.all_pages, nullptr) == RA_OK, "slab");
-        ra_layer_config config = {s.rows, s.heads, s.heads * s.group, s.window, nullptr};
+        ra_layer_config config = {}; // by name: later fields keep their zeros
+        config.rows = s.rows, config.kv_heads = s.heads, config.query_heads = s.heads * s.group;
+        config.window = s.window;
         demand(ra_layer_create(pool, &config, &layer) == RA_OK, "layer");
         const size_t M = s.pages, row_floats = (size_t)s.window * s.heads * s.group * s.dim;
         there = list<ra_cuda_pool>(1);

@@ -134,7 +134,9 @@ class twin
         slab = memory.array<char>(page_bytes * all_pages + 64, 0xff);
         slab += 64 - (uintptr_t)slab % 64;
         demand(ra_pool_add_slab(pool, slab, all_pages, nullptr) == RA_OK, "slab");
-        ra_layer_config config = {s.rows, s.heads, s.heads * s.group, s.window, nullptr};
+        ra_layer_config config = {}; // by name: later fields keep their zeros
+        config.rows = s.rows, config.kv_heads = s.heads, config.query_heads = s.heads * s.group;
+        config.window = s.window;
         demand(ra_layer_create(pool, &config, &layer) == RA_OK, "layer");
         step(fresh);
         if (s.ragged) {

@@ -35,7 +35,9 @@ static void score(twin &x, const how &how, int capability, double tolerance)
     for (int row = 0; row < x.shape.rows; row++)
         x.totals()[row] = row % 3 == 1 ? -1 : row % 4 == 3 ? x.held(row) : x.held(row) / 2;
     std::vector<char> flags(x.shape.rows);
-    const ra_score_config config = {ra_scorer_find(names[how.scorer]), how.alpha, how.threshold, how.kernel, 12345};
+    ra_score_config config = {}; // by name: later fields keep their zeros
+    config.scorer = ra_scorer_find(names[how.scorer]), config.alpha = how.alpha;
+    config.threshold = how.threshold, config.kernel = how.kernel, config.seed = 12345;
     demand(ra_cut_score(x.layer, x.totals(), &config, (bool *)flags.data(), nullptr) == RA_OK, "score of the C core");
     if (!launch(x))
         return;
