@@ -120,8 +120,8 @@ def route_layers(
 
 
 def pyramid_published(layers: int, capacity: int, window: int, tokens: int, beta: int = 20) -> list[int]:
-    """Slots of a head of each layer, PyramidKV's (arXiv 2406.02069) as in its code (KVCache-Factory): about `capacity` on
-    average, `window` of them always kept, for a row of `tokens`.
+    """Slots of a head of each layer, PyramidKV's (arXiv 2406.02069) as in its code (KVCache-Factory): about
+    `capacity` on average, `window` of them always kept, for a row of `tokens`.
 
     Falls from 2 C - C // beta above the window by a whole number a layer, C = capacity - window; uniform below 2 C
     tokens; at most what there is in the first layer. The step is rounded down, so that the last layer has more than

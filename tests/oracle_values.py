@@ -90,3 +90,29 @@ def pooled_mix(scores, total, window, safeguard):
     counts = np.array([(np.asarray(s) >= tau).sum() for s in scores], float) if rest else np.zeros(heads)
     counts = counts * rest / counts.sum() if counts.sum() else np.full(heads, rest / heads)
     return window + (1 - safeguard) * counts + safeguard * rest / heads
+
+
+SCORERS = ("snapkv-published", "vatp", "vase", "dkv")
+
+
+def expected(name, state, kernel, seed, share, scale, softcap=0.0, sinks=None):
+    """Scores of the older tokens with the core's defaults: pooled by the maximum, n_large -1, n_sink 0; None where
+    rounding decides. state: queries [G, W, D], keys, values [N, D], positions, head, tokens of the row, window."""
+    queries, keys, values, where, head, tokens, window = state
+    older = len(keys) - window
+    if name == "dkv":
+        return dkv(keys, values, older, gaussian(seed, tokens, keys.shape[1]), 0)
+    vase = name == "vase"
+    if queries.shape[1]:
+        p = head_attention(
+            queries, keys, older, not vase, "avg" if vase else "max", kernel, scale, softcap, None if vase else sinks
+        )
+    else:
+        p = np.full(older, 1 / older)
+    if not vase:
+        return p * np.abs(np.asarray(values[:older], np.float64)).sum(1) if name == "vatp" else p
+    count, range_ = min(older, share // 2 if share <= 512 else 200), ranges(values)[:older].astype(np.float32)
+    if p.min() < 1e-30:
+        return None  # beyond float32
+    drawn = np.array([-exponential(seed, head, int(i), tokens) / x for i, x in zip(where, p, strict=False)])
+    return np.where(large(values, older, count, 0), coarse(range_.astype(np.float64)), drawn)

@@ -183,8 +183,8 @@ def test_scores_of_the_instruction_sets_choose_alike():
 
 # ---- Against the published code --------------------------------------------------------------------------------------
 
-# By the code of VaSE (file 55167385656 of the stored sources, mode small_range_sink_sample_attn, n_large 9): the largest
-# ranges, and the weights that it draws the others by, for `published_states`.
+# By the code of VaSE (file 55167385656 of the stored sources, mode small_range_sink_sample_attn, n_large 9): the
+# largest ranges, and the weights that it draws the others by, for `published_states`.
 LARGE = [[0, 1, 2, 3, 5, 15, 18, 22, 23], [0, 1, 2, 3, 4, 6, 8, 13, 18]]
 WEIGHTS = [
     [0.0, 0.0, 0.0, 0.0, 0.0295011, 0.0, 0.0263871, 0.0249919, 0.0257219, 0.0258209, 0.0262573, 0.0267951, 0.0286808,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from reasonalloc.methods.base import Method
 from reasonalloc.methods.table import register
-from reasonalloc.policy.published import SnapKVPublished
+from reasonalloc.policy.published import MAX_POOLED
 from reasonalloc.policy.scorers import Scorer
 
 
@@ -15,5 +15,5 @@ class AdaKVPublished(Method):
     as of "adakv". The code cuts once, after the prompt, with window=32; here every interval.
     """
 
-    scorer: str | Scorer = SnapKVPublished(pool="max")
+    scorer: str | Scorer = MAX_POOLED
     heads: str = "pooled"

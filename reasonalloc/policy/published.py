@@ -1,4 +1,4 @@
-"""Scorers and a layer allocator in the very form that their papers or codes have, beside those that this library prefers."""
+"""Scorers and a layer allocator in the form that papers or codes have, beside those that this library prefers."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ class SnapKVPublished(CoreScorer):
         return ScoreArguments(self.core, kernel=self.width or (5 if average else 7), average=average)
 
 
+MAX_POOLED = SnapKVPublished(pool="max")
+
+
 @SCORERS.enter("vatp")
 @dataclass(frozen=True)
 class VATP(SnapKVPublished):
@@ -73,8 +76,9 @@ class VaSE(_Drawn):
     queries: softmax over the older tokens for each query head, mean over queries and group, mean over `width` tokens.
     n_large: None: half the budget, and 200 for budgets above 512: 200 (1024 to 4096) and 256 (512) are the published
     ones. Ranges that agree to 12 bits are equal, and the newer token stays: in the first layer a token that comes again
-    has the same value, and the rounding of a batch is not to decide. The draw is a Gumbel top-k of hashes of (seed, layer, head, position, tokens of the row): another at each cut,
-    the same in every batch. The published window is its interval, 128 ("residual").
+    has the same value, and the rounding of a batch is not to decide. The draw is a Gumbel top-k of hashes of (seed,
+    layer, head, position, tokens of the row): another at each cut, the same in every batch. The published window is
+    its interval, 128 ("residual").
     """
 
     n_large: int | None = setting(None, 0, _MOST, whole=True)
@@ -91,10 +95,10 @@ class VaSE(_Drawn):
 @SCORERS.enter("dkv")
 @dataclass(frozen=True)
 class DKV(_Drawn):
-    """VaSE's (arXiv 2606.03928) DKV: |k M|^2 |v M|^2 for a Gaussian [d, 20] matrix M, another at each cut; no queries.
+    """VaSE's (arXiv 2606.03928) DKV: |k M|^2 |v M|^2 for a Gaussian [d, 20] matrix M, new at each cut; no queries.
 
-    The first n_sink tokens stay. The code draws a matrix for each row of a batch; here one that depends on (seed, layer,
-    tokens of the row), so that a row is cut as it is alone.
+    The first n_sink tokens stay. The code draws a matrix for each row of a batch; here one that depends on (seed,
+    layer, tokens of the row), so that a row is cut as it is alone.
     """
 
     core: ClassVar[str] = "dkv"
@@ -108,8 +112,8 @@ class DKV(_Drawn):
 class PyramidPublished(LayerAllocator):
     """PyramidKV's (arXiv 2406.02069) as in its code, in integers (`allocate.pyramid_published`), at each cut anew.
 
-    The step from layer to layer is rounded down, so that a head may hold (layers - 1) / 2 slots more than the budget says
-    (or max_bytes); "pyramid" has the same slope and the exact total. A prompt's length is the row's tokens so far:
+    The step from layer to layer is rounded down, so that a head may hold (layers - 1) / 2 slots more than the budget
+    or max_bytes says; "pyramid" has the same slope and the exact total. A prompt's length is the row's tokens so far:
     rows of less than twice the budget are cut evenly. beta is used as a whole number, rounded down.
     """
 
