@@ -99,6 +99,7 @@ def expected(name, state, kernel, seed, share, scale, softcap=0.0, sinks=None):
     """Scores of the older tokens with the core's defaults: pooled by the maximum, n_large -1, n_sink 0; None where
     rounding decides. state: queries [G, W, D], keys, values [N, D], positions, head, tokens of the row, window."""
     queries, keys, values, where, head, tokens, window = state
+    keys, values = (np.asarray(x, np.float64) for x in (keys, values))
     older = len(keys) - window
     if name == "dkv":
         return dkv(keys, values, older, gaussian(seed, tokens, keys.shape[1]), 0)

@@ -37,7 +37,7 @@ extern const ra_scorer ra_scorer_snapkv, ra_scorer_vatp, ra_scorer_vase, ra_scor
 size_t ra_dkv_bytes(int64_t slots, int64_t head_dim);
 /* Scratch that any scorer needs for a head. */
 size_t ra_score_bytes(int64_t slots, int64_t head_dim, int64_t window, int64_t group);
-/* Whether the layer keeps the lasting statistics that a scorer needs. */
+/* Whether the layer's backend has a scorer, and the layer the lasting statistics that this needs. */
 bool ra_scorer_fits(const ra_scorer *scorer, const ra_layer *layer);
 bool ra_score_config_is_good(const ra_score_config *config);
 /* The window queries of a layer's head; false if scratch does not hold them. */

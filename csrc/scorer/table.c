@@ -35,7 +35,7 @@ bool ra_scorer_fits(const ra_scorer *scorer, const ra_layer *layer)
     for (int i = 0; i < scorer->stat_count; i++)
         if (ra_stats[scorer->stats[i]]->lasting && !layer->columns[scorer->stats[i]])
             return false;
-    return true;
+    return ra_backend_supports(layer->pool->backend, scorer);
 }
 
 bool ra_score_config_is_good(const ra_score_config *c)

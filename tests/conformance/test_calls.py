@@ -208,7 +208,8 @@ class Machine(RuleBasedStateMachine):
         protects = np.full(len(rows), protect)
         whole = how == "whole" and scorer is not None
         kept = gathered.GATHERED.get(self.scorer)
-        if scorer in gathered.GATHERED and gathered.GATHERED[scorer] != kept:
+        lacks = scorer is not None and not self.backend.supports(scorer)
+        if lacks or (scorer in gathered.GATHERED and gathered.GATHERED[scorer] != kept):
             with pytest.raises(ValueError, match="scores"):  # the layer does not keep what it needs; nothing changes
                 layer.core.cut_score(totals, config, flags)
             return
