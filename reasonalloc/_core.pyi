@@ -9,7 +9,8 @@ PAGE_TOKENS: int
 MAX_HEAD_DIM: int
 TRIM_AT_MOST: int
 
-# (scorer, alpha, threshold, kernel, seed[, recent, published_code[, average, n_large, n_sink]]), (heads, gamma, lo, hi, mu, safeguard[, limits of
+# (scorer, alpha, threshold, kernel, seed[, recent, published_code[, average, n_large, n_sink]]),
+# (heads, gamma, lo, hi, mu, safeguard[, limits of
 # given heads as bytes of int64]) and (prompt, decay, activation, relative, birth)
 _Score = (
     tuple[str, float, float, int, int]
