@@ -119,6 +119,25 @@ def route_layers(
     return out
 
 
+def pyramid_published(layers: int, capacity: int, window: int, tokens: int, beta: int = 20) -> list[int]:
+    """Slots of a head of each layer, PyramidKV's (arXiv 2406.02069) as in its code (KVCache-Factory): about
+    `capacity` on average, `window` of them always kept, for a row of `tokens`.
+
+    Falls from 2 C - C // beta above the window by a whole number a layer, C = capacity - window; uniform below 2 C
+    tokens; at most what there is in the first layer. The step is rounded down, so that the last layer has more than
+    C // beta, and the sum is more than `capacity` a layer, by less than half the number of layers each.
+    """
+    own = capacity - window
+    least, older = own // beta, tokens - window
+    most = 2 * own - least
+    if layers == 1 or tokens < 2 * own:
+        return [capacity] * layers
+    if most >= older:
+        most, least = older, 2 * own - older
+    step = (most - least) // (layers - 1)
+    return [most - i * step + window for i in range(layers)]
+
+
 def pyramid(layers: int, total: int, beta: float = 20.0, floor: float = 0.0) -> Ints:
     """Layer totals that fall linearly with depth (PyramidKV, arXiv 2406.02069).
 

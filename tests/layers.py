@@ -68,9 +68,9 @@ def only(layer, row, value):
     return totals
 
 
-def scores(layer, row, config, out):
-    """Scores of a row's older tokens, head after head."""
-    totals = only(layer, row, 0)
+def scores(layer, row, config, out, total=0):
+    """Scores of a row's older tokens, head after head, at a cut to `total` slots."""
+    totals = only(layer, row, total)
     layer.cut_score(totals, config, np.zeros(layer.rows, np.bool_))
     layer.cut_scores(row, out)
     layer.cut_abandon()

@@ -20,6 +20,7 @@ from reasonalloc.policy.gathered import H2O, Lazy, RaaS
 from reasonalloc.policy.heads import HEADS, Pooled, Route, UniformHeads
 from reasonalloc.policy.layers import LAYERS, Pyramid, UniformLayers, Wave
 from reasonalloc.policy.layers_by_scores import Dynamic
+from reasonalloc.policy.published import DKV, VATP, PyramidPublished, SnapKVPublished, VaSE
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import RKV, SCORERS, CentredRKV, Importance, Random, Recency
 from reasonalloc.policy.size import Size, parse_bytes
@@ -60,6 +61,12 @@ def test_what_every_method_is_made_of():
         "pyramid-rkv": (RKV(), Pyramid(), UniformHeads()),
         "adakv": (Importance(), UniformLayers(), Pooled()),
         "dynamickv": (Importance(), Dynamic(), UniformHeads()),
+        "adakv-published": (SnapKVPublished(pool="max"), UniformLayers(), Pooled()),
+        "snapkv-published": (SnapKVPublished(), *even),
+        "pyramidkv-published": (SnapKVPublished(pool="max"), PyramidPublished(), UniformHeads()),
+        "vase": (VaSE(), *even),
+        "dkv": (DKV(), *even),
+        "vatp": (VATP(), *even),
         "h2o": (H2O(), *even),
         "lazyeviction": (Lazy(), *even),
         "raas": (RaaS(), *even),

@@ -159,8 +159,12 @@ int64_t ra_pool_taken(const ra_pool *pool);
  * "h2o"          accumulated attention, the newest `recent` of a head's even share above all others: arXiv 2306.14048
  * "lazy"         how long ago a token was active, measured by its longest gap: LazyEviction's, arXiv 2506.15969
  * "raas"         when it was active last: RaaS's, arXiv 2502.11147
+ * "snapkv-published"  each query head's attention over all that it sees, pooled, mean over group and window: arXiv 2404.14469
+ * "vatp"         that times the sum of |value|: arXiv 2406.12335
+ * "vase"         the n_large largest value ranges, then a sample by attention: VaSE's, arXiv 2606.03928
+ * "dkv"          |k M|^2 |v M|^2 for a random matrix M, another at each cut: VaSE's DKV
  *
- * The last three score by statistics that attention gathers at each step (ra_stat_config); a layer keeps them if it was
+ * "h2o", "lazy" and "raas" score by statistics that attention gathers at each step (ra_stat_config); a layer keeps them if it was
  * made for a scorer that needs them, and a cut by another is RA_ERR_ARGUMENT.
  *
  * Importance: logits of the window queries as the model computes them (its scale, its soft-capping), max over the group,
@@ -184,6 +188,9 @@ typedef struct ra_score_config {
     uint64_t seed;
     float recent;        /* "h2o": share of a head's slots that are its newest and stay, in [0, 1] */
     bool published_code; /* "lazy": the published code's formula, not the paper's */
+    bool average;        /* "snapkv-published", "vatp": pooled by the mean, not the maximum */
+    int64_t n_large;     /* "vase": -1: half the even share of a head's slots up to 512 of them, 200 beyond */
+    int64_t n_sink;      /* "vase", "dkv": first slots, which stay before all others */
 } ra_score_config;
 
 /* Whether it has a scorer and gathers what that needs; NULL: the CPU's backend, which has all. */

@@ -22,7 +22,8 @@ typedef struct ra_score_view {
 
 struct ra_scorer {
     const char *name;
-    bool dense; /* can score a head without positions */
+    bool dense;   /* can score a head without positions */
+    bool queries; /* asks for the window's queries; those of window attention have them anyway */
     int stat_count;
     int stats[RA_STATS];
     /* out [older]; scratch of ra_score_bytes. */
@@ -31,10 +32,12 @@ struct ra_scorer {
 
 extern const ra_scorer ra_scorer_rkv, ra_scorer_rkv_centred, ra_scorer_importance, ra_scorer_recency, ra_scorer_random,
     ra_scorer_h2o, ra_scorer_lazy, ra_scorer_raas;
+extern const ra_scorer ra_scorer_snapkv, ra_scorer_vatp, ra_scorer_vase, ra_scorer_dkv;
 
+size_t ra_dkv_bytes(int64_t slots, int64_t head_dim);
 /* Scratch that any scorer needs for a head. */
 size_t ra_score_bytes(int64_t slots, int64_t head_dim, int64_t window, int64_t group);
-/* Whether the layer keeps the lasting statistics that a scorer needs. */
+/* Whether the layer's backend has a scorer, and the layer the lasting statistics that this needs. */
 bool ra_scorer_fits(const ra_scorer *scorer, const ra_layer *layer);
 bool ra_score_config_is_good(const ra_score_config *config);
 /* The window queries of a layer's head; false if scratch does not hold them. */

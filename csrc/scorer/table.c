@@ -2,11 +2,13 @@
 #include <math.h>
 #include <string.h>
 
+#include "head_attention.h"
 #include "scorer.h"
 
 static const ra_scorer *const scorers[] = {&ra_scorer_rkv,     &ra_scorer_rkv_centred, &ra_scorer_importance,
                                            &ra_scorer_recency, &ra_scorer_random,      &ra_scorer_h2o,
-                                           &ra_scorer_lazy,    &ra_scorer_raas};
+                                           &ra_scorer_lazy,    &ra_scorer_raas,        &ra_scorer_snapkv,
+                                           &ra_scorer_vatp,    &ra_scorer_vase,        &ra_scorer_dkv};
 
 enum { COUNT = sizeof scorers / sizeof scorers[0] };
 
@@ -33,13 +35,13 @@ bool ra_scorer_fits(const ra_scorer *scorer, const ra_layer *layer)
     for (int i = 0; i < scorer->stat_count; i++)
         if (ra_stats[scorer->stats[i]]->lasting && !layer->columns[scorer->stats[i]])
             return false;
-    return true;
+    return ra_backend_supports(layer->pool->backend, scorer);
 }
 
 bool ra_score_config_is_good(const ra_score_config *c)
 {
     return c && c->scorer && c->alpha >= 0 && c->alpha <= 1 && !isnan(c->threshold) && c->kernel >= 1 &&
-           c->kernel % 2 == 1 && c->recent >= 0 && c->recent <= 1;
+           c->kernel % 2 == 1 && c->n_large >= -1 && c->n_sink >= 0 && c->recent >= 0 && c->recent <= 1;
 }
 
 size_t ra_score_bytes(int64_t slots, int64_t head_dim, int64_t window, int64_t group)
@@ -50,8 +52,11 @@ size_t ra_score_bytes(int64_t slots, int64_t head_dim, int64_t window, int64_t g
         return SIZE_MAX / 4;
     ra_scratch_take(&count, queries, 1);
     ra_scratch_take(&count, slots, sizeof(float)); /* redundancy */
+    for (int i = 0; i < 5; i++)                    /* ranges, and their choice */
+        ra_scratch_take(&count, slots, sizeof(float));
     ra_nearest_in(&count, slots, head_dim);
-    return count.used + 64 + ra_importance_bytes(slots, window) + ra_redundancy_bytes(slots, head_dim);
+    return count.used + 64 + ra_importance_bytes(slots, window) + ra_redundancy_bytes(slots, head_dim) +
+           ra_head_attention_bytes(slots) + ra_dkv_bytes(slots, head_dim);
 }
 
 static bool keeps(const ra_layer *layer, int stat) { return layer->columns[stat] != NULL; }
@@ -90,7 +95,7 @@ ra_status ra_score_head(ra_layer *layer, int64_t pair, const ra_score_config *co
                           .pair = pair};
     if (!view.older)
         return RA_OK;
-    if (uses(scorer, RA_STAT_WINDOW_ATTENTION)) {
+    if (scorer->queries || uses(scorer, RA_STAT_WINDOW_ATTENTION)) {
         if (!ra_window_of(layer, pair, scratch, &view.window))
             return RA_ERR_NO_MEMORY;
         int64_t floats = view.window.count * view.window.group * view.span.d;

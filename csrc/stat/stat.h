@@ -15,6 +15,8 @@ enum {
     RA_STAT_ACCUMULATED,
     RA_STAT_RECURRENCE,
     RA_STAT_NEWEST_MASS,
+    RA_STAT_VALUE_RANGE,
+    RA_STAT_VALUE_NORM,
     RA_STATS
 };
 
@@ -49,6 +51,7 @@ typedef struct ra_stat {
 extern const ra_stat *const ra_stats[RA_STATS];
 extern const ra_stat ra_stat_window_attention, ra_stat_nearest_key, ra_stat_accumulated, ra_stat_recurrence,
     ra_stat_newest_mass;
+extern const ra_stat ra_stat_value_range, ra_stat_value_norm;
 
 /* For statistics that are their columns alone: no state, nothing to do where slots end, and columns that move along. */
 size_t ra_stat_no_state(int64_t head_dim);

@@ -4,9 +4,13 @@
 #include "layer.h"
 
 const ra_stat *const ra_stats[RA_STATS] = {
-    [RA_STAT_WINDOW_ATTENTION] = &ra_stat_window_attention, [RA_STAT_NEAREST_KEY] = &ra_stat_nearest_key,
-    [RA_STAT_ACCUMULATED] = &ra_stat_accumulated,           [RA_STAT_RECURRENCE] = &ra_stat_recurrence,
+    [RA_STAT_WINDOW_ATTENTION] = &ra_stat_window_attention,
+    [RA_STAT_NEAREST_KEY] = &ra_stat_nearest_key,
+    [RA_STAT_ACCUMULATED] = &ra_stat_accumulated,
+    [RA_STAT_RECURRENCE] = &ra_stat_recurrence,
     [RA_STAT_NEWEST_MASS] = &ra_stat_newest_mass,
+    [RA_STAT_VALUE_RANGE] = &ra_stat_value_range,
+    [RA_STAT_VALUE_NORM] = &ra_stat_value_norm,
 };
 
 ra_stat_config ra_stat_defaults(void)

@@ -4,11 +4,14 @@ from reasonalloc.methods.base import Method
 from reasonalloc.methods.compose import compose
 from reasonalloc.methods.table import METHODS, methods, register
 from reasonalloc.policy import gathered as _gathered  # noqa: F401  its scorers enter their table
+from reasonalloc.policy import published as _published  # noqa: F401  its parts likewise
 from reasonalloc.policy.view import HeadView
 
 # Importing a file enters its method into the table.
 from reasonalloc.methods import (  # isort: skip
     adakv,
+    adakv_published,
+    dkv,
     duo,
     dynamickv,
     full,
@@ -16,6 +19,7 @@ from reasonalloc.methods import (  # isort: skip
     lazyeviction,
     pyramid_rkv,
     pyramidkv,
+    pyramidkv_published,
     raas,
     random,
     reasonalloc,
@@ -24,7 +28,10 @@ from reasonalloc.methods import (  # isort: skip
     rkv,
     rlkv,
     snapkv,
+    snapkv_published,
     streaming,
+    vase,
+    vatp,
 )
 
 __all__ = [
@@ -32,7 +39,9 @@ __all__ = [
     "HeadView",
     "Method",
     "adakv",
+    "adakv_published",
     "compose",
+    "dkv",
     "duo",
     "dynamickv",
     "full",
@@ -41,6 +50,7 @@ __all__ = [
     "methods",
     "pyramid_rkv",
     "pyramidkv",
+    "pyramidkv_published",
     "raas",
     "random",
     "reasonalloc",
@@ -50,5 +60,8 @@ __all__ = [
     "rkv",
     "rlkv",
     "snapkv",
+    "snapkv_published",
     "streaming",
+    "vase",
+    "vatp",
 ]

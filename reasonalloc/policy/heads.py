@@ -98,7 +98,12 @@ class Route(CoreHeads):
 @HEADS.enter("pooled")
 @dataclass(frozen=True)
 class Pooled(CoreHeads):
-    """Ada-KV's (arXiv 2407.11550): the layer's best scores wherever they are; safeguard: the share dealt out evenly."""
+    """Ada-KV's (arXiv 2407.11550): the layer's best scores wherever they are; safeguard: the share dealt out evenly.
+
+    This is the published code's mix, (1 - safeguard) x a head's share of the layer's best + safeguard x the even share,
+    above the window. The code rounds each budget by itself, which may miss the total; here the largest remainders get
+    what is left, and all scores that tie with the last of the best count.
+    """
 
     safeguard: float = setting(0.2, 0, 1)
 

@@ -21,6 +21,9 @@ class ScoreArguments(NamedTuple):
     seed: int = 0
     recent: float = 0.0
     published_code: bool = False
+    average: bool = False
+    n_large: int = -1
+    n_sink: int = 0
 
 
 class StatArguments(NamedTuple):

@@ -789,14 +789,41 @@ static void test_scale(const ra_kernels *kernels)
     }
 }
 
-/* ---- Dispatch ---------------------------------------------------------------------------------------------------- */
-
 static void expect(bool condition, const char *what)
 {
     comparisons++;
     if (!condition && ++failures <= MAX_FAILURES)
         fprintf(stderr, "FAIL dispatch: %s\n", what);
 }
+
+/* max - min bit for bit, wherever they lie; and the sum of absolute values. */
+static void test_of_values(const ra_kernels *kernels)
+{
+    for (size_t n = 1; n <= 70; n++)
+        for (size_t at = 0; at < n; at++) {
+            float *x = random_floats(n), top, low;
+            x[at] = at % 2 ? 3 : -3;
+            top = low = x[0];
+            double sum = 0;
+            for (size_t i = 0; i < n; i++) {
+                top = fmaxf(top, x[i]);
+                low = fminf(low, x[i]);
+                sum += fabs((double)x[i]);
+            }
+            float spread = kernels->spread(x, n), total = kernels->abs_sum(x, n), expected = top - low;
+            comparisons += 2;
+            if (memcmp(&spread, &expected, sizeof spread))
+                failed("spread", kernels->name, "f32", 1, n, 1, at, (double)spread, (double)expected, 0);
+            if (fabs((double)total - sum) > 1e-6 * sum)
+                failed("abs_sum", kernels->name, "f32", 1, n, 1, at, (double)total, sum, 1e-6 * sum);
+            free(x);
+        }
+    const float zeros[5] = {-0.0f, 0, -0.0f, 0, 0}, nothing = 0;
+    float spread = kernels->spread(zeros, 5);
+    expect(!memcmp(&spread, &nothing, sizeof spread), "the spread of zeros is not 0");
+}
+
+/* ---- Dispatch ---------------------------------------------------------------------------------------------------- */
 
 /* Needs to come first: the choice is made once. */
 static void test_dispatch(void)
@@ -865,6 +892,7 @@ int main(void)
                 test_weights(kernels, m, m + 1, pages, 0.8f);
                 test_recur(kernels, pages, 0.25f);
             }
+        test_of_values(kernels);
         printf("%-7s %ld comparisons\n", kernels->name, comparisons - before);
     }
     if (failures)

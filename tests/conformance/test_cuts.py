@@ -2,6 +2,7 @@
 
 import numpy as np
 import oracle
+import oracle_values
 import pytest
 import torch
 from layers import positions, read, slots
@@ -189,6 +190,12 @@ def test_scores_lost_mass_and_attention(backend, page_format, dtype, scorer):
         np.testing.assert_allclose(out.double().cpu(), want, rtol=tolerance, atol=tolerance)
         for head, got in enumerate(scores_of(layer)):
             if scorer in GATHERED:  # test_calls.py and test_statistics.py hold them
+                compared += 1
+            elif scorer in oracle_values.SCORERS:
+                q = layer.queries(0)[head * GROUP : (head + 1) * GROUP]
+                state = (q, *before[head], old[head], head, layer.core.tokens(0), WINDOW)
+                want = oracle_values.expected(scorer, state, 5, 11, 50 // HEADS, SCALE)
+                np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-8)
                 compared += 1
             elif scorer == "random":
                 assert ((got >= 0) & (got < 1)).all() and len(np.unique(got)) > len(got) // 2

@@ -65,6 +65,10 @@ typedef struct ra_kernels {
                  float *out);
     /* Where x[s] >= bound: gap[s] = max(gap[s], now - last[s]), last[s] = now. Whole pages. */
     void (*recur)(const float *x, size_t pages, float bound, int32_t now, int32_t *last, int32_t *gap);
+    /* The largest less the smallest of n >= 1 finite numbers: the same bits on every instruction set. */
+    float (*spread)(const float *x, size_t n);
+    /* sum of |x[i]|. */
+    float (*abs_sum)(const float *x, size_t n);
 } ra_kernels;
 
 /* The table in use; never NULL. */

@@ -27,7 +27,8 @@
 #define RA_ROW_TABLE(isa)                                                                                              \
     .read = ra_read_f32_##isa, .above = ra_above_f32_##isa, .max = ra_max_f32_##isa, .exp_sum = ra_exp_sum_f32_##isa,  \
     .softmax_page = ra_softmax_page_f32_##isa, .scale = ra_scale_f32_##isa, .weigh = ra_weigh_f32_##isa,               \
-    .peak = ra_peak_f32_##isa, .recur = ra_recur_f32_##isa
+    .peak = ra_peak_f32_##isa, .recur = ra_recur_f32_##isa, .spread = ra_spread_f32_##isa,                             \
+    .abs_sum = ra_abs_sum_f32_##isa
 
 #define RA_INLINE static inline __attribute__((always_inline))
 #define RA_NOINLINE __attribute__((noinline))

@@ -123,6 +123,24 @@ static void ra_recur_f32_serial(const float *x, size_t pages, float bound, int32
     }
 }
 
+static float ra_spread_f32_serial(const float *x, size_t n)
+{
+    float top = x[0], bottom = x[0];
+    for (size_t i = 1; i < n; i++) {
+        top = x[i] > top ? x[i] : top;
+        bottom = x[i] < bottom ? x[i] : bottom;
+    }
+    return top - bottom;
+}
+
+static float ra_abs_sum_f32_serial(const float *x, size_t n)
+{
+    float sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += fabsf(x[i]);
+    return sum;
+}
+
 const ra_kernels ra_kernels_serial = {
     .name = "serial",
     .page = RA_PAGE_TABLE(serial),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from reasonalloc.lab.bench import attention, compression, gathering, rkv_repo, scratch, states, threads
+from reasonalloc.lab.bench import attention, compression, gathering, rkv_repo, scorers, scratch, states, threads
 from reasonalloc.lab.bench.machine import surroundings
 from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.resident import in_fresh_process
@@ -58,6 +58,7 @@ def run(settings: Settings, log: Log, save: Save = discard) -> Kernels:
             "no_real_keys": no_real_keys,
             "compression": [],
             "scratch": [],
+            "scorers": [],
             "attention": [],
             "gathering": [],
             "threads": [],
@@ -69,6 +70,11 @@ def run(settings: Settings, log: Log, save: Save = discard) -> Kernels:
         for cut in compression.rows(chains, sizes, cut_dtypes, peers, runs, first_at=1152):
             log(_compression_lines(cut))
             result["compression"].append(cut)
+            save(result)
+        for each in scorers.rows(chains["random"], [1152], cut_dtypes, runs):
+            ratios = (f"{name} {1 / ratio:.2f}x" for name, ratio in each["cut"]["ratio"].items())
+            log(f"cut by scorer {each['dtype']} n={each['n']}, R-KV's time over its own: " + ", ".join(ratios))
+            result["scorers"].append(each)
             save(result)
         scratch_sizes = [1152] if quick else sizes
         for used in scratch.rows(scratch_sizes, cut_dtypes, settings.rkv_repo, *_heads()):

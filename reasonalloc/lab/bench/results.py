@@ -49,6 +49,16 @@ class ScratchRow(TypedDict):
     bytes: dict[str, dict[str, dict[str, int]]]
 
 
+class ScorerRow(TypedDict):
+    """By scorer: seconds of a cut of one layer, and of a step of one token right before it, against "rkv"."""
+
+    dtype: str
+    n: int
+    errors: dict[str, float]
+    cut: Compared
+    step: Compared
+
+
 class AttentionRow(Compared, _FromPlace):
     """from: "memory" or "last-level cache". bytes: that a step reads. roofline: the read bandwidth of the same core."""
 
@@ -88,6 +98,7 @@ class Kernels(Result):
     no_real_keys: str | None
     compression: list[CompressionRow]
     scratch: list[ScratchRow]
+    scorers: NotRequired[list[ScorerRow]]
     attention: list[AttentionRow]
     gathering: NotRequired[list[GatheringRow]]
     threads: list[ThreadsRow]

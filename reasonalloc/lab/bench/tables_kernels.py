@@ -41,6 +41,17 @@ def _scratch(data: Kernels) -> Section:
     )
 
 
+def _scorers(data: Kernels) -> list[Section]:
+    rows = [
+        [row["dtype"], thousands(row["n"]), name, ms(row["cut"]["median_s"][name]), ms(row["step"]["median_s"][name])]
+        for row in data.get("scorers", [])
+        for name in row["cut"]["median_s"]
+    ]
+    note = "From n to n - 128 slots a head, uniform. ms, medians; step: one token, among the last 8 before a cut."
+    header = ["dtype", "n", "scorer", "cut", "step"]
+    return [Section("A cut and a step by each scorer, one core", header, rows, note, words=3)] if rows else []
+
+
 def _attention(data: Kernels) -> Section:
     peers = names_in(row["ratio"] for row in data["attention"])
     rows = [
@@ -82,4 +93,5 @@ def _threads(data: Kernels) -> Section:
 
 def sections(data: Kernels) -> list[Section]:
     """All of them."""
-    return [_compression(data), _scratch(data), _attention(data), *_gathering(data), _threads(data)]
+    first = [_compression(data), _scratch(data), *_scorers(data)]
+    return [*first, _attention(data), *_gathering(data), _threads(data)]
