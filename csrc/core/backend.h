@@ -51,7 +51,7 @@ struct ra_backend {
 extern const ra_backend ra_backend_cpu;
 
 /* Name of the capsule in which a module gives _core its backend; another number for another layout of these structs. */
-#define RA_BACKEND_CAPSULE "reasonalloc.backend.2"
+#define RA_BACKEND_CAPSULE "reasonalloc.backend.3"
 
 /* ---- lists.c: which memory's lists are current. On a backend without a device they do nothing. ---- */
 
