@@ -24,7 +24,8 @@ class CacheStats(dict[str, Any]):
     pages in use, now, at most, and on the average over steps. reserved_bytes: the same with free pages.
     other_bytes: of layers with a sliding window. backends: what computes, and on which device. slots: kept now.
     budgets: of the last cut, the even share before it, -1 without limit. ratio: slots kept / slots of a full cache.
-    evicted: slots in all. steps: forward passes. routings: cuts. lost_mass: attention of the newest query on what
+    evicted: slots in all; recalls: of these, how many came back. cold_slots: evicted tokens that still can, [] without
+    recall; cold_bytes: what they take in host memory, counted in no other figure. steps: forward passes. routings: cuts. lost_mass: attention of the newest query on what
     was evicted, mean over cuts of a head. wave: where the layer wave comes from. closed: why the cache cannot be
     used, or None.
     """
@@ -41,6 +42,9 @@ class CacheStats(dict[str, Any]):
     budgets: list[list[list[int]]]
     ratio: float
     evicted: int
+    recalls: int
+    cold_bytes: int
+    cold_slots: list[list[list[int]]]
     steps: int
     routings: int
     seconds: Seconds
