@@ -54,8 +54,8 @@ class Config(Shared):
             not known.
         sinks: evict the first tokens last. None, for both: the method's own.
         recall: evicted tokens go to host memory, are scored again at each cut and can win their slots back. False: they
-            are gone, as in the papers. Sizes count slots alone; cold_slots, cold_format: how many tokens of each KV head
-            are kept there (None: all), "same" as in the cache or "int8" (`reasonalloc.policy.cold.Cold`).
+            are gone, as in the papers. Sizes count slots alone. cold_slots, cold_format: how many tokens of each KV
+            head are kept there (None: all), "same" as in the cache or "int8" (`reasonalloc.policy.cold.Cold`).
         options: settings of methods and parts written in Python, by name; each goes to all that have it.
         device: where the cache lies. "model": with each layer of the model, on a CUDA device if that is on one; "cpu":
             in host memory, wherever the model lies. None: in host memory, unless the environment variable

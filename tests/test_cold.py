@@ -277,7 +277,10 @@ ENDS = {
     "release": lambda tier: tier.core.release(1),
     "reorder": lambda tier: tier.core.reorder(np.arange(2)),
     "crop": lambda tier: tier.core.crop(0),
-    "cut": lambda tier: (tier.core.cut_score(np.full(2, 24), SCORES["rkv"], np.zeros(2, bool)), tier.core.cut_abandon()),
+    "cut": lambda tier: (
+        tier.core.cut_score(np.full(2, 24), SCORES["rkv"], np.zeros(2, bool)),
+        tier.core.cut_abandon(),
+    ),
 }
 
 
@@ -306,7 +309,7 @@ def test_a_row_with_room_gets_everything_back():
     tier = Tier()
     tier.step(40)
     tier.cut(24)
-    budgets, _, flags = tier.cut(100)
+    _, _, flags = tier.cut(100)
     assert not flags.any() and tier.hot() == [list(range(40))] * 2
     assert tier.counts("cold_recalled").tolist() == [[28, 28]] and tier.pool.cold_bytes == 0
 
@@ -337,7 +340,12 @@ def test_restored_tokens_go_on():
             cold, records = (np.frombuffer(x, t) for x, t in zip(tier.core.cold_read(0, h), "ib", strict=True))
             bad = cold.copy()
             bad[0] = positions(tier.core, 0, h)[0]
-            for wrong in ((np.sort(bad), records), (cold[::-1].copy(), records), (cold + 30, records), (cold, records[1:])):
+            for wrong in (
+                (np.sort(bad), records),
+                (cold[::-1].copy(), records),
+                (cold + 30, records),
+                (cold, records[1:]),
+            ):
                 with pytest.raises(ValueError):
                     other.core.cold_restore(0, h, *wrong)
             other.core.cold_restore(0, h, cold, records)

@@ -612,12 +612,13 @@ class ReasonAllocCache(Cache):
 
         bytes, peak_bytes, mean_bytes (time average over steps): pages in use; reserved_bytes: with free pages;
         other_bytes: sliding-window layers. slots: kept now. budgets: of the last cut, the even share before it, -1
-        without limit. evicted: slots in all; recalls: how many of them came back; cold_slots: those that still can, and
-        cold_bytes what they take in host memory, which none of the other figures of bytes counts. While a cut scores
-        them they are in pages too: peak_bytes has that. steps: forward passes. routings: cuts. seconds: score, route, evict,
-        attend (in C), cut (score, route and evict with everything around them). lost_mass: attention of the newest
-        query on what was evicted, mean over cuts of a head. ratio: slots kept / slots of a full cache. wave: where the
-        layer wave comes from. closed: why the cache cannot be used, or None.
+        without limit. evicted: slots in all; recalls: how many of them came back; cold_slots: those that still can, []
+        without recall, and cold_bytes what they take in host memory, which is in none of the other bytes. A cut that
+        scores them has them in pages too: that is in peak_bytes. steps: forward passes. routings: cuts. seconds: score,
+        route, evict, attend (in C), cut (score, route and evict with everything around them). lost_mass: attention of
+        the newest query (with recall, over the cold tokens too) on what did not stay, mean over cuts of a head. ratio:
+        slots kept / slots of a full cache. wave: where the layer wave comes from. closed: why the cache cannot be used,
+        or None.
         """
         nanoseconds, slots = np.zeros(4), self.slots()
         if self._cutter is not None:

@@ -31,7 +31,7 @@ class RaggedLayer(CacheLayerMixin):
     index: of the layer in the model. order: among the layers with a budget. window: newest queries that scores need.
     scorer: whose statistics the core keeps. ahead: tokens to make room for at a time. whole_masks: masks cover cached
     tokens too, because other layers need that of the mask they share. statistics: how the core gathers what the scorer
-    needs of every step.
+    needs of every step. cold: where evicted tokens go, None: away.
     """
 
     is_sliding = False

@@ -112,7 +112,9 @@ def save(cache: _Saved, path: str | Path) -> None:
         cutter = cache.cutter
         cutter.fetch()
         arrays |= {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in _cutter_arrays(cache, rows).items()}
-        figures = Figures(cache.routings, cache.byte_sum, cutter.evicted, cutter.lost_sum, cutter.lost_count, cutter.recalls)
+        figures = Figures(
+            cache.routings, cache.byte_sum, cutter.evicted, cutter.lost_sum, cutter.lost_count, cutter.recalls
+        )
         fixed = cutter.budgets.fixed
     saved_file.write(
         path,

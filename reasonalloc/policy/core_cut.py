@@ -55,9 +55,9 @@ class CoreCut:
     tokens go last. rows: those that are
     over. slots: [rows, heads] before the cut. budgets, lost, evicted: [rows, heads], filled on the way.
 
-    recalls: the layer's cold tokens come back first, and count as slots in all phases; what is not chosen goes again, and
-    rows that have room for all keep them. hot: [rows, heads] slots before they came. recalled: [rows, heads] those that
-    stayed; evicted are what was hot.
+    recalls: the layer's cold tokens come back first, and count as slots in all phases; what is not chosen goes again,
+    and rows that have room for all keep them. hot: [rows, heads] slots before they came; evicted counts these alone.
+    recalled: [rows, heads] cold tokens that stayed.
     """
 
     def __init__(self, layer: CutLayer, window: int, totals: Ints, protect: Ints, recalls: bool = False) -> None:

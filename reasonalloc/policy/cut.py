@@ -34,8 +34,9 @@ class Cutter:
     """Cuts layers to their totals; keeps what it did of each row, layer and head.
 
     prompt: [rows] tokens of each row's prompt. totals_now: [rows, layers]. budgets_now: [rows, layers, heads] of the
-    last cut, -1 before. evicted: slots in all; recalls: those that came back. lost_sum, lost_count: attention lost by cuts of heads, and their number.
-    observers: are shown every cut. busy: a cut is under way.
+    last cut, -1 before. evicted: slots in all; recalls: those that came back. lost_sum, lost_count: attention lost by
+    cuts of heads, and their number. observers: are shown every cut. recalling: there is a cold tier. busy: a cut is
+    under way.
     """
 
     def __init__(self, policy: Policy, budgets: Budgets, observers: Sequence[CutObserver] = ()) -> None:

@@ -23,8 +23,8 @@ class CutView:
         budgets: [H] slots that it may keep;
         kept: positions of the slots that stay;
         lost: [H] attention mass of the newest query on what goes, 0 to 1;
-        cold: with recall, those of the positions that were evicted before and are back to be scored again: in `kept` they
-        stay, elsewhere they go once more; () without recall.
+        cold: with recall, those of the positions that were evicted before and are scored again: in `kept` they stay,
+        else they go once more; () without recall.
     """
 
     layer: int
