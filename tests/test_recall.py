@@ -13,6 +13,7 @@ from caches import SETTINGS, cache_of, contents
 
 import reasonalloc as ra
 from reasonalloc.hf import saved_file
+from reasonalloc.lab.evaluate.cells import Cell, cell_name
 from reasonalloc.policy.cold import Cold
 from reasonalloc.policy.scorers import Scorer
 
@@ -261,3 +262,12 @@ def test_recall_lies_in_host_memory(monkeypatch):
     cache = cache_of(model, recall=True)
     run(model, cache, steps=20)
     assert cache.stats()["backends"] == ["cpu on cpu"]
+
+
+def test_cells_with_recall_are_others():
+    plain, other, small = (
+        ra.Config(method="rkv", budget=64, **options)
+        for options in ({}, {"recall": True}, {"recall": True, "cold_slots": 9})
+    )
+    assert len({Cell("", x).hash for x in (plain, other, small)}) == 3
+    assert [cell_name(x) for x in (plain, other)] == ["rkv 64", "rkv 64 recall"]
