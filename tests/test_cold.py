@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import oracle
 import pytest
@@ -11,6 +13,10 @@ from hypothesis import strategies as st
 from layers import DTYPES, ROUTE, add_pages, cut, make, positions, read, slots, step, tokens
 
 from reasonalloc import _core
+from reasonalloc.policy.core_cut import CoreCut, slots_of
+from reasonalloc.policy.heads import HeadArguments
+from reasonalloc.policy.scorers import ScoreArguments
+from reasonalloc.store.pages import PagePool
 
 HEADS, GROUP, DIM, WINDOW = 2, 2, 16, 4
 SCORES = {
@@ -312,6 +318,28 @@ def test_a_row_with_room_gets_everything_back():
     _, _, flags = tier.cut(100)
     assert not flags.any() and tier.hot() == [list(range(40))] * 2
     assert tier.counts("cold_recalled").tolist() == [[28, 28]] and tier.pool.cold_bytes == 0
+
+
+def test_counts_of_rows_that_are_cut_and_of_one_that_keeps_all():
+    pool = PagePool("float32", DIM)
+    core = _core.Layer(pool.core, 3, HEADS, HEADS * GROUP, WINDOW, "recency")
+    core.keep_cold(-1, "same")
+    layer = SimpleNamespace(core=core, pool=pool, heads=HEADS, index=0, order=0)
+    pool.step(core, *tokens((3, HEADS, GROUP, DIM), 40), None, 1.0)
+
+    def cut(*totals):
+        cut = CoreCut(layer, WINDOW, np.array(totals), np.zeros(3, np.int64), True)
+        if cut.rows:
+            cut.run(ScoreArguments("recency"), HeadArguments("uniform"))
+        return cut
+
+    assert cut(24, -1, -1).evicted.tolist() == [[28, 28], [0, 0], [0, 0]]
+    mixed = cut(100, 24, -1)
+    assert mixed.rows == [1]
+    assert (mixed.evicted.tolist(), mixed.recalled.tolist()) == ([[0, 0], [28, 28], [0, 0]], [[28, 28], [0, 0], [0, 0]])
+    assert slots_of(layer).tolist() == [[40, 40], [12, 12], [40, 40]]
+    alone = cut(-1, 100, 200)
+    assert not alone.rows and alone.recalled.tolist() == [[0, 0], [28, 28], [0, 0]] and pool.cold_bytes == 0
 
 
 def test_a_cut_without_its_recall_is_refused():

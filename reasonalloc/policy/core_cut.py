@@ -157,7 +157,7 @@ class CoreCut:
         """It was applied: counts what went."""
         self.evicted = self.hot - slots_of(self.layer)
         if self.recalls:
-            self.recalled = self._recalled()
+            self.recalled = np.maximum(self.recalled, self._recalled())  # of rows that kept all, and of those cut
             self.evicted += self.recalled
 
     def abandon(self) -> None:
