@@ -23,12 +23,11 @@ static size_t carried_bytes(const ra_layer *layer)
 
 /* ---- Blocks ---- */
 
-ra_cold_block *ra_cold_make(const ra_cold *cold, int64_t count)
+ra_cold_block *ra_cold_make(int64_t count, size_t bytes)
 {
-    int64_t bytes;
-    if (!count || !ra_size_of(count, (int64_t)(sizeof(int32_t) + cold->record_bytes), 1, 1, &bytes))
+    if (bytes > PTRDIFF_MAX / 2 || count > INT32_MAX)
         return NULL;
-    size_t size = sizeof(ra_cold_block) + (size_t)bytes;
+    size_t size = sizeof(ra_cold_block) + (size_t)count * sizeof(int32_t) + bytes;
     ra_cold_block *block = ra_new((int64_t)size, 1);
     if (block) {
         *block = (ra_cold_block){.owners = 1, .count = count, .bytes = size};
@@ -45,12 +44,27 @@ static void drop(ra_pool *pool, ra_cold_block *block)
     free(block);
 }
 
-void ra_cold_put(ra_layer *layer, int64_t pair, ra_cold_block *block)
+static void put(ra_pool *pool, ra_cold_block **place, ra_cold_block *block)
 {
     if (block)
-        layer->pool->cold_bytes += block->bytes;
-    drop(layer->pool, layer->cold->blocks[pair]);
-    layer->cold->blocks[pair] = block;
+        pool->cold_bytes += block->bytes;
+    drop(pool, *place);
+    *place = block;
+}
+
+void ra_cold_put(ra_layer *layer, int64_t pair, ra_cold_block *block, ra_cold_block *known)
+{
+    put(layer->pool, &layer->cold->blocks[pair], block);
+    put(layer->pool, &layer->cold->known[pair], known);
+}
+
+/* One more owner of a block. */
+static void share(ra_pool *pool, ra_cold_block **place, ra_cold_block *block)
+{
+    if (block)
+        block->owners++;
+    drop(pool, *place);
+    *place = block;
 }
 
 /* ---- The tier of a layer ---- */
@@ -65,10 +79,12 @@ static ra_cold *new_cold(const ra_cold *like, int64_t rows, int64_t heads)
                       .row_bytes = like->row_bytes,
                       .record_bytes = like->record_bytes};
     cold->blocks = ra_new_zeroed(rows * heads, sizeof *cold->blocks);
-    cold->fresh = ra_new_zeroed(rows * heads, sizeof(ra_cold_block *));
+    cold->known = ra_new_zeroed(rows * heads, sizeof *cold->known);
+    cold->fresh = ra_new_zeroed(rows * heads, sizeof *cold->fresh);
+    cold->fresh_known = ra_new_zeroed(rows * heads, sizeof *cold->fresh_known);
     cold->recalled = ra_new_zeroed(rows * heads, sizeof *cold->recalled);
     cold->merged = ra_new_zeroed(rows, sizeof *cold->merged);
-    if (cold->blocks && cold->fresh && cold->recalled && cold->merged)
+    if (cold->blocks && cold->known && cold->fresh && cold->fresh_known && cold->recalled && cold->merged)
         return cold;
     ra_cold_free(cold);
     return NULL;
@@ -79,7 +95,9 @@ void ra_cold_free(ra_cold *cold)
     if (!cold)
         return;
     free(cold->blocks);
+    free(cold->known);
     free(cold->fresh);
+    free(cold->fresh_known);
     free(cold->recalled);
     free(cold->merged);
     free(cold);
@@ -112,10 +130,8 @@ bool ra_cold_for_rows(const ra_layer *layer, const int64_t *source, int64_t rows
     for (int64_t row = 0; *out && row < rows; row++) {
         int64_t from = source ? source[row] : row;
         for (int64_t head = 0; head < H && from >= 0; head++) {
-            ra_cold_block *block = layer->cold->blocks[from * H + head];
-            (*out)->blocks[row * H + head] = block;
-            if (block)
-                block->owners++;
+            share(layer->pool, &(*out)->blocks[row * H + head], layer->cold->blocks[from * H + head]);
+            share(layer->pool, &(*out)->known[row * H + head], layer->cold->known[from * H + head]);
         }
     }
     return *out != NULL;
@@ -124,7 +140,16 @@ bool ra_cold_for_rows(const ra_layer *layer, const int64_t *source, int64_t rows
 void ra_cold_empty_row(ra_layer *layer, int64_t row)
 {
     for (int64_t head = 0; layer->cold && head < layer->kv_heads; head++)
-        ra_cold_put(layer, ra_pair(layer, row, head), NULL);
+        ra_cold_put(layer, ra_pair(layer, row, head), NULL, NULL);
+}
+
+void ra_cold_crop(ra_layer *layer, int64_t row)
+{
+    for (int64_t head = 0; layer->cold && head < layer->kv_heads; head++) {
+        ra_cold_block **known = &layer->cold->known[ra_pair(layer, row, head)];
+        if (*known && (*known)->positions[(*known)->count - 1] >= layer->tokens[row])
+            put(layer->pool, known, NULL);
+    }
 }
 
 void ra_cold_empty(ra_layer *layer)
@@ -138,11 +163,9 @@ void ra_cold_empty(ra_layer *layer)
 void ra_cold_fork(ra_layer *layer, int64_t from, int64_t to)
 {
     for (int64_t head = 0; layer->cold && head < layer->kv_heads; head++) {
-        ra_cold_block **target = &layer->cold->blocks[ra_pair(layer, to, head)];
-        drop(layer->pool, *target);
-        *target = layer->cold->blocks[ra_pair(layer, from, head)];
-        if (*target)
-            (*target)->owners++;
+        int64_t source = ra_pair(layer, from, head), target = ra_pair(layer, to, head);
+        share(layer->pool, &layer->cold->blocks[target], layer->cold->blocks[source]);
+        share(layer->pool, &layer->cold->known[target], layer->cold->known[source]);
     }
 }
 
@@ -282,7 +305,7 @@ ra_status ra_cold_restore(ra_layer *layer, int64_t row, int64_t head, int64_t co
     }
     if (!count)
         return RA_OK;
-    ra_cold_block *block = ra_cold_make(layer->cold, count);
+    ra_cold_block *block = ra_cold_make(count, (size_t)count * layer->cold->record_bytes);
     if (!block)
         return RA_ERR_NO_MEMORY;
     memcpy(block->positions, positions, (size_t)count * sizeof *positions);
@@ -291,6 +314,6 @@ ra_status ra_cold_restore(ra_layer *layer, int64_t row, int64_t head, int64_t co
         free(block);
         return RA_ERR_NOT_FINITE;
     }
-    ra_cold_put(layer, pair, block);
+    ra_cold_put(layer, pair, block, NULL);
     return RA_OK;
 }

@@ -65,7 +65,7 @@ static void fill_pages(const ra_layer *layer, int64_t pair, const int32_t *targe
     }
 }
 
-/* The lists of the union. Of statistics those that last come along, the others are computed anew. */
+/* The lists of the union. Of statistics those that last come along, the others know what they did at the last cut. */
 static void fill_lists(ra_layer *layer, int64_t pair)
 {
     const ra_cold *cold = layer->cold;
@@ -74,8 +74,6 @@ static void fill_lists(ra_layer *layer, int64_t pair)
     int64_t n = layer->slots[pair];
     const char *carried = block->records + 2 * cold->row_bytes;
     for (int s = 0; s < RA_STATS; s++) {
-        if (layer->columns[s] && !ra_stats[s]->lasting)
-            ra_stats[s]->crop(layer, pair, 0);
         for (int field = 0; layer->columns[s] && ra_stats[s]->lasting && field < ra_stats[s]->fields; field++) {
             spread(ra_column_of(layer, s, field, pair), positions, n, block, carried, cold->record_bytes);
             carried += 4;
@@ -83,6 +81,7 @@ static void fill_lists(ra_layer *layer, int64_t pair)
     }
     spread(positions, positions, n, block, (const char *)block->positions, sizeof(int32_t));
     layer->slots[pair] = (int32_t)(n + block->count);
+    ra_cold_remind(layer, pair, cold->known[pair]);
 }
 
 typedef struct merge_job {
@@ -181,7 +180,7 @@ static void keep_row(ra_layer *layer, int64_t row)
     for (int64_t head = 0; head < layer->kv_heads; head++) {
         int64_t pair = ra_pair(layer, row, head);
         layer->cold->recalled[pair] = ra_cold_count(layer->cold->blocks[pair]);
-        ra_cold_put(layer, pair, NULL);
+        ra_cold_put(layer, pair, NULL, NULL);
     }
     layer->cold->merged[row] = false;
 }
@@ -263,8 +262,8 @@ void ra_cold_separate(ra_layer *layer)
 
 /* ---- Retire ---- */
 
-/* Of the `count` slots that go those that are stored, ascending, into goes[0, limit). protect: the first ones, which are
- * stored before others. */
+/* Of the `count` slots that go those that are stored come into goes[0, limit), the others behind them, both ascending.
+ * protect: the first ones, which are stored before others. */
 static ra_status best_of(const ra_layer *layer, int64_t pair, int32_t *goes, int64_t count, int64_t protect)
 {
     int64_t limit = layer->cold->limit;
@@ -277,8 +276,15 @@ static ra_status best_of(const ra_layer *layer, int64_t pair, int32_t *goes, int
         floats[count + i] = scores[goes[i]];
     if (status == RA_OK)
         status = ra_select_into(floats + count, count, limit, protect, floats, flags, chosen);
-    for (int64_t i = 0; status == RA_OK && i < limit; i++)
-        goes[i] = goes[chosen[i]]; /* i <= chosen[i] */
+    int32_t *dropped = (int32_t *)(void *)floats;
+    for (int64_t i = 0, c = 0, at = 0; status == RA_OK && i < count; i++) {
+        if (c < limit && chosen[c] == i)
+            goes[c++] = goes[i]; /* c <= i */
+        else
+            dropped[at++] = goes[i];
+    }
+    if (status == RA_OK)
+        memcpy(goes + limit, dropped, (size_t)(count - limit) * sizeof *goes);
     free(floats);
     free(flags);
     free(chosen);
@@ -315,9 +321,13 @@ static ra_status retire_head(ra_layer *layer, int64_t pair)
         status = best_of(layer, pair, goes, count, protect);
         stored = cold->limit;
     }
-    ra_cold_block *block = status == RA_OK ? ra_cold_make(cold, stored) : NULL;
-    if (status == RA_OK && !block)
-        status = RA_ERR_NO_MEMORY;
+    ra_cold_block *block = NULL;
+    if (status == RA_OK) {
+        block = ra_cold_make(stored, (size_t)stored * cold->record_bytes);
+        cold->fresh[pair] = block;
+        bool made = block && ra_cold_remember(layer, pair, goes + stored, count - stored, &cold->fresh_known[pair]);
+        status = made ? RA_OK : RA_ERR_NO_MEMORY;
+    }
     for (int64_t i = 0, c = 0; block && i < stored; i++) {
         int32_t position = block->positions[i] = positions[goes[i]];
         char *record = block->records + (size_t)i * cold->record_bytes;
@@ -328,7 +338,6 @@ static ra_status retire_head(ra_layer *layer, int64_t pair)
             ra_cold_store(layer, pair, goes[i], record);
     }
     free(goes);
-    cold->fresh[pair] = block;
     return status;
 }
 
@@ -368,7 +377,8 @@ void ra_cold_forget(ra_layer *layer)
 {
     for (int64_t pair = 0; layer->cold && layer->cold->retired && pair < ra_pairs(layer); pair++) {
         free(layer->cold->fresh[pair]);
-        layer->cold->fresh[pair] = NULL;
+        free(layer->cold->fresh_known[pair]);
+        layer->cold->fresh[pair] = layer->cold->fresh_known[pair] = NULL;
     }
     if (layer->cold)
         layer->cold->retired = false;
@@ -382,8 +392,8 @@ void ra_cold_settle(ra_layer *layer)
             keep_row(layer, row);
         for (int64_t head = 0; layer->cut.cut[row] && head < layer->kv_heads; head++) {
             int64_t pair = ra_pair(layer, row, head);
-            ra_cold_put(layer, pair, cold->fresh[pair]);
-            cold->fresh[pair] = NULL;
+            ra_cold_put(layer, pair, cold->fresh[pair], cold->fresh_known[pair]);
+            cold->fresh[pair] = cold->fresh_known[pair] = NULL;
         }
         cold->merged[row] = false;
     }

@@ -434,6 +434,7 @@ ra_status ra_layer_crop(ra_layer *layer, const int64_t *tokens)
             layer->slots[pair] = (int32_t)slots;
             ra_stats_crop(layer, pair, slots);
         }
+        ra_cold_crop(layer, row);
     }
     ra_lists_changed(layer);
     return RA_OK;
