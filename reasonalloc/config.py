@@ -12,12 +12,13 @@ from reasonalloc.fields import build
 from reasonalloc.files import read_saved, replace_text
 from reasonalloc.hub import Shared
 from reasonalloc.methods import METHODS, Method, compose
+from reasonalloc.policy.cold import Cold
 from reasonalloc.policy.heads import Pooled, Route
 from reasonalloc.policy.layers import Pyramid, Wave
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import RKV, Random, Scorer
-from reasonalloc.policy.setting import check_settings, same_as
+from reasonalloc.policy.setting import check_settings, flag, same_as
 from reasonalloc.policy.size import Size, parse_bytes
 from reasonalloc.policy.wave import WaveProfile
 
@@ -52,6 +53,9 @@ class Config(Shared):
             after it: a prompt fed in chunks counts as one, but for a last chunk of a single token where its length is
             not known.
         sinks: evict the first tokens last. None, for both: the method's own.
+        recall: evicted tokens go to host memory, are scored again at each cut and can win their slots back. False: they
+            are gone, as in the papers. Sizes count slots alone. cold_slots, cold_format: how many tokens of each KV
+            head are kept there (None: all), "same" as in the cache or "int8" (`reasonalloc.policy.cold.Cold`).
         options: settings of methods and parts written in Python, by name; each goes to all that have it.
         device: where the cache lies. "model": with each layer of the model, on a CUDA device if that is on one; "cpu":
             in host memory, wherever the model lies. None: in host memory, unless the environment variable
@@ -90,6 +94,9 @@ class Config(Shared):
     beta: float = same_as(Pyramid, "beta")
     smoothing: float = same_as(Scorer, "smoothing")
     seed: int = same_as(Random, "seed")
+    recall: bool = flag(False)
+    cold_slots: int | None = same_as(Cold, "cold_slots")
+    cold_format: str = same_as(Cold, "cold_format")
     options: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
 
@@ -118,6 +125,12 @@ class Config(Shared):
                 )
         elif not given:
             raise ValueError("give exactly one of budget, ratio and max_bytes, got none")
+        if self.recall and method.unlimited:
+            raise ValueError(f"method {self.method!r} keeps every token, so there is none to recall: recall=False")
+        if not self.recall and (self.cold_slots is not None or self.cold_format != "same"):
+            raise ValueError("cold_slots and cold_format say what recall=True keeps, and recall is False")
+        if self.recall and self.device == "model":
+            raise ValueError('recall=True keeps the cache in host memory: device must be None or "cpu", got "model"')
         if self.budget is not None and self.budget <= self.window:
             raise ValueError(
                 f"budget must be above the window, whose {self.window} tokens every head keeps, got {self.budget}"

@@ -23,6 +23,7 @@ from reasonalloc.lab.bench import (
     kernels,
     kvpress_peer,
     memory,
+    recall,
     reference,
     report,
     resident,
@@ -276,6 +277,12 @@ def test_not_a_clone(tmp_path, clone):
     (clone / "rkv" / "utils.py").write_text("")
     with pytest.raises(ValueError, match="cal_similarity"):
         rkv_repo.load(clone)
+
+
+def test_a_cut_with_recall_is_checked():
+    (row,) = recall.rows({"random": chain(900)}, 300, [200], [BF16], 1)
+    assert max(row["checked"].values()) < 1e-5 and set(row["ratio"]) == {"recall, same", "recall, int8"}
+    assert 0 < row["cold_bytes"]["recall, int8"] < 0.6 * row["cold_bytes"]["recall, same"]
 
 
 def test_the_published_form_keeps_the_window():

@@ -54,7 +54,7 @@ def small(folder, tmp_path, monkeypatch):  # noqa: F811
         pytest.importorskip(name)
 
 
-ALONE = ["start.md", "batches.md", "own-task.md", "coming-from.md"]  # pages whose blocks stand by themselves
+ALONE = ["start.md", "batches.md", "own-task.md", "coming-from.md", "how-it-works.md"]  # blocks stand by themselves
 
 
 @pytest.mark.parametrize("page", ALONE)

@@ -3,9 +3,14 @@
 #include <string.h>
 
 #include "backend.h"
+#include "cold.h"
 #include "scorer.h"
 
-void ra_cut_abandon(ra_layer *layer) { layer->cut.begun = false; }
+void ra_cut_abandon(ra_layer *layer)
+{
+    layer->cut.begun = false;
+    ra_cold_separate(layer);
+}
 
 static int64_t row_slots(const ra_layer *layer, int64_t row)
 {
@@ -15,8 +20,7 @@ static int64_t row_slots(const ra_layer *layer, int64_t row)
     return slots;
 }
 
-/* Lists as long as the layer's; false without memory. */
-static bool make_lists(ra_layer *layer)
+bool ra_cut_make_lists(ra_layer *layer)
 {
     ra_cut_state *cut = &layer->cut;
     if (cut->cut && cut->pages == layer->pages && cut->rows == layer->rows)
@@ -24,15 +28,17 @@ static bool make_lists(ra_layer *layer)
     int64_t pairs = ra_pairs(layer), entries = pairs * (layer->pages + 1) * PAGE;
     ra_cut_state fresh = {.cut = ra_new(layer->rows, sizeof *fresh.cut),
                           .totals = ra_new(layer->rows, sizeof *fresh.totals),
+                          .protect = ra_new_zeroed(layer->rows, sizeof *fresh.protect),
                           .scores = ra_new(entries, sizeof *fresh.scores),
                           .kept = ra_new(entries, sizeof *fresh.kept),
                           .keep = ra_new(pairs, sizeof *fresh.keep),
                           .pages = layer->pages,
                           .rows = layer->rows};
-    bool made = fresh.cut && fresh.totals && fresh.scores && fresh.kept && fresh.keep;
+    bool made = fresh.cut && fresh.totals && fresh.protect && fresh.scores && fresh.kept && fresh.keep;
     ra_cut_state gone = made ? *cut : fresh;
     free(gone.cut);
     free(gone.totals);
+    free(gone.protect);
     free(gone.scores);
     free(gone.kept);
     free(gone.keep);
@@ -47,15 +53,17 @@ ra_status ra_cut_score(ra_layer *layer, const int64_t *totals, const ra_score_co
     if (!layer || !totals || (config && (!ra_score_config_is_good(config) || !ra_scorer_fits(config->scorer, layer))))
         return RA_ERR_ARGUMENT;
     int64_t start = ra_now_ns(), over = 0;
-    ra_cut_abandon(layer);
+    layer->cut.begun = false; /* rows that were recalled for it stay so */
     ra_status status = ra_layer_wait(layer);
     if (status != RA_OK)
         return status;
-    if (!make_lists(layer))
+    if (!ra_cut_make_lists(layer))
         return RA_ERR_NO_MEMORY;
     for (int64_t row = 0; row < layer->rows; row++) {
         layer->cut.totals[row] = totals[row];
         layer->cut.cut[row] = totals[row] >= 0 && row_slots(layer, row) > totals[row];
+        if (layer->cut.cut[row] && !ra_cold_is_recalled(layer, row))
+            return RA_ERR_ARGUMENT;
         over += layer->cut.cut[row];
     }
     for (int64_t pair = 0; pair < ra_pairs(layer); pair++) {
@@ -174,6 +182,8 @@ ra_status ra_cut_choose(ra_layer *layer, const int64_t *protect_below, const int
             return RA_ERR_ARGUMENT;
     }
     int64_t start = ra_now_ns();
+    ra_cold_forget(layer);
+    memcpy(layer->cut.protect, protect_below, (size_t)layer->rows * sizeof *protect_below);
     ra_status status = layer->pool->backend->choose(layer, protect_below, budgets, lost, parallel);
     for (int64_t pair = 0; status != RA_OK && pair < ra_pairs(layer); pair++)
         layer->cut.keep[pair] = -1;
@@ -199,11 +209,15 @@ ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing)
         *missing = need - ra_pool_spare(layer->pool);
         return RA_ERR_NO_PAGES;
     }
-    status = backend->apply(layer, parallel);
+    status = ra_cold_retire(layer, parallel);
+    if (status == RA_OK)
+        status = backend->apply(layer, parallel);
     if (status == RA_OK && backend->device)
         ra_lists_applied(layer);
-    if (status == RA_OK)
-        ra_cut_abandon(layer); /* it is done */
+    if (status == RA_OK) {
+        ra_cold_settle(layer);
+        layer->cut.begun = false; /* it is done */
+    }
     layer->times.evict_ns += ra_now_ns() - start;
     return status;
 }
@@ -275,7 +289,9 @@ ra_status ra_layer_cut(ra_layer *layer, const ra_cut *cut, ra_parallel parallel,
     *missing = 0;
     if (layer->pool->backend->device)
         return cut_on_device(layer, cut, missing);
-    ra_status status = ra_cut_score(layer, cut->totals, &cut->score, cut->cut, parallel);
+    ra_status status = ra_cut_recall(layer, cut->totals, parallel, missing);
+    if (status == RA_OK)
+        status = ra_cut_score(layer, cut->totals, &cut->score, cut->cut, parallel);
     if (status == RA_OK)
         status = ra_cut_allocate(layer, cut->protect_below, &cut->route, cut->budgets);
     if (status == RA_OK)

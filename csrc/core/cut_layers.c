@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "backend.h"
+#include "cold.h"
 
 static bool belong_together(ra_layer *const *layers, int64_t count)
 {
@@ -130,6 +131,11 @@ ra_status ra_cut_apply_layers(ra_layer *const *layers, int64_t count, ra_paralle
         }
         if (!ra_pool_scratch(pool, apply_bytes(layers[l], need)))
             return RA_ERR_NO_MEMORY;
+    }
+    for (int64_t l = 0; l < count; l++) {
+        ra_status status = ra_cold_retire(layers[l], parallel);
+        if (status != RA_OK)
+            return status;
     }
     for (int64_t l = 0; l < count; l++) {
         int64_t none;

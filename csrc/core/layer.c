@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "backend.h"
+#include "cold.h"
 #include "scorer.h"
 
 #define DEFAULT_PAGES 4 /* of a head's list in a new layer */
@@ -179,13 +180,17 @@ ra_status ra_layer_copy(ra_layer *layer, ra_layer **out)
     ra_status status = ra_lists_write(layer);
     if (status != RA_OK)
         return status;
+    if (layer->cold)
+        ra_cut_abandon(layer); /* recalled tokens are cold again */
     ra_layer *copy = ra_new_zeroed(1, sizeof *copy);
     if (!copy)
         return RA_ERR_NO_MEMORY;
     *copy = *layer;
-    if (!new_lists(copy, layer->rows, layer->pages) || !new_rows(copy) || !new_sinks(copy)) {
+    if (!new_lists(copy, layer->rows, layer->pages) || !new_rows(copy) || !new_sinks(copy) ||
+        !ra_cold_for_rows(layer, NULL, layer->rows, &copy->cold)) {
         free_lists(copy);
         free_rows(copy);
+        free(copy->sinks);
         free(copy);
         return RA_ERR_NO_MEMORY;
     }
@@ -215,6 +220,7 @@ static void free_cut(ra_layer *layer)
     ra_cut_state *cut = &layer->cut;
     free(cut->cut);
     free(cut->totals);
+    free(cut->protect);
     free(cut->scores);
     free(cut->kept);
     free(cut->keep);
@@ -236,6 +242,7 @@ void ra_layer_destroy(ra_layer *layer)
     free_lists(layer);
     free_rows(layer);
     free_cut(layer);
+    ra_cold_free(layer->cold);
     free(layer->sinks);
     free(layer);
 }
@@ -273,7 +280,8 @@ bool ra_layer_make_room(ra_layer *layer, int64_t pages)
 void ra_layer_shrink(ra_layer *layer)
 {
     int64_t most = ra_pages_for(ra_most_slots(layer));
-    if (layer->pages <= 2 * most + 32 || layer->cut.begun || layer->pending || layer->lists != RA_LISTS_HOST)
+    if (layer->pages <= 2 * most + 32 || layer->cut.begun || ra_cold_is_merged(layer) || layer->pending ||
+        layer->lists != RA_LISTS_HOST)
         return;
     if (resize(layer, most + most / 4 + 8)) /* without memory for it they stay long */
         free_cut(layer);
@@ -300,6 +308,7 @@ static void empty_row(ra_layer *layer, int64_t row)
         layer->slots[pair] = 0;
         ra_stats_clear(layer, pair);
     }
+    ra_cold_empty_row(layer, row);
     layer->tokens[row] = layer->q_begin[row] = layer->q_end[row] = 0;
 }
 
@@ -341,6 +350,7 @@ ra_status ra_layer_fork(ra_layer *layer, int64_t from, int64_t to)
         share_pages(layer, ra_pair(layer, to, head));
     }
     copy_row(layer, from, layer, to);
+    ra_cold_fork(layer, from, to);
     ra_lists_changed(layer);
     return RA_OK;
 }
@@ -355,8 +365,12 @@ ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_r
     ra_status status = ra_lists_write(layer);
     if (status != RA_OK)
         return status;
+    if (layer->cold)
+        ra_cut_abandon(layer);
     ra_layer fresh = *layer;
-    if (!new_lists(&fresh, new_row_count, layer->pages) || !new_rows(&fresh)) {
+    ra_cold *cold = NULL;
+    if (!new_lists(&fresh, new_row_count, layer->pages) || !new_rows(&fresh) ||
+        !ra_cold_for_rows(layer, source, new_row_count, &cold)) {
         free_lists(&fresh);
         free_rows(&fresh);
         return RA_ERR_NO_MEMORY;
@@ -374,6 +388,8 @@ ra_status ra_layer_reorder(ra_layer *layer, const int64_t *source, int64_t new_r
     replace_lists(layer, &fresh);
     free_rows(layer);
     free_cut(layer);
+    ra_cold_free(layer->cold);
+    layer->cold = cold;
     layer->rows = new_row_count;
     layer->ready_tokens = layer->ready_slots = 0; /* more rows need more scratch */
     layer->tokens = fresh.tokens;
@@ -418,6 +434,7 @@ ra_status ra_layer_crop(ra_layer *layer, const int64_t *tokens)
             layer->slots[pair] = (int32_t)slots;
             ra_stats_crop(layer, pair, slots);
         }
+        ra_cold_crop(layer, row);
     }
     ra_lists_changed(layer);
     return RA_OK;

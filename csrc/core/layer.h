@@ -9,12 +9,13 @@
 
 /* Rows of a layer whose cut has begun: what the phases leave for each other. */
 typedef struct ra_cut_state {
-    bool *cut;       /* [R], NULL while no cut has begun */
-    int64_t *totals; /* [R] */
-    float *scores;   /* [R, H, 16 (M + 1)]: one page more, for a list that is one longer than the slots */
-    int32_t *kept;   /* [R, H, 16 (M + 1)] slots that stay, ascending */
-    int32_t *keep;   /* [R, H] their number, -1 before they are chosen */
-    int64_t pages;   /* M of these lists */
+    bool *cut;        /* [R], NULL while no cut has begun */
+    int64_t *totals;  /* [R] */
+    int64_t *protect; /* [R] positions below which tokens go last, as of the choice */
+    float *scores;    /* [R, H, 16 (M + 1)]: one page more, for a list that is one longer than the slots */
+    int32_t *kept;    /* [R, H, 16 (M + 1)] slots that stay, ascending */
+    int32_t *keep;    /* [R, H] their number, -1 before they are chosen */
+    int64_t pages;    /* M of these lists */
     int64_t rows;
     bool begun;
 } ra_cut_state;
@@ -48,9 +49,12 @@ struct ra_layer {
     /* Of a backend with a device: */
     void *device; /* the backend's own */
     ra_lists lists;
-    int64_t *row_slots; /* [R] no fewer than the row's heads hold together */
-    int64_t promised;   /* pages that it may have taken */
+    int64_t *row_slots;   /* [R] no fewer than the row's heads hold together */
+    int64_t promised;     /* pages that it may have taken */
+    struct ra_cold *cold; /* NULL: what is evicted is gone */
 };
+
+typedef struct ra_cold ra_cold;
 
 static inline int64_t ra_pairs(const ra_layer *layer) { return layer->rows * layer->kv_heads; }
 static inline int64_t ra_pair(const ra_layer *layer, int64_t row, int64_t head) { return row * layer->kv_heads + head; }
@@ -146,6 +150,11 @@ void ra_stats_add(ra_layer *layer, int64_t pair, int64_t cut_in, const ra_weight
 /* Whether some of them take in every query. */
 bool ra_stats_gather(const ra_layer *layer);
 bool ra_stat_config_is_good(const ra_stat_config *config);
+
+/* ---- cut.c ---- */
+
+/* The lists of a cut, as long as the layer's; false without memory. */
+bool ra_cut_make_lists(ra_layer *layer);
 
 /* ---- allocate.c ---- */
 

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "backend.h"
+#include "cold.h"
 #include "layer.h"
 
 ra_status ra_pool_create(const ra_format *format, int64_t head_dim, ra_pool **out)
@@ -266,9 +267,9 @@ ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64
     if (!pool || keep_free < 0 || capacity < 0 || !out_count || (capacity && !out_ids))
         return RA_ERR_ARGUMENT;
     *out_count = 0;
-    bool pending = false; /* a step was reserved: it counts on the scratch memory */
+    bool pending = false; /* a step or the end of a cut counts on the scratch memory */
     for (ra_layer *layer = pool->layers; layer; layer = layer->next)
-        pending |= layer->pending;
+        pending |= layer->pending || ra_cold_is_merged(layer);
     if (!pending && pool->scratch.size / 4 > pool->scratch_need + 4096) { /* after a long prompt */
         free(pool->scratch.memory);
         pool->scratch = (ra_scratch){0};

@@ -35,7 +35,8 @@ struct ra_pool {
     void *stream; /* of the calls to come */
     void *device; /* the backend's own */
     ra_lists lists;
-    int64_t promised; /* pages that its layers may have taken */
+    int64_t promised;  /* pages that its layers may have taken */
+    size_t cold_bytes; /* of the cold tiers of its layers */
 };
 
 /* A page with one owner and zeroed keys; the caller made sure that one is free. */

@@ -80,6 +80,8 @@ ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens
         return RA_ERR_ARGUMENT;
     ra_pool *pool = layer->pool;
     *missing = 0;
+    if (layer->cold)
+        ra_cut_abandon(layer); /* its slots are counted without those that a cut has recalled */
     ra_status fault = pool->backend->device ? pool->backend->device->fault(layer) : RA_OK;
     if (fault != RA_OK)
         return fault;

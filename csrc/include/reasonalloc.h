@@ -450,6 +450,43 @@ ra_status ra_cut_set_totals(ra_layer *layer, const int64_t *totals);
 ra_status ra_cut_apply_layers(ra_layer *const *layers, int64_t count, ra_parallel parallel, int64_t *which,
                               int64_t *missing);
 
+/* ---- The cold tier: evicted tokens that can come back -----------------------------------------------------------------
+ * A layer may keep what its cuts evict in host memory, of each head up to a limit of its own. Before a cut is scored the
+ * cold tokens of its rows are put among their slots by position, into pages of the pool: scores, budgets and choices are
+ * those of a row that has evicted nothing but what was beyond the limit. What is not chosen then is cold, the best by
+ * score if it is more than the limit, the protected ones first, ties to the newer. Budgets count slots alone. A cut of a row
+ * with cold tokens that were not recalled is RA_ERR_ARGUMENT.
+ *
+ * What lasting statistics have of a token (ra_stat_config) goes and comes with it as it was; no query of the time between
+ * counts. Rows that fork share their cold tokens. Only for pools in host memory. */
+
+typedef enum ra_cold_format {
+    RA_COLD_SAME = 0, /* keys and values as pages have them */
+    RA_COLD_INT8 /* 8-bit integers, one power of two for each 32 (MXINT8); what came back goes again without further loss */
+} ra_cold_format;
+
+/* Gives an empty layer a cold tier for `slots` tokens of each head; negative: without a limit. */
+ra_status ra_layer_keep_cold(ra_layer *layer, int64_t slots, ra_cold_format format);
+/* 0. Puts the cold tokens of the rows whose totals[r] is not negative among their slots, for ra_cut_score; a row that is
+ * within its total then keeps them. The others have them until ra_cut_apply, ra_cut_abandon, or any call that changes the
+ * layer, which abandons the cut. ra_layer_cut begins with it. RA_ERR_NO_PAGES and *missing as in ra_layer_reserve. */
+ra_status ra_cut_recall(ra_layer *layer, const int64_t *totals, ra_parallel parallel, int64_t *missing);
+/* Of a head: its cold tokens; their positions, ascending, and records, borrowed until the next call that changes the layer,
+ * NULL for none; those that came back by the newest recall
+ * and the cut after it. */
+int64_t ra_cold_slots(const ra_layer *layer, int64_t row, int64_t head);
+const int32_t *ra_cold_positions(const ra_layer *layer, int64_t row, int64_t head);
+const void *ra_cold_records(const ra_layer *layer, int64_t row, int64_t head);
+int64_t ra_cold_recalled(const ra_layer *layer, int64_t row, int64_t head);
+/* Bytes of a record; 0 without a cold tier. */
+size_t ra_cold_record_bytes(const ra_layer *layer);
+/* Gives a restored row, after ra_layer_restore_row, cold tokens as they were read. RA_ERR_ARGUMENT for positions that do
+ * not ascend, are slots of the head or beyond the row, and for more than the limit. */
+ra_status ra_cold_restore(ra_layer *layer, int64_t row, int64_t head, int64_t count, const int32_t *positions,
+                          const void *records);
+/* Bytes that cold tokens of all layers of a pool take; those that rows share count once. */
+size_t ra_pool_cold_bytes(const ra_pool *pool);
+
 typedef struct ra_times {
     int64_t score_ns, route_ns, evict_ns, attend_ns;
 } ra_times;

@@ -58,6 +58,12 @@ extern const char ra_cut_doc[], ra_cut_score_doc[], ra_cut_scores_doc[], ra_cut_
     ra_cut_choose_doc[], ra_cut_kept_doc[], ra_cut_apply_doc[], ra_cut_abandon_doc[], ra_figures_doc[],
     ra_cut_set_totals_doc[];
 
+/* ---- layer_cold.c ---- */
+
+ra_method layer_keep_cold, layer_cut_recall, layer_cold_slots, layer_cold_recalled, layer_cold_read, layer_cold_restore;
+extern const char ra_keep_cold_doc[], ra_cut_recall_doc[], ra_cold_slots_doc[], ra_cold_recalled_doc[],
+    ra_cold_read_doc[], ra_cold_restore_doc[];
+
 /* ---- layer_read.c ---- */
 
 ra_method layer_slots, layer_row_slots, layer_table, layer_positions, layer_read, layer_queries, layer_tokens,

@@ -237,6 +237,12 @@ static PyObject *pool_page_bytes(PyObject *object, void *unused)
     return PyLong_FromSize_t(ra_pool_page_bytes(((pool_object *)object)->pool));
 }
 
+static PyObject *pool_cold_bytes(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSize_t(ra_pool_cold_bytes(((pool_object *)object)->pool));
+}
+
 static PyMethodDef methods[] = {
     {"add_slab", pool_add_slab, METH_O, add_slab_doc},
     {"trim", pool_trim, METH_O, trim_doc},
@@ -265,6 +271,7 @@ static PyObject *pool_backend(PyObject *object, void *unused)
 
 static PyGetSetDef getset[] = {
     {"page_bytes", pool_page_bytes, NULL, "Bytes of one page.", NULL},
+    {"cold_bytes", pool_cold_bytes, NULL, "Bytes of the cold tiers of its layers.", NULL},
     {"format", pool_format, NULL, "Name of the page format.", NULL},
     {"backend", pool_backend, NULL, "Name of what computes on the pages.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

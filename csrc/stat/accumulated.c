@@ -23,9 +23,9 @@ static void move(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t kee
     ra_column_keep(sum_of(layer, pair), kept, keep);
 }
 
-static bool holds(const ra_layer *layer, int64_t pair, const int32_t *columns)
+static bool holds(int64_t slots, const int32_t *columns)
 {
-    for (int64_t i = 0; i < layer->slots[pair]; i++) {
+    for (int64_t i = 0; i < slots; i++) {
         float sum;
         memcpy(&sum, columns + i, sizeof sum);
         if (!(sum >= 0) || isinf(sum))

@@ -49,9 +49,8 @@ static void move(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t kee
     ra_column_keep(column(layer, GAP, pair), kept, keep);
 }
 
-static bool holds(const ra_layer *layer, int64_t pair, const int32_t *columns)
+static bool holds(int64_t slots, const int32_t *columns)
 {
-    int64_t slots = layer->slots[pair];
     for (int64_t i = 0; i < slots; i++)
         if (columns[i] < -1 || columns[slots + i] < 0)
             return false;

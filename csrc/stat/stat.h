@@ -44,8 +44,11 @@ typedef struct ra_stat {
     void (*move)(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t keep, int64_t before, int32_t *places);
     /* Slots from `slots` on are gone; 0: all. */
     void (*crop)(ra_layer *layer, int64_t pair, int64_t slots);
-    /* Whether columns [fields][N] are such as steps leave. NULL: any are. */
-    bool (*holds)(const ra_layer *layer, int64_t pair, const int32_t *columns);
+    /* Of how many of its first slots a head's state and columns hold all that they say as long as these stay the same, whatever
+     * comes behind them: a cold tier keeps that from cut to cut. NULL: of none. */
+    int64_t (*known)(const ra_layer *layer, int64_t pair);
+    /* Whether columns [fields][slots] are such as steps leave. NULL: any are. */
+    bool (*holds)(int64_t slots, const int32_t *columns);
 } ra_stat;
 
 extern const ra_stat *const ra_stats[RA_STATS];

@@ -103,7 +103,7 @@ ra_status ra_layer_restore_columns(ra_layer *layer, int64_t row, int64_t head, c
     for (int s = 0; s < RA_STATS; s++) {
         if (!layer->columns[s] || !ra_stats[s]->lasting)
             continue;
-        if (ra_stats[s]->holds && !ra_stats[s]->holds(layer, pair, from))
+        if (ra_stats[s]->holds && !ra_stats[s]->holds(slots, from))
             return RA_ERR_ARGUMENT;
         from += ra_stats[s]->fields * slots;
     }

@@ -121,11 +121,15 @@ class ReasonAllocCache(Cache):
         whole_masks = len(managed) < sum(map(is_full_attention, stock))
         own_policy = policy is not None
         policy = (config.policy() if policy is None else policy).fitted(_shape(model, len(stock), managed))
+        if record and policy.cold is not None:
+            raise ValueError(
+                "a trace says of each token when it goes, and with recall tokens come back: record=False (observers see"
+                " every cut), or recall=False"
+            )
+        window, scorer, statistics = policy.schedule.window, policy.core_scorer, policy.statistics
         layers = list(stock)
         for order, i in enumerate(managed):
-            layers[i] = RaggedLayer(
-                i, order, policy.schedule.window, policy.core_scorer, policy.ahead, whole_masks, policy.statistics
-            )
+            layers[i] = RaggedLayer(i, order, window, scorer, policy.ahead, whole_masks, statistics, policy.cold)
         super().__init__(layers=layers)
         self.model, self.config, self.policy, self.record = model, config, policy, record
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
@@ -133,7 +137,7 @@ class ReasonAllocCache(Cache):
         self.by_hand = own_policy
         self._whole_masks = whole_masks
         self._drops_caches, self._rope_switch = drops_caches(model), rope_switch(model)
-        self._states = States(model, config.device, policy.core_scorer)
+        self._states = States(model, config.device if policy.cold is None else "cpu", policy.core_scorer)
         self.prompt_columns: int | None = None
         activate(model)
         self._text_config = text_config(model)
@@ -557,6 +561,19 @@ class ReasonAllocCache(Cache):
                 slots[:, layer.order] = own
         return slots
 
+    def cold_slots(self) -> np.ndarray:
+        """[batch, L, H] evicted tokens of each KV head that can come back, int64; empty without recall."""
+        self._settle()
+        if self.policy.cold is None:
+            return np.zeros((0, 0, 0), np.int64)
+        slots = np.zeros((self.rows, len(self.ragged), max((x.heads for x in self.ragged), default=0)), dtype=np.int64)
+        for layer in self.ragged:
+            if not layer.is_empty:
+                own = np.zeros((self.rows, layer.heads), dtype=np.int64)
+                layer.core.cold_slots(own)
+                slots[:, layer.order] = own
+        return slots
+
     def page_bytes_by_row(self) -> np.ndarray:
         """[batch] bytes of the pages that each row uses now; a page that rows share counts for each of them."""
         if not self._pools:
@@ -595,10 +612,13 @@ class ReasonAllocCache(Cache):
 
         bytes, peak_bytes, mean_bytes (time average over steps): pages in use; reserved_bytes: with free pages;
         other_bytes: sliding-window layers. slots: kept now. budgets: of the last cut, the even share before it, -1
-        without limit. evicted: slots in all. steps: forward passes. routings: cuts. seconds: score, route, evict,
-        attend (in C), cut (score, route and evict with everything around them). lost_mass: attention of the newest
-        query on what was evicted, mean over cuts of a head. ratio: slots kept / slots of a full cache. wave: where the
-        layer wave comes from. closed: why the cache cannot be used, or None.
+        without limit. evicted: slots in all; recalls: how many of them came back; cold_slots: those that still can, []
+        without recall, and cold_bytes what they take in host memory, which is in none of the other bytes. A cut that
+        scores them has them in pages too: that is in peak_bytes. steps: forward passes. routings: cuts. seconds: score,
+        route, evict, attend (in C), cut (score, route and evict with everything around them). lost_mass: attention of
+        the newest query (with recall, over the cold tokens too) on what did not stay, mean over cuts of a head. ratio:
+        slots kept / slots of a full cache. wave: where the layer wave comes from. closed: why the cache cannot be used,
+        or None.
         """
         nanoseconds, slots = np.zeros(4), self.slots()
         if self._cutter is not None:
@@ -630,6 +650,9 @@ class ReasonAllocCache(Cache):
             "budgets": cutter.budget_lists() if cutter else [],
             "ratio": float(slots.sum() / full) if full else 1.0,
             "evicted": cutter.evicted if cutter else 0,
+            "recalls": cutter.recalls if cutter else 0,
+            "cold_bytes": sum(pool.cold_bytes for pool in pools),
+            "cold_slots": self.cold_slots().tolist(),
             "steps": self.step.count,
             "routings": self.routings,
             "seconds": Seconds(

@@ -15,6 +15,7 @@ from reasonalloc.hf.attention import AttentionSpec
 from reasonalloc.hf.columns import NewTokens
 from reasonalloc.hf.compat import query_length
 from reasonalloc.hf.states import Three
+from reasonalloc.policy.cold import Cold
 from reasonalloc.policy.layers import LayerAllocator
 from reasonalloc.policy.scorers import StatArguments
 from reasonalloc.store.pages import PagePool
@@ -30,7 +31,7 @@ class RaggedLayer(CacheLayerMixin):
     index: of the layer in the model. order: among the layers with a budget. window: newest queries that scores need.
     scorer: whose statistics the core keeps. ahead: tokens to make room for at a time. whole_masks: masks cover cached
     tokens too, because other layers need that of the mask they share. statistics: how the core gathers what the scorer
-    needs of every step.
+    needs of every step. cold: where evicted tokens go, None: away.
     """
 
     is_sliding = False
@@ -46,10 +47,12 @@ class RaggedLayer(CacheLayerMixin):
         ahead: int,
         whole_masks: bool = False,
         statistics: StatArguments | None = None,
+        cold: Cold | None = None,
     ) -> None:
         super().__init__()
         self.index, self.order, self.whole_masks = index, order, whole_masks
         self.window, self.scorer, self.ahead, self.statistics = window, scorer, ahead, statistics
+        self.cold = cold
         self._core: _core.Layer | None = None  # the layer's C object, None while it is empty
         self._pool: PagePool | None = None  # where its pages are from
         self.heads = self.query_heads = self.head_dim = 0
@@ -91,6 +94,8 @@ class RaggedLayer(CacheLayerMixin):
         self._core = _core.Layer(
             pool.core, rows, key_heads, query_heads, self.window, self.scorer, self.ahead, self.statistics
         )
+        if self.cold is not None:
+            self._core.keep_cold(self.cold.limit, self.cold.cold_format)
         return self._core
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:

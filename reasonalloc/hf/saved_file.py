@@ -42,6 +42,7 @@ class Figures:
     evicted: int
     lost: float
     lost_count: int
+    recalls: int = 0
 
 
 @dataclass(frozen=True)

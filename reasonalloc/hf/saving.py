@@ -112,7 +112,9 @@ def save(cache: _Saved, path: str | Path) -> None:
         cutter = cache.cutter
         cutter.fetch()
         arrays |= {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in _cutter_arrays(cache, rows).items()}
-        figures = Figures(cache.routings, cache.byte_sum, cutter.evicted, cutter.lost_sum, cutter.lost_count)
+        figures = Figures(
+            cache.routings, cache.byte_sum, cutter.evicted, cutter.lost_sum, cutter.lost_count, cutter.recalls
+        )
         fixed = cutter.budgets.fixed
     saved_file.write(
         path,
@@ -166,9 +168,24 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
     if layer.statistics is not None:
         columns = [core.columns(row, h)[1] for row in range(rows) for h in range(layer.heads)]
         own["statistics"] = torch.from_numpy(np.frombuffer(b"".join(columns), np.int32).copy())
+    if layer.cold is not None:
+        own |= _cold_arrays(layer, rows)
     if layer.sinks is not None:
         own["sinks"] = torch.as_tensor(layer.sinks).cpu().clone()
     return own
+
+
+def _cold_arrays(layer: RaggedLayer, rows: int) -> Arrays:
+    """cold.slots [B, H]; cold.positions and cold.records (uint8, as the core has them) of all heads, flat."""
+    slots = np.zeros((rows, layer.heads), np.int64)
+    layer.core.cold_slots(slots)
+    heads = [layer.core.cold_read(row, head) for row, head in np.ndindex(rows, layer.heads)]
+    positions, records = (b"".join(x) for x in zip(*heads, strict=True))
+    return {
+        "cold.slots": torch.from_numpy(slots),
+        "cold.positions": torch.from_numpy(np.frombuffer(positions, np.int32).copy()),
+        "cold.records": torch.from_numpy(np.frombuffer(records, np.uint8).copy()),
+    }
 
 
 def _cutter_arrays(cache: _Saved, rows: int) -> dict[str, npt.NDArray[Any]]:
@@ -324,6 +341,26 @@ def _fill_layer(
         size = counts[row] * saved.query_heads * d
         layer.core.restore_row(row, tokens[row], counts[row], queries[asked : asked + size], saved.scale, saved.softcap)
         asked += size
+    if layer.cold is not None:
+        _fill_cold(layer, name + "cold.", arrays, rows)
+
+
+def _fill_cold(layer: RaggedLayer, name: str, arrays: Arrays, rows: int) -> None:
+    slots = take(arrays, name + "slots", torch.int64, (rows, layer.heads)).numpy()
+    if slots.min() < 0:
+        raise ValueError(f"layer {layer.index} has {slots.tolist()} cold tokens")
+    whole = int(slots.sum())
+    positions = take(arrays, name + "positions", torch.int32, (whole,)).numpy()
+    size = arrays[name + "records"].numel() if name + "records" in arrays else 0
+    records = take(arrays, name + "records", torch.uint8, (size,)).numpy()
+    each, rest = divmod(size, whole) if whole else (0, size)
+    if rest:
+        raise ValueError(f"layer {layer.index} has {whole} cold tokens in {size} bytes")
+    begin = 0
+    for row, head in np.ndindex(rows, layer.heads):
+        end = begin + int(slots[row, head])
+        layer.core.cold_restore(row, head, positions[begin:end], records[each * begin : each * end])
+        begin = end
 
 
 def _set_sinks(layer: RaggedLayer, sinks: torch.Tensor, saved: Layer, pool: PagePool) -> None:
@@ -361,6 +398,7 @@ def _fill_cutter(cache: _Saved, header: Header, arrays: Arrays, tokens: npt.NDAr
         cache.recorder.restore(_record(arrays, (*shape, header.length + 1), budgets.heads))
     figures = header.figures
     cutter.evicted, cutter.lost_sum, cutter.lost_count = figures.evicted, figures.lost, figures.lost_count
+    cutter.recalls = figures.recalls
     cache.routings, cache.byte_sum = figures.routings, figures.byte_sum
 
 

@@ -24,9 +24,11 @@ class CacheStats(dict[str, Any]):
     pages in use, now, at most, and on the average over steps. reserved_bytes: the same with free pages.
     other_bytes: of layers with a sliding window. backends: what computes, and on which device. slots: kept now.
     budgets: of the last cut, the even share before it, -1 without limit. ratio: slots kept / slots of a full cache.
-    evicted: slots in all. steps: forward passes. routings: cuts. lost_mass: attention of the newest query on what
-    was evicted, mean over cuts of a head. wave: where the layer wave comes from. closed: why the cache cannot be
-    used, or None.
+    evicted: slots in all; recalls: how many of them came back. cold_slots: evicted tokens that still can, [] without
+    recall; cold_bytes: what they take in host memory, which is in none of the other bytes; while a cut scores them they
+    are in pages too, which peak_bytes has. steps: forward passes. routings: cuts. lost_mass: attention of the newest
+    query (with recall, over the cold tokens too) on what did not stay, mean over cuts of a head. wave: where the layer
+    wave comes from. closed: why the cache cannot be used, or None.
     """
 
     method: str
@@ -41,6 +43,9 @@ class CacheStats(dict[str, Any]):
     budgets: list[list[list[int]]]
     ratio: float
     evicted: int
+    recalls: int
+    cold_bytes: int
+    cold_slots: list[list[list[int]]]
     steps: int
     routings: int
     seconds: Seconds

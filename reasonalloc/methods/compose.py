@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from reasonalloc.methods.base import Method
 from reasonalloc.methods.borrowed import MethodHeads, MethodLayers, MethodScorer
 from reasonalloc.methods.table import METHODS
+from reasonalloc.policy.cold import Cold
 from reasonalloc.policy.heads import HEADS
 from reasonalloc.policy.layers import LAYERS
 from reasonalloc.policy.policy import Policy
@@ -39,6 +40,12 @@ class Keywords(Settings, Protocol):
     def keep_prompt(self) -> bool | None: ...
     @property
     def sinks(self) -> int | None: ...
+    @property
+    def recall(self) -> bool: ...
+    @property
+    def cold_slots(self) -> int | None: ...
+    @property
+    def cold_format(self) -> str: ...
     @property
     def options(self) -> Mapping[str, Any]: ...
 
@@ -162,5 +169,6 @@ def compose(config: Keywords) -> tuple[Method, Policy]:
         storage=dealer.part(storage),
         settings=config,
         unlimited=own.unlimited,
+        cold=Cold(config.cold_slots, config.cold_format) if config.recall else None,
     )
     return method, policy

@@ -54,12 +54,19 @@ class CoreCut:
     layer as it was. totals, protect: [rows] slots that stay (negative: the row is left alone), positions below which
     tokens go last. rows: those that are
     over. slots: [rows, heads] before the cut. budgets, lost, evicted: [rows, heads], filled on the way.
+
+    recalls: the layer's cold tokens come back first, and count as slots in all phases; what is not chosen goes again,
+    and rows that have room for all keep them. hot: [rows, heads] slots before they came; evicted counts these alone.
+    recalled: [rows, heads] cold tokens that stayed.
     """
 
-    def __init__(self, layer: CutLayer, window: int, totals: Ints, protect: Ints) -> None:
+    def __init__(self, layer: CutLayer, window: int, totals: Ints, protect: Ints, recalls: bool = False) -> None:
         self.layer, self.core, self.pool, self.window = layer, layer.core, layer.pool, window
         self.totals, self.protect = totals, protect
-        self.slots = slots_of(layer)
+        self.recalls = recalls
+        self.hot = self.slots = slots_of(layer)
+        if recalls:
+            self._recall()
         self.rows: list[int] = np.flatnonzero((totals >= 0) & (self.slots.sum(1) > totals)).tolist()
         if not self.rows:
             return
@@ -67,6 +74,16 @@ class CoreCut:
         self.budgets, self.lost = np.zeros(shape, dtype=np.int64), np.zeros(shape)
         self.evicted = np.zeros(shape, dtype=np.int64)
         self._flags = np.zeros(self.core.rows, dtype=np.bool_)
+
+    def _recall(self) -> None:
+        while missing := self.core.cut_recall(self.totals):
+            self.pool.grow(missing)
+        self.slots, self.recalled = slots_of(self.layer), self._recalled()
+
+    def _recalled(self) -> Ints:
+        recalled = np.zeros_like(self.hot)
+        self.core.cold_recalled(recalled)
+        return recalled
 
     def tokens(self, row: int) -> int:
         """Tokens that a row has been given."""
@@ -81,12 +98,21 @@ class CoreCut:
         """Of each head's slots, ascending; read-only."""
         return tuple(np.frombuffer(self.core.positions(row, h), np.int32) for h in range(self.layer.heads))
 
+    def cold_positions(self, row: int) -> tuple[Positions, ...]:
+        """Of each head's slots those that came back for this cut, ascending; read-only."""
+        return tuple(np.frombuffer(self.core.cold_read(row, h)[0], np.int32) for h in range(self.layer.heads))
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to apply: rows to cut, or tokens that came back."""
+        return bool(self.rows) or (self.slots != self.hot).any()
+
     def run(self, score: ScoreArguments, heads: HeadArguments) -> None:
         """All phases in one call, for parts that are in C."""
         arguments = (self.totals, self.protect, score, _heads(heads), self.budgets, self.lost, self._flags)
         while missing := self.core.cut(*arguments):
             self.pool.grow(missing)
-        self.evicted = self.slots - slots_of(self.layer)
+        self.settle()
 
     def score(self, score: ScoreArguments | None) -> None:
         """Phase 1: the C scorer's scores; None: `set_scores` gives them for each row."""
@@ -129,7 +155,10 @@ class CoreCut:
 
     def settle(self) -> None:
         """It was applied: counts what went."""
-        self.evicted = self.slots - slots_of(self.layer)
+        self.evicted = self.hot - slots_of(self.layer)
+        if self.recalls:
+            self.recalled = np.maximum(self.recalled, self._recalled())  # of rows that kept all, and of those cut
+            self.evicted += self.recalled
 
     def abandon(self) -> None:
         """Ends a cut that was begun and not applied."""

@@ -34,8 +34,9 @@ class Cutter:
     """Cuts layers to their totals; keeps what it did of each row, layer and head.
 
     prompt: [rows] tokens of each row's prompt. totals_now: [rows, layers]. budgets_now: [rows, layers, heads] of the
-    last cut, -1 before. evicted: slots in all. lost_sum, lost_count: attention lost by cuts of heads, and their number.
-    observers: are shown every cut. busy: a cut is under way.
+    last cut, -1 before. evicted: slots in all; recalls: those that came back. lost_sum, lost_count: attention lost by
+    cuts of heads, and their number. observers: are shown every cut. recalling: there is a cold tier. busy: a cut is
+    under way.
     """
 
     def __init__(self, policy: Policy, budgets: Budgets, observers: Sequence[CutObserver] = ()) -> None:
@@ -47,7 +48,8 @@ class Cutter:
         self.totals_now = np.zeros((rows, budgets.layers), dtype=np.int64)
         if not policy.unlimited:
             self.totals_now[:] = budgets.of_rows([0] * rows)
-        self.evicted = 0
+        self.evicted = self.recalls = 0
+        self.recalling = policy.cold is not None
         self.lost_sum, self.lost_count, self._flag = 0.0, 0, False
         self._later: dict[int, LaterCut] = {}  # by the order of the layer: cuts whose figures are on a device still
         self.busy = False
@@ -70,11 +72,13 @@ class Cutter:
             if layer.pool.backend.capsule is not None and parts is not None:
                 self._run_later(parts, layer, totals, protect)
                 continue
-            cut = CoreCut(layer, schedule.window, totals, protect)
+            cut = CoreCut(layer, schedule.window, totals, protect, self.recalling)
             if cut.rows:
                 self._run(parts, cut, layer)
                 self._record(cut, layer)
                 self._flag = True
+            elif self.recalling:
+                self.recalls += int(cut.recalled.sum())
 
     def _protect(self) -> npt.NDArray[np.int64]:
         """[rows] positions below which tokens go last."""
@@ -195,7 +199,8 @@ class Cutter:
         kept = read_only(cut.kept(row, positions))
         budgets, lost = read_only([cut.budgets[row], cut.lost[row]])
         scores = read_only(cut.scores(row))
-        view = CutView(layer.index, layer.order, row, cut.tokens(row), positions, scores, budgets, kept, lost)
+        cold = cut.cold_positions(row) if self.recalling else ()
+        view = CutView(layer.index, layer.order, row, cut.tokens(row), positions, scores, budgets, kept, lost, cold)
         for observer in self.observers:
             observer(view)
 
@@ -206,6 +211,8 @@ class Cutter:
         self.budgets_now[rows, layer.order] = cut.budgets[rows]
         went = cut.evicted > 0
         self.evicted += int(cut.evicted.sum())
+        if self.recalling and isinstance(cut, CoreCut):
+            self.recalls += int(cut.recalled.sum())
         self.lost_sum += float(cut.lost[went].sum())
         self.lost_count += int(went.sum())
 

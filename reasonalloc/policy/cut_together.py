@@ -45,13 +45,15 @@ class CutTogether(Cutter):
             return
         protect, remembered = self._protect(), deepcopy(self.smoother)
         windows = np.where(over, layers[0].heads * self.policy.schedule.window, -1)  # all that can be scored is
-        cuts = [CoreCut(layer, self.policy.schedule.window, windows, protect) for layer in layers]
+        cuts: list[CoreCut] = []
         try:
+            for layer in layers:
+                cuts.append(CoreCut(layer, self.policy.schedule.window, windows, protect, self.recalling))
             self._score_all(cuts, over)
             if by_scores:
                 totals = np.where(over[:, None], self._layer_totals(cuts, over, totals.sum(1), protect), totals)
             self._choose_all(cuts, totals)
-            apply_all([cut for cut in cuts if cut.rows])
+            apply_all([cut for cut in cuts if cut.pending])
         except BaseException:
             self.smoother = remembered
             raise
@@ -62,6 +64,7 @@ class CutTogether(Cutter):
         for cut in cuts:
             self._record(cut, cut.layer)
         if by_scores:  # a layer that got all that it holds was not cut
+            slots = np.stack([cut.slots.sum(1) for cut in cuts], 1)
             whole = over[:, None] & (slots <= totals)
             for row, i in np.argwhere(whole):
                 self.budgets_now[row, i] = cuts[i].slots[row]

@@ -22,7 +22,9 @@ class CutView:
         scores: of the first len(scores) of them, the tokens before the window; higher stays;
         budgets: [H] slots that it may keep;
         kept: positions of the slots that stay;
-        lost: [H] attention mass of the newest query on what goes, 0 to 1.
+        lost: [H] attention mass of the newest query on what goes, 0 to 1;
+        cold: with recall, those of the positions that were evicted before and are scored again: in `kept` they stay,
+        else they go once more; () without recall.
     """
 
     layer: int
@@ -34,11 +36,20 @@ class CutView:
     budgets: npt.NDArray[np.int64]
     kept: tuple[Positions, ...]
     lost: npt.NDArray[np.float64]
+    cold: tuple[Positions, ...] = ()
 
     @cached_property
     def evicted(self) -> tuple[Positions, ...]:
-        """Positions of the slots that go."""
-        return tuple(np.setdiff1d(p, k, assume_unique=True) for p, k in zip(self.positions, self.kept, strict=True))
+        """Positions of the slots that go, but for those that were cold."""
+        gone = tuple(np.setdiff1d(p, k, assume_unique=True) for p, k in zip(self.positions, self.kept, strict=True))
+        if not self.cold:
+            return gone
+        return tuple(np.setdiff1d(p, c, assume_unique=True) for p, c in zip(gone, self.cold, strict=True))
+
+    @cached_property
+    def recalled(self) -> tuple[Positions, ...]:
+        """Positions that were cold and stay."""
+        return tuple(np.intersect1d(c, k, assume_unique=True) for c, k in zip(self.cold, self.kept, strict=False))
 
 
 class CutObserver(Protocol):

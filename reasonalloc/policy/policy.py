@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from reasonalloc.policy.cold import Cold
 from reasonalloc.policy.gates import GateHeads, GateLayers, ModelShape
 from reasonalloc.policy.heads import HeadAllocator
 from reasonalloc.policy.layers import LayerAllocator
@@ -21,6 +22,7 @@ class Policy:
     """What a cache runs. `Config.policy()` makes one; one made by hand is given to `ReasonAllocCache(policy=...)`.
 
     name: the method's. settings: what scorers in Python see as `view.config`. unlimited: nothing is ever cut.
+    cold: where evicted tokens go, None: away.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Policy:
     storage: Storage
     settings: Settings
     unlimited: bool = False
+    cold: Cold | None = None
 
     def __post_init__(self) -> None:
         for part in (self.layers, self.heads):
@@ -57,6 +60,8 @@ class Policy:
     @property
     def window_attention(self) -> bool:
         """Whether attention is to leave its weights behind for the scores."""
+        if self.cold is not None:  # what the hot tokens leave behind is not what the cut will look at
+            return False
         return self.scorer.window_attention and not self.scorer.in_python and not self.unlimited
 
     @property

@@ -69,6 +69,11 @@ class PagePool:
         return self.core.info()[3] * self.core.page_bytes
 
     @property
+    def cold_bytes(self) -> int:
+        """Bytes of evicted tokens that can come back."""
+        return self.core.cold_bytes
+
+    @property
     def reserved_bytes(self) -> int:
         """Bytes of all slabs, free pages included."""
         return self.core.info()[0] * self.core.page_bytes

@@ -344,15 +344,17 @@ static void test_statistics(fixture *f)
 
 static void test_cuts(fixture *f)
 {
-    const ra_score_config score = {ra_scorer_find("rkv"), 0.1f, 0.5f, 7, 0, 0, false};
+    const ra_score_config score = {.scorer = ra_scorer_find("rkv"), .alpha = 0.1f, .threshold = 0.5f, .kernel = 7};
     const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL};
     int64_t totals[ROWS] = {20, 20}, protect[ROWS] = {0}, budgets[ROWS * HEADS], missing;
     double lost[ROWS * HEADS];
     bool cut[ROWS];
     ra_layer *layer = f->layer;
     const ra_cut all = {totals, protect, score, route, budgets, lost, cut};
-    ra_score_config bad_score[] = {score, score, score, score, score, score, score, score, score, score};
+    ra_score_config bad_score[] = {score, score, score, score, score, score, score, score, score, score, score, score};
     bad_score[8].recent = 1.5f;
+    bad_score[10].n_large = -2;
+    bad_score[11].n_sink = -1;
     bad_score[9].scorer = ra_scorer_find("h2o"); /* the layer has not gathered what it needs */
     bad_score[0].scorer = NULL;
     bad_score[1].alpha = -0.5f;
@@ -489,7 +491,7 @@ static void test_budgets(void)
 
 static void test_dense_scores(void)
 {
-    const ra_score_config config = {ra_scorer_find("rkv"), 0.1f, 0.5f, 7, 0, 0, false};
+    const ra_score_config config = {.scorer = ra_scorer_find("rkv"), .alpha = 0.1f, .threshold = 0.5f, .kernel = 7};
     for (int i = 0; i < COUNT(hostile); i++)
         for (int at = 0; at < 4; at++) {
             int64_t size[4] = {2, 4, 20, 8};
@@ -509,7 +511,10 @@ static void test_dense_scores(void)
     REFUSED(ra_score_dense(numbers, 1, 1, NULL, 4, 8, &config, numbers, NULL, NULL));
     REFUSED(ra_score_dense(numbers, 1, 1, numbers, 4, 8, &config, NULL, NULL, NULL));
     REFUSED(ra_score_dense(numbers, 1, 1, numbers, 4, 8, NULL, numbers, NULL, NULL));
-    const ra_score_config recency = {ra_scorer_find("recency"), 0.1f, 0.5f, 7, 0, 0, false};
+    const ra_score_config recency = {.scorer = ra_scorer_find("recency"),
+                                     .alpha = 0.1f,
+                                     .threshold = 0.5f,
+                                     .kernel = 7};
     REFUSED(ra_score_dense(untouchable, 1, 1, untouchable, 4, 8, &recency, untouchable, NULL, NULL));
 }
 

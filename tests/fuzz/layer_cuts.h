@@ -19,7 +19,10 @@ static ra_score_config draw_score(bool made)
                              .kernel = 1 + 2 * below(5),
                              .seed = next_random(),
                              .recent = (float)below(5) / 4,
-                             .published_code = below(2)};
+                             .published_code = below(2),
+                             .average = below(2),
+                             .n_large = below(20) - 1,
+                             .n_sink = below(6)};
 }
 
 static ra_route_config draw_route(void)

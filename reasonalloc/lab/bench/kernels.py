@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from reasonalloc.lab.bench import attention, compression, gathering, rkv_repo, scorers, scratch, states, threads
+from reasonalloc.lab.bench import attention, compression, gathering, recall, rkv_repo, scorers, scratch, states, threads
 from reasonalloc.lab.bench.machine import surroundings
 from reasonalloc.lab.bench.progress import Log, Save, discard
 from reasonalloc.lab.bench.resident import in_fresh_process
@@ -75,6 +75,11 @@ def run(settings: Settings, log: Log, save: Save = discard) -> Kernels:
             ratios = (f"{name} {1 / ratio:.2f}x" for name, ratio in each["cut"]["ratio"].items())
             log(f"cut by scorer {each['dtype']} n={each['n']}, R-KV's time over its own: " + ", ".join(ratios))
             result["scorers"].append(each)
+            save(result)
+        for again in recall.rows(chains, 1152, [1024] if quick else [1024, 4096], cut_dtypes, runs):
+            costs = ", ".join(f"{value:.1f}x with {name}" for name, value in again["ratio"].items())
+            log(f"cut {again['keys']} keys {again['dtype']} n={again['n']}, {again['cold']} cold: {costs}")
+            result.setdefault("recall", []).append(again)
             save(result)
         scratch_sizes = [1152] if quick else sizes
         for used in scratch.rows(scratch_sizes, cut_dtypes, settings.rkv_repo, *_heads()):

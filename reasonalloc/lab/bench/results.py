@@ -41,6 +41,17 @@ class CompressionRow(Compared):
     kept_as_published: dict[str, float]
 
 
+class RecallRow(Compared):
+    """A cut with `cold` evicted tokens a head that are scored again, by the tier's format. cold_bytes: of the tier."""
+
+    keys: str
+    dtype: str
+    n: int
+    cold: int
+    checked: dict[str, float]
+    cold_bytes: dict[str, int]
+
+
 class ScratchRow(TypedDict):
     """bytes: `resident.rise` by contender and cut, "first" or "later"."""
 
@@ -97,6 +108,7 @@ class Kernels(Result):
     runs: int
     no_real_keys: str | None
     compression: list[CompressionRow]
+    recall: NotRequired[list[RecallRow]]
     scratch: list[ScratchRow]
     scorers: NotRequired[list[ScorerRow]]
     attention: list[AttentionRow]

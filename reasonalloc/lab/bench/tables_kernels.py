@@ -22,6 +22,26 @@ def _compression(data: Kernels) -> Section:
     return Section("Compression of one layer: score, route, evict", header, rows, note, words=3)
 
 
+def _recall(data: Kernels) -> Section:
+    found = data.get("recall", [])
+    peers = names_in(row["ratio"] for row in found)
+    rows = [
+        [row["keys"], row["dtype"], thousands(row["n"]), thousands(row["cold"]), ms(row["median_s"]["ours"])]
+        + [x for peer in peers for x in (ms(row["median_s"][peer]), times(row["ratio"][peer]))]
+        + [f"{row['cold_bytes'][peer] / 2**20:.2f}" for peer in peers]
+        for row in found
+    ]
+    header = ["keys", "dtype", "n", "cold", "no recall"] + [x for peer in peers for x in (peer, "times")]
+    return Section(
+        "A cut that scores evicted tokens again",
+        header + [f"MiB, {peer}" for peer in peers],
+        rows,
+        "From n to n - 128 slots a head, with so many cold tokens a head. ms, medians; times: that of the cut without"
+        " recall. MiB: of the cold tier.",
+        words=2,
+    )
+
+
 def _scratch(data: Kernels) -> Section:
     who = names_in(row["bytes"] for row in data["scratch"])
     rows = []
@@ -93,5 +113,5 @@ def _threads(data: Kernels) -> Section:
 
 def sections(data: Kernels) -> list[Section]:
     """All of them."""
-    first = [_compression(data), _scratch(data), *_scorers(data)]
+    first = [_compression(data), *_scorers(data), _recall(data), _scratch(data)]
     return [*first, _attention(data), *_gathering(data), _threads(data)]

@@ -21,6 +21,8 @@ class Cell:
         config, method = self.config, self.config.resolve()
         content: dict[str, object] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
         del content["device"]  # where a cache lies changes no result
+        if not config.recall:  # and what was not there when chains were kept
+            content = {key: x for key, x in content.items() if key not in ("recall", "cold_slots", "cold_format")}
         if config.profile is not None and method.needs_wave:
             content["profile"] = [float(x) for x in config.profile.demand]
         return digest(content)
@@ -29,4 +31,4 @@ class Cell:
 def cell_name(config: Config) -> str:
     """ "rkv 256", "rkv 0.1x" or "full"."""
     size = str(config.budget) if config.budget is not None else f"{config.ratio:g}x" if config.ratio is not None else ""
-    return f"{config.method} {size}".strip()
+    return f"{config.method} {size}".strip() + (" recall" if config.recall else "")
