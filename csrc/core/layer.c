@@ -7,6 +7,7 @@
 
 #include "backend.h"
 #include "scorer.h"
+#include "triattention.h"
 
 #define DEFAULT_PAGES 4 /* of a head's list in a new layer */
 
@@ -197,6 +198,7 @@ ra_status ra_layer_copy(ra_layer *layer, ra_layer **out)
         copy_row(layer, row, copy, row);
     memcpy(copy->sinks, layer->sinks, (size_t)layer->query_heads * sizeof *copy->sinks);
     copy->times = layer->times;
+    copy->centres = ra_centres_share(layer->centres);
     link_layer(copy);
     ra_lists_changed(copy);
     *out = copy;
@@ -237,6 +239,7 @@ void ra_layer_destroy(ra_layer *layer)
     free_rows(layer);
     free_cut(layer);
     free(layer->sinks);
+    ra_centres_drop(layer->centres);
     free(layer);
 }
 

@@ -58,6 +58,11 @@ extern const char ra_cut_doc[], ra_cut_score_doc[], ra_cut_scores_doc[], ra_cut_
     ra_cut_choose_doc[], ra_cut_kept_doc[], ra_cut_apply_doc[], ra_cut_abandon_doc[], ra_figures_doc[],
     ra_cut_set_totals_doc[];
 
+/* ---- layer_centres.c ---- */
+
+ra_method layer_set_centres;
+extern const char ra_set_centres_doc[];
+
 /* ---- layer_read.c ---- */
 
 ra_method layer_slots, layer_row_slots, layer_table, layer_positions, layer_read, layer_queries, layer_tokens,

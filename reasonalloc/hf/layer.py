@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -51,6 +52,7 @@ class RaggedLayer(CacheLayerMixin):
         self.index, self.order, self.whole_masks = index, order, whole_masks
         self.window, self.scorer, self.ahead, self.statistics = window, scorer, ahead, statistics
         self._core: _core.Layer | None = None  # the layer's C object, None while it is empty
+        self.prepare: Callable[[_core.Layer, int], None] | None = None  # of a C object that was just made
         self._pool: PagePool | None = None  # where its pages are from
         self.heads = self.query_heads = self.head_dim = 0
         self.sinks: Any = None  # [Hq] float32, logits of attention sinks in the newest step, as `_core` takes them
@@ -91,6 +93,8 @@ class RaggedLayer(CacheLayerMixin):
         self._core = _core.Layer(
             pool.core, rows, key_heads, query_heads, self.window, self.scorer, self.ahead, self.statistics
         )
+        if self.prepare is not None:
+            self.prepare(self._core, self.index)
         return self._core
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:

@@ -25,6 +25,7 @@ from reasonalloc.methods import (  # isort: skip
     rlkv,
     snapkv,
     streaming,
+    triattention,
 )
 
 __all__ = [
@@ -51,4 +52,5 @@ __all__ = [
     "rlkv",
     "snapkv",
     "streaming",
+    "triattention",
 ]

@@ -1,5 +1,29 @@
 """Options of the commands, one file each. Nothing here needs torch: help comes at once."""
 
-from reasonalloc.cli.parsers import ablate, bench, completion, demo, doctor, evaluate, generate, paper, profile, report
+from reasonalloc.cli.parsers import (
+    ablate,
+    bench,
+    calibrate,
+    completion,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    paper,
+    profile,
+    report,
+)
 
-COMMANDS = (demo, profile, generate, evaluate, ablate, paper, report, bench, doctor, completion)  # as help lists them
+COMMANDS = (
+    demo,
+    profile,
+    calibrate,
+    generate,
+    evaluate,
+    ablate,
+    paper,
+    report,
+    bench,
+    doctor,
+    completion,
+)  # as help lists them
