@@ -238,3 +238,53 @@ def test_beside_stock_and_other_parts(calibrated):
         cache = ra.ReasonAllocCache(model, config)
         generated(model, cache, ids, 40)
         assert cache.stats()["evicted"] > 0
+
+
+def test_other_selections(calibrated):
+    """One set of tokens: "per_head" for each KV head in all layers, "union" for all heads."""
+    model, calibration = calibrated
+    for selection in ("per_head", "union"):
+        config = ra.Config(
+            method="triattention",
+            budget=24,
+            interval=8,
+            calibration=calibration,
+            options={"selection": selection},
+        )
+        views = []
+        cache = ra.ReasonAllocCache(model, config, observers=[views.append])
+        generated(model, cache, models.prompt(12), 60)
+        assert cache.stats()["evicted"] > 0
+        for head in range(2):
+            held = {tuple(cache.positions(i, 0)[head]) for i in budgeted_layers(model)}
+            assert len(held) == 1
+        assert (len({tuple(x) for x in cache.positions(0, 0)}) == 1) == (selection == "union")
+        with pytest.raises(ValueError, match="needs all layers to hold the same tokens"):
+            mixed = ra.Config(
+                method="triattention",
+                budget=24,
+                interval=8,
+                heads="route",
+                calibration=calibration,
+                options={"selection": selection},
+            )
+            generated(model, ra.ReasonAllocCache(model, mixed), models.prompt(12), 60)
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_row_alone_is_the_row_in_a_padded_batch(calibrated, turn):
+    model, calibration = calibrated
+    config = ra.Config(method="triattention", budget=24, interval=8, calibration=calibration)
+    prompts = [models.prompt(9)[0], models.prompt(21, seed=5)[0]]
+    ids, mask = models.left_padded(prompts)
+    batch, alone = (ra.ReasonAllocCache(model, config) for _ in range(2))
+    own = prompts[turn][None]
+    for _ in range(40):
+        logits = models.step(model, batch, ids, mask)[:, -1:]
+        models.step(model, alone, own)
+        ids = logits.argmax(-1)
+        own, mask = ids[turn : turn + 1], torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+    assert alone.stats()["evicted"] > 0
+    for layer in budgeted_layers(model):
+        for one, other in zip(alone.positions(layer, 0), batch.positions(layer, turn), strict=True):
+            assert np.array_equal(one, other)
