@@ -63,6 +63,12 @@ def test_blocks_that_stand_by_themselves_run(page, small):
         exec(code, {"__name__": "__main__"})
 
 
+def test_a_calibration(small):
+    names: dict = {"__name__": "__main__"}
+    exec(blocks("docs/calibration.md")[0], names)
+    assert names["cache"].config.calibration == names["calibration"]
+
+
 def test_a_study_in_one_call(small):
     names: dict = {"ra": ra}
     exec(blocks("README.md")[2].replace("budgets=", "max_new_tokens=8, problems=1, progress=False, budgets="), names)

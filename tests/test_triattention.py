@@ -264,7 +264,7 @@ def test_other_selections(calibrated):
                 method="triattention",
                 budget=24,
                 interval=8,
-                heads="route",
+                layers="pyramid",
                 calibration=calibration,
                 options={"selection": selection},
             )
