@@ -111,6 +111,7 @@ class Config(Shared):
         object.__setattr__(self, "method", METHODS.own(self.method))
         check_settings(self)
         method, policy = compose(self)  # raises for names and options that do not exist
+        policy.scorer.check_complete()
         given = self.size().given()
         if method.unlimited:
             if given:

@@ -67,6 +67,9 @@ class Scorer(Part):
         """Whether `across` is called."""
         return type(self).across is not Scorer.across
 
+    def check_complete(self) -> None:
+        """ValueError where a setting is missing that it cannot do without."""
+
     def check(self, model: Model, layers: Sequence[int]) -> None:
         """ValueError for a model that it cannot score. layers: those with a budget."""
 

@@ -39,8 +39,7 @@ class TriAttention(CoreScorer):
 
     core: ClassVar[str] = "triattention"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_complete(self) -> None:
         if self.calibration is None:
             raise ValueError(
                 "scorer 'triattention' needs a calibration: Config(calibration=ra.calibrate(model, tokenizer, texts)),"
@@ -52,6 +51,7 @@ class TriAttention(CoreScorer):
             )
 
     def check(self, model: Model, layers: Sequence[int]) -> None:
+        self.check_complete()
         self._calibration.check(model, layers)
 
     @property
