@@ -23,7 +23,6 @@ from reasonalloc.policy.layers_by_scores import Dynamic
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import RKV, SCORERS, CentredRKV, Importance, Random, Recency
 from reasonalloc.policy.size import Size, parse_bytes
-from reasonalloc.policy.triattention import TriAttention
 
 
 def policy_of(**settings):

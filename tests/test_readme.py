@@ -187,6 +187,8 @@ def test_tables_are_up_to_date(page, name):
 def test_pages_of_the_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("gates.tsv").write_text("0.5 1.0\n")
+    text = ["some words to learn from"]
+    ra.calibrate(models.tiny(), models.Words(), text, progress=False).save("calibration.safetensors")
     for name in ra.methods():
         page = generate.system_page(name)
         assert generate.first_sentence(generate.doc(name)) in " ".join(page.split())
