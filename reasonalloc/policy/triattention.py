@@ -28,8 +28,8 @@ class TriAttention(CoreScorer):
     calibration: of the model, with its queries; `Config(calibration=...)`. offsets: their "mean" (the paper's) or "max"
     (an option of the code). group: "max" of the query heads that share a KV head (the paper's) or their "mean".
     selection: as the code names it; "per_layer_per_head": each head its own tokens; "per_head": each KV head the same
-    in all layers, by the mean over them; "union": all heads of all layers the same, by the best of their scores (the union
-    of all heads' own choices, ranked by their best score, begins with the same tokens).
+    in all layers, by the mean over them; "union": all heads of all layers the same, by the best of their scores (the
+    union of all heads' own choices, ranked by their best score, begins with the same tokens).
     """
 
     calibration: Calibration | None = None

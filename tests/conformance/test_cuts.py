@@ -190,7 +190,7 @@ def test_scores_lost_mass_and_attention(backend, page_format, dtype, scorer):
         want = oracle.attend(newest, [before[h][0] for h in before], [before[h][1] for h in before], SCALE)
         np.testing.assert_allclose(out.double().cpu(), want, rtol=tolerance, atol=tolerance)
         for head, got in enumerate(scores_of(layer)):
-            if scorer in (*GATHERED, "triattention"):  # test_calls.py, test_statistics.py, test_triattention.py hold them
+            if scorer in (*GATHERED, "triattention"):  # test_calls.py, test_statistics.py and the latter's own
                 compared += 1
             elif scorer == "random":
                 assert ((got >= 0) & (got < 1)).all() and len(np.unique(got)) > len(got) // 2
