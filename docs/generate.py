@@ -118,6 +118,8 @@ def system_page(name: str) -> str:
     size = ", budget=256" if sized else ""
     if METHODS[name].files:
         size += ", options={" + ", ".join(f'"{file}": "{file}.tsv"' for file in METHODS[name].files) + "}"
+    if part(name, "scorer") == "triattention":
+        size += ', calibration="calibration.safetensors"'
     lines.append(f'```python\nimport reasonalloc as ra\n\nconfig = ra.Config(method="{name}"{size})\n```\n')
     measured = answers(name)
     lines.append("## Measured here\n")

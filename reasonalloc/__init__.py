@@ -17,6 +17,7 @@ from reasonalloc import allocate
 from reasonalloc.config import Config
 from reasonalloc.lazy import late
 from reasonalloc.methods import HeadView, Method, methods, register
+from reasonalloc.policy.calibration import Calibration
 from reasonalloc.policy.heads import HeadAllocator
 from reasonalloc.policy.layers import LayerAllocator
 from reasonalloc.policy.observers import CutObserver, CutView
@@ -27,8 +28,10 @@ from reasonalloc.policy.wave import WaveProfile
 if TYPE_CHECKING:
     from reasonalloc import score
     from reasonalloc.hf.cache import ReasonAllocCache
+    from reasonalloc.hf.calibrate import calibrate
     from reasonalloc.hf.install import Session, install, uninstall
     from reasonalloc.hf.profile import profile
+    from reasonalloc.hf.published import import_triattention
     from reasonalloc.hf.replay import replay
     from reasonalloc.hf.stats import CacheStats
     from reasonalloc.hf.supports import Support, supports
@@ -39,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CacheStats",
+    "Calibration",
     "Config",
     "CutObserver",
     "CutView",
@@ -57,7 +61,9 @@ __all__ = [
     "WaveProfile",
     "__version__",
     "allocate",
+    "calibrate",
     "evaluate",
+    "import_triattention",
     "install",
     "load",
     "methods",
@@ -78,7 +84,9 @@ __getattr__ = late(
         "Session": "reasonalloc.hf.install",
         "Support": "reasonalloc.hf.supports",
         "Trace": "reasonalloc.trace",
+        "calibrate": "reasonalloc.hf.calibrate",
         "evaluate": "reasonalloc.lab.evaluate.given",
+        "import_triattention": "reasonalloc.hf.published",
         "install": "reasonalloc.hf.install",
         "load": "reasonalloc.lab.evaluate.given",
         "profile": "reasonalloc.hf.profile",

@@ -12,6 +12,7 @@ from reasonalloc.fields import build
 from reasonalloc.files import read_saved, replace_text
 from reasonalloc.hub import Shared
 from reasonalloc.methods import METHODS, Method, compose
+from reasonalloc.policy.calibration import Calibration
 from reasonalloc.policy.cold import Cold
 from reasonalloc.policy.heads import Pooled, Route
 from reasonalloc.policy.layers import Pyramid, Wave
@@ -43,6 +44,8 @@ class Config(Shared):
         method: a name of `ra.methods()`, in any case of letters.
         profile: the layer wave (`ra.profile`), or the file, folder or Hub repository that holds it; without one a
             method that needs it measures it on the first prefill.
+        calibration: what was measured of the model (`ra.calibrate`), or the file, folder or Hub repository that holds
+            it; "triattention" needs one. Its wave, where it has one, is the profile unless another is given.
         interval: tokens between two cuts; None: the method's own (128, StreamingLLM 1).
         window: newest tokens that always stay, whose queries score the others.
         scorer, layers, heads: replace the method's scorer, layer allocator and head allocator; each a name ("rkv",
@@ -75,6 +78,7 @@ class Config(Shared):
     ratio: float | None = same_as(Size, "ratio")
     max_bytes: int | str | None = None
     profile: WaveProfile | None = None
+    calibration: Calibration | str | None = None
     interval: int | None = same_as(Schedule, "interval", None)
     window: int = same_as(Schedule, "window")
     scorer: str | None = None
@@ -108,11 +112,13 @@ class Config(Shared):
             object.__setattr__(self, "profile", WaveProfile.from_pretrained(profile))
         elif profile is not None and not isinstance(profile, WaveProfile):
             raise ValueError(f"profile must be a WaveProfile or the name of a saved one, got {profile!r}")
+        self._take_calibration()
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options must be a mapping of names to values, got {self.options!r}")
         object.__setattr__(self, "method", METHODS.own(self.method))
         check_settings(self)
         method, policy = compose(self)  # raises for names and options that do not exist
+        policy.scorer.check_complete()
         given = self.size().given()
         if method.unlimited:
             if given:
@@ -136,6 +142,35 @@ class Config(Shared):
                 f"budget must be above the window, whose {self.window} tokens every head keeps, got {self.budget}"
             )
 
+    def _take_calibration(self) -> None:
+        calibration: object = self.calibration
+        if isinstance(calibration, (str, Path)):
+            calibration = Calibration.from_pretrained(calibration)
+            object.__setattr__(self, "calibration", calibration)
+        elif calibration is not None and not isinstance(calibration, Calibration):
+            raise ValueError(f"calibration must be a Calibration or the name of a saved one, got {calibration!r:.80}")
+        if isinstance(calibration, Calibration) and self.profile is None:
+            object.__setattr__(self, "profile", calibration.wave)
+
+    @property
+    def measured(self) -> Calibration | None:
+        """The calibration itself."""
+        return self.calibration if isinstance(self.calibration, Calibration) else None
+
+    def settings(self) -> dict[str, Any]:
+        """What it says, in words of JSON as far as its options have them; a calibration is the name of its file."""
+        said = {**vars(self), "options": dict(self.options)}
+        said["profile"] = asdict(self.profile) if self.profile is not None else None
+        del said["calibration"]
+        calibration = self.measured
+        return said if calibration is None else {**said, "calibration": calibration.path or calibration.digest}
+
+    def file_settings(self) -> dict[str, Any]:
+        """`settings` for a file; ValueError for a calibration that is in no file."""
+        if self.measured is not None and self.measured.path is None:
+            raise ValueError("the config has a calibration that is in no file, so that none can name it: save it first")
+        return self.settings()
+
     def size(self) -> Size:
         """How much is kept."""
         return Size(self.budget, self.ratio, self.max_bytes)
@@ -154,9 +189,8 @@ class Config(Shared):
         Raises ValueError for options that JSON has no form for.
         """
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
-        given |= {"method": self.method, "options": dict(self.options)}
-        if self.profile is not None:
-            given["profile"] = asdict(self.profile)
+        said = self.file_settings()
+        given |= {name: said[name] for name in said if name in given or name in ("method", "options")}
         try:
             text = json.dumps({"schema": SCHEMA, **given}, indent=1)
         except TypeError as error:

@@ -9,7 +9,9 @@ import reasonalloc as ra
 SETTINGS = {"budget": 24, "interval": 8, "window": 4}
 # Those that need a file of gates and take no budget: tests/test_gates.py.
 GATED = ("duo", "rlkv")
-UNGATED = [name for name in ra.methods() if name not in GATED]
+# Those that need a calibration: tests/test_triattention.py.
+CALIBRATED = ("triattention",)
+UNGATED = [name for name in ra.methods() if name not in (*GATED, *CALIBRATED)]
 BUDGETED = [name for name in UNGATED if name != "full"]
 
 

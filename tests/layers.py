@@ -20,9 +20,20 @@ def pages_for(n):
     return -(-n // PAGE)
 
 
+def set_centres(layer, query_heads, dim, seed=0):
+    """Gives a layer for "triattention" some distribution of its queries."""
+    random, pairs = np.random.default_rng(seed), dim // 2
+    mean = random.standard_normal((query_heads, dim)).astype(np.float32)
+    length = random.uniform(1, 4, (query_heads, pairs)).astype(np.float32)
+    layer.set_centres(10000.0 ** (-np.arange(pairs) / pairs), mean, length)
+
+
 def make(dtype="float32", rows=2, heads=2, group=2, dim=16, window=4, scorer="rkv"):
     pool = _core.Pool(dtype, dim)
-    return pool, _core.Layer(pool, rows, heads, heads * group, window, scorer)
+    layer = _core.Layer(pool, rows, heads, heads * group, window, scorer)
+    if scorer == "triattention":
+        set_centres(layer, heads * group, dim)
+    return pool, layer
 
 
 def tokens(layer_shape, count, dtype="float32", seed=0, scale=1.0):
@@ -68,10 +79,10 @@ def only(layer, row, value):
     return totals
 
 
-def scores(layer, row, config, out, total=0):
+def scores(layer, row, config, out, total=0, protect=0):
     """Scores of a row's older tokens, head after head, at a cut to `total` slots."""
     totals = only(layer, row, total)
-    layer.cut_score(totals, config, np.zeros(layer.rows, np.bool_))
+    layer.cut_score(totals, config, np.zeros(layer.rows, np.bool_), only(layer, row, protect))
     layer.cut_scores(row, out)
     layer.cut_abandon()
 

@@ -204,3 +204,52 @@ def _dealt(claims, room, left):
     for i in order[: left - sum(whole)]:
         whole[i] += 1
     return np.array(whole, np.int64)
+
+
+def rotated(x, positions, frequency, interleaved=False):
+    """RoPE: [..., n, D] with pair f turned by positions [n] times frequency[f]."""
+    pairs = len(frequency)
+    first = np.arange(pairs) * (2 if interleaved else 1)
+    second = first + (1 if interleaved else pairs)
+    angle = np.asarray(positions, np.float64)[:, None] * frequency
+    out = np.array(x, np.float64)
+    a, b = out[..., first].copy(), out[..., second].copy()
+    out[..., first] = a * np.cos(angle) - b * np.sin(angle)
+    out[..., second] = a * np.sin(angle) + b * np.cos(angle)
+    return out
+
+
+def triattention(
+    frequency, mean, length, keys, tokens, window, protect=0, interleaved=False, largest=False, group_mean=False
+):
+    """TriAttention's scores [H, n - window], arXiv 2604.04921 eq. 6 to 10, with every key turned back.
+
+    mean [Hq, D], length [Hq, pairs]: of queries turned back. keys [H, n, D] as they are stored, at positions 0 to
+    n - 1. Dimensions that are not rotated count as E[q] k.
+    """
+    heads, n, _ = keys.shape
+    group, pairs = len(mean) // heads, len(frequency)
+    first = np.arange(pairs) * (2 if interleaved else 1)
+    second = first + (1 if interleaved else pairs)
+    older = n - window
+    candidates = slice(protect if protect < older else 0, older)
+    scores = np.empty((heads, older))
+    for h in range(heads):
+        position = np.arange(older)
+        k = rotated(keys[h, :older], -position, frequency, interleaved)
+        pair = k[:, first] + 1j * k[:, second]
+        each = []
+        for q in range(h * group, (h + 1) * group):
+            centre = mean[q, first] + 1j * mean[q, second]
+            offsets = []
+            for delta in 2.0 ** np.arange(17):
+                distance = (tokens - position + delta)[:, None]
+                phase = frequency * distance + np.angle(centre) - np.angle(pair)
+                offsets.append((np.abs(centre) * np.abs(pair) * np.cos(phase)).sum(1))
+            trig = np.max(offsets, 0) if largest else np.mean(offsets, 0)
+            norm = ((length[q] - np.abs(centre)) * np.abs(pair)).sum(1)
+            rest = k[:, 2 * pairs :] @ mean[q, 2 * pairs :]
+            s = trig + norm + rest
+            each.append((s - s[candidates].mean()) / max(s[candidates].std(), 1e-6))
+        scores[h] = np.mean(each, 0) if group_mean else np.max(each, 0)
+    return scores

@@ -45,7 +45,7 @@ def test_compress_is_score_route_and_evict(isa, dtype, scorer, allocator):
     assert flags.tolist() == [True, False, False]
     pool, layer = pairs[1]
     flat = np.empty(heads * 86, np.float32)
-    layers.scores(layer, 0, score, flat, 120)
+    layers.scores(layer, 0, score, flat, 120, protect=10)
     beyond = np.concatenate([x[10:] for x in np.split(flat, heads)])  # what is protected is not routed
     expected = np.empty(heads, np.int64)
     _core.route(beyond, np.full(heads, 76, np.int64), 4, 120 - 10 * heads, route, expected)

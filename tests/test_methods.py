@@ -18,6 +18,7 @@ from reasonalloc.methods import METHODS
 from reasonalloc.score import SCORERS
 
 SETTINGS = {"budget": 24, "interval": 8, "window": 4}
+UNCALIBRATED = [x for x in SCORERS if x != "triattention"]  # which tests/test_triattention.py has
 
 
 def config_of(method, **changes):
@@ -83,7 +84,7 @@ def test_each_generates_inside_its_budget_and_the_same_again(method):
     assert torch.tensor(outputs[0][0]).shape == (2, 80)
 
 
-@pytest.mark.parametrize(("scorer", "layers", "heads"), list(itertools.product(SCORERS, LAYERS, HEADS)))
+@pytest.mark.parametrize(("scorer", "layers", "heads"), list(itertools.product(UNCALIBRATED, LAYERS, HEADS)))
 def test_parts_mix(scorer, layers, heads):
     config = config_of("rkv", scorer=scorer, layers=layers, heads=heads)
     method = config.resolve()

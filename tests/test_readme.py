@@ -63,6 +63,12 @@ def test_blocks_that_stand_by_themselves_run(page, small):
         exec(code, {"__name__": "__main__"})
 
 
+def test_a_calibration(small):
+    names: dict = {"__name__": "__main__"}
+    exec(blocks("docs/calibration.md")[0], names)
+    assert names["cache"].config.calibration == names["calibration"]
+
+
 def test_a_study_in_one_call(small):
     names: dict = {"ra": ra}
     exec(blocks("README.md")[2].replace("budgets=", "max_new_tokens=8, problems=1, progress=False, budgets="), names)
@@ -99,7 +105,7 @@ def test_the_config_of_gates(tmp_path, monkeypatch):
 def test_every_block_is_run_by_a_test_here():
     here = {page.relative_to(ROOT).as_posix(): len(blocks(page.relative_to(ROOT))) for page in PAGES}
     others = {"README.md": 3, "docs/methods.md": 3, "docs/traces.md": 2, "docs/prefix.md": 2, "docs/evaluation.md": 1}
-    others["docs/cuda.md"] = others["docs/rlkv.md"] = 1
+    others["docs/cuda.md"] = others["docs/rlkv.md"] = others["docs/calibration.md"] = 1
     alone = {f"docs/{page}" for page in ALONE}
     assert {page: n for page, n in here.items() if n and page not in alone} == others
     assert all(here[page] for page in alone)
@@ -189,6 +195,8 @@ def test_tables_are_up_to_date(page, name):
 def test_pages_of_the_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("gates.tsv").write_text("0.5 1.0\n")
+    text = ["some words to learn from"]
+    ra.calibrate(models.tiny(), models.Words(), text, progress=False).save("calibration.safetensors")
     for name in ra.methods():
         page = generate.system_page(name)
         assert generate.first_sentence(generate.doc(name)) in " ".join(page.split())

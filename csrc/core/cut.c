@@ -289,9 +289,11 @@ ra_status ra_layer_cut(ra_layer *layer, const ra_cut *cut, ra_parallel parallel,
     *missing = 0;
     if (layer->pool->backend->device)
         return cut_on_device(layer, cut, missing);
+    ra_score_config score = cut->score;
+    score.protect_below = cut->protect_below;
     ra_status status = ra_cut_recall(layer, cut->totals, parallel, missing);
     if (status == RA_OK)
-        status = ra_cut_score(layer, cut->totals, &cut->score, cut->cut, parallel);
+        status = ra_cut_score(layer, cut->totals, &score, cut->cut, parallel);
     if (status == RA_OK)
         status = ra_cut_allocate(layer, cut->protect_below, &cut->route, cut->budgets);
     if (status == RA_OK)

@@ -8,6 +8,7 @@
 #include "backend.h"
 #include "cold.h"
 #include "scorer.h"
+#include "triattention.h"
 
 #define DEFAULT_PAGES 4 /* of a head's list in a new layer */
 
@@ -202,6 +203,7 @@ ra_status ra_layer_copy(ra_layer *layer, ra_layer **out)
         copy_row(layer, row, copy, row);
     memcpy(copy->sinks, layer->sinks, (size_t)layer->query_heads * sizeof *copy->sinks);
     copy->times = layer->times;
+    copy->centres = ra_centres_share(layer->centres);
     link_layer(copy);
     ra_lists_changed(copy);
     *out = copy;
@@ -244,6 +246,7 @@ void ra_layer_destroy(ra_layer *layer)
     free_cut(layer);
     ra_cold_free(layer->cold);
     free(layer->sinks);
+    ra_centres_drop(layer->centres);
     free(layer);
 }
 

@@ -35,10 +35,11 @@ struct ra_layer {
     float *queries;          /* [R][window][Hq][D], a ring: the query of token i lies at i % window */
     int64_t *q_begin;        /* [R] oldest and one past the newest query in it */
     int64_t *q_end;
-    float scale, softcap; /* of the logits, as the newest step had them; scale 0: 1 / sqrt(D) */
-    float *sinks;         /* [Hq], likewise; -INFINITY: none */
-    bool pending;         /* a step was reserved and has not come yet */
-    int64_t reserved;     /* pages, for the next step */
+    float scale, softcap;       /* of the logits, as the newest step had them; scale 0: 1 / sqrt(D) */
+    struct ra_centres *centres; /* of its queries, or NULL: scorer/triattention.h */
+    float *sinks;               /* [Hq], likewise; -INFINITY: none */
+    bool pending;               /* a step was reserved and has not come yet */
+    int64_t reserved;           /* pages, for the next step */
     /* A step of rows of at most `ready_tokens` new tokens, after which heads have at most `ready_slots` slots, needs no more
      * scratch than `ready_bytes`. */
     int64_t ready_tokens, ready_slots;

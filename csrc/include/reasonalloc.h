@@ -156,6 +156,7 @@ int64_t ra_pool_taken(const ra_pool *pool);
  * "importance"   attention of the window queries, max-pooled: SnapKV's, arXiv 2404.14469
  * "recency"      the position itself: StreamingLLM's, arXiv 2309.17453
  * "random"       hash of (seed, head, position): the same in every row
+ * "triattention" what queries of a calibrated distribution will find, arXiv 2604.04921; needs ra_layer_set_centres
  * "h2o"          accumulated attention, the newest `recent` of a head's even share above all others: arXiv 2306.14048
  * "lazy"         how long ago a token was active, measured by its longest gap: LazyEviction's, arXiv 2506.15969
  * "raas"         when it was active last: RaaS's, arXiv 2502.11147
@@ -191,6 +192,8 @@ typedef struct ra_score_config {
     bool average;        /* "snapkv-published", "vatp": pooled by the mean, not the maximum */
     int64_t n_large;     /* "vase": -1: half the even share of a head's slots up to 512 of them, 200 beyond */
     int64_t n_sink;      /* "vase", "dkv": first slots, which stay before all others */
+    /* [R] or NULL: "triattention" standardises over the tokens from this position on. ra_layer_cut sets its own. */
+    const int64_t *protect_below;
 } ra_score_config;
 
 /* Whether it has a scorer and gathers what that needs; NULL: the CPU's backend, which has all. */
@@ -247,6 +250,21 @@ ra_status ra_layer_create(ra_pool *pool, const ra_layer_config *config, ra_layer
 /* A layer that holds the same, sharing pages. */
 ra_status ra_layer_copy(ra_layer *layer, ra_layer **out);
 void ra_layer_destroy(ra_layer *layer);
+
+/* The distribution of a layer's queries, for the scorer "triattention". Pair f of a head, its dimensions f and f + pairs
+ * (interleaved: 2 f and 2 f + 1), is turned by frequency[f] radians a position; dimensions from 2 pairs on are not. */
+typedef struct ra_query_centres {
+    int64_t pairs;
+    bool interleaved;
+    const double *frequency; /* [pairs] */
+    const float *mean;       /* [Hq, D] of queries turned back to position 0 */
+    const float *length;     /* [Hq, pairs] mean length of each pair */
+    bool largest;            /* of the offsets 1, 2, 4, ..., 65536 the best counts, not their mean */
+    bool group_mean;         /* the group's mean counts, not its maximum */
+} ra_query_centres;
+
+/* Copies them; copies of the layer share them. RA_ERR_ARGUMENT for numbers that are not finite or lengths below 0. */
+ra_status ra_layer_set_centres(ra_layer *layer, const ra_query_centres *centres);
 
 /* Steps and cuts on a device are not waited for: what the functions below read is as of the last ra_layer_wait. Other
  * calls wait by themselves where they must. */

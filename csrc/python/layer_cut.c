@@ -77,25 +77,28 @@ static PyObject *do_figures(layer_object *self, PyObject *const *args, Py_ssize_
 }
 RA_METHOD(figures, 5, 5)
 
-const char
-    ra_cut_score_doc[] = "cut_score(totals, score, cut)\n--\n\nBegins a cut: scores every row whose slots exceed "
-                         "totals[row], score as in cut or None (zeros, to be set), and writes cut bool [B].";
+const char ra_cut_score_doc
+    [] = "cut_score(totals, score, cut, protect_below=None)\n--\n\nBegins a cut: scores every row whose slots exceed "
+         "totals[row], score as in cut or None (zeros, to be set), and writes cut bool [B].";
 
 static PyObject *do_cut_score(layer_object *self, PyObject *const *args, Py_ssize_t count)
 {
-    (void)count;
     ra_buffers b = {.count = 0};
-    ra_score_config config;
+    ra_score_config config = {0};
     bool *cut = NULL, scored = args[1] != Py_None;
     if (scored && ra_parse_score_config(args[1], &config))
         return NULL;
-    const int64_t *totals = ra_take(&b, args[0], "totals", 'i', rows_of(self), 0);
-    if (totals)
+    const int64_t *totals = ra_take(&b, args[0], "totals", 'i', rows_of(self), 0), *protect = NULL;
+    bool protects = count > 3 && args[3] != Py_None;
+    if (totals && protects)
+        protect = ra_take(&b, args[3], "protect_below", 'i', rows_of(self), 0);
+    if (totals && (protect || !protects))
         cut = ra_take(&b, args[2], "cut", 'b', rows_of(self), 1);
     if (!cut) {
         ra_release(&b);
         return NULL;
     }
+    config.protect_below = protect;
     ra_status status;
     ra_parallel parallel = ra_torch_parallel();
     Py_BEGIN_ALLOW_THREADS
@@ -106,7 +109,7 @@ static PyObject *do_cut_score(layer_object *self, PyObject *const *args, Py_ssiz
         return ra_raise(status, "scores");
     Py_RETURN_NONE;
 }
-RA_METHOD(cut_score, 3, 3)
+RA_METHOD(cut_score, 3, 4)
 
 const char ra_cut_set_totals_doc[] = "cut_set_totals(totals)\n--\n\nOther totals int64 [B] for the rows that are being "
                                      "cut; those that are not over theirs are not cut any more.";

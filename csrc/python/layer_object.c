@@ -451,6 +451,7 @@ static PyMethodDef methods[] = {
     FAST(crop, crop_doc),
     FAST(reset, "reset()\n--\n\nDrops every token; pages go home."),
     FAST(copy, copy_doc),
+    FAST(set_centres, ra_set_centres_doc),
     FAST(slots, ra_slots_doc),
     FAST(row_slots, ra_row_slots_doc),
     FAST(table, ra_table_doc),

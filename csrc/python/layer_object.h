@@ -64,6 +64,11 @@ ra_method layer_keep_cold, layer_cut_recall, layer_cold_slots, layer_cold_recall
 extern const char ra_keep_cold_doc[], ra_cut_recall_doc[], ra_cold_slots_doc[], ra_cold_recalled_doc[],
     ra_cold_read_doc[], ra_cold_restore_doc[];
 
+/* ---- layer_centres.c ---- */
+
+ra_method layer_set_centres;
+extern const char ra_set_centres_doc[];
+
 /* ---- layer_read.c ---- */
 
 ra_method layer_slots, layer_row_slots, layer_table, layer_positions, layer_read, layer_queries, layer_tokens,

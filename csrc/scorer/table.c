@@ -4,11 +4,12 @@
 
 #include "head_attention.h"
 #include "scorer.h"
+#include "triattention.h"
 
-static const ra_scorer *const scorers[] = {&ra_scorer_rkv,     &ra_scorer_rkv_centred, &ra_scorer_importance,
-                                           &ra_scorer_recency, &ra_scorer_random,      &ra_scorer_h2o,
-                                           &ra_scorer_lazy,    &ra_scorer_raas,        &ra_scorer_snapkv,
-                                           &ra_scorer_vatp,    &ra_scorer_vase,        &ra_scorer_dkv};
+static const ra_scorer *const scorers[] = {
+    &ra_scorer_rkv,  &ra_scorer_rkv_centred, &ra_scorer_importance,  &ra_scorer_recency, &ra_scorer_random,
+    &ra_scorer_h2o,  &ra_scorer_lazy,        &ra_scorer_raas,        &ra_scorer_snapkv,  &ra_scorer_vatp,
+    &ra_scorer_vase, &ra_scorer_dkv,         &ra_scorer_triattention};
 
 enum { COUNT = sizeof scorers / sizeof scorers[0] };
 
@@ -55,8 +56,10 @@ size_t ra_score_bytes(int64_t slots, int64_t head_dim, int64_t window, int64_t g
     for (int i = 0; i < 5; i++)                    /* ranges, and their choice */
         ra_scratch_take(&count, slots, sizeof(float));
     ra_nearest_in(&count, slots, head_dim);
-    return count.used + 64 + ra_importance_bytes(slots, window) + ra_redundancy_bytes(slots, head_dim) +
-           ra_head_attention_bytes(slots) + ra_dkv_bytes(slots, head_dim);
+    size_t most = count.used + 64 + ra_importance_bytes(slots, window) + ra_redundancy_bytes(slots, head_dim) +
+                  ra_head_attention_bytes(slots) + ra_dkv_bytes(slots, head_dim);
+    size_t own = ra_triattention_bytes(slots, group);
+    return most > own ? most : own;
 }
 
 static bool keeps(const ra_layer *layer, int stat) { return layer->columns[stat] != NULL; }

@@ -121,6 +121,7 @@ class ReasonAllocCache(Cache):
         whole_masks = len(managed) < sum(map(is_full_attention, stock))
         own_policy = policy is not None
         policy = (config.policy() if policy is None else policy).fitted(_shape(model, len(stock), managed))
+        policy.scorer.check(model, managed)
         if record and policy.cold is not None:
             raise ValueError(
                 "a trace says of each token when it goes, and with recall tokens come back: record=False (observers see"
@@ -133,6 +134,8 @@ class ReasonAllocCache(Cache):
         super().__init__(layers=layers)
         self.model, self.config, self.policy, self.record = model, config, policy, record
         self.ragged: list[RaggedLayer] = [x for x in layers if isinstance(x, RaggedLayer)]
+        for layer in self.ragged:
+            layer.prepare = policy.prepare
         self.observers = tuple(observers)
         self.by_hand = own_policy
         self._whole_masks = whole_masks

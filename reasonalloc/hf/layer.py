@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -54,6 +55,7 @@ class RaggedLayer(CacheLayerMixin):
         self.window, self.scorer, self.ahead, self.statistics = window, scorer, ahead, statistics
         self.cold = cold
         self._core: _core.Layer | None = None  # the layer's C object, None while it is empty
+        self.prepare: Callable[[_core.Layer, int], None] | None = None  # of a C object that was just made
         self._pool: PagePool | None = None  # where its pages are from
         self.heads = self.query_heads = self.head_dim = 0
         self.sinks: Any = None  # [Hq] float32, logits of attention sinks in the newest step, as `_core` takes them
@@ -96,6 +98,8 @@ class RaggedLayer(CacheLayerMixin):
         )
         if self.cold is not None:
             self._core.keep_cold(self.cold.limit, self.cold.cold_format)
+        if self.prepare is not None:
+            self.prepare(self._core, self.index)
         return self._core
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:

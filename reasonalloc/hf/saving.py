@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -27,13 +26,11 @@ from reasonalloc.hf.stock_state import put_back, take_apart
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.observers import CutObserver
 from reasonalloc.policy.policy import Policy
-from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.policy.wave import WaveProfile, fingerprint, weights_digest
 from reasonalloc.provenance import provenance
 from reasonalloc.store.pages import DTYPES, PagePool
 from reasonalloc.trace.file import QUANTILES
 from reasonalloc.trace.recorder import Recorder
-
-_SAMPLE = 64  # numbers of each parameter that tell a model from others of its shape
 
 
 class _Saved(Protocol):
@@ -64,18 +61,6 @@ class _Saved(Protocol):
 
 
 C = TypeVar("C", bound=_Saved)
-
-
-def weights_digest(model: protocols.Model) -> str | None:
-    """A digest of every parameter's name, shape and a sample of its numbers; None where weights are not in memory."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:  # offloaded
-            return None
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].float().cpu().numpy()
-        digest.update(f"{name} {list(parameter.shape)} ".encode() + sample.tobytes())
-    return digest.hexdigest()
 
 
 def _identity(model: protocols.Model) -> Model:
@@ -209,8 +194,7 @@ def _cutter_arrays(cache: _Saved, rows: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    settings = {**vars(config), "options": dict(config.options)}
-    settings["profile"] = asdict(config.profile) if config.profile is not None else None
+    settings = config.file_settings()
     try:
         written: dict[str, Any] = json.loads(json.dumps(settings))
         same = _config(written) == config

@@ -5,6 +5,7 @@ from reasonalloc.methods.compose import compose
 from reasonalloc.methods.table import METHODS, methods, register
 from reasonalloc.policy import gathered as _gathered  # noqa: F401  its scorers enter their table
 from reasonalloc.policy import published as _published  # noqa: F401  its parts likewise
+from reasonalloc.policy import triattention as _triattention  # noqa: F401
 from reasonalloc.policy.view import HeadView
 
 # Importing a file enters its method into the table.
@@ -30,6 +31,7 @@ from reasonalloc.methods import (  # isort: skip
     snapkv,
     snapkv_published,
     streaming,
+    triattention,
     vase,
     vatp,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "snapkv",
     "snapkv_published",
     "streaming",
+    "triattention",
     "vase",
     "vatp",
 ]

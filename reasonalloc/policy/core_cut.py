@@ -116,7 +116,7 @@ class CoreCut:
 
     def score(self, score: ScoreArguments | None) -> None:
         """Phase 1: the C scorer's scores; None: `set_scores` gives them for each row."""
-        self.core.cut_score(self.totals, score, self._flags)
+        self.core.cut_score(self.totals, score, self._flags, self.protect)
 
     def scores(self, row: int) -> list[Floats]:
         """Of each head's tokens before the window, oldest first."""

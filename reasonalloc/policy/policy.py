@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from reasonalloc import _core
 from reasonalloc.policy.cold import Cold
 from reasonalloc.policy.gates import GateHeads, GateLayers, ModelShape
 from reasonalloc.policy.heads import HeadAllocator
@@ -68,6 +69,11 @@ class Policy:
     def core_scorer(self) -> str | None:
         """The C scorer whose statistics a layer keeps; None: none."""
         return None if self.unlimited else self.scorer.core_name
+
+    def prepare(self, core: _core.Layer, layer: int) -> None:
+        """Gives a layer that was just made what the scorer needs to know of it. layer: its number in the model."""
+        if isinstance(self.scorer, CoreScorer) and not self.unlimited:
+            self.scorer.prepare(core, layer)
 
     @property
     def statistics(self) -> StatArguments | None:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
+from reasonalloc import _core
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.setting import Range, setting
 from reasonalloc.policy.view import HeadView, LayerScores, Numbers, RowView
+from reasonalloc.protocols import Model
 
 
 class ScoreArguments(NamedTuple):
@@ -68,6 +70,12 @@ class Scorer(Part):
         """Whether `across` is called."""
         return type(self).across is not Scorer.across
 
+    def check_complete(self) -> None:
+        """ValueError where a setting is missing that it cannot do without."""
+
+    def check(self, model: Model, layers: Sequence[int]) -> None:
+        """ValueError for a model that it cannot score. layers: those with a budget."""
+
     @property
     def in_python(self) -> bool:
         """Whether `score` is called; otherwise the C scorer of `arguments` runs."""
@@ -87,6 +95,9 @@ class CoreScorer(Scorer):
     def arguments(self, layer: int) -> ScoreArguments:
         """layer: its number in the model."""
         return ScoreArguments(self.core)
+
+    def prepare(self, core: _core.Layer, layer: int) -> None:
+        """Gives a layer of the core, which was just made, what the scorer needs to know of it."""
 
     @property
     def statistics(self) -> StatArguments | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PROBE_QUERIES = 64
+_SAMPLE = 64  # numbers of each parameter that tell a model from others of its shape
 
 
 def demand(
@@ -70,6 +71,22 @@ def fingerprint_of(model_config: Any) -> dict[str, object]:
         or config.hidden_size // (heads if isinstance(heads, int) else heads[0]),
         "hidden_size": config.hidden_size,
     }
+
+
+def weights_digest(model: Model, rounded: bool = False) -> str | None:
+    """A digest of every parameter's name, shape and a sample of its numbers; None where weights are not in memory.
+
+    rounded: of the numbers as bfloat16 has them, so that the same weights in float32 and bfloat16 have one digest.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:  # offloaded
+            return None
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE]
+        numbers = (sample.bfloat16() if rounded else sample).float().cpu().numpy()
+        digest.update(f"{name} {list(parameter.shape)} ".encode() + numbers.tobytes())
+    return digest.hexdigest()
 
 
 def _over_layers(config: Any, name: str) -> Any:

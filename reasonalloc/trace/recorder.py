@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -121,9 +121,7 @@ def trace(cuts: Sequence[Cut], ids: Ids, tokenizer: Tokenizer | None, of: Record
         for h, positions in enumerate(cut.gone):
             gone[cut.layer, h, positions] = number + 1
     own = pieces(tokenizer, given.tolist()) if tokenizer is not None else None
-    settings = {**vars(of.config), "options": dict(of.config.options)}
-    settings["profile"] = asdict(of.config.profile) if of.config.profile is not None else None
-    settings = json.loads(json.dumps(settings, default=str))
+    settings = json.loads(json.dumps(of.config.settings(), default=str))
     vocabulary = tokenizer.get_vocab() if tokenizer is not None and hasattr(tokenizer, "get_vocab") else {}
     return Trace(
         ids=given,

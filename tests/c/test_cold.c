@@ -101,6 +101,19 @@ static bool step(ra_layer *layer, int64_t tokens)
     return ra_layer_reserve(layer, NULL, tokens, 0, &missing) == RA_OK && ra_layer_step(layer, &s, NULL) == RA_OK;
 }
 
+/* Where queries lie, for "triattention". */
+static bool give_centres(ra_layer *layer)
+{
+    static const double frequency[] = {1, 0.1, 0.01};
+    static float mean[QUERY_HEADS * DIM], length[QUERY_HEADS * 3];
+    for (int i = 0; i < QUERY_HEADS * DIM; i++)
+        mean[i] = (float)(i % 7) - 3;
+    for (int i = 0; i < QUERY_HEADS * 3; i++)
+        length[i] = (float)(i % 5);
+    const ra_query_centres centres = {.pairs = 3, .frequency = frequency, .mean = mean, .length = length};
+    return ra_layer_set_centres(layer, &centres) == RA_OK;
+}
+
 static fixture make(const char *format, const char *scorer, int64_t limit, ra_cold_format cold)
 {
     fixture f = {0};
@@ -109,7 +122,7 @@ static fixture make(const char *format, const char *scorer, int64_t limit, ra_co
     f.slab = aligned_alloc(64, PAGES * ra_pool_page_bytes(f.pool));
     CHECK(f.slab && ra_pool_add_slab(f.pool, f.slab, PAGES, NULL) == RA_OK);
     CHECK(ra_layer_create(f.pool, &config, &f.layer) == RA_OK);
-    CHECK(ra_layer_keep_cold(f.layer, limit, cold) == RA_OK);
+    CHECK(ra_layer_keep_cold(f.layer, limit, cold) == RA_OK && give_centres(f.layer));
     random_state = 7;
     CHECK(step(f.layer, TOKENS));
     return f;

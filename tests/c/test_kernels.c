@@ -212,6 +212,30 @@ static void test_square_norms(const ra_kernels *kernels, ra_dtype dtype, size_t 
     free(out);
 }
 
+/* Pairs of neighbours and of halves. */
+static void test_pair_norms(const ra_kernels *kernels, ra_dtype dtype, size_t m, size_t d, bool neighbours)
+{
+    double *key;
+    size_t pairs = d / 2, step = neighbours ? 2 : 1, apart = neighbours ? 1 : pairs;
+    void *page = random_elements(dtype, d * T, &key);
+    float *w = random_floats(m * pairs + 1), *out = random_floats(m * T);
+    kernels->page[dtype].pair_norms(page, w, m, pairs, step, apart, out);
+    for (size_t i = 0; i < m; i++)
+        for (size_t t = 0; t < T; t++) {
+            double sum = 0, size = 0;
+            for (size_t f = 0; f < pairs; f++) {
+                double term = (double)w[i * pairs + f] * hypot(key[f * step * T + t], key[(f * step + apart) * T + t]);
+                sum += term;
+                size += fabs(term);
+            }
+            compare_sum("pair_norms", kernels->name, dtype, m, d, T, t, out[i * T + t], sum, size, d);
+        }
+    free(page);
+    free(key);
+    free(w);
+    free(out);
+}
+
 static void test_weighted_sum(const ra_kernels *kernels, ra_dtype dtype, size_t d)
 {
     double *key;
@@ -868,6 +892,8 @@ int main(void)
                     test_pv(kernels, dtype, 5, d, tokens);
                 }
                 test_square_norms(kernels, dtype, d);
+                for (size_t m = 1; m <= 4; m++)
+                    test_pair_norms(kernels, dtype, m, d, m % 2);
                 test_weighted_sum(kernels, dtype, d);
                 test_move_keys(kernels, dtype, d);
             }

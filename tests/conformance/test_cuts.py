@@ -5,7 +5,7 @@ import oracle
 import oracle_values
 import pytest
 import torch
-from layers import positions, read, slots
+from layers import positions, read, set_centres, slots
 from oracle_statistics import GATHERED
 
 from reasonalloc import _core
@@ -28,6 +28,8 @@ class Layer:
         self.backend, self.scorer = backend, scorer
         self.pool = backend.pool(page_format, DIM)
         self.core = _core.Layer(self.pool, rows, HEADS, QUERY_HEADS, WINDOW, scorer, 2 * INTERVAL)
+        if scorer == "triattention":
+            set_centres(self.core, QUERY_HEADS, DIM)
 
     def copy(self):
         twin = object.__new__(Layer)
@@ -135,7 +137,7 @@ def test_phases_are_the_whole_cut(backend, page_format, scorer):
         budgets, lost, flags = layer.cut([total, 44])
         again, mass, begun = np.zeros_like(budgets), np.zeros_like(lost), np.zeros(2, np.bool_)
         protect, phases = np.full(2, 2), twin.core
-        phases.cut_score(np.array([total, 44]), config(scorer), begun)
+        phases.cut_score(np.array([total, 44]), config(scorer), begun, protect)
         assert begun.tolist() == flags.tolist() == [True, True]
         phases.cut_allocate(protect, ROUTE, again)
         phases.cut_choose(protect, again, mass)
@@ -189,7 +191,7 @@ def test_scores_lost_mass_and_attention(backend, page_format, dtype, scorer):
         want = oracle.attend(newest, [before[h][0] for h in before], [before[h][1] for h in before], SCALE)
         np.testing.assert_allclose(out.double().cpu(), want, rtol=tolerance, atol=tolerance)
         for head, got in enumerate(scores_of(layer)):
-            if scorer in GATHERED:  # test_calls.py and test_statistics.py hold them
+            if scorer in (*GATHERED, "triattention"):  # test_calls.py, test_statistics.py and the latter's own
                 compared += 1
             elif scorer in oracle_values.SCORERS:
                 q = layer.queries(0)[head * GROUP : (head + 1) * GROUP]

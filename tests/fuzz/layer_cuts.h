@@ -173,6 +173,7 @@ static void begin_cut(m_layer *m, cut_values *c)
         if (c->cut[r] && c->totals[r] < w.heads * w.window)
             c->feasible = false;
     }
+    c->score.protect_below = c->protect; /* as a cut at once has it */
     ra_status status;
     m->begun = false;
     CALL(status, ra_cut_score(m->layer, c->totals, c->scored ? &c->score : NULL, theirs, any_parallel()));

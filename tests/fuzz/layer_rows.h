@@ -108,6 +108,29 @@ static void destroy(m_layer *m)
     m->layer = NULL;
 }
 
+/* Where the queries of a layer lie, for "triattention". */
+static void give_centres(ra_layer *layer)
+{
+    static double frequency[DIM / 2];
+    static float mean[HEADS * GROUP * DIM], length[HEADS * GROUP * DIM / 2];
+    ra_query_centres centres = {.pairs = below(w.d / 2 + 1),
+                                .interleaved = below(2),
+                                .frequency = frequency,
+                                .mean = mean,
+                                .length = length,
+                                .largest = below(2),
+                                .group_mean = below(2)};
+    for (int64_t f = 0; f < centres.pairs; f++)
+        frequency[f] = 1 / (double)(1 + below(1000));
+    for (int64_t i = 0; i < w.heads * w.group * w.d; i++)
+        mean[i] = random_float();
+    for (int64_t i = 0; i < w.heads * w.group * centres.pairs; i++)
+        length[i] = fabsf(random_float());
+    ra_status status;
+    CALL(status, ra_layer_set_centres(layer, &centres));
+    PROMISE(status == RA_OK);
+}
+
 static void create(m_layer *m)
 {
     ra_layer_config config = {.rows = 1 + below(ROWS),
@@ -120,6 +143,7 @@ static void create(m_layer *m)
     ra_layer *made = NULL;
     CALL(status, ra_layer_create(w.pool, &config, &made));
     PROMISE(status == RA_OK);
+    give_centres(made);
     m->layer = made;
     m->rows = config.rows;
     m->sinks = false;

@@ -34,6 +34,7 @@ RA_INLINE __m256i first(size_t n)
 
 RA_INLINE vec vec_zero(void) { return _mm256_setzero_ps(); }
 RA_INLINE vec vec_set1(float x) { return _mm256_set1_ps(x); }
+RA_INLINE vec vec_sqrt(vec x) { return _mm256_sqrt_ps(x); }
 RA_INLINE vec vec_add(vec a, vec b) { return _mm256_add_ps(a, b); }
 RA_INLINE vec vec_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
 RA_INLINE vec vec_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }

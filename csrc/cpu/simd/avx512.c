@@ -29,6 +29,7 @@ RA_INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1u); }
 
 RA_INLINE vec vec_zero(void) { return _mm512_setzero_ps(); }
 RA_INLINE vec vec_set1(float x) { return _mm512_set1_ps(x); }
+RA_INLINE vec vec_sqrt(vec x) { return _mm512_sqrt_ps(x); }
 RA_INLINE vec vec_add(vec a, vec b) { return _mm512_add_ps(a, b); }
 RA_INLINE vec vec_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
 RA_INLINE vec vec_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }

@@ -23,6 +23,9 @@ typedef struct ra_page_kernels {
     void (*pv)(const float *p, size_t m, const void *v_page, size_t count, size_t d, const ra_ahead *ahead, float *acc);
     /* out[t] = sum_c K[c][t]^2. */
     void (*square_norms)(const void *k_page, size_t d, float *out);
+    /* out[i*16 + t] = sum_{f < pairs} w[i*pairs + f] * hypot(K[f*step][t], K[f*step + apart][t]) for i < m. */
+    void (*pair_norms)(const void *k_page, const float *w, size_t m, size_t pairs, size_t step, size_t apart,
+                       float *out);
     /* sum[c] += sum_t w[t] * K[c][t]; w has 16 entries. */
     void (*weighted_sum)(const void *k_page, const float *w, size_t d, float *sum);
     /* to.K[c][t] = from.K[c][lane[t]] for begin <= t < end; within one page too, where lane[t] >= t. lane:

@@ -12,9 +12,9 @@
 #define RA_PAGE_KERNELS(dtype, isa)                                                                                    \
     {                                                                                                                  \
         .qk = ra_qk_##dtype##_##isa, .pv = ra_pv_##dtype##_##isa, .square_norms = ra_square_norms_##dtype##_##isa,     \
-        .weighted_sum = ra_weighted_sum_##dtype##_##isa, .move_keys = ra_move_keys_##dtype##_##isa,                    \
-        .to_float = ra_to_float_##dtype##_##isa, .from_float = ra_from_float_##dtype##_##isa,                          \
-        .all_finite = ra_all_finite_##dtype##_##isa,                                                                   \
+        .pair_norms = ra_pair_norms_##dtype##_##isa, .weighted_sum = ra_weighted_sum_##dtype##_##isa,                  \
+        .move_keys = ra_move_keys_##dtype##_##isa, .to_float = ra_to_float_##dtype##_##isa,                            \
+        .from_float = ra_from_float_##dtype##_##isa, .all_finite = ra_all_finite_##dtype##_##isa,                      \
     }
 
 #define RA_PAGE_TABLE(isa)                                                                                             \

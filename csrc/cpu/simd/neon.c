@@ -19,6 +19,7 @@ typedef float32x4_t vec;
 
 RA_INLINE vec vec_zero(void) { return vdupq_n_f32(0); }
 RA_INLINE vec vec_set1(float x) { return vdupq_n_f32(x); }
+RA_INLINE vec vec_sqrt(vec x) { return vsqrtq_f32(x); }
 RA_INLINE vec vec_add(vec a, vec b) { return vaddq_f32(a, b); }
 RA_INLINE vec vec_sub(vec a, vec b) { return vsubq_f32(a, b); }
 RA_INLINE vec vec_mul(vec a, vec b) { return vmulq_f32(a, b); }

@@ -3,6 +3,7 @@
 from reasonalloc.cli.parsers import (
     ablate,
     bench,
+    calibrate,
     completion,
     demo,
     doctor,
@@ -17,6 +18,7 @@ from reasonalloc.cli.parsers import (
 COMMANDS = (
     demo,
     profile,
+    calibrate,
     generate,
     evaluate,
     ablate,

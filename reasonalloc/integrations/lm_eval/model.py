@@ -166,7 +166,7 @@ class ReasonAllocLM(HFLM):
         scored = "full attention, one pass" if self._single_pass else "through the cache"
         info["reasonalloc"] = {
             "model": self.label,
-            "config": asdict(self.cache_config),
+            "config": self.cache_config.settings(),
             "loglikelihood": scored,
             "caches": asdict(figures),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from reasonalloc.config import Config
 from reasonalloc.policy.wave import digest
@@ -19,7 +19,9 @@ class Cell:
     def hash(self) -> str:
         """Of all that the config says and of the parts that its method stands for; the profile by its content."""
         config, method = self.config, self.config.resolve()
-        content: dict[str, object] = asdict(replace(config, profile=None)) | {"parts": asdict(method)}
+        content: dict[str, object] = config.settings() | {"profile": None, "parts": asdict(method)}
+        if config.measured is not None:
+            content["calibration"] = config.measured.digest
         del content["device"]  # where a cache lies changes no result
         if not config.recall:  # and what was not there when chains were kept
             content = {key: x for key, x in content.items() if key not in ("recall", "cold_slots", "cold_format")}

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from reasonalloc.config import Config
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
-from reasonalloc.hf.saving import weights_digest
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.records import Record
@@ -22,7 +21,7 @@ from reasonalloc.lab.evaluate.study import Study, write
 from reasonalloc.lab.evaluate.summary import Row, Summary
 from reasonalloc.lab.evaluate.workers import Source
 from reasonalloc.lab.tasks import items
-from reasonalloc.policy.wave import digest
+from reasonalloc.policy.wave import digest, weights_digest
 from reasonalloc.protocols import Model, Tokenizer
 
 if TYPE_CHECKING:

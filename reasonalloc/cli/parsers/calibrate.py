@@ -1,0 +1,35 @@
+"""Options of `reasonalloc calibrate`."""
+
+from __future__ import annotations
+
+from reasonalloc.cli import options
+from reasonalloc.policy.calibration import CHEAP, METHODS, PARTS
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "calibrate",
+        help="measure a model's queries, keys and values",
+        description="Runs plain texts through the model and keeps the statistics that methods need of its queries, keys"
+        f" and values. Methods: {', '.join(METHODS)}; parts: {', '.join(PARTS)}.",
+    )
+    options.add_model(parser)
+    parser.add_argument(
+        "--texts", nargs="+", default=["64"], metavar="FILE|N", help="text files, or problems of MATH-500 (64)"
+    )
+    parser.add_argument(
+        "--for",
+        dest="wanted",
+        nargs="+",
+        default=list(CHEAP),
+        metavar="METHOD|PART",
+        help=f"what is measured ({' '.join(CHEAP)})",
+    )
+    parser.add_argument("--length", type=options.positive, default=4096, metavar="N", help="tokens of a piece (4096)")
+    parser.add_argument("--chunk", type=options.positive, default=512, metavar="N", help="tokens at a time (512)")
+    parser.add_argument("--import", dest="published", metavar="FILE.pt", help="TriAttention's published statistics")
+    parser.add_argument(
+        "-o", "--output", default="calibration.safetensors", metavar="FILE", help="the file (calibration.safetensors)"
+    )
+    options.add_json(parser)
+    parser.set_defaults(run=options.late("calibrate"))
