@@ -58,6 +58,12 @@ extern const char ra_cut_doc[], ra_cut_score_doc[], ra_cut_scores_doc[], ra_cut_
     ra_cut_choose_doc[], ra_cut_kept_doc[], ra_cut_apply_doc[], ra_cut_abandon_doc[], ra_figures_doc[],
     ra_cut_set_totals_doc[];
 
+/* ---- layer_graph.c ---- */
+
+ra_method layer_prepare, layer_replayed, layer_replayed_cut;
+extern const char ra_prepare_doc[], ra_replayed_doc[], ra_replayed_cut_doc[];
+PyObject *ra_layer_generation_of(PyObject *object, void *unused);
+
 /* ---- layer_read.c ---- */
 
 ra_method layer_slots, layer_row_slots, layer_table, layer_positions, layer_read, layer_queries, layer_tokens,
