@@ -1,6 +1,9 @@
 /* _core.Layer's part in CUDA graphs: what must be there before one, and what is counted after it. */
 #include "layer_object.h"
 
+/* Tokens that a graph serves at least before lists without a limit outgrow it. */
+enum { GRAPH_TOKENS = 256 };
+
 const char
     ra_prepare_doc[] = "prepare(steps, totals=None, protect_below=None)\n--\n\n"
                        "On a device: before a capture, or before `steps` replays of a captured step of one token a "
@@ -22,7 +25,8 @@ static PyObject *do_prepare(layer_object *self, PyObject *const *args, Py_ssize_
     if ((count > 1 && args[1] != Py_None && !(totals = ra_take(&b, args[1], "totals", 'i', rows, 0))) ||
         (count > 2 && args[2] != Py_None && !(protect = ra_take(&b, args[2], "protect_below", 'i', rows, 0))))
         goto end;
-    ra_status status = ra_layer_prepare(self->layer, steps, self->ahead, totals, protect, &missing);
+    const int64_t ahead = self->ahead > GRAPH_TOKENS ? self->ahead : GRAPH_TOKENS;
+    ra_status status = ra_layer_prepare(self->layer, steps, ahead, totals, protect, &missing);
     if (status == RA_ERR_ARGUMENT)
         PyErr_Format(
             PyExc_ValueError,

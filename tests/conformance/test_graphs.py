@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from backends import BACKENDS
+from backends import BACKENDS, as_parameters
 from graphs import Graph
 from layers import RKV, ROUTE, positions, read
 
@@ -14,7 +14,7 @@ HEADS, GROUP, DIM, WINDOW = 2, 4, 64, 4
 DEVICES = [b for b in BACKENDS if b.module is not None]
 
 
-@pytest.fixture(params=DEVICES, ids=lambda backend: backend.name)
+@pytest.fixture(params=as_parameters(DEVICES))
 def backend(request):
     return request.param
 
@@ -300,6 +300,6 @@ def test_room_that_grows_ends_a_graph(backend):
     prepared(run, 1)
     before = run.layer.generation
     run.step()
-    for steps in (4, 400):
+    for steps in (4, 400):  # the lists have room for 256 more
         prepared(run, steps)
         assert (run.layer.generation != before) == (steps == 400)
