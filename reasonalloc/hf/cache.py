@@ -243,7 +243,7 @@ class ReasonAllocCache(Cache):
             states = self._states.prepare(layer, module, query, key, value)
             if self._cutter is None:
                 self._cutter = self._make_cutter(states[1])
-            parts = step.parts(attention_mask, dense)
+            parts = step.parts(None if self.capturing else attention_mask, dense)  # amid a capture it has no values
             pool = self.pool_of(states[1]) if ragged.is_empty else ragged.pool
             if dense:
                 out = prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
