@@ -75,6 +75,8 @@ static ra_status make_ready(ra_layer *layer, const needs *need, int64_t ahead)
     return RA_OK;
 }
 
+enum { GRAPH_AHEAD = 4096 };
+
 /* Room for a step, or for `replays` of them one after the other, of one token each. */
 static ra_status reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t replays, int64_t ahead,
                          int64_t *missing)
@@ -89,7 +91,8 @@ static ra_status reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, 
         return RA_ERR_ARGUMENT;
     need.tokens = replays ? 1 : need.tokens;
     if (!is_ready(layer, &need)) {
-        ra_status status = make_ready(layer, &need, ahead);
+        /* Graphs end with the room: budgets of heads drift apart at first. */
+        ra_status status = make_ready(layer, &need, replays ? ra_max(ahead, ra_min(need.slots, GRAPH_AHEAD)) : ahead);
         if (status != RA_OK)
             return status;
         need = needs_of(layer, begin, replays ? replays : tokens); /* a device may have been looked at */
