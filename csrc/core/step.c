@@ -90,6 +90,14 @@ static ra_status reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, 
     if (need.pages < 0)
         return RA_ERR_ARGUMENT;
     need.tokens = replays ? 1 : need.tokens;
+    if (replays &&
+        !is_ready(layer, &need)) { /* a graph ends where room is made: perhaps only the bounds are too wide */
+        ra_status status = ra_layer_wait(layer);
+        if (status != RA_OK)
+            return status;
+        need = needs_of(layer, begin, replays);
+        need.tokens = 1;
+    }
     if (!is_ready(layer, &need)) {
         /* Graphs end with the room: budgets of heads drift apart at first. */
         ra_status status = make_ready(layer, &need, replays ? ra_max(ahead, ra_min(need.slots, GRAPH_AHEAD)) : ahead);

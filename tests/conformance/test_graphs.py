@@ -294,6 +294,23 @@ def test_a_layer_in_host_memory_has_no_graphs():
     assert layer.generation == 0
 
 
+def test_bounds_alone_do_not_end_a_graph(backend):
+    run = Run(backend, "bfloat16", pages=1000)
+    run.totals = np.full(3, 400)
+    run.prompt(200)
+    run.step()
+    run.cut()  # heads may have up to 400 slots, as far as the host knows
+    prepared(run, 1)
+    before = run.layer.generation
+    for _ in range(30):  # the bounds would outgrow the room, the heads do not
+        for _ in range(20):
+            prepared(run, 1)
+            run.step()
+        run.cut()
+    prepared(run, 1)
+    assert run.layer.generation == before
+
+
 def test_room_that_grows_ends_a_graph(backend):
     run = Run(backend, "bfloat16", ahead=8, pages=2000)
     run.prompt(20)
