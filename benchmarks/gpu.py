@@ -4,8 +4,8 @@ python benchmarks/gpu.py                            # all parts, random weights 
 python benchmarks/gpu.py decode --model NAME        # one part, another model
 REASONALLOC_BACKEND=cuda-emulated python benchmarks/gpu.py --device cpu --tiny   # that it runs, without a GPU
 
-Each part writes its samples to the results file as it ends (machine, driver, clocks, every sample); a table follows. What
-is timed has been compared with float32, or with transformers' logits, before.
+Each row goes to the results file as it ends (machine, driver, clocks, every sample); a table follows. What is timed has
+been compared with float32, or with transformers' logits, before.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def table(part: str, rows: list[Row], copy_rate: float) -> Iterator[str]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     clock = Clock(torch.device(args.device), 2 if args.tiny else 32)
     rounds = 3 if args.tiny else 30
-    result: dict[str, Any] = {"provenance": provenance(args.model or "random, Llama 3.1 8B's shape"), "gpu": gpu_state()}
+    name = args.model or "random, Llama 3.1 8B's shape"
+    result: dict[str, Any] = {"provenance": provenance(name), "gpu": gpu_state()}
     result["copy_bytes_per_second"] = clock.copy_rate()
     print(in_words(result["provenance"]), result["gpu"], f"copy {result['copy_bytes_per_second'] / 1e12:.2f} TB/s")
     made: list[Any] = []

@@ -1,4 +1,4 @@
-"""Whole decode steps and prompts of a model on a GPU: ours, one by one and as CUDA graphs, beside transformers' caches."""
+"""Whole decode steps and prompts of a model on a GPU: ours, also as CUDA graphs, beside transformers' caches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ Step = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Lengths:
-    """A decode step of rows: ours with a budget and a cut every `interval` steps, the peers at a length; None: no peers."""
+    """A decode step of rows: ours with a cut to `budget` every `interval` steps, peers at `length`; None: no peers."""
 
     rows: int
     budget: int
@@ -101,7 +102,7 @@ def decoding(model: Any, case: Lengths, clock: Clock) -> Iterator[dict[str, Any]
         cache = ra.ReasonAllocCache(model, configuration(case.budget, interval))
         with using(model):
             forward(model, cache, prompt(model, rows, case.budget + interval))
-            step: Step = DecodeGraph(model, cache).step if way != "ours" else lambda ids: forward(model, cache, ids)  # noqa: B023
+            step: Step = DecodeGraph(model, cache).step if way != "ours" else partial(forward, model, cache)
             samples = times(clock, step, rows, interval, 2 * interval + 2)
             if cuda:
                 not_waiting(step, rows, clock)
@@ -116,7 +117,7 @@ def decoding(model: Any, case: Lengths, clock: Clock) -> Iterator[dict[str, Any]
                 config=model.config, max_cache_len=case.length + 64
             )  # fmt: skip
             filled(model, cache, rows, case.length)
-            samples = times(clock, lambda ids: forward(model, cache, ids), rows, min(16, interval), 4)  # noqa: B023
+            samples = times(clock, partial(forward, model, cache), rows, min(16, interval), 4)
         size = 2 * rows * case.length * model.config.num_hidden_layers * model.config.num_key_value_heads
         head = model.config.hidden_size // model.config.num_attention_heads
         yield row_of(name, case, samples, size * head * model.dtype.itemsize)
@@ -165,7 +166,7 @@ def prompts(model: Any, rows: int, tokens: int, budget: int, clock: Clock) -> It
                 torch.cuda.reset_peak_memory_stats()
             ids = prompt(model, rows, tokens)
             with using(model):
-                samples.append(clock.seconds(lambda: forward(model, cache, ids)))  # noqa: B023
+                samples.append(clock.seconds(partial(forward, model, cache, ids)))
             peak = torch.cuda.max_memory_allocated() - before if clock.has_graphs else 0
             del cache
         yield {

@@ -1,7 +1,7 @@
 """One layer on a GPU: decode attention beside torch's (and FlashInfer's), a cut beside R-KV's published form.
 
-As many copies of a layer take turns as fill the last-level cache several times over: a model's layers do. What ours and the
-peers compute is compared with float32 before it is timed.
+As many copies of a layer take turns as fill the last-level cache several times over: a model's layers do. What ours and
+the peers compute is compared with float32 before it is timed.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def attention(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock, rounds
 
 
 def kept_as_published(layer: Layer, budget: int) -> float:
-    """Share of the kept tokens that R-KV's published form, in float32, keeps too; ours are cut, each head to the budget."""
+    """Share of the kept tokens that R-KV's published form, in float32, keeps too; each head is cut to the budget."""
     shape, (row, head) = layer.shape, (0, 0)
     n = layer.lengths[0]
     keys = np.empty((n, shape.head_dim), np.float32)

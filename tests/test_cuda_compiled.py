@@ -178,8 +178,8 @@ def shared_bytes(name: str) -> int:
     return 1280 if "choose_slots" in name else 512
 
 
-# Least warps of an SM by a part of the kernel's name. A warp of attention has 8 to 16 KB of loads under way, and 18 (H100) to
-# 37 KB (B200) an SM fill the bus. The rest: 8, two blocks, of which one works while the other waits at a barrier.
+# Least warps of an SM by a part of the name. A warp of attention has 8 to 16 KB of loads under way, and 18 (H100)
+# to 37 KB (B200) an SM fill the bus. The rest: 8, two blocks, of which one works while the other waits at a barrier.
 LEAST_WARPS = {"append_token": 16, "combine_scores": 16, "choose_slots": 16, "plan_moves": 16, "settle_pages": 16}
 
 

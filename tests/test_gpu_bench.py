@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py runs whole without a GPU, on the emulation: what it times is right, and what it writes can be read."""
+"""benchmarks/gpu.py runs whole without a GPU, on the emulation: what it times is right, what it writes can be read."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ All that changes from step to step lies in the device's memory and moves on by i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ import torch
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument
+from reasonalloc.policy.cut import Cutter
+
+T = TypeVar("T")
 
 
 class Key(NamedTuple):
@@ -38,6 +41,8 @@ def why_not(cache: ReasonAllocCache) -> str:
         return f'layer {host.index} lies in host memory; Config(device="model") keeps layers on a GPU'
     if len({x.pool.backend.device for x in cache.ragged}) > 1:
         return "its layers lie on several devices"
+    if type(cache.cutter) is not Cutter:
+        return "its layers are cut together, which the host looks at"
     if not cache.policy.unlimited and cache.cutter.parts_in_c(cache.ragged[0]) is None:
         return "observers, or parts of its method in Python, look at each cut"
     return ""
@@ -77,7 +82,7 @@ class Graph(Protocol):
     def replay(self) -> None: ...
 
 
-def capture(call: Callable[[], Any], pool: Any = None) -> tuple[Graph, Any]:
+def capture(call: Callable[[], T], pool: Any = None) -> tuple[Graph, T]:
     """The graph of what a call puts on the GPU, and what it returned, which each replay writes anew."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):

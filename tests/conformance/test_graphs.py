@@ -174,7 +174,7 @@ def test_nothing_but_launches_happens(backend):
 def test_totals_that_change_are_read_anew(backend):
     states = []
     for graphed in (False, True):
-        run = Run(backend, "float32")
+        run, graph = Run(backend, "float32"), None
         run.prompt(50)
         for turn, total in enumerate((90, 60, 40)):
             run.draw()
