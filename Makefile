@@ -153,12 +153,14 @@ $(eval $(call emulation,build/sanitize/cuda,$(SANITIZERS),build/sanitize/c))
 cuda-tests: $(CUDA_TESTS:tests/cuda/%.cpp=build/cuda-emulated/%) ## the CUDA kernels on the CPU, one by one
 	for each in $^; do ./$$each; done
 
-# On a machine with a GPU: what the kernels touch, then the conformance suite and whole caches.
-gpu: cuda ## the tests that need a GPU, under compute-sanitizer too
+# On a machine with a GPU: what the kernels touch, the tests marked gpu, then the benchmarks.
+gpu: cuda ## on a machine with a GPU: compute-sanitizer, the tests that need one, the benchmarks
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "torch finds no GPU here"'
 	if command -v compute-sanitizer >/dev/null; then \
-		compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -q -x tests/conformance/test_steps.py -k "cuda and not emulated"; fi
-	$(BIN)/python -m pytest -q tests/conformance tests/test_accelerator.py -k "cuda and not emulated"
+		compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -q -x -m gpu \
+			tests/conformance/test_graphs.py tests/conformance/test_steps.py -k "graphs or (bfloat16 and (64-4 or 128-6))"; fi
+	$(BIN)/$(PYTEST) -m gpu tests
+	$(BIN)/python benchmarks/gpu.py --output gpu.json
 
 cuda: $(VENV)/.packages ## build the CUDA backend (needs nvcc) into the package
 	REASONALLOC_CUDA=1 REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --inplace

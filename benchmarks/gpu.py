@@ -1,84 +1,159 @@
-"""Decode steps of a model on a GPU, its cache in host memory against transformers' DynamicCache beside the model.
+"""The cache on a GPU: layers beside torch and FlashInfer, whole decode steps beside transformers' caches.
 
-python benchmarks/gpu.py                                    # random weights in the shape of Llama 3.1 8B, one GPU
-python benchmarks/gpu.py --model NAME --rows 8 --tokens 8192
+python benchmarks/gpu.py                            # all parts, random weights in the shape of Llama 3.1 8B, one GPU
+python benchmarks/gpu.py decode --model NAME        # one part, another model
+REASONALLOC_BACKEND=cuda-emulated python benchmarks/gpu.py --device cpu --tiny   # that it runs, without a GPU
+
+Each row goes to the results file as it ends (machine, driver, clocks, every sample); a table follows. What is timed has
+been compared with float32, or with transformers' logits, before.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # else a growing cache allocates at each step
+
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+from gpu_decode import Lengths, decoding, llama, prompts
+from gpu_layers import Case, Shape, attention, compression
+from gpu_timing import Clock, gpu_state
 
-import reasonalloc as ra
-from reasonalloc.cli import options
-from reasonalloc.hf.compat import cache_argument
+from reasonalloc.files import replace_text
 from reasonalloc.lab import models
-from reasonalloc.provenance import in_words, place
+from reasonalloc.provenance import in_words, provenance
 
-WARM_UP = 8
-
-
-def llama_8b(device: str) -> Any:
-    """The shape of Llama 3.1 8B but for a vocabulary of 49,152 (7.4 billion weights); random, bfloat16."""
-    config = LlamaConfig(
-        vocab_size=49_152, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=131_072, eos_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+Row = dict[str, Any]
+PARTS = ("attention", "cuts", "decode", "prompts")
 
 
-def tokens_per_second(model: Any, cache: Any, rows: int, tokens: int, steps: int) -> float:
-    """Of all rows together, over `steps` steps after a random prompt of `tokens` tokens."""
-
-    def step(ids: torch.Tensor) -> torch.Tensor:
-        logits = model(ids, **cache_argument(cache), use_cache=True, logits_to_keep=1).logits
-        return logits[:, -1:].argmax(-1)  # type: ignore[no-any-return]
-
-    ids = step(torch.randint(3, model.config.vocab_size, (rows, tokens), device=model.device))
-    for _ in range(WARM_UP):
-        ids = step(ids)
-    ids.cpu()  # waits for the GPU
-    start = time.perf_counter()
-    for _ in range(steps):
-        ids = step(ids)
-    ids.cpu()
-    return rows * steps / (time.perf_counter() - start)
+def attention_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
+    shape, dtype = (Shape(2, 2, 64), torch.float32) if tiny else (Shape(), torch.bfloat16)
+    sizes = [(1, 40), (2, 33)] if tiny else [
+        (1, 128), (1, 1024), (1, 8192), (1, 32_768), (8, 1024), (32, 128), (32, 512), (32, 1024), (32, 4096),
+        (256, 128), (256, 1024),
+    ]  # fmt: skip
+    for rows, n in sizes:
+        yield attention(shape, Case(rows, n), dtype, clock, rounds)
+    for rows, n in [(2, 40)] if tiny else [(32, 1024), (256, 1024)]:
+        yield attention(shape, Case(rows, n, True), dtype, clock, rounds)
 
 
-def main() -> None:
+def cut_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
+    shape, dtype = (Shape(2, 2, 64), torch.float32) if tiny else (Shape(), torch.bfloat16)
+    for rows, budget in [(2, 24)] if tiny else [(1, 1024), (32, 128), (32, 512), (32, 1024), (32, 2048)]:
+        yield compression(shape, rows, budget, dtype, clock, max(3, rounds // 4))
+
+
+def decode_rows(model: Any, tiny: bool, clock: Clock) -> Iterator[Row]:
+    cases = (
+        [Lengths(2, 16, 40, 8)]
+        if tiny
+        else [Lengths(1, 1024, 16_384, 128), Lengths(16, 1024, 16_384, 128), Lengths(128, 1024, None, 128)]
+    )
+    for case in cases:
+        yield from decoding(model, case, clock)
+
+
+def prompt_rows(model: Any, tiny: bool, clock: Clock) -> Iterator[Row]:
+    for rows, tokens in [(1, 60)] if tiny else [(1, 8192), (1, 32_768)]:
+        yield from prompts(model, rows, tokens, 16 if tiny else 1024, clock)
+
+
+def median_us(samples: list[float]) -> str:
+    return f"{statistics.median(samples) * 1e6:.1f}"
+
+
+def table(part: str, rows: list[Row], copy_rate: float) -> Iterator[str]:
+    """Of a part's rows, in Markdown."""
+    if part == "attention":
+        yield "| rows | n | ragged | " + " | ".join(("contender", "us", "in a graph, us", "share of a copy")) + " |"
+        yield "|---|---|---|---|---|---|---|"
+        for row in rows:
+            for name, samples in row["seconds"].items():
+                graphed = row["graph_seconds"].get(name)
+                best = statistics.median(graphed or samples)
+                share = row["bytes"] / best / copy_rate
+                yield (
+                    f"| {row['rows']} | {row['n']} | {'yes' if row['ragged'] else ''} | {name} | {median_us(samples)} |"
+                    f" {median_us(graphed) if graphed else ''} | {share:.0%} |"
+                )
+        return
+    if part == "cuts":
+        yield "| rows | budget | ours, us | R-KV's form, us | ratio |"
+        yield "|---|---|---|---|---|"
+        for row in rows:
+            ours, theirs = (statistics.median(row["seconds"][name]) for name in ("ours", "R-KV's form"))
+            yield f"| {row['rows']} | {row['budget']} | {ours * 1e6:.0f} | {theirs * 1e6:.0f} | {theirs / ours:.1f} |"
+        return
+    keys = [name for name in rows[0] if name != "samples"] if rows else []
+    yield "| " + " | ".join(keys) + " |"
+    yield "|" + "---|" * len(keys)
+    for row in rows:
+        yield "| " + " | ".join(f"{row[k]:.4g}" if isinstance(row[k], float) else str(row[k]) for k in keys) + " |"
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    clock = Clock(torch.device(args.device), 2 if args.tiny else 32)
+    rounds = 3 if args.tiny else 30
+    name = args.model or "random, Llama 3.1 8B's shape"
+    result: dict[str, Any] = {"provenance": provenance(name), "gpu": gpu_state()}
+    result["copy_bytes_per_second"] = clock.copy_rate()
+    print(in_words(result["provenance"]), result["gpu"], f"copy {result['copy_bytes_per_second'] / 1e12:.2f} TB/s")
+    made: list[Any] = []
+
+    def model() -> Any:
+        if not made:
+            made.append(
+                models.load(args.model, "bfloat16", args.device)[0] if args.model else llama(args.device, args.tiny)
+            )
+        return made[0]
+
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
+        "attention": lambda: attention_rows(args.tiny, clock, rounds),
+        "cuts": lambda: cut_rows(args.tiny, clock, rounds),
+        "decode": lambda: decode_rows(model(), args.tiny, clock),
+        "prompts": lambda: prompt_rows(model(), args.tiny, clock),
+    }
+    for part in args.parts or PARTS:
+        result[part] = []
+        for row in parts[part]():
+            result[part].append(row)
+            if args.output:  # what there is so far
+                replace_text(args.output, json.dumps(result, indent=1) + "\n")
+        print(f"\n{part}\n", *table(part, result[part], result["copy_bytes_per_second"]), sep="\n", flush=True)
+    result["gpu_afterwards"] = gpu_state()
+    if args.output:
+        replace_text(args.output, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (all)")
     parser.add_argument("--model", metavar="NAME", help="hub name, folder or smollm2 (random weights of 8B's shape)")
     parser.add_argument("--device", default="cuda", metavar="NAME", help="as torch names it (cuda)")
-    parser.add_argument("--rows", type=options.positive, default=8, metavar="N", help="of the batch (8)")
-    parser.add_argument("--tokens", type=options.positive, default=1024, metavar="N", help="of the prompt (1024)")
-    parser.add_argument("--steps", type=options.positive, default=128, metavar="N", help="timed (128)")
-    parser.add_argument("--budget", type=options.positive, default=512, metavar="SLOTS", help="(512)")
-    args = parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
+    parser.add_argument("--output", metavar="FILE", help="JSON with every sample, written after each row")
+    args = parser.parse_args(arguments)
+    if unknown := [part for part in args.parts if part not in PARTS]:
+        parser.error(f"unknown part {unknown[0]!r}; parts are {', '.join(PARTS)}")
     torch.set_grad_enabled(False)
     try:
         torch.device(args.device)
         models.check_device(args.device)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error).splitlines()[0])
-    if args.model:
-        model, _, _ = models.load(args.model, "bfloat16", args.device)
-    else:
-        model = llama_8b(args.device)
-    print(in_words(place(model)))
-    for name in ("DynamicCache", "full", "rkv", "reasonalloc"):  # the first before ours take the model's attention over
-        if name == "DynamicCache":
-            cache = DynamicCache(config=model.config)
-        else:
-            cache = ra.ReasonAllocCache(model, ra.Config(method=name, budget=None if name == "full" else args.budget))
-        speed = tokens_per_second(model, cache, args.rows, args.tokens, args.steps)
-        print(f"{name:14} {speed:8.1f} tokens/s", flush=True)
+    run(args)
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
     main()

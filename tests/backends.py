@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from reasonalloc import _core
 
@@ -83,3 +85,8 @@ if MODULES["_cuda_emulated"] is not None:
     BACKENDS.append(Backend("cuda-emulated", module=MODULES["_cuda_emulated"], effort=0.1))
 if MODULES["_cuda"] is not None and torch.cuda.is_available():
     BACKENDS.append(Backend("cuda", device="cuda", module=MODULES["_cuda"]))
+
+
+def as_parameters(backends: list[Backend]) -> list[ParameterSet]:
+    """For pytest: those on a GPU are marked so."""
+    return [pytest.param(b, id=b.name, marks=[pytest.mark.gpu] if b.device == "cuda" else []) for b in backends]

@@ -22,7 +22,10 @@ from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
 TIGHT = {"budget": 24, "interval": 16, "window": 4}
 
 
-@pytest.fixture(params=["copies", "emulated", "cuda-copies", "cuda"])
+ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda-copies", "cuda")]
+
+
+@pytest.fixture(params=["copies", "emulated", *ON_GPU])
 def device(request, monkeypatch):
     if request.param.startswith("cuda"):
         if not torch.cuda.is_available():

@@ -140,3 +140,56 @@ def test_keys_and_values_come_16_bytes_at_a_time(compiled: Compiled) -> None:
         assert not any(each.startswith(("LDL", "STL")) for each in loop), name
         seen += 1
     assert seen or "matrix_bf16.sm_75" in compiled.object.name
+
+
+# ---- Occupancy: what an SM holds at a time, from registers and shared memory ----
+
+# Of an SM: warps, blocks and bytes of shared memory (CUDA C++ Programming Guide, technical specifications).
+MACHINES = {"75": (32, 16, 64 << 10), "80": (64, 32, 164 << 10), "90": (64, 32, 228 << 10), "100": (64, 32, 228 << 10),
+            "120": (48, 24, 100 << 10)}  # fmt: skip
+REGISTERS, THREADS, SHARED_RESERVED = 65_536, 128, 1 << 10  # of an SM; of a block; of a block, by the system
+
+
+def resident_warps(registers: int, shared: int, arch: str) -> int:
+    """Warps of blocks of 128 threads that an SM holds. shared: bytes of a block."""
+    warps, blocks, memory = MACHINES[arch]
+    a_warp = -(-registers * 32 // 256) * 256  # registers go to warps by 256
+    by_shared = memory // (-(-(shared + SHARED_RESERVED) // 128) * 128)
+    return min(REGISTERS // a_warp // 4, blocks, warps // 4, by_shared) * 4
+
+
+def test_the_arithmetic_of_occupancy() -> None:
+    assert resident_warps(32, 0, "90") == 64
+    assert resident_warps(255, 0, "90") == 8  # as CUDA's occupancy calculator has it
+    assert resident_warps(128, 0, "80") == 16
+    assert resident_warps(168, 0, "90") == 12
+    assert resident_warps(64, 48 << 10, "75") == 4
+    assert resident_warps(40, 0, "75") == 32
+    assert resident_warps(24, 0, "120") == 48
+
+
+def shared_bytes(name: str) -> int:
+    """What the launch of a kernel asks for: the constants of attend_matrix.cuh, select.cuh and apply.cu."""
+    if sizes := re.search(r"attend_matrixI\w+?Li(\d+)ELi(\d+)E", name):
+        dim, tiles = int(sizes[1]), int(sizes[2])
+        return tiles * 8 * (dim * 2 + 2 * (dim + 2) * 4 + 4) + 16
+    if "move_slots" in name:
+        return 4096
+    return 1280 if "choose_slots" in name else 512
+
+
+# Least warps of an SM by a part of the name. A warp of attention has 8 to 16 KB of loads under way, and 18 (H100)
+# to 37 KB (B200) an SM fill the bus. The rest: 8, two blocks, of which one works while the other waits at a barrier.
+LEAST_WARPS = {"append_token": 16, "combine_scores": 16, "choose_slots": 16, "plan_moves": 16, "settle_pages": 16}
+
+
+@pytest.mark.parametrize("arch", MACHINES)
+@pytest.mark.parametrize("source", ["attend_matrix_bf16", "append", "score", "score_redundancy", "choose", "apply"])
+def test_enough_warps_are_resident(source: str, arch: str, tmp_path: Path) -> None:
+    report = Compiled(source, arch, tmp_path).report
+    kernels = re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", report, re.DOTALL)
+    assert kernels
+    for name, registers in kernels:
+        least = next((warps for part, warps in LEAST_WARPS.items() if part in name), 8)
+        held = resident_warps(int(registers), shared_bytes(name), arch)
+        assert held >= least, f"{name}: {registers} registers, {held} warps"

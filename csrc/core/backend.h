@@ -24,8 +24,21 @@ typedef struct ra_device {
     ra_status (*cut)(ra_layer *layer, const ra_cut *cut);
     /* Of the newest cut; before and after may be NULL. Waits for it. */
     ra_status (*figures)(ra_layer *layer, const ra_figures *figures);
+    /* The figures of the newest cut are here: where nothing but steps came after it, bounds of slots become exact. */
+    bool (*fold)(ra_layer *layer);
     /* What a kernel found wrong since the last call that reported it; does not wait. */
     ra_status (*fault)(ra_layer *layer);
+    /* The pool's next calls come on another stream, after what is under way on the one before. */
+    ra_status (*set_stream)(ra_pool *pool, void *stream);
+    /* Of a graph: whether the pool's stream is being captured; the device's lists become the host's where those are newer;
+     * totals and protect_below (may be NULL) of the cuts to come, and whether they are what was sent last; a number that is
+     * another one once a captured graph refers to memory that is gone. */
+    bool (*capturing)(const ra_pool *pool);
+    ra_status (*push)(ra_layer *layer);
+    ra_status (*send)(ra_layer *layer, const int64_t *totals, const int64_t *protect_below);
+    bool (*has_sent)(const ra_layer *layer, const int64_t *totals, const int64_t *protect_below);
+    void (*cut_again)(ra_layer *layer); /* a cut was replayed: its figures are wanted */
+    int64_t (*generation)(const ra_layer *layer);
 } ra_device;
 
 struct ra_backend {
@@ -51,7 +64,7 @@ struct ra_backend {
 extern const ra_backend ra_backend_cpu;
 
 /* Name of the capsule in which a module gives _core its backend; another number for another layout of these structs. */
-#define RA_BACKEND_CAPSULE "reasonalloc.backend.3"
+#define RA_BACKEND_CAPSULE "reasonalloc.backend.4"
 
 /* ---- lists.c: which memory's lists are current. On a backend without a device they do nothing. ---- */
 
@@ -63,11 +76,13 @@ ra_status ra_lists_write_all(ra_pool *pool);
 void ra_lists_changed(ra_layer *layer);
 /* A layer is about to be freed. */
 void ra_lists_close(ra_layer *layer);
-/* The device has made a step or a cut: bounds follow. */
+/* The device has made a step or a cut: counts and bounds follow. */
 void ra_lists_stepped(ra_layer *layer, const int64_t *begin, int64_t tokens);
 void ra_lists_cut(ra_layer *layer, const int64_t *totals);
 /* It has made the cut that the host chose: they are exact. */
 void ra_lists_applied(ra_layer *layer);
+/* Nothing that is captured now would have to be copied first. */
+bool ra_lists_fit_capture(const ra_layer *layer);
 /* Most pages that the layer has after a step of these tokens. */
 int64_t ra_lists_pages(const ra_layer *layer, const int64_t *begin, int64_t tokens);
 

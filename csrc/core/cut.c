@@ -263,6 +263,9 @@ static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *miss
         return RA_ERR_NO_PAGES;
     }
     ra_cut_abandon(layer);
+    if (device->capturing(layer->pool) &&
+        (cut->budgets || !ra_lists_fit_capture(layer) || !device->has_sent(layer, cut->totals, cut->protect_below)))
+        return RA_ERR_CAPTURE; /* it would be waited for, or its arguments copied from where they are no more later */
     status = device->cut(layer, cut);
     if (status != RA_OK)
         return status;
@@ -270,6 +273,8 @@ static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *miss
     if (!cut->budgets)
         return RA_OK;
     status = device->figures(layer, &(ra_figures){.cut = cut->cut, .budgets = cut->budgets, .lost = cut->lost});
+    if (status == RA_OK && device->fold(layer))
+        ra_lists_changed(layer);
     return status == RA_OK ? device->fault(layer) : status;
 }
 
@@ -278,7 +283,11 @@ ra_status ra_layer_figures(ra_layer *layer, const ra_figures *figures)
     if (!layer || !figures || !figures->cut || !figures->before || !figures->after || !figures->budgets ||
         !figures->lost || !layer->pool->backend->device)
         return RA_ERR_ARGUMENT;
-    return layer->pool->backend->device->figures(layer, figures);
+    const ra_device *device = layer->pool->backend->device;
+    ra_status status = device->figures(layer, figures);
+    if (status == RA_OK && device->fold(layer))
+        ra_lists_changed(layer);
+    return status;
 }
 
 ra_status ra_layer_cut(ra_layer *layer, const ra_cut *cut, ra_parallel parallel, int64_t *missing)

@@ -40,10 +40,12 @@ struct ra_layer {
     float *sinks;               /* [Hq], likewise; -INFINITY: none */
     bool pending;               /* a step was reserved and has not come yet */
     int64_t reserved;           /* pages, for the next step */
+    int64_t replays;            /* steps of a graph that `reserved` is for; 0: it is for an ordinary step */
     /* A step of rows of at most `ready_tokens` new tokens, after which heads have at most `ready_slots` slots, needs no more
      * scratch than `ready_bytes`. */
     int64_t ready_tokens, ready_slots;
     size_t ready_bytes;
+    int64_t ready_changes; /* how often ready_slots has risen */
     ra_cut_state cut;
     ra_times times;
     ra_layer *next, *previous;

@@ -41,9 +41,14 @@ void ra_lists_stepped(ra_layer *layer, const int64_t *begin, int64_t tokens)
     promise(layer, ra_lists_pages(layer, begin, tokens));
     for (int64_t row = 0; row < layer->rows; row++) {
         int64_t fresh = begin ? begin[row + 1] - begin[row] : tokens;
+        if (!fresh)
+            continue;
         for (int64_t head = 0; head < layer->kv_heads; head++)
             layer->slots[ra_pair(layer, row, head)] += (int32_t)fresh;
         layer->row_slots[row] += layer->kv_heads * fresh;
+        layer->tokens[row] += fresh;
+        layer->q_end[row] = layer->tokens[row];
+        layer->q_begin[row] = ra_max(layer->q_begin[row], layer->q_end[row] - layer->window);
     }
     layer->lists = layer->pool->lists = RA_LISTS_DEVICE;
 }
@@ -98,6 +103,11 @@ static ra_status pull(ra_pool *pool, ra_layer *layer)
         ra_lists_changed(layer);
     }
     return RA_OK;
+}
+
+bool ra_lists_fit_capture(const ra_layer *layer)
+{
+    return layer->lists != RA_LISTS_HOST && layer->pool->lists != RA_LISTS_HOST;
 }
 
 ra_status ra_layer_wait(ra_layer *layer) { return layer ? pull(layer->pool, layer) : RA_ERR_ARGUMENT; }

@@ -65,7 +65,17 @@ int64_t ra_pool_spare(const ra_pool *pool)
     return spare - pool->reserved;
 }
 
-void ra_pool_set_stream(ra_pool *pool, void *stream) { pool->stream = stream; }
+ra_status ra_pool_set_stream(ra_pool *pool, void *stream)
+{
+    if (!pool)
+        return RA_ERR_ARGUMENT;
+    if (!pool->backend->device || pool->stream == stream)
+        return RA_OK;
+    ra_status status = pool->backend->device->set_stream(pool, stream);
+    if (status == RA_OK)
+        pool->stream = stream;
+    return status;
+}
 
 const ra_backend *ra_pool_backend(const ra_pool *pool) { return pool->backend; }
 

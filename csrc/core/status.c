@@ -12,6 +12,10 @@ const char *ra_status_text(ra_status status)
     case RA_ERR_INFEASIBLE: return "the bounds exclude the total";
     case RA_ERR_EVICTED: return "the tokens were evicted";
     case RA_ERR_DEVICE: return "the device reports an error";
+    case RA_ERR_CAPTURE:
+        return "a CUDA graph cannot hold this: prepare() comes before the capture, and then steps of one token a row "
+               "and "
+               "cuts with the prepared totals whose figures are fetched later";
     }
     return "unknown status";
 }

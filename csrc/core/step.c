@@ -68,16 +68,19 @@ static ra_status make_ready(ra_layer *layer, const needs *need, int64_t ahead)
         status = pool->backend->device->reserve(layer, need->tokens, slots);
     if (status != RA_OK)
         return status;
+    layer->ready_changes += slots > layer->ready_slots;
     layer->ready_tokens = need->tokens;
     layer->ready_slots = slots;
     layer->ready_bytes = bytes;
     return RA_OK;
 }
 
-ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *missing)
+enum { GRAPH_AHEAD = 4096 };
+
+/* Room for a step, or for `replays` of them one after the other, of one token each. */
+static ra_status reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t replays, int64_t ahead,
+                         int64_t *missing)
 {
-    if (!layer || !missing || ahead < 0 || ahead > INT32_MAX || !begins_well(layer, begin, tokens))
-        return RA_ERR_ARGUMENT;
     ra_pool *pool = layer->pool;
     *missing = 0;
     if (layer->cold)
@@ -85,19 +88,29 @@ ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens
     ra_status fault = pool->backend->device ? pool->backend->device->fault(layer) : RA_OK;
     if (fault != RA_OK)
         return fault;
-    needs need = needs_of(layer, begin, tokens);
+    needs need = needs_of(layer, begin, replays ? replays : tokens);
     if (need.pages < 0)
         return RA_ERR_ARGUMENT;
-    if (!is_ready(layer, &need)) {
-        ra_status status = make_ready(layer, &need, ahead);
+    need.tokens = replays ? 1 : need.tokens;
+    if (replays &&
+        !is_ready(layer, &need)) { /* a graph ends where room is made: perhaps only the bounds are too wide */
+        ra_status status = ra_layer_wait(layer);
         if (status != RA_OK)
             return status;
-        need = needs_of(layer, begin, tokens); /* a device may have been looked at */
+        need = needs_of(layer, begin, replays);
+        need.tokens = 1;
+    }
+    if (!is_ready(layer, &need)) {
+        /* Graphs end with the room: budgets of heads drift apart at first. */
+        ra_status status = make_ready(layer, &need, replays ? ra_max(ahead, ra_min(need.slots, GRAPH_AHEAD)) : ahead);
+        if (status != RA_OK)
+            return status;
+        need = needs_of(layer, begin, replays ? replays : tokens); /* a device may have been looked at */
     }
     if (layer->ready_bytes > pool->scratch_need)
         pool->scratch_need = layer->ready_bytes;
     pool->reserved -= layer->reserved;
-    layer->reserved = 0;
+    layer->reserved = layer->replays = 0;
     layer->pending = false;
     if (need.pages > ra_pool_spare(pool)) {
         *missing = need.pages - ra_pool_spare(pool);
@@ -105,8 +118,64 @@ ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens
     }
     pool->reserved += need.pages;
     layer->reserved = need.pages;
+    layer->replays = replays;
     layer->pending = true;
     return RA_OK;
+}
+
+ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *missing)
+{
+    if (!layer || !missing || ahead < 0 || ahead > INT32_MAX || !begins_well(layer, begin, tokens))
+        return RA_ERR_ARGUMENT;
+    return reserve(layer, begin, tokens, 0, ahead, missing);
+}
+
+/* ---- Graphs ---- */
+
+ra_status ra_layer_prepare(ra_layer *layer, int64_t steps, int64_t ahead, const int64_t *totals,
+                           const int64_t *protect_below, int64_t *missing)
+{
+    if (!layer || !missing || steps < 1 || steps > INT32_MAX || ahead < 0 || ahead > INT32_MAX ||
+        (protect_below && !totals) || !layer->pool->backend->device)
+        return RA_ERR_ARGUMENT;
+    const ra_device *device = layer->pool->backend->device;
+    if (device->capturing(layer->pool))
+        return RA_ERR_CAPTURE;
+    ra_status status = reserve(layer, NULL, 1, steps, ahead, missing);
+    if (status == RA_OK)
+        status = device->push(layer);
+    return status == RA_OK && totals ? device->send(layer, totals, protect_below) : status;
+}
+
+ra_status ra_layer_replayed(ra_layer *layer, int64_t steps)
+{
+    if (!layer || !layer->pool->backend->device || !layer->pending || steps < 1 || steps > layer->replays)
+        return RA_ERR_ARGUMENT;
+    ra_pool *pool = layer->pool;
+    ra_cut_abandon(layer);
+    ra_lists_stepped(layer, NULL, steps);
+    layer->replays -= steps;
+    int64_t left = layer->replays ? ra_max(0, ra_lists_pages(layer, NULL, layer->replays) - layer->promised) : 0;
+    pool->reserved += left - layer->reserved;
+    layer->reserved = left;
+    layer->pending = layer->replays > 0;
+    return RA_OK;
+}
+
+ra_status ra_layer_replayed_cut(ra_layer *layer, const int64_t *totals)
+{
+    if (!layer || !totals || !layer->pool->backend->device ||
+        !layer->pool->backend->device->has_sent(layer, totals, NULL))
+        return RA_ERR_ARGUMENT;
+    layer->pool->backend->device->cut_again(layer);
+    ra_lists_cut(layer, totals);
+    return RA_OK;
+}
+
+int64_t ra_layer_generation(const ra_layer *layer)
+{
+    const ra_device *device = layer->pool->backend->device;
+    return device ? device->generation(layer) + layer->ready_changes : 0;
 }
 
 static bool indexes_well(const ra_layer *layer, const ra_step *step)
@@ -163,9 +232,12 @@ ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parall
         return RA_ERR_ARGUMENT; /* nothing was reserved for it */
     if (looks && !all_finite(layer, step))
         return RA_ERR_NOT_FINITE;
+    if (!looks && pool->backend->device->capturing(pool) &&
+        (need.tokens != 1 || step->begin || step->visible || !ra_lists_fit_capture(layer)))
+        return RA_ERR_CAPTURE;
     ra_cut_abandon(layer);
     pool->reserved -= layer->reserved;
-    layer->reserved = 0;
+    layer->reserved = layer->replays = 0;
     layer->pending = false;
     layer->scale = step->scale;
     layer->softcap = step->softcap;

@@ -21,6 +21,8 @@ static RA_CUDA_HOOK(down, pool, ra_cuda_status(down_now(pool, to, page, bytes)),
 static RA_CUDA_HOOK(move, pool, ra_cuda_status(ra_device_move(to, from, bytes, pool->stream)), ra_pool *pool, void *to,
                     const void *from, size_t bytes)
 
+static bool capturing(const ra_pool *pool) { return ra_device_is_capturing(pool->stream); }
+
 static const ra_device device = {
 #ifdef RA_EMULATE
     .type = 1, /* the CPU's memory */
@@ -37,7 +39,15 @@ static const ra_device device = {
     .move = move,
     .cut = ra_cuda_cut_on,
     .figures = ra_cuda_figures,
+    .fold = ra_cuda_fold,
     .fault = ra_cuda_fault,
+    .set_stream = ra_cuda_set_stream,
+    .capturing = capturing,
+    .push = ra_cuda_push_on,
+    .send = ra_cuda_send,
+    .has_sent = ra_cuda_has_sent,
+    .cut_again = ra_cuda_cut_again,
+    .generation = ra_cuda_generation,
 };
 
 const ra_backend ra_backend_cuda = {

@@ -17,6 +17,8 @@ typedef struct cuda_pool {
     size_t ticket_count;
     char *scratch; /* of one call at a time */
     size_t scratch_bytes;
+    void *turn;         /* event at which a stream hands over to the next; NULL before the first time */
+    int64_t generation; /* how often scratch or tickets have moved */
 } cuda_pool;
 
 /* Figures of a cut, as they come to the host. */
@@ -35,7 +37,12 @@ typedef struct cuda_layer {
     uint32_t *fault;          /* [R] */
     cuda_figures there, here; /* device, host; in one piece that begins with `lost` */
     size_t figure_bytes;
-    void *done; /* mark of the newest cut; NULL before the first */
+    void *done;      /* mark of the newest cut */
+    int64_t *sent;   /* [3, R]: totals and protect_below as sent last, tokens given before the newest cut */
+    int64_t *totals; /* [2, R] on the device: the former two */
+    bool was_cut,
+        folds;          /* the newest cut's figures are wanted; they say what heads hold now, but for the steps since */
+    int64_t generation; /* how often its memory has moved */
 } cuda_layer;
 
 /* Pieces of memory one behind the other; counts only where memory is NULL. */
@@ -80,6 +87,14 @@ ra_status ra_cuda_scratch(ra_pool *pool, size_t bytes);
 /* At least `count` tickets. */
 ra_status ra_cuda_tickets(ra_pool *pool, size_t count);
 ra_status ra_cuda_fault(ra_layer *layer);
+bool ra_cuda_fold(ra_layer *layer);
+/* What the next cuts are given: see ra_device. */
+ra_status ra_cuda_send(ra_layer *layer, const int64_t *totals, const int64_t *protect_below);
+bool ra_cuda_has_sent(const ra_layer *layer, const int64_t *totals, const int64_t *protect_below);
+void ra_cuda_cut_again(ra_layer *layer);
+ra_status ra_cuda_push_on(ra_layer *layer);
+ra_status ra_cuda_set_stream(ra_pool *pool, void *stream);
+int64_t ra_cuda_generation(const ra_layer *layer);
 /* int64 of the host as int32 of the device. */
 int ra_cuda_up_narrow(int32_t *to, const int64_t *from, int64_t count, void *stream);
 
@@ -99,11 +114,6 @@ ra_status ra_cuda_choose_on(ra_layer *layer, const int64_t *protect_below, const
                             ra_parallel parallel);
 int64_t ra_cuda_apply_pages(const ra_layer *layer);
 ra_status ra_cuda_apply_on(ra_layer *layer, ra_parallel parallel);
-
-#ifdef RA_EMULATE
-/* Threads and blocks run in an order drawn from `seed`; 0: in that of their numbers. */
-void ra_emulate_order(unsigned seed);
-#endif
 
 extern const ra_backend ra_backend_cuda;
 

@@ -70,7 +70,8 @@ RA_DEVICE void note_least_free(ra_cuda_pool *pool)
 }
 RA_DEVICE void set_fault(const ra_cuda_layer &l, int row, uint32_t bit)
 {
-    *(volatile uint32_t *)&l.fault[row] = l.fault[row] | bit; /* lost at worst beside another one of the same launch */
+    const int byte = (bit > 0xffff ? 2 : 0) + (bit & 0xff00ff00u ? 1 : 0);
+    ((volatile uint8_t *)&l.fault[row])[byte] = 1;
 }
 
 /* ---- A block ---- */

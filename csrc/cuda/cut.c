@@ -6,7 +6,6 @@
 #include "backend.h"
 
 typedef struct cut_pieces {
-    int64_t *totals, *protect_below;
     float *scores;
     int32_t *kept;
     char *rest;
@@ -14,10 +13,8 @@ typedef struct cut_pieces {
 
 static cut_pieces lay_cut(const ra_layer *layer, cuda_pieces *pieces)
 {
-    size_t rows = (size_t)layer->rows, entries = (size_t)ra_pairs(layer) * (size_t)layer->pages * PAGE;
-    return (cut_pieces){.totals = ra_piece(pieces, rows, sizeof(int64_t)),
-                        .protect_below = ra_piece(pieces, rows, sizeof(int64_t)),
-                        .scores = ra_piece(pieces, entries, sizeof(float)),
+    size_t entries = (size_t)ra_pairs(layer) * (size_t)layer->pages * PAGE;
+    return (cut_pieces){.scores = ra_piece(pieces, entries, sizeof(float)),
                         .kept = ra_piece(pieces, entries, sizeof(int32_t)),
                         .rest = ra_piece(pieces, 0, 1)};
 }
@@ -64,18 +61,21 @@ static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *
                          char **rest)
 {
     ra_pool *pool = layer->pool;
+    /* What is captured is replayed when heads have more slots: it covers all that was made ready. */
+    int64_t slots = ra_device_is_capturing(pool->stream) ? layer->ready_slots : ra_most_slots(layer);
     ra_status status = ra_cuda_push(layer);
     if (status == RA_OK)
-        status = ra_cuda_scratch(pool, ra_cuda_cut_scratch(layer, ra_most_slots(layer)));
+        status = ra_cuda_scratch(pool, ra_cuda_cut_scratch(layer, slots));
+    if (status == RA_OK && !ra_cuda_has_sent(layer, totals, protect_below))
+        status = ra_cuda_send(layer, totals, protect_below);
     if (status != RA_OK)
         return status;
     const cuda_layer *own = ra_cuda_layer_of(layer);
     cuda_pieces pieces = {.memory = ra_cuda_pool_of(pool)->scratch};
     cut_pieces at = lay_cut(layer, &pieces);
-    size_t bytes = (size_t)layer->rows * sizeof(int64_t);
-    job->most_slots = (int32_t)ra_most_slots(layer);
-    job->totals = at.totals;
-    job->protect_below = at.protect_below;
+    job->most_slots = (int32_t)slots;
+    job->totals = own->totals;
+    job->protect_below = own->totals + layer->rows;
     job->scale = ra_scale_of(layer);
     job->softcap = layer->softcap;
     job->cut = own->there.cut;
@@ -86,10 +86,15 @@ static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *
     job->scores = at.scores;
     job->kept = at.kept;
     *rest = at.rest;
-    int error = ra_device_up(at.totals, totals, bytes, pool->stream);
-    if (!error && protect_below)
-        error = ra_device_up(at.protect_below, protect_below, bytes, pool->stream);
-    return ra_cuda_status(error ? error : ra_cuda_cut_begin(&own->lists, job, at.rest, pool->stream));
+    return ra_cuda_status(ra_cuda_cut_begin(&own->lists, job, at.rest, pool->stream));
+}
+
+/* Figures will come; what heads hold then follows from them and from the tokens that come after. */
+void ra_cuda_cut_again(ra_layer *layer)
+{
+    cuda_layer *own = ra_cuda_layer_of(layer);
+    memcpy(own->sent + 2 * layer->rows, layer->tokens, (size_t)layer->rows * sizeof *layer->tokens);
+    own->was_cut = own->folds = true;
 }
 
 static ra_status run(ra_layer *layer, const ra_cut *cut)
@@ -104,8 +109,6 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
     cuda_layer *own = ra_cuda_layer_of(layer);
     const ra_cuda_layer *lists = &own->lists;
     void *stream = layer->pool->stream;
-    if (!own->done && !(own->done = ra_device_new_event()))
-        return RA_ERR_NO_MEMORY;
     /* The times are those of starting the work. */
     int64_t start = ra_now_ns();
     int error = ra_cuda_score(lists, &job, rest, stream);
@@ -121,9 +124,10 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
     layer->times.route_ns += allocated - scored;
     layer->times.evict_ns += ra_now_ns() - allocated;
     if (!error) /* the figures lie in one piece, in both memories */
-        error = ra_device_down(own->here.lost, own->there.lost, own->figure_bytes, stream);
+        error = ra_device_down_shared(own->here.lost, own->there.lost, own->figure_bytes, stream);
     if (!error)
         error = ra_device_mark(own->done, stream);
+    ra_cuda_cut_again(layer);
     return ra_cuda_status(error);
 }
 
@@ -132,7 +136,7 @@ RA_CUDA_HOOK(ra_cuda_cut_on, layer->pool, run(layer, cut), ra_layer *layer, cons
 static ra_status fetch(const ra_layer *layer, const ra_figures *figures)
 {
     const cuda_layer *own = ra_cuda_layer_of(layer);
-    if (!own || !own->done)
+    if (!own || !own->was_cut)
         return RA_ERR_ARGUMENT;
     int error = ra_device_wait_for(own->done);
     const cuda_figures *here = &own->here;
@@ -152,6 +156,19 @@ static ra_status fetch(const ra_layer *layer, const ra_figures *figures)
 }
 
 RA_CUDA_HOOK(ra_cuda_figures, layer->pool, fetch(layer, figures), ra_layer *layer, const ra_figures *figures)
+
+bool ra_cuda_fold(ra_layer *layer)
+{
+    const cuda_layer *own = ra_cuda_layer_of(layer);
+    if (!own || !own->folds || layer->lists != RA_LISTS_DEVICE)
+        return false;
+    const int64_t *then = own->sent + 2 * layer->rows;
+    for (int64_t pair = 0; pair < ra_pairs(layer); pair++) {
+        int64_t row = pair / layer->kv_heads;
+        layer->slots[pair] = (int32_t)(own->here.keep[pair] + layer->tokens[row] - then[row]);
+    }
+    return true;
+}
 
 /* ---- Phase by phase: the host's lists are current, and so is layer->cut ---- */
 

@@ -11,6 +11,10 @@ int64_t ra_device_allocations(void) { return atomic_load(&allocations); }
 
 #ifdef RA_EMULATE
 
+#include "launch.h"
+
+enum { NO_CAPTURE = 900 }; /* cudaErrorStreamCaptureUnsupported */
+
 int ra_device_enter(int device, int *before)
 {
     (void)device;
@@ -19,10 +23,18 @@ int ra_device_enter(int device, int *before)
 }
 void ra_device_leave(int before) { (void)before; }
 
+int ra_device_is_capturing(void *stream)
+{
+    (void)stream;
+    return ra_emulate_capturing();
+}
+
 /* Aligned as the driver's memory is, and full of what is no number: kernels may rely on nothing. */
 void *ra_device_new(size_t bytes, void *stream)
 {
     (void)stream;
+    if (ra_emulate_capturing())
+        return NULL;
     atomic_fetch_add(&allocations, 1);
     size_t whole = (bytes + 255) / 256 * 256;
     void *memory = aligned_alloc(256, whole ? whole : 256);
@@ -37,6 +49,8 @@ void ra_device_free(void *memory, void *stream)
 }
 void *ra_device_new_shared(size_t bytes)
 {
+    if (ra_emulate_capturing())
+        return NULL;
     atomic_fetch_add(&allocations, 1);
     return calloc(1, bytes ? bytes : 1);
 }
@@ -45,11 +59,15 @@ void ra_device_free_shared(void *memory) { free(memory); }
 int ra_device_zero(void *memory, size_t bytes, void *stream)
 {
     (void)stream;
+    if (ra_emulate_capturing())
+        return NO_CAPTURE;
     memset(memory, 0, bytes);
     return 0;
 }
 static int copy(void *to, const void *from, size_t bytes)
 {
+    if (ra_emulate_capturing())
+        return NO_CAPTURE;
     if (bytes)
         memcpy(to, from, bytes);
     return 0;
@@ -64,6 +82,11 @@ int ra_device_down(void *to, const void *from, size_t bytes, void *stream)
     (void)stream;
     return copy(to, from, bytes);
 }
+int ra_device_down_shared(void *to, const void *from, size_t bytes, void *stream)
+{
+    (void)stream;
+    return ra_emulate_capturing() ? ra_emulate_record_copy(to, from, bytes) : copy(to, from, bytes);
+}
 int ra_device_move(void *to, const void *from, size_t bytes, void *stream)
 {
     (void)stream;
@@ -71,6 +94,8 @@ int ra_device_move(void *to, const void *from, size_t bytes, void *stream)
 }
 static int copy_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count)
 {
+    if (ra_emulate_capturing())
+        return NO_CAPTURE;
     for (size_t i = 0; i < count; i++)
         copy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, bytes);
     return 0;
@@ -94,16 +119,23 @@ int ra_device_mark(void *event, void *stream)
     (void)event, (void)stream;
     return 0;
 }
+int ra_device_follow(void *event, void *from, void *to)
+{
+    (void)event, (void)from, (void)to;
+    return 0;
+}
 int ra_device_wait(void *stream)
 {
     (void)stream;
+    if (ra_emulate_capturing())
+        return NO_CAPTURE;
     atomic_fetch_add(&waits, 1);
     return 0;
 }
 int ra_device_wait_for(void *event)
 {
     (void)event;
-    return 0;
+    return ra_emulate_capturing() ? NO_CAPTURE : 0;
 }
 
 #else
@@ -167,6 +199,10 @@ int ra_device_down(void *to, const void *from, size_t bytes, void *stream)
 {
     return copy(to, from, bytes, cudaMemcpyDeviceToHost, stream);
 }
+int ra_device_down_shared(void *to, const void *from, size_t bytes, void *stream)
+{
+    return copy(to, from, bytes, cudaMemcpyDeviceToHost, stream);
+}
 int ra_device_move(void *to, const void *from, size_t bytes, void *stream)
 {
     return copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
@@ -198,7 +234,24 @@ void ra_device_free_event(void *event)
     if (event)
         (void)cudaEventDestroy(event);
 }
-int ra_device_mark(void *event, void *stream) { return (int)cudaEventRecord(event, stream); }
+int ra_device_is_capturing(void *stream)
+{
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(stream, &status) != cudaSuccess)
+        (void)cudaGetLastError(); /* it was the legacy stream while another one is captured */
+    return status != cudaStreamCaptureStatusNone;
+}
+/* In a graph it is marked at each replay. */
+int ra_device_mark(void *event, void *stream)
+{
+    unsigned flags = ra_device_is_capturing(stream) ? cudaEventRecordExternal : cudaEventRecordDefault;
+    return (int)cudaEventRecordWithFlags(event, stream, flags);
+}
+int ra_device_follow(void *event, void *from, void *to)
+{
+    int error = (int)cudaEventRecord(event, from);
+    return error ? error : (int)cudaStreamWaitEvent(to, event, 0);
+}
 int ra_device_wait(void *stream)
 {
     atomic_fetch_add(&waits, 1);

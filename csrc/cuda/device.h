@@ -22,6 +22,8 @@ int ra_device_zero(void *memory, size_t bytes, void *stream);
 /* Host memory may change as soon as `up` returns, and holds what came after the next wait when `down` does. */
 int ra_device_up(void *to, const void *from, size_t bytes, void *stream);
 int ra_device_down(void *to, const void *from, size_t bytes, void *stream);
+/* Down into shared memory. */
+int ra_device_down_shared(void *to, const void *from, size_t bytes, void *stream);
 int ra_device_move(void *to, const void *from, size_t bytes, void *stream);
 /* `count` runs of `bytes`, each `pitch` behind the last. */
 int ra_device_up_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count,
@@ -35,6 +37,12 @@ int ra_device_mark(void *event, void *stream);
 /* The only functions that wait for the device: until all of a stream is done, until a mark is reached. */
 int ra_device_wait(void *stream);
 int ra_device_wait_for(void *event);
+
+/* What comes on `to` comes after what is on `from` now. */
+int ra_device_follow(void *event, void *from, void *to);
+/* Whether a graph is made of what comes on the stream. Then only launches, and copies between memory of the device and
+ * shared memory, are right. */
+int ra_device_is_capturing(void *stream);
 
 /* Since the library was loaded: waits, and allocations of any kind. */
 int64_t ra_device_waits(void);

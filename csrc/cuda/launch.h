@@ -24,12 +24,12 @@ typedef struct ra_cuda_pool {
     int32_t shared;     /* pages with several owners: while there are none, nobody looks for them */
 } ra_cuda_pool;
 
-/* Bits of ra_cuda_layer.fault. */
+/* Bits of ra_cuda_layer.fault, each in a byte of its own: blocks set them side by side by plain stores. */
 enum {
-    RA_CUDA_FAULT_PAGES = 1,     /* the pool ran out, which the host's reservation rules out */
-    RA_CUDA_FAULT_TOKENS = 2,    /* a new key or value is not finite in the pool's format */
-    RA_CUDA_FAULT_SCORES = 4,    /* a score is not finite */
-    RA_CUDA_FAULT_INFEASIBLE = 8 /* a total below heads * window */
+    RA_CUDA_FAULT_PAGES = 1,           /* the pool ran out, which the host's reservation rules out */
+    RA_CUDA_FAULT_TOKENS = 1 << 8,     /* a new key or value is not finite in the pool's format */
+    RA_CUDA_FAULT_SCORES = 1 << 16,    /* a score is not finite */
+    RA_CUDA_FAULT_INFEASIBLE = 1 << 24 /* a total below heads * window */
 };
 
 typedef struct ra_cuda_layer {
@@ -118,6 +118,22 @@ int ra_cuda_choose(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scr
 /* Survivors move into the head's first pages (into fresh ones where one of those to be written is shared); pages go home in
  * the order of heads; slots become keep. */
 int ra_cuda_apply(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
+
+#ifdef RA_EMULATE
+/* Threads and blocks run in an order drawn from `seed`; 0: in that of their numbers. */
+void ra_emulate_order(unsigned seed);
+/* A graph: between begin (0, or an error if one is being made) and end, launches are recorded with their arguments as they
+ * are, and not made. */
+typedef struct ra_emulate_graph ra_emulate_graph;
+int ra_emulate_begin(void);
+ra_emulate_graph *ra_emulate_end(void); /* NULL: none was begun */
+int ra_emulate_capturing(void);
+int ra_emulate_record_copy(void *to, const void *from, size_t bytes);
+int ra_emulate_replay(const ra_emulate_graph *graph);
+/* Name of its node i, NULL past the last. */
+const char *ra_emulate_node(const ra_emulate_graph *graph, size_t i);
+void ra_emulate_free(ra_emulate_graph *graph);
+#endif
 
 #ifdef __cplusplus
 }

@@ -48,6 +48,7 @@ void ra_cuda_pool_close(ra_pool *pool)
         void *const all[] = {own->head, own->lists, own->tickets, own->scratch};
         for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
             ra_device_free(all[i], pool->stream);
+        ra_device_free_event(own->turn);
         ra_device_leave(before);
     }
     free(own);
@@ -65,6 +66,7 @@ ra_status ra_cuda_scratch(ra_pool *pool, size_t bytes)
     ra_device_free(own->scratch, pool->stream);
     own->scratch = memory;
     own->scratch_bytes = bytes;
+    own->generation++;
     return RA_OK;
 }
 
@@ -80,6 +82,7 @@ ra_status ra_cuda_tickets(ra_pool *pool, size_t count)
     ra_device_free(own->tickets, pool->stream);
     own->tickets = tickets;
     own->ticket_count = count;
+    own->generation++;
     return ra_cuda_status(error);
 }
 
@@ -209,6 +212,7 @@ static void free_figures(const ra_pool *pool, cuda_layer *own)
     ra_device_free(own->figure_memory, pool->stream);
     ra_device_free_shared(own->shared);
     ra_device_free_event(own->done);
+    free(own->sent);
 }
 
 void ra_cuda_layer_close(ra_layer *layer)
@@ -235,23 +239,31 @@ static ra_status make_figures(const ra_layer *layer, cuda_layer *own)
     size_t rows = (size_t)layer->rows, pairs = (size_t)ra_pairs(layer);
     size_t faults = (rows * sizeof(uint32_t) + 255) / 256 * 256;
     lay_figures(&fresh.there, &count, rows, pairs);
+    size_t figures = count.used;
+    (void)ra_piece(&count, 2 * rows, sizeof *own->totals);
     fresh.figure_memory = ra_device_new(count.used, pool->stream);
-    fresh.shared = ra_device_new_shared(faults + count.used);
-    if (!fresh.figure_memory || !fresh.shared) {
+    fresh.shared = ra_device_new_shared(faults + figures);
+    fresh.done = ra_device_new_event();
+    fresh.sent = ra_new(3 * layer->rows, sizeof *fresh.sent);
+    if (!fresh.figure_memory || !fresh.shared || !fresh.done || !fresh.sent) {
         free_figures(pool, &fresh);
         return RA_ERR_NO_MEMORY;
     }
     pieces.memory = fresh.figure_memory;
     lay_figures(&own->there, &pieces, rows, pairs);
+    own->totals = ra_piece(&pieces, 2 * rows, sizeof *own->totals);
     pieces = (cuda_pieces){.memory = fresh.shared + faults};
     lay_figures(&own->here, &pieces, rows, pairs);
     free_figures(pool, own);
     own->figure_memory = fresh.figure_memory;
-    own->figure_bytes = count.used;
+    own->figure_bytes = figures;
     own->shared = fresh.shared;
     own->fault = (uint32_t *)(void *)fresh.shared;
-    own->done = NULL;
-    return RA_OK;
+    own->done = fresh.done;
+    own->sent = fresh.sent;
+    memset(own->sent, 0xff, 3 * rows * sizeof *own->sent); /* leave all rows alone, protect nothing */
+    own->was_cut = own->folds = false;
+    return ra_cuda_status(ra_device_up(own->totals, own->sent, 2 * rows * sizeof *own->sent, pool->stream));
 }
 
 /* Room for lists of the host's size. */
@@ -274,6 +286,7 @@ static ra_status make_room(ra_layer *layer)
     }
     ra_device_free(own->memory, pool->stream);
     own->memory = memory;
+    own->generation++;
     own->rows = layer->rows;
     own->pages = layer->pages;
     count = (cuda_pieces){.memory = memory};
@@ -315,6 +328,7 @@ static ra_status push_layer(ra_layer *layer)
         error = ra_cuda_up_narrow(to->q_end, layer->q_end, layer->rows, stream);
     if (!error)
         layer->lists = RA_LISTS_BOTH;
+    ra_cuda_layer_of(layer)->folds = false;
     return ra_cuda_status(error);
 }
 
@@ -323,6 +337,8 @@ ra_status ra_cuda_push(ra_layer *layer)
     ra_status status = push_pool(layer->pool);
     return status == RA_OK ? push_layer(layer) : status;
 }
+
+RA_CUDA_HOOK(ra_cuda_push_on, layer->pool, ra_cuda_push(layer), ra_layer *layer)
 
 static ra_status pull(ra_pool *pool, ra_layer *layer)
 {
@@ -337,16 +353,64 @@ static ra_status pull(ra_pool *pool, ra_layer *layer)
 
 RA_CUDA_HOOK(ra_cuda_pull, pool, pull(pool, layer), ra_pool *pool, ra_layer *layer)
 
+bool ra_cuda_has_sent(const ra_layer *layer, const int64_t *totals, const int64_t *protect_below)
+{
+    const cuda_layer *own = ra_cuda_layer_of(layer);
+    size_t rows = (size_t)layer->rows, bytes = rows * sizeof *totals;
+    return own && own->rows == layer->rows && !memcmp(own->sent, totals, bytes) &&
+           (!protect_below || !memcmp(own->sent + rows, protect_below, bytes));
+}
+
+static ra_status send(ra_layer *layer, const int64_t *totals, const int64_t *protect_below)
+{
+    cuda_layer *own = ra_cuda_layer_of(layer);
+    size_t rows = (size_t)layer->rows, bytes = rows * sizeof *totals;
+    if (ra_cuda_has_sent(layer, totals, protect_below))
+        return RA_OK;
+    memcpy(own->sent, totals, bytes);
+    if (protect_below)
+        memcpy(own->sent + rows, protect_below, bytes);
+    return ra_cuda_status(ra_device_up(own->totals, own->sent, 2 * bytes, layer->pool->stream));
+}
+
+RA_CUDA_HOOK(ra_cuda_send, layer->pool, send(layer, totals, protect_below), ra_layer *layer, const int64_t *totals,
+             const int64_t *protect_below)
+
+/* Work under way on the stream before goes on beside what comes, where nothing says otherwise. A stream that is being
+ * captured follows nothing that is not: who captures it sees to that. */
+static ra_status follow(ra_pool *pool, void *stream)
+{
+    cuda_pool *own = ra_cuda_pool_of(pool);
+    if (!own || ra_device_is_capturing(stream) || ra_device_is_capturing(pool->stream))
+        return RA_OK;
+    if (!own->turn && !(own->turn = ra_device_new_event()))
+        return RA_ERR_NO_MEMORY;
+    return ra_cuda_status(ra_device_follow(own->turn, pool->stream, stream));
+}
+
+RA_CUDA_HOOK(ra_cuda_set_stream, pool, follow(pool, stream), ra_pool *pool, void *stream)
+
+int64_t ra_cuda_generation(const ra_layer *layer)
+{
+    const cuda_layer *own = ra_cuda_layer_of(layer);
+    return ra_cuda_pool_of(layer->pool)->generation + (own ? own->generation : 0);
+}
+
 ra_status ra_cuda_fault(ra_layer *layer)
 {
     const cuda_layer *own = ra_cuda_layer_of(layer);
-    volatile uint32_t *fault = own ? own->fault : NULL;
     uint32_t bits = 0;
-    for (int64_t row = 0; fault && row < own->rows; row++)
-        if (fault[row]) {
-            bits |= fault[row];
-            fault[row] = 0;
+    for (int64_t row = 0; own && row < own->rows; row++) {
+        if (!*(volatile uint32_t *)&own->fault[row])
+            continue;
+        for (int byte = 0; byte < 4; byte++) { /* one that comes meanwhile is told next time */
+            volatile uint8_t *one = (volatile uint8_t *)&own->fault[row] + byte;
+            if (*one) {
+                *one = 0;
+                bits |= 1u << 8 * byte;
+            }
         }
+    }
     if (bits & RA_CUDA_FAULT_PAGES)
         return RA_ERR_DEVICE;
     if (bits & (RA_CUDA_FAULT_TOKENS | RA_CUDA_FAULT_SCORES))

@@ -13,6 +13,8 @@
 #define INIT PyInit__cuda
 #endif
 
+int ra_add_graphs(PyObject *module); /* of the emulation */
+
 static PyObject *waits(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
@@ -56,7 +58,7 @@ static int exec(PyObject *module)
     PyObject *capsule = PyCapsule_New(backend.plain, RA_BACKEND_CAPSULE, NULL);
     int failed = PyModule_AddObjectRef(module, "backend", capsule);
     Py_XDECREF(capsule);
-    return failed;
+    return failed ? failed : ra_add_graphs(module);
 }
 
 static PyModuleDef_Slot slots[] = {

@@ -62,19 +62,6 @@ static ra_status reserve(ra_layer *layer, int64_t tokens, int64_t slots)
 RA_CUDA_HOOK(ra_cuda_reserve, layer->pool, reserve(layer, tokens, slots), ra_layer *layer, int64_t tokens,
              int64_t slots)
 
-/* What the host counts: tokens, and the ends of the ring of queries. */
-static void count_tokens(ra_layer *layer, const ra_step *step)
-{
-    for (int64_t row = 0; row < layer->rows; row++) {
-        int64_t fresh = step->begin ? step->begin[row + 1] - step->begin[row] : step->tokens;
-        if (!fresh)
-            continue;
-        layer->tokens[row] += fresh;
-        layer->q_end[row] = layer->tokens[row];
-        layer->q_begin[row] = ra_max(layer->q_begin[row], layer->q_end[row] - layer->window);
-    }
-}
-
 static ra_status run(ra_layer *layer, const ra_step *step)
 {
     ra_pool *pool = layer->pool;
@@ -85,6 +72,8 @@ static ra_status run(ra_layer *layer, const ra_step *step)
         return status;
     const ra_cuda_layer *lists = &ra_cuda_layer_of(layer)->lists;
     int64_t tokens = most_tokens(layer, step);
+    /* What is captured is replayed when heads have more slots: it covers all that was made ready. */
+    int64_t slots = ra_device_is_capturing(stream) ? layer->ready_slots : ra_most_slots(layer) + tokens;
     ra_cuda_step job = {.tokens = (int32_t)tokens,
                         .queries = step->queries,
                         .keys = step->keys,
@@ -94,7 +83,7 @@ static ra_status run(ra_layer *layer, const ra_step *step)
                         .sinks = step->sinks,
                         .visible_stride = step->visible_stride,
                         .out = step->out,
-                        .most_slots = (int32_t)(ra_most_slots(layer) + tokens)};
+                        .most_slots = (int32_t)slots};
     cuda_pieces pieces = {0};
     (void)lay_step(layer, step, &pieces);
     status = ra_cuda_scratch(pool, pieces.used + kernel_bytes(lists, &job));
@@ -121,8 +110,6 @@ static ra_status run(ra_layer *layer, const ra_step *step)
     if (!error && step->out.data)
         error = ra_cuda_attend(lists, &job, own->tickets, at.rest, stream);
     layer->times.attend_ns += ra_now_ns() - start;
-    if (!error)
-        count_tokens(layer, step);
     return ra_cuda_status(error);
 }
 

@@ -59,7 +59,8 @@ typedef enum ra_status {
     RA_ERR_NOT_FINITE, /* NaN or infinity in keys, values, queries or scores */
     RA_ERR_INFEASIBLE, /* the bounds of an allocation exclude its total */
     RA_ERR_EVICTED,    /* the tokens asked for are gone */
-    RA_ERR_DEVICE      /* the device that a pool lies on reports an error */
+    RA_ERR_DEVICE,     /* the device that a pool lies on reports an error */
+    RA_ERR_CAPTURE     /* a stream is being captured, and a graph cannot hold this */
 } ra_status;
 
 /* A short English sentence for a status; never NULL, static storage. */
@@ -119,7 +120,7 @@ const char *ra_backend_name(const ra_backend *backend);
 /* Kind of the memory that its pages lie in, as DLPack counts: 1 the host's, 2 CUDA's. */
 int ra_backend_memory(const ra_backend *backend);
 /* The stream that later calls put their work on (a cudaStream_t); NULL: the default one. */
-void ra_pool_set_stream(ra_pool *pool, void *stream);
+ra_status ra_pool_set_stream(ra_pool *pool, void *stream);
 /* Waits until ra_pool_get_info is as of now; on a device it otherwise is as of the last wait. */
 ra_status ra_pool_wait(ra_pool *pool);
 /* All layers of the pool must have been destroyed. Slabs are not touched: they are the caller's. */
@@ -504,6 +505,28 @@ ra_status ra_cold_restore(ra_layer *layer, int64_t row, int64_t head, int64_t co
                           const void *records);
 /* Bytes that cold tokens of all layers of a pool take; those that rows share count once. */
 size_t ra_pool_cold_bytes(const ra_pool *pool);
+
+/* ---- Graphs -------------------------------------------------------------------------------------------------------
+ *
+ * On a device, steps of one token a row and cuts whose figures come later may be captured in a graph (cudaStreamBeginCapture)
+ * and replayed. All that changes from step to step is in the device's memory and moves on by itself; a replay reads anew the
+ * tensors that were captured, and the totals sent last. What is captured counts as made: replay it once for that.
+ *
+ *     prepare(layer, 1, ...); begin capture; step, cut; end capture; replay
+ *     again and again: prepare(layer, n, ...); n replays; replayed(layer, n), or replayed and replayed_cut
+ *
+ * All on one stream. A graph may be replayed while ra_layer_generation of its layers is what it was when it was captured. */
+
+/* Makes room for `steps` steps of one token a row and, in the lists, for `ahead` more, brings the device's lists up to date
+ * and, where totals are given, sends them for the cuts to come; protect_below NULL: as sent before. In place of
+ * ra_layer_reserve, with its `missing`. RA_ERR_CAPTURE amid a capture. */
+ra_status ra_layer_prepare(ra_layer *layer, int64_t steps, int64_t ahead, const int64_t *totals,
+                           const int64_t *protect_below, int64_t *missing);
+/* `steps` steps were replayed. RA_ERR_ARGUMENT, and nothing changes, for more than were prepared. */
+ra_status ra_layer_replayed(ra_layer *layer, int64_t steps);
+/* A cut with these totals was replayed, after all steps that were counted. RA_ERR_ARGUMENT if others were sent. */
+ra_status ra_layer_replayed_cut(ra_layer *layer, const int64_t *totals);
+int64_t ra_layer_generation(const ra_layer *layer);
 
 typedef struct ra_times {
     int64_t score_ns, route_ns, evict_ns, attend_ns;

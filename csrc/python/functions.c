@@ -12,7 +12,7 @@ PyObject *ra_raise(ra_status status, const char *what)
         type = PyExc_MemoryError;
     else if (status == RA_ERR_DTYPE)
         type = PyExc_TypeError;
-    else if (status == RA_ERR_DEVICE)
+    else if (status == RA_ERR_DEVICE || status == RA_ERR_CAPTURE)
         type = PyExc_RuntimeError;
     return PyErr_Format(type, "%s: %s", what, ra_status_text(status));
 }

@@ -430,6 +430,9 @@ static PyMethodDef methods[] = {
     FAST(step, step_doc),
     FAST(cut, ra_cut_doc),
     FAST(figures, ra_figures_doc),
+    FAST(prepare, ra_prepare_doc),
+    FAST(replayed, ra_replayed_doc),
+    FAST(replayed_cut, ra_replayed_cut_doc),
     FAST(cut_score, ra_cut_score_doc),
     FAST(cut_scores, ra_cut_scores_doc),
     FAST(cut_set_scores, ra_cut_set_scores_doc),
@@ -470,6 +473,8 @@ static PyMethodDef methods[] = {
 static PyGetSetDef getset[] = {
     {"rows", layer_rows, NULL, "Rows of the batch.", NULL},
     {"scale", layer_scale, NULL, "Scale of the logits in the newest step.", NULL},
+    {"generation", ra_layer_generation_of, NULL,
+     "Another number than at the capture of a graph: the graph must not be replayed any more. 0 in host memory.", NULL},
     {"softcap", layer_softcap, NULL, "Soft-capping of the logits in the newest step, 0 for none.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -69,6 +69,12 @@ extern const char ra_keep_cold_doc[], ra_cut_recall_doc[], ra_cold_slots_doc[], 
 ra_method layer_set_centres;
 extern const char ra_set_centres_doc[];
 
+/* ---- layer_graph.c ---- */
+
+ra_method layer_prepare, layer_replayed, layer_replayed_cut;
+extern const char ra_prepare_doc[], ra_replayed_doc[], ra_replayed_cut_doc[];
+PyObject *ra_layer_generation_of(PyObject *object, void *unused);
+
 /* ---- layer_read.c ---- */
 
 ra_method layer_slots, layer_row_slots, layer_table, layer_positions, layer_read, layer_queries, layer_tokens,

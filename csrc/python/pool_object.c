@@ -14,8 +14,10 @@ static int set_stream(pool_object *pool)
     if (pool->memory.type != DL_CPU &&
         (ra_find_torch(state) || state->exchange->current_work_stream(pool->memory.type, pool->memory.id, &stream)))
         return -1;
-    ra_pool_set_stream(pool->pool, stream);
-    return 0;
+    ra_status status = ra_pool_set_stream(pool->pool, stream);
+    if (status != RA_OK)
+        ra_raise(status, "pool");
+    return status == RA_OK ? 0 : -1;
 }
 
 int ra_pool_enter(pool_object *pool)

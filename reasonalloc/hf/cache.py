@@ -161,6 +161,7 @@ class ReasonAllocCache(Cache):
         self._cutter: Cutter | None = None
         self.recorder: recorder.Recorder | None = None
         self._cut_seconds = 0.0
+        self.capturing = False  # a pass is captured (`hf.graph`): memory stays where it is
 
     # ---- a forward pass: `update`, then `attend` for each layer in turn; for ours the latter ends with `leave` ----
 
@@ -179,7 +180,7 @@ class ReasonAllocCache(Cache):
         if step.closed or not step.is_turn_of(layer_idx):
             step.refuse_turn(self._why_out_of_turn)
         if step.is_first_turn:
-            self._begin_step(key_states)
+            self._begin_step(key_states.shape[0], key_states.shape[2])
         layer = self.layers[layer_idx]
         if isinstance(layer, RaggedLayer):
             expect(self, layer_idx, key_states)
@@ -194,12 +195,11 @@ class ReasonAllocCache(Cache):
             return ""
         return ", or its cross-attention uses this cache too: give it EncoderDecoderCache(this one, DynamicCache())"
 
-    def _begin_step(self, key: torch.Tensor) -> None:
+    def _begin_step(self, rows: int, tokens: int) -> None:
         if self._text_config._attn_implementation != NAME:
             raise RuntimeError(
                 "the model no longer uses reasonalloc's attention (uninstalled?), so this cache cannot serve it"
             )
-        rows, _, tokens, _ = key.shape
         length, columns = self.ragged[0].length, self.prompt_columns
         if length and rows != self.rows:
             raise ValueError(f"the cache holds {self.rows} rows, now is given a batch of {rows}; reset() it first")
@@ -250,7 +250,7 @@ class ReasonAllocCache(Cache):
             states = self._states.prepare(layer, module, query, key, value)
             if self._cutter is None:
                 self._cutter = self._make_cutter(states[1])
-            parts = step.parts(attention_mask, dense)
+            parts = step.parts(None if self.capturing else attention_mask, dense)  # amid a capture it has no values
             pool = self.pool_of(states[1]) if ragged.is_empty else ragged.pool
             if dense:
                 out = prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
@@ -279,6 +279,25 @@ class ReasonAllocCache(Cache):
                 step.close(error)
             raise
         return out
+
+    def count_replay(self) -> None:
+        """A pass of one token a row was replayed (`hf.graph`): all is counted that `attend` counts."""
+        step = self.step
+        step.check_between()
+        self._begin_step(self.rows, 1)
+        (part,) = parts = step.parts(None, False)
+        try:
+            with self.cutter.counting():
+                for ragged in self.ragged:
+                    ragged.core.replayed(1)
+                    if part.any_due:
+                        self._cut_rows([ragged], part.due)
+                    ragged.length += 1
+                    step.leave()
+            self._end_pass(parts, False)
+        except BaseException as error:
+            step.close(error)
+            raise
 
     def _make_cutter(self, key: torch.Tensor) -> Cutter:
         """Raises ValueError if the budget does not fit this batch."""
@@ -368,6 +387,8 @@ class ReasonAllocCache(Cache):
 
     def _trim(self) -> None:
         """Gives back the memory that was freed, but for what the heads need until their next cut."""
+        if self.capturing:
+            return
         ahead = 1 if self.policy.unlimited else self.policy.schedule.interval // PAGE_TOKENS + 1
         for pool in self._pools.values():
             heads = self.rows * sum(x.heads for x in self.ragged if not x.is_empty and x.pool is pool)

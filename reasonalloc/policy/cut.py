@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias, TypeGuard
 
 import numpy as np
@@ -52,7 +53,29 @@ class Cutter:
         self.recalling = policy.cold is not None
         self.lost_sum, self.lost_count, self._flag = 0.0, 0, False
         self._later: dict[int, LaterCut] = {}  # by the order of the layer: cuts whose figures are on a device still
-        self.busy = False
+        self.busy = self._counting = False
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Cuts in it were replayed from a graph, and are counted only."""
+        self._counting = True
+        try:
+            yield
+        finally:
+            self._counting = False
+
+    def coming(
+        self, layer: CutLayer, due: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        """Totals and protected positions [rows] of a layer's cut after one more token of each row; None: no cut.
+
+        The cut must be one call, without a part in Python.
+        """
+        totals = self.budgets.of_rows([n + 1 for n in row_tokens(layer)])[:, layer.order].copy()
+        totals[~due] = -1
+        most = np.zeros(len(totals), dtype=np.int64)
+        layer.core.row_slots(most)
+        return (totals, self._protect()) if ((totals >= 0) & (most + layer.heads > totals)).any() else None
 
     def cut(self, layers: Sequence[CutLayer], due: npt.NDArray[np.bool_]) -> None:
         """Cuts every row of these layers that is due and over its total. due: [rows]."""
@@ -68,7 +91,7 @@ class Cutter:
             totals = self._totals(layer)
             self.totals_now[due, layer.order] = totals[due]
             totals[~due] = -1
-            parts = self._parts_in_c(layer)
+            parts = self.parts_in_c(layer)
             if layer.pool.backend.capsule is not None and parts is not None:
                 self._run_later(parts, layer, totals, protect)
                 continue
@@ -88,7 +111,7 @@ class Cutter:
         """[rows] slots that a layer may keep now."""
         return self.budgets.of_rows(row_tokens(layer))[:, layer.order].copy()
 
-    def _parts_in_c(self, layer: CutLayer) -> _PartsInC | None:
+    def parts_in_c(self, layer: CutLayer) -> _PartsInC | None:
         """What C needs to know where a cut is one call: nobody in Python has a part in it or looks on."""
         scorer, heads = self.policy.scorer, self.policy.heads
         if self.observers or self.smoother is not None or not (_core_scorer(scorer) and _core_heads(heads)):
@@ -106,7 +129,10 @@ class Cutter:
         if not ((totals >= 0) & (most > totals)).any():
             return
         later = LaterCut(layer)
-        later.run(totals, protect, *parts)
+        if self._counting:
+            layer.core.replayed_cut(totals)
+        else:
+            later.run(totals, protect, *parts)
         self._later[layer.order] = later
         self._flag = True  # as far as the host knows
 

@@ -1,10 +1,10 @@
 import pytest
-from backends import BACKENDS, DTYPES
+from backends import BACKENDS, DTYPES, as_parameters
 
 from reasonalloc import _core
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+@pytest.fixture(params=as_parameters(BACKENDS))
 def backend(request):
     with request.param.chosen():
         yield request.param

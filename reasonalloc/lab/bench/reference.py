@@ -21,7 +21,7 @@ def rkv_published_form(queries: torch.Tensor, keys: torch.Tensor, alpha: float =
     unit = keys / (keys.norm(dim=-1, keepdim=True) + 1e-8)
     cosine = torch.matmul(unit, unit.transpose(-1, -2))
     cosine.diagonal(dim1=-2, dim2=-1).zero_()
-    column = torch.arange(n)
+    column = torch.arange(n, device=keys.device)
     last = torch.where(cosine > THRESHOLD, column, torch.zeros_like(column)).amax(-1)
     cosine.scatter_(-1, last[..., None], 0)
     redundancy = cosine.mean(1).softmax(-1, dtype=torch.float32)[:, : n - window]

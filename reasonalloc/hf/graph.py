@@ -1,0 +1,187 @@
+"""Decode steps of a model on a GPU as CUDA graphs: one launch a step, cuts included.
+
+All that changes from step to step lies in the device's memory and moves on by itself; the host counts beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from reasonalloc.hf.attention import using
+from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.compat import cache_argument
+from reasonalloc.policy.cut import Cutter
+
+T = TypeVar("T")
+
+
+class Key(NamedTuple):
+    """What a captured pass depends on: another one needs another graph.
+
+    cut: layers that are cut after it. generations: of the memory of the layers.
+    """
+
+    rows: int
+    cut: tuple[bool, ...]
+    generations: tuple[int, ...]
+
+
+def why_not(cache: ReasonAllocCache) -> str:
+    """Why no pass of a cache can be captured; empty if passes of one token can."""
+    if not cache.ragged or any(layer.is_empty for layer in cache.ragged):
+        return "the cache is empty: give it the prompt first"
+    if len(cache.ragged) < len(cache.layers):
+        return "layers of transformers' own count on the host"
+    host = next((x for x in cache.ragged if x.pool.backend.capsule is None), None)
+    if host is not None:
+        return f'layer {host.index} lies in host memory; Config(device="model") keeps layers on a GPU'
+    if len({x.pool.backend.device for x in cache.ragged}) > 1:
+        return "its layers lie on several devices"
+    if type(cache.cutter) is not Cutter:
+        return "its layers are cut together, which the host looks at"
+    if not cache.policy.unlimited and cache.cutter.parts_in_c(cache.ragged[0]) is None:
+        return "observers, or parts of its method in Python, look at each cut"
+    return ""
+
+
+def prepare(cache: ReasonAllocCache) -> Key | None:
+    """Makes room for a pass of one token a row that is captured or replayed next; None for one that cannot be.
+
+    Call `cache.count_replay()` after a replay; what is captured is counted by the pass itself, and must be replayed.
+    """
+    step = cache.step
+    step.check_between()
+    cache._settle()
+    columns = cache.prompt_columns
+    if (columns and cache.ragged[0].length < columns) or not (
+        cache.policy.unlimited or cache.cutter.budgets.measured.all()
+    ):
+        return None
+    due = None
+    if step.clocks is not None:
+        segment = step.clocks.copy().plan(np.ones(cache.rows, np.int64), 1)[0]
+        due = segment.due if segment.any_due else None
+    if due is not None:
+        cache.cutter.fetch()  # the figures of the cuts before, which the next ones write over
+    cut = []
+    for layer in cache.ragged:
+        coming = None if due is None else cache.cutter.coming(layer, due)
+        while missing := layer.core.prepare(1, *(coming or ())):
+            layer.pool.grow(missing)
+        cut.append(coming is not None)
+    return Key(cache.rows, tuple(cut), tuple(layer.core.generation for layer in cache.ragged))
+
+
+class Graph(Protocol):
+    """A captured pass."""
+
+    def replay(self) -> None: ...
+
+
+def capture(call: Callable[[], T], pool: Any = None) -> tuple[Graph, T]:
+    """The graph of what a call puts on the GPU, and what it returned, which each replay writes anew."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = call()
+    return graph, result
+
+
+class DecodeGraph:
+    """Decodes with a model and a cache that lies on its GPU, a token of each row at a time.
+
+    The first pass of a kind (with cuts, without) is an ordinary one, the second is captured, later ones are replayed.
+    Between its steps the cache may be used as ever: its rows moved, more text fed, copies made.
+
+    Parameters
+    ----------
+    model
+        On one CUDA device, without autograd. It must not look at values on the host in a pass.
+    cache
+        Holds the prompt, with ``Config(device="model")``.
+
+    Raises
+    ------
+    ValueError
+        For a cache whose passes cannot be captured; the message says why.
+    """
+
+    def __init__(self, model: Any, cache: ReasonAllocCache) -> None:
+        if reason := why_not(cache):
+            raise ValueError(f"no CUDA graph of a pass can be made: {reason}")
+        if cache.ragged[0].pool.backend.device.type != "cuda":
+            raise ValueError(f"CUDA graphs need a GPU, the cache lies on {cache.ragged[0].pool.backend.device}")
+        self.model, self.cache = model, cache
+        self.replays = self.captures = 0
+        self._device = cache.ragged[0].pool.backend.device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: dict[tuple[bool, ...], tuple[Key, Graph, torch.Tensor]] = {}
+        self._warm: set[tuple[bool, ...]] = set()
+        self._tokens: list[int] = []  # of the rows, which `_positions` says
+        self._ids = self._positions = torch.zeros(0, 1, dtype=torch.long, device=self._device)
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Feeds the next token of each row.
+
+        Parameters
+        ----------
+        ids
+            [B] or [B, 1] token ids.
+
+        Returns
+        -------
+        Tensor
+            [B, V] logits of the token that follows; the next step may write over them.
+        """
+        cache = self.cache
+        tokens = [cache.ragged[0].core.tokens(row) for row in range(cache.rows)]
+        if len(self._ids) != cache.rows:
+            self._ids, self._positions = (
+                torch.zeros(cache.rows, 1, dtype=torch.long, device=self._device) for _ in range(2)
+            )
+            self._tokens = []
+            self._graphs.clear()  # they read the former ones
+        if tokens != self._tokens:
+            self._positions.copy_(torch.tensor(tokens)[:, None])
+        self._ids.copy_(ids.reshape(-1, 1))
+        with using(self.model), torch.no_grad():
+            logits = self._pass()
+        self._tokens = [n + 1 for n in tokens]
+        return logits
+
+    def _pass(self) -> torch.Tensor:
+        key = prepare(self.cache)
+        if key is None or key.cut not in self._warm:
+            logits = self._forward()
+            if key is not None:
+                self._warm.add(key.cut)
+            return logits
+        held = self._graphs.get(key.cut)
+        if held is not None and held[0] == key:
+            held[1].replay()
+            self.cache.count_replay()
+            self.replays += 1
+            return held[2]
+        self._graphs.pop(key.cut, None)
+        self.cache.capturing = True
+        try:
+            graph, logits = capture(self._forward, self._pool)
+        except BaseException as error:
+            self.cache.step.close(error)  # the host has counted what never ran
+            raise
+        finally:
+            self.cache.capturing = False
+        self._graphs[key.cut] = key, graph, logits
+        graph.replay()
+        self.captures += 1
+        return logits
+
+    def _forward(self) -> torch.Tensor:
+        logits: torch.Tensor = self.model(
+            input_ids=self._ids, position_ids=self._positions, **cache_argument(self.cache), use_cache=True,
+        ).logits[:, -1]  # fmt: skip
+        self._positions.add_(1)
+        return logits

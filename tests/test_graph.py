@@ -1,0 +1,184 @@
+"""Passes of a cache as CUDA graphs: on the emulation the attention layers alone, on a GPU whole models."""
+
+from __future__ import annotations
+
+import models
+import numpy as np
+import pytest
+import torch
+from backends import MODULES, Backend
+from caches import cache_of, contents
+from graphs import Graph
+
+import reasonalloc as ra
+from reasonalloc.hf import graph as graphs
+from reasonalloc.hf.compat import cache_argument
+from reasonalloc.store import backends
+
+TIGHT = {"budget": 24, "interval": 8, "window": 4}
+PARTS_IN_C = ["reasonalloc", "rkv", "snapkv", "random", "streaming", "full"]
+
+
+def made(model, prompts, **changes):
+    cache = cache_of(model, **(TIGHT | changes))
+    ids, mask = models.left_padded(prompts)
+    with torch.no_grad():
+        model(ids.to(model.device), attention_mask=mask.to(model.device), **cache_argument(cache))
+    return cache
+
+
+# ---- The emulation: the layers' part of a pass ----
+
+
+class Layers:
+    """Attention of all layers of a cache, over tensors that stay where they are."""
+
+    def __init__(self, model, cache):
+        self.model, self.cache = model, cache
+        config = model.config
+        heads, size = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+        shapes = [(config.num_attention_heads, size), (heads, size), (heads, size)]
+        self.states = [[torch.zeros(cache.rows, h, 1, d) for h, d in shapes] for _ in cache.layers]
+        self.random = torch.Generator().manual_seed(5)
+
+    def draw(self):
+        for layer in self.states:
+            for x in layer:
+                x.copy_(torch.randn(x.shape, generator=self.random))
+
+    def attend(self):
+        self.out = []
+        for i, (q, k, v) in enumerate(self.states):
+            self.cache.update(k, v, i)
+            module = self.model.model.layers[i].self_attn
+            self.out.append(self.cache.attend(i, module, q, k, v, None, None, {}))
+
+
+@pytest.mark.parametrize("method", PARTS_IN_C)
+def test_replayed_passes_are_passes(method, monkeypatch):
+    emulated = pytest.importorskip("reasonalloc._cuda_emulated")
+    monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
+    backend, model = Backend("cuda-emulated", module=emulated), models.tiny()
+    prompts = [models.prompt(n, seed=n)[0] for n in (30, 41)]
+    budget = {} if method != "full" else {"budget": None}
+    seen = []
+    for graphed in (False, True):
+        cache = made(model, prompts, method=method, **budget)
+        layers, shown, held = Layers(model, cache), [], {}
+        for _turn in range(40):
+            layers.draw()
+            key = graphs.prepare(cache) if graphed else None
+            if key in held:
+                waits = emulated.waits()
+                held[key][0].replay()
+                cache.count_replay()
+                assert emulated.waits() == waits
+                out = held[key][1]
+            elif key is None:
+                layers.attend()
+                out = layers.out
+            else:
+                cache.capturing = True
+                made_graph = Graph(backend, layers.attend)
+                cache.capturing = False
+                made_graph.replay()
+                out = layers.out
+                held[key] = made_graph, out
+            shown.append(torch.stack(out).clone())
+        stats = cache.stats()
+        figures = {name: stats[name] for name in ("budgets", "slots", "evicted", "routings", "steps", "lost_mass")}
+        seen.append((torch.stack(shown), contents(cache), figures, held))
+    (plain, plain_contents, plain_figures, _), (ours, our_contents, our_figures, held) = seen
+    assert torch.equal(plain, ours)
+    assert plain_contents == our_contents
+    assert plain_figures == our_figures
+    assert len(held) < 20  # most passes were replayed
+    assert method == "full" or any(any(key.cut) for key in held)
+
+
+def test_a_graph_ends_with_the_memory_it_refers_to(monkeypatch):
+    pytest.importorskip("reasonalloc._cuda_emulated")
+    monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
+    model = models.tiny()
+    cache = made(model, [models.prompt(9)[0]], budget=400)
+    first = graphs.prepare(cache)
+    assert graphs.prepare(cache) == first
+    model(models.prompt(300), **cache_argument(cache))
+    assert graphs.prepare(cache) != first
+
+
+def test_caches_without_graphs(monkeypatch):
+    model = models.tiny()
+    with pytest.raises(ValueError, match="the cache is empty"):
+        graphs.DecodeGraph(model, cache_of(model, **TIGHT))
+    with pytest.raises(ValueError, match="layer 0 lies in host memory"):
+        graphs.DecodeGraph(model, made(model, [models.prompt(9)[0]]))
+    pytest.importorskip("reasonalloc._cuda_emulated")
+    monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
+    with pytest.raises(ValueError, match="CUDA graphs need a GPU"):
+        graphs.DecodeGraph(model, made(model, [models.prompt(9)[0]]))
+    watched = ra.ReasonAllocCache(model, ra.Config(**TIGHT), observers=[lambda cut: None])
+    model(models.prompt(30), **cache_argument(watched))
+    with pytest.raises(ValueError, match="observers"):
+        graphs.DecodeGraph(model, watched)
+    other = models.build("gemma3")
+    with pytest.raises(ValueError, match=r"layers of transformers' own"):
+        graphs.DecodeGraph(other, made(other, [models.prompt(9)[0]]))
+
+
+# ---- A GPU ----
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    if MODULES["_cuda"] is None or not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    monkeypatch.setenv(backends.VARIABLE, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", PARTS_IN_C)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_model_decodes_in_graphs(method, rows, on_gpu):
+    model = models.tiny().to("cuda")
+    prompts = [models.prompt(30 + 7 * n, seed=n)[0] for n in range(rows)]
+    budget = {} if method != "full" else {"budget": None}
+    plain, graphed = (made(model, prompts, method=method, **budget) for _ in range(2))
+    graph = graphs.DecodeGraph(model, graphed)
+    random = torch.Generator().manual_seed(1)
+    for _ in range(60):
+        ids = torch.randint(3, model.config.vocab_size, (rows, 1), generator=random).cuda()
+        positions = torch.tensor([plain.ragged[0].core.tokens(row) for row in range(rows)])[:, None].cuda()
+        with torch.no_grad():
+            want = model(ids, position_ids=positions, **cache_argument(plain)).logits[:, -1]
+        torch.testing.assert_close(graph.step(ids), want, rtol=1e-5, atol=1e-5)
+    assert contents(plain)[0] == contents(graphed)[0]
+    assert graph.replays > 30 and graph.captures >= (1 if method == "full" else 2)
+    ours, theirs = graphed.stats(), plain.stats()
+    for name in ("budgets", "slots", "evicted", "routings", "steps"):
+        assert ours[name] == theirs[name], name
+    graphed.reorder_cache(torch.arange(rows).flip(0))  # goes on as ever
+    for _ in range(4):
+        graph.step(ids)
+    assert graphed.ragged[0].length == plain.ragged[0].length + 4
+
+
+@pytest.mark.gpu
+def test_replays_do_not_wait(on_gpu):
+    from reasonalloc import _cuda
+
+    model = models.tiny().to("cuda")
+    cache = made(model, [models.prompt(40)[0]])
+    graph, ids = graphs.DecodeGraph(model, cache), torch.full((1, 1), 5, device="cuda")
+    for _ in range(60):
+        graph.step(ids)
+    before, replays = (_cuda.waits(), _cuda.allocations()), graph.replays
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(24):
+            graph.step(ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert graph.replays == replays + 24
+    assert _cuda.allocations() == before[1]
+    assert np.array(cache.slots()).sum() > 0
