@@ -158,7 +158,7 @@ int main(int argc, char **)
         expect("misaligned store", "not aligned", 0, [&] { misaligned_store(out); });
         expect("tree once more", nullptr, 512, [&] { sum_by_tree(&sum, false); }); /* an error leaves nothing behind */
     }
-    const int status = emulate::launched("launched", dim3(1), dim3(128), 0, [] { barrier_in_branch(); });
+    const int status = emulate::launched("launched", dim3(1), dim3(128), 0, barrier_in_branch);
     if (!status)
         check::fail("a launcher says nothing of a fault");
     std::printf("faults: %s\n", check::failures() ? "BAD" : "good");
