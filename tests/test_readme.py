@@ -88,6 +88,21 @@ def test_a_config_for_a_gpu():
     assert names["config"].device == "model"
 
 
+def test_a_graph_of_a_pass():
+    gpu = torch.cuda.is_available()
+    model = models.tiny().to("cuda" if gpu else "cpu")
+    cache = ra.ReasonAllocCache(model, ra.Config(budget=24, window=4, device="model" if gpu else "cpu"))
+    with torch.no_grad():
+        model(models.prompt(30).to(model.device), past_key_values=cache)
+    names = {"model": model, "cache": cache, "ids": torch.tensor([5], device=model.device)}
+    if gpu:
+        exec(blocks("docs/cuda.md")[1], names)
+        assert names["logits"].shape == (1, model.config.vocab_size)
+    else:
+        with pytest.raises(ValueError, match="keeps layers on a GPU"):
+            exec(blocks("docs/cuda.md")[1], names)
+
+
 def test_configs_of_gathered_statistics():
     names = {"ra": ra}
     exec(blocks("docs/methods.md")[1], names)
@@ -105,7 +120,7 @@ def test_the_config_of_gates(tmp_path, monkeypatch):
 def test_every_block_is_run_by_a_test_here():
     here = {page.relative_to(ROOT).as_posix(): len(blocks(page.relative_to(ROOT))) for page in PAGES}
     others = {"README.md": 3, "docs/methods.md": 3, "docs/traces.md": 2, "docs/prefix.md": 2, "docs/evaluation.md": 1}
-    others["docs/cuda.md"] = others["docs/rlkv.md"] = others["docs/calibration.md"] = 1
+    others |= {"docs/cuda.md": 2, "docs/rlkv.md": 1, "docs/calibration.md": 1}
     alone = {f"docs/{page}" for page in ALONE}
     assert {page: n for page, n in here.items() if n and page not in alone} == others
     assert all(here[page] for page in alone)

@@ -3,8 +3,8 @@
 import numpy as np
 import oracle
 import pytest
-from conformance.test_cuts import HEADS, ROUTE, WINDOW, Layer, config, new_tokens
-from layers import positions, slots, snapshot
+from conformance.test_cuts import DIM, HEADS, ROUTE, WINDOW, Layer, config, new_tokens
+from layers import positions, set_centres, slots, snapshot
 
 from reasonalloc import _core
 
@@ -19,6 +19,8 @@ def fed(backend, page_format, scorer, seed=0, count=3):
     for layer in layers[1:]:
         layer.pool = layers[0].pool
         layer.core = _core.Layer(layer.pool, ROWS, HEADS, HEADS * 3, WINDOW, scorer, 12)
+        if scorer == "triattention":
+            set_centres(layer.core, HEADS * 3, DIM)
     for layer in layers:
         layer.step([new_tokens(backend, random, n) for n in (61, 37)])
     return layers

@@ -39,6 +39,8 @@ class Interval:
         self.pool, self.score = PagePool(DTYPES[dtype], self.d), part.arguments(0)
         shape = (self.pool.core, 1, self.heads, self.query_heads, WINDOW, part.core, INTERVAL)
         self.layer = _core.Layer(*shape, part.statistics)
+        if part.core == "triattention":
+            self._set_centres()
         self.budgets = np.zeros((1, self.heads), np.int64)
         self.total = (n - INTERVAL) * self.heads
         self.out = torch.empty(1, 1, self.query_heads, self.d, dtype=dtype)
@@ -47,6 +49,13 @@ class Interval:
             self.interval()
             self.cut()
         self.step_s: list[float] = []
+
+    def _set_centres(self) -> None:
+        """A distribution of queries; what it says does not matter to the time."""
+        random, pairs = np.random.default_rng(0), self.d // 2
+        mean = random.standard_normal((self.query_heads, self.d)).astype(np.float32)
+        length = random.uniform(1, 4, (self.query_heads, pairs)).astype(np.float32)
+        self.layer.set_centres(10000.0 ** (-np.arange(pairs) / pairs), mean, length)
 
     def _append(self, count: int, cut_in: int = -1) -> Callable[[], None]:
         part = self.states.part(self.fed, count)
