@@ -15,6 +15,7 @@ from reasonalloc.cli import main
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
 from reasonalloc.policy.smoothing import Smoother
+from reasonalloc.policy.view import RowView
 from reasonalloc.policy.wave import WaveProfile, fingerprint
 
 pytest.importorskip("scipy")
@@ -28,7 +29,7 @@ class FakeWaves:
 
     def get(self, count=4, rho=0.93, task=None):  # noqa: F811
         base = 100.0 * count + rho + sum(map(ord, task or "")) / 100
-        return WaveProfile((base, base + 5, base + 1), (0, 1, 2), fingerprint(tiny()), rho)
+        return WaveProfile((base, base + 5, base / 10), (0, 1, 2), fingerprint(tiny()), rho)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -36,7 +37,7 @@ def test_every_ablation_has_cells_that_differ(name):
     cells = cells_of(ABLATIONS[name], Around(FakeWaves(), budget=48))
     assert [x.name for x in cells[:2]] == ["full", "rkv 48"]
     assert len(cells) > 3 and len({x.name for x in cells}) == len(cells)
-    few = [x for x in cells if "permuted" not in x.name]  # three layers have few orders
+    few = [x for x in cells if "permuted" not in x.name and "kept" not in x.name]  # three layers have few orders
     assert len({x.hash for x in few}) == len(few)
     assert all(x.config.budget == 48 for x in cells[1:] if name != "length")
 
@@ -79,6 +80,35 @@ def test_permuted_waves_hold_the_same_demands():
     assert cells["reasonalloc-wave 48 wave=reversed"].profile.demand == wave[::-1]
     for i in range(3):
         assert sorted(cells[f"reasonalloc-wave 48 wave=permuted-{i}"].profile.demand) == sorted(wave)
+
+
+def test_the_notch_stays_or_goes():
+    demand = (100, 64, 81, 4, 144, 9, 121, 49, 400)  # shares by their roots: 10, 8, 9, 2, 12, 3, 11, 7, 20
+
+    class Notched(FakeWaves):
+        def get(self, *_, **__):
+            return WaveProfile(demand, tuple(range(9)), fingerprint(tiny()))
+
+    cells = {x.name: x.config for x in cells_of(ABLATIONS["notch"], Around(Notched(), budget=300))}
+
+    def totals(name):
+        config = cells[f"reasonalloc-wave 300{name}"]
+        return np.asarray(config.policy().layers.totals(np.array(config.profile.demand), 9 * 2 * 300, VIEW))
+
+    VIEW = RowView(0, 1000, 2, 8)
+    plain, low = totals(""), np.isin(np.arange(9), [3, 5])
+    alone, without = totals(" wave=notch-only"), totals(" wave=no-notch")
+    assert abs(alone[low] - plain[low]).max() <= 1 and np.ptp(alone[~low]) <= 1
+    assert abs(without[low] - 600).max() <= 90 and (np.diff(without[~low]) * np.diff(plain[~low]) >= 0).all()
+    orders = [totals(f" wave=notch-kept-{i}") for i in range(19)]
+    assert all(abs(x[low] - plain[low]).max() <= 1 for x in orders)
+    assert all(abs(np.sort(x) - np.sort(plain)).max() <= 1 for x in orders)
+    assert len({tuple(x) for x in orders}) == 19
+    with pytest.raises(ValueError, match="gamma above 0"):
+        cells_of(ABLATIONS["notch"], Around(Notched(), 300, {"gamma": 0.0}))
+    demand = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+    with pytest.raises(ValueError, match="no notch to ask about"):
+        cells_of(ABLATIONS["notch"], Around(Notched(), 300))
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ import torch
 import reasonalloc as ra
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.profile import measure
+from reasonalloc.policy.view import RowView
+from reasonalloc.policy.wave import fingerprint
 from reasonalloc.store.pages import PAGE_TOKENS
 
 METHODS = caches.BUDGETED
@@ -443,3 +445,53 @@ def test_intervals_that_never_end():
     run(model, cache, prompt=40, new=30)
     assert cache.stats()["routings"] == 1
     assert np.array(cache.stats()["slots"]).mean() == 24 + 30
+
+
+# ---- A prompt that the wave spares -----------------------------------------------------------------------------------
+
+
+def test_spared_prompts():
+    part = ra.Config(method="reasonalloc-wave", budget=48, options={"spare_prompt": True}).policy().layers
+    claims, view = np.array([100.0, 1, 25]), RowView(0, 500, 2, 4, protected=20)
+    totals = np.asarray(part.totals(claims, 3 * 2 * 48, view))
+    rest = ra.allocate.robustify(claims, 3 * 2 * (48 - 24), 0.5, 0.25, 2.0)
+    assert totals.tolist() == (48 + rest).tolist() and totals.sum() == 288 and totals.min() > 48
+    tight = np.asarray(part.totals(claims, 3 * 2 * 23, view))  # not even the prompts fit: as without
+    assert tight.tolist() == ra.allocate.robustify(claims, 138, 0.5, 0.25, 2.0, 8).tolist()
+    none = np.asarray(part.totals(claims, 288, RowView(0, 500, 2, 4)))
+    assert none.sum() == 288 and none.min() >= 8
+
+
+def test_each_row_spares_its_own_prompt():
+    model = models.tiny()
+    demand = tuple(float(x) for x in range(10, 10 + 40 * len(model.model.layers), 40))
+    wave = ra.WaveProfile(demand, tuple(range(len(demand))), fingerprint(model))
+    common = {"method": "reasonalloc-wave", "budget": 40, "interval": 8, "window": 4, "profile": wave}
+    for keep in (True, False):
+        options = {"keep_prompt": keep, "options": {"spare_prompt": True}}
+        rows = [models.prompt(n, seed=n)[0] for n in (12, 30)]
+        cache = cache_of(model, **common, **options)
+        ids, mask = models.left_padded(rows)
+        steps = [models.prompt(1, rows=2, seed=i) for i in range(40)]
+        with torch.no_grad():
+            model(ids, attention_mask=mask, **cache_argument(cache))
+            for x in steps:
+                mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
+                model(x, attention_mask=mask, **cache_argument(cache))
+        heads, least = model.config.num_key_value_heads, []
+        for row, n in enumerate((12, 30)):
+            spared = (n if keep else 0) + 4
+            totals = np.array(cache.stats()["budgets"][row]).sum(-1)
+            rest = ra.allocate.robustify(demand, len(demand) * heads * (40 - spared), 0.5, 0.25, 2.0)
+            assert totals.tolist() == (heads * spared + rest).tolist()
+            least.append(totals.min())
+            alone = cache_of(model, **common, **options)
+            with torch.no_grad():
+                model(rows[row][None], **cache_argument(alone))
+                for x in steps:
+                    model(x[row : row + 1], **cache_argument(alone))
+            for layer in range(len(demand)):
+                assert [p.tolist() for p in alone.positions(layer, 0)] == [
+                    p.tolist() for p in cache.positions(layer, row)
+                ]
+        assert (least[1] > least[0]) == keep

@@ -33,8 +33,9 @@ class Budgets:
     """Turns a size into layer totals of each row.
 
     demand: [rows, layers], the wave of each row (all ones where the policy does not use it).
-    measured: [rows] whose wave is there; a row that takes it from its prompt is not cut before. too_short: [rows] whose
-    prompt is one token, which says nothing. fixed: slots of a head, None where they depend on the row.
+    protect: [rows] first tokens that go last, as the cutter says. measured: [rows] whose wave is there; a row that
+    takes it from its prompt is not cut before. too_short: [rows] whose prompt is one token, which says nothing. fixed:
+    slots of a head, None where they depend on the row.
     """
 
     def __init__(
@@ -46,13 +47,20 @@ class Budgets:
         self.measured = np.zeros(0, np.bool_)
         self.too_short = np.zeros(0, np.bool_)
         self.fixed: int | None = None
-        self._totals: dict[tuple[int, bytes], npt.NDArray[np.int64]] = {}
-        self._newest: tuple[list[int], bytes, npt.NDArray[np.int64]] = ([], b"", np.zeros((0, layers), np.int64))
+        self.protect = np.zeros(0, np.int64)
+        self._totals: dict[tuple[int, int, bytes], npt.NDArray[np.int64]] = {}
+        self._newest: tuple[list[int], bytes, bytes, npt.NDArray[np.int64]] = (
+            [],
+            b"",
+            b"",
+            np.zeros((0, layers), np.int64),
+        )
         self.demand = np.ones((0, layers))
 
     def start(self, rows: int) -> None:
         """Fixes what depends on the batch; ValueError if the size does not fit it."""
         self.demand = np.ones((rows, self.layers))
+        self.protect = np.zeros(rows, np.int64)
         self.measured = np.full(rows, not self._measures)
         self.too_short = np.zeros(rows, np.bool_)
         if self.policy.needs_wave and self.profile is not None:
@@ -112,22 +120,23 @@ class Budgets:
 
     def of_rows(self, tokens: list[int]) -> npt.NDArray[np.int64]:
         """[rows, layers] totals. tokens: [rows] tokens that each row has been given; all layers of a step ask once."""
-        claims = self.demand.tobytes()
-        if self._newest[0] != tokens or self._newest[1] != claims:
+        claims, protect = self.demand.tobytes(), self.protect.tobytes()
+        if self._newest[:3] != (tokens, claims, protect):
             totals = np.array([self.totals(row, n) for row, n in enumerate(tokens)]).reshape(len(tokens), self.layers)
-            self._newest = tokens, claims, totals
-        return self._newest[2]
+            self._newest = tokens, claims, protect, totals
+        return self._newest[3]
 
     def totals(self, row: int, tokens: int) -> npt.NDArray[np.int64]:
         """[layers] slots that sum to per_head * heads * layers."""
         allocator, window = self.policy.layers, self.policy.schedule.window
         total = self.per_head(tokens) * self.heads * self.layers
         claims = self.demand[row]
-        view = RowView(row, tokens, self.heads, window)
+        protected = int(self.protect[row])
+        view = RowView(row, tokens, self.heads, window, protected=protected)
         what = f"layer totals of {allocator.title}"
         if allocator.sets_total:
             return checked_shares(what, allocator.totals(claims, total, view), self.layers, 0, None)
-        key = (total, claims.tobytes())
+        key = (total, protected, claims.tobytes())
         if key not in self._totals:
             shares = allocator.totals(claims, total, view)
             shares = checked_shares(what, shares, self.layers, self.heads * window, total)

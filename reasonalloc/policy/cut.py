@@ -75,7 +75,7 @@ class Cutter:
         totals[~due] = -1
         most = np.zeros(len(totals), dtype=np.int64)
         layer.core.row_slots(most)
-        return (totals, self._protect()) if ((totals >= 0) & (most + layer.heads > totals)).any() else None
+        return (totals, self._protect) if ((totals >= 0) & (most + layer.heads > totals)).any() else None
 
     def cut(self, layers: Sequence[CutLayer], due: npt.NDArray[np.bool_]) -> None:
         """Cuts every row of these layers that is due and over its total. due: [rows]."""
@@ -86,7 +86,7 @@ class Cutter:
             self.busy = False
 
     def _cut(self, layers: Sequence[CutLayer], due: npt.NDArray[np.bool_]) -> None:
-        schedule, protect = self.policy.schedule, self._protect()
+        schedule, protect = self.policy.schedule, self._protect
         for layer in layers:
             totals = self._totals(layer)
             self.totals_now[due, layer.order] = totals[due]
@@ -103,9 +103,20 @@ class Cutter:
             elif self.recalling:
                 self.recalls += int(cut.recalled.sum())
 
+    @property
+    def prompt(self) -> npt.NDArray[np.int64]:
+        """[rows] tokens of each row's prompt."""
+        return self._prompt
+
+    @prompt.setter
+    def prompt(self, tokens: npt.NDArray[np.int64]) -> None:
+        self._prompt = tokens
+        self.budgets.protect = np.array([self.policy.schedule.protected(int(n)) for n in tokens], dtype=np.int64)
+
+    @property
     def _protect(self) -> npt.NDArray[np.int64]:
         """[rows] positions below which tokens go last."""
-        return np.array([self.policy.schedule.protected(int(n)) for n in self.prompt], dtype=np.int64)
+        return self.budgets.protect
 
     def _totals(self, layer: CutLayer) -> npt.NDArray[np.int64]:
         """[rows] slots that a layer may keep now."""

@@ -43,7 +43,7 @@ class CutTogether(Cutter):
         if not over.any():
             self.totals_now[due] = totals[due]
             return
-        protect, remembered = self._protect(), deepcopy(self.smoother)
+        protect, remembered = self._protect, deepcopy(self.smoother)
         windows = np.where(over, layers[0].heads * self.policy.schedule.window, -1)  # all that can be scored is
         cuts: list[CoreCut] = []
         try:
@@ -80,7 +80,8 @@ class CutTogether(Cutter):
             self._smooth(cut, cut.layer)
 
     def _row_view(self, cut: CoreCut, row: int) -> RowView:
-        return RowView(row, cut.tokens(row), cut.layer.heads, self.policy.schedule.window)
+        protected = int(self._protect[row])
+        return RowView(row, cut.tokens(row), cut.layer.heads, self.policy.schedule.window, protected=protected)
 
     def _layer_scores(self, cuts: Sequence[CoreCut], row: int) -> list[LayerScores]:
         found = []

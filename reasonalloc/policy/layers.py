@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from reasonalloc import allocate
 from reasonalloc.policy.registry import Part, Registry
-from reasonalloc.policy.setting import setting
+from reasonalloc.policy.setting import flag, setting
 from reasonalloc.policy.view import Numbers, RowView
 from reasonalloc.policy.wave import demand
 
@@ -62,18 +62,25 @@ class UniformLayers(LayerAllocator):
 class Wave(LayerAllocator):
     """ReasonAlloc's (arXiv 2606.11164): demand ** gamma, clipped to [lo, hi] times the mean.
 
-    rho: attention mass that defines a layer's demand.
+    rho: attention mass that defines a layer's demand. spare_prompt: first every layer gets room for what is protected
+    (a kept prompt) and the window, and the wave shares out the rest, as long as there is one; without it a layer of low
+    demand may have less than its prompt takes, and then keeps nothing of the chain but the window.
     """
 
     gamma: float = setting(0.5, 0, 16)
     lo: float = setting(0.25, 0, 1)
     hi: float = setting(2.0, 1, 1e6)
     rho: float = setting(0.93, 0, 1)
+    spare_prompt: bool = flag(False)
 
     uses_wave = True
 
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
-        return allocate.robustify(claims, total, self.gamma, self.lo, self.hi, view.heads * view.window)
+        least = view.heads * view.window
+        spared = view.heads * (view.protected + view.window) if self.spare_prompt else 0
+        if spared and (rest := total - spared * len(claims)) >= 0:
+            return spared + allocate.robustify(claims, rest, self.gamma, self.lo, self.hi)
+        return allocate.robustify(claims, total, self.gamma, self.lo, self.hi, least)
 
     def demand(
         self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None

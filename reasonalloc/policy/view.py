@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -55,13 +55,14 @@ class Settings(Protocol):
 class RowView:
     """A row when its layers' totals are set. tokens: that it has been given. heads: KV heads of a layer.
 
-    window: newest tokens of each head that always stay.
+    window: newest tokens of each head that always stay. protected: first tokens that go last (a kept prompt, sinks).
     """
 
     row: int
     tokens: int
     heads: int
     window: int
+    protected: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from reasonalloc import allocate
 from reasonalloc.config import Config
 from reasonalloc.lab.evaluate.cells import Cell, cell_name
 from reasonalloc.lab.tasks import REGISTRY
+from reasonalloc.policy.layers import Wave
 from reasonalloc.policy.wave import WaveProfile
 
 
@@ -105,6 +110,46 @@ def _wave(around: Around) -> list[Cell]:
         demand = list(wave.demand)
         random.Random(f"permuted/{seed}").shuffle(demand)
         made.append(other(demand, f"permuted-{seed}"))
+    return made
+
+
+@_enter("spared", "What is the wave worth when every layer first has room for the prompt?")
+def _spared(around: Around) -> list[Cell]:
+    found = []
+    for method in ("reasonalloc-wave", "reasonalloc"):
+        spared = around.cell(method, variant="prompt=spared", options={"spare_prompt": True})
+        found += [around.cell(method), spared]
+    return found
+
+
+NOTCH = 0.5  # of the mean: layers with less keep hardly more than a prompt
+PERMUTATIONS = 19  # with the wave itself 20 orders: the best of them by chance is the wave once in 20
+
+
+@_enter("notch", "Is it the order of the layers, or the few that hold next to nothing of the chain?")
+def _notch(around: Around) -> list[Cell]:
+    # As "wave", but layers of less than half the mean stay where they are, or are alone, or are made as the others.
+    wave = around.waves.get()
+    part = around.cell("reasonalloc-wave").config.policy().layers
+    if not isinstance(part, Wave) or not part.gamma:
+        raise ValueError("the ablation 'notch' needs a wave that is followed: gamma above 0")
+    shares = np.asarray(allocate.robustify(wave.demand, 10**6, part.gamma, part.lo, part.hi) * len(wave.demand) / 10**6)
+    low = shares < NOTCH
+    if not low.any():
+        raise ValueError(f"the wave leaves no layer less than {NOTCH:g} of the mean: it has no notch to ask about")
+
+    def of(shares: npt.NDArray[np.float64], variant: str) -> Cell:
+        demand = tuple(float(x) for x in shares ** (1 / part.gamma))
+        return around.cell("reasonalloc-wave", replace(wave, demand=demand), f"wave={variant}")
+
+    alone, without = np.where(low, shares, shares[~low].mean()), np.where(low, 1.0, shares)
+    made = [around.cell(x) for x in ("rkv", "reasonalloc-wave")]
+    made += [of(alone, "notch-only"), of(without, "no-notch")]
+    for seed in range(PERMUTATIONS):
+        others, mixed = shares[~low].tolist(), shares.copy()
+        random.Random(f"permuted/{seed}").shuffle(others)
+        mixed[~low] = others
+        made.append(of(mixed, f"notch-kept-{seed}"))
     return made
 
 
