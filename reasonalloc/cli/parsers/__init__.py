@@ -13,6 +13,7 @@ from reasonalloc.cli.parsers import (
     profile,
     report,
     rlkv,
+    study_file,
 )
 
 COMMANDS = (
@@ -22,6 +23,7 @@ COMMANDS = (
     generate,
     evaluate,
     ablate,
+    study_file,
     paper,
     report,
     bench,

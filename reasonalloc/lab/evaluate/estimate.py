@@ -151,10 +151,10 @@ def _records(folder: Path) -> list[Record]:
 
 
 class UnmeasuredWaves:
-    """Stands in for `Waves` where only the cells are wanted: a flat wave of two layers, nothing measured."""
+    """Stands in for `Waves` where only the cells are wanted: a wave of two layers, nothing measured."""
 
     def __init__(self, task: str) -> None:
         self.task = task
 
     def get(self, count: int = 4, rho: float = 0.93, task: str | None = None) -> WaveProfile:
-        return WaveProfile((1.0, 2.0), (0, 1), {"task": task or self.task, "count": count}, rho)
+        return WaveProfile((1.0, 100.0), (0, 1), {"task": task or self.task, "count": count}, rho)

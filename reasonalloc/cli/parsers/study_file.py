@@ -1,0 +1,28 @@
+"""Options of `reasonalloc study`."""
+
+from __future__ import annotations
+
+from reasonalloc.cli import options
+from reasonalloc.cli.parsers import study
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = subparsers.add_parser("study", help="compare what a file says, as it says")
+    kinds = parser.add_subparsers(title="what", metavar="WHAT", required=True)
+    run = kinds.add_parser(
+        "run",
+        help="make the chains of a study and its tables",
+        description="A study file (YAML) says which settings of the cache are compared on which problems of which seed,"
+        " and which comparisons are told: written before the chains, it is the plan. docs/evaluation.md has an example."
+        " Chains are kept and gone on from as by `evaluate accuracy`. The folder gets NAME.json, NAME.md and NAME.png.",
+    )
+    run.add_argument("file", metavar="FILE", help="the study")
+    run.add_argument("--output", metavar="DIR", help="for generations and results (studies-out/NAME)")
+    run.add_argument("--device-map", metavar="MAP", help="where the model lies: auto, cuda, cuda:1, ... (cpu)")
+    run.add_argument("--threads", type=options.positive, metavar="N", help="of torch (default: torch's own choice)")
+    run.add_argument("--regrade", action="store_true", help="grade the chains that are there again, from their texts")
+    run.add_argument("--pack", action="store_true", help="also write generations.jsonl.gz")
+    study.add_ray(run)
+    study.add_dry_run(run)
+    options.add_json(run)
+    run.set_defaults(run=options.late("study_file"))

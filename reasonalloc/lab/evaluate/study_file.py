@@ -1,0 +1,168 @@
+"""A study as a YAML file: what is compared, on what, and which comparisons are told, written down before its chains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reasonalloc.config import Config
+from reasonalloc.fields import build
+from reasonalloc.files import Json
+from reasonalloc.lab.evaluate.cells import Cell
+from reasonalloc.lab.evaluate.statistics import Paired, adjusted, paired, picks
+from reasonalloc.lab.evaluate.summary import Row, Summary
+from reasonalloc.lab.table import Section
+from reasonalloc.policy.wave import WaveProfile
+
+INSTALL = "pip install pyyaml"
+_SIZES = ("budget", "ratio", "max_bytes")
+_NO_SIZE: list[None] = [None]
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """What a file says; every field but `name` and `cells` has the default of `reasonalloc evaluate accuracy`.
+
+    name: of the results. question: in a line. cells: by label, fields of `Config` over those of `config`; a label has
+    no blanks. budgets: every cell that says no size itself is made at each of these ("LABEL 384"). wave: the file of
+    the layer wave, beside this one; without it a cell that needs one gets that of the task. comparisons: pairs of
+    labels, the first less the second at each budget; Holm's p is over all of them. settings, problems, seed and what
+    follows: as the options of that command.
+    """
+
+    name: str
+    cells: dict[str, dict[str, Any]]
+    question: str = ""
+    comparisons: list[tuple[str, str]] = field(default_factory=list)
+    budgets: list[int] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    wave: str | None = None
+    model: str | None = None
+    dtype: str = "float32"
+    task: str = "ledger"
+    settings: list[str] | None = None
+    problems: int | None = None
+    seed: int = 0
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 4096
+    batch_size: int = 16
+    digest: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"a study's name is that of its results' files, got {self.name!r}")
+        for label in self.cells:
+            if not label or len(label.split()) != 1:
+                raise ValueError(f"a cell's label is one word, got {label!r}")
+        for pair in self.comparisons:
+            for label in pair:
+                if label not in self.cells:
+                    raise ValueError(f"comparisons name cells, got {label!r}; there are {', '.join(self.cells)}")
+        for what in ("samples", "max_new_tokens", "batch_size", "problems"):
+            value = getattr(self, what)
+            if value is not None and value < 1:
+                raise ValueError(f"{what} must be a positive whole number, got {value}")
+        if self.seed < 0 or any(x < 1 for x in self.budgets):
+            raise ValueError(f"the seed must not be negative and budgets positive, got {self.seed} and {self.budgets}")
+
+    @classmethod
+    def load(cls, path: str | Path) -> StudyFile:
+        """ValueError, naming the file and the field, for one that is not such a file."""
+        try:
+            import yaml
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"study files need PyYAML: {INSTALL}") from error
+        try:
+            raw = Path(path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        try:
+            data = yaml.safe_load(raw)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+        try:
+            found = build(cls, data, "it")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a study: {error}") from error
+        if found.wave is not None:
+            object.__setattr__(found, "wave", str(Path(path).parent / found.wave))
+        object.__setattr__(found, "digest", hashlib.sha256(raw).hexdigest())
+        return found
+
+    def made(self) -> list[Cell]:
+        """Its cells; ValueError, naming the label, for settings that a `Config` refuses."""
+        wave = None if self.wave is None else WaveProfile.load(self.wave)
+        found = []
+        for label, own in self.cells.items():
+            settings = {**self.config, **own}
+            sized = any(settings.get(x) is not None for x in _SIZES)
+            alone = sized or not self.budgets or _unlimited(settings)
+            for budget in _NO_SIZE if alone else self.budgets:
+                size = {} if budget is None else {"budget": budget}
+                found.append(Cell(f"{label} {budget or ''}".strip(), _config(label, {**settings, **size}, wave)))
+        return found
+
+    def compared(self, summary: Summary) -> list[Comparison]:
+        """The comparisons of the file, each at every budget at which both cells are there."""
+        rows = {row.cell: row for row in summary.rows}
+        pairs = []
+        for first, second in self.comparisons:
+            for size in self.budgets or _NO_SIZE:
+                one, other = _at(rows, first, size), _at(rows, second, size)
+                if one is not None and other is not None:
+                    pairs.append((one, other))
+        tests = adjusted([_paired(one, other, self.seed) for one, other in pairs])
+        return [Comparison(one.cell, test) for (one, _), test in zip(pairs, tests, strict=True)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """cell: the first of the pair; the other is `pair.against`."""
+
+    cell: str
+    pair: Paired
+
+
+def _config(label: str, settings: Mapping[str, Any], wave: WaveProfile | None) -> Config:
+    try:
+        config = Config(**settings)
+        if wave is not None and config.profile is None and config.resolve().needs_wave:
+            config = Config(**settings, profile=wave)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the cell {label!r} is none: {error}") from error
+    return config
+
+
+def _unlimited(settings: Mapping[str, Any]) -> bool:
+    return str(settings.get("method", "")).lower() == "full"
+
+
+def _at(rows: Mapping[str, Row], label: str, size: int | None) -> Row | None:
+    return rows.get(f"{label} {size}", rows.get(label))
+
+
+def _paired(one: Row, other: Row, seed: int) -> Paired:
+    both = [x for x in one.scores if x in other.scores]
+    ours, theirs = [one.scores[x] for x in both], [other.scores[x] for x in both]
+    return paired(other.cell, ours, theirs, picks(len(both), seed))
+
+
+def section(comparisons: Sequence[Comparison]) -> Section:
+    """Table of the comparisons."""
+    rows = [
+        [x.cell, x.pair.against, x.pair.difference.text("+.1%"), f"{x.pair.wins} / {x.pair.losses}", f"{x.pair.p:.2g}",
+         f"{x.pair.holm:.2g}"]
+        for x in comparisons
+    ]  # fmt: skip
+    heads = ["cell", "less", "difference", "better / worse", "p", "Holm"]
+    note = f"Paired by problem; p of the permutation test on problem means, Holm's over these {len(comparisons)}."
+    return Section("Comparisons of the plan", heads, rows, note, words=2)
+
+
+def as_json(comparisons: Sequence[Comparison]) -> list[Json]:
+    return [{"cell": x.cell, **asdict(x.pair)} for x in comparisons]

@@ -1,0 +1,125 @@
+"""Study files: what they say, what is refused, and the command that runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_accuracy import folder, task  # noqa: F401  (fixtures)
+
+import reasonalloc as ra
+from reasonalloc.cli import main
+from reasonalloc.lab.evaluate.statistics import holm, permutation_test
+from reasonalloc.lab.evaluate.study_file import StudyFile
+
+pytest.importorskip("scipy")
+pytest.importorskip("math_verify")
+yaml = pytest.importorskip("yaml")
+
+GOOD = {
+    "name": "small",
+    "question": "Is more more?",
+    "budgets": [24, 32],
+    "config": {"interval": 8, "window": 4},
+    "cells": {
+        "full": {"method": "full"},
+        "R-KV": {"method": "rkv"},
+        "kept": {"method": "rkv", "keep_prompt": True},
+        "tenth": {"method": "snapkv", "ratio": 0.1},
+    },
+    "comparisons": [["kept", "R-KV"], ["R-KV", "full"], ["tenth", "R-KV"]],
+}
+
+
+def write(path, data):
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return path
+
+
+def test_cells_at_every_budget(tmp_path):
+    file = StudyFile.load(write(tmp_path / "a.yaml", GOOD))
+    made = {x.name: x.config for x in file.made()}
+    assert list(made) == ["full", "R-KV 24", "R-KV 32", "kept 24", "kept 32", "tenth"]
+    assert made["kept 32"] == ra.Config(method="rkv", budget=32, keep_prompt=True, interval=8, window=4)
+    assert made["tenth"].budget is None and made["tenth"].ratio == 0.1 and made["full"].budget is None
+
+
+def test_a_wave_beside_the_file(tmp_path):
+    wave = ra.WaveProfile((1.0, 2.0), (0, 1), {"model_type": "llama"})
+    wave.save(tmp_path / "own.json")
+    cells = {"wave": {"method": "reasonalloc-wave"}, "R-KV": {"method": "rkv"}}
+    file = StudyFile.load(write(tmp_path / "a.yaml", GOOD | {"cells": cells, "comparisons": [], "wave": "own.json"}))
+    made = {x.name: x.config for x in file.made()}
+    assert made["wave 24"].profile == wave and made["R-KV 24"].profile is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cells": {"a b": {"method": "rkv"}}}, "label is one word, got 'a b'"),
+        ({"comparisons": [["kept", "nobody"]]}, "comparisons name cells, got 'nobody'; there are full, R-KV, kept"),
+        ({"comparisons": [["kept"]]}, "comparisons"),
+        ({"problem": 4}, "unknown: 'problem'"),
+        ({"problems": 0}, "problems must be a positive whole number, got 0"),
+        ({"budgets": [0]}, "budgets positive"),
+        ({"seed": "one"}, "seed"),
+        ({"name": "../up"}, "got '../up'"),
+        ({"cells": {"odd": {"method": "rkv", "budgett": 3}}}, "the cell 'odd' is none: .*budgett"),
+        ({"cells": {"odd": {"method": "nosuch"}}}, "the cell 'odd' is none: .*nosuch"),
+        ({"cells": {"odd": {"method": "rkv", "alpha": 7}}}, "the cell 'odd' is none: .*alpha"),
+    ],
+)
+def test_what_is_refused(tmp_path, change, message):
+    data = GOOD | ({"comparisons": []} if "cells" in change else {}) | change
+    with pytest.raises(ValueError, match=message):
+        StudyFile.load(write(tmp_path / "a.yaml", data)).made()
+
+
+def test_files_that_are_none(tmp_path):
+    for text, message in (("- a", "is not a study"), ("a: [", "is not YAML"), ("\x00", "is not YAML")):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            StudyFile.load(tmp_path / "a.yaml")
+    with pytest.raises(ValueError, match="cannot be read"):
+        StudyFile.load(tmp_path / "b.yaml")
+
+
+def test_the_command(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    more = {"model": folder, "task": task, "max_new_tokens": 20, "batch_size": 4, "seed": 3}
+    write(tmp_path / "small.yaml", GOOD | more)
+    assert main(["study", "run", "small.yaml", "--dry-run", "--json", "-"]) == 0
+    assert not Path("studies-out").exists()
+    assert main(["study", "run", "small.yaml", "--pack", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out.split("\n}\n", 1)[1])
+    rows = {x["cell"]: x for x in found["rows"]}
+    assert list(rows) == ["full", "R-KV 24", "R-KV 32", "kept 24", "kept 32", "tenth"]
+    pairs = found["comparisons"]
+    assert [(x["cell"], x["against"]) for x in pairs] == [
+        ("kept 24", "R-KV 24"), ("kept 32", "R-KV 32"), ("R-KV 24", "full"), ("R-KV 32", "full"),
+        ("tenth", "R-KV 24"), ("tenth", "R-KV 32"),
+    ]  # fmt: skip
+    for x in pairs:
+        ours, theirs = rows[x["cell"]]["scores"], rows[x["against"]]["scores"]
+        difference = [ours[i] - theirs[i] for i in ours]
+        assert x["difference"]["mean"] == pytest.approx(np.mean(difference)) and x["p"] == permutation_test(difference)
+    assert [x["holm"] for x in pairs] == holm([x["p"] for x in pairs]) and pairs[0]["family"] == 6
+    out = Path("studies-out/small")
+    assert {"small.json", "small.md", "small.png", "small-comparisons.json", "generations.jsonl.gz"} <= {
+        x.name for x in out.iterdir()
+    }
+    assert "Comparisons of the plan" in (out / "small.md").read_text()
+    assert found["provenance"]["study"] == "small.yaml" and len(found["provenance"]["study_sha256"]) == 64
+    lines = (out / "generations.jsonl").read_bytes()
+    assert main(["study", "run", "small.yaml"]) == 0 and (out / "generations.jsonl").read_bytes() == lines
+    write(tmp_path / "small.yaml", GOOD | more | {"seed": 4})
+    assert main(["study", "run", "small.yaml"]) == 2 and "take another folder" in capsys.readouterr().err
+
+
+def test_the_example_of_the_docs(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text()
+    data = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    file = StudyFile.load(write(tmp_path / "example.yaml", data))
+    assert [x.name for x in file.made()] == ["full", "R-KV 384", "wave 384", "wave-spared 384"]
