@@ -90,7 +90,7 @@ def profile(
             f"rho must lie in (0, 1), queries and max_new_tokens be positive; got {rho}, {queries}, {max_new_tokens}"
         )
     sums: dict[int, float] = {}
-    for chain in _chains(model, tokenizer, prompts, max_new_tokens, progress):
+    for chain in chains_of(model, tokenizer, prompts, max_new_tokens, progress):
         for layer, value in measure(model, chain, rho, queries).items():
             sums[layer] = sums.get(layer, 0.0) + value / len(prompts)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -110,7 +110,7 @@ def profile(
     return WaveProfile(tuple(sums.values()), tuple(sums), fingerprint(model), rho, source)
 
 
-def _chains(
+def chains_of(
     model: Model, tokenizer: Tokenizer, prompts: Sequence[str], most: int, progress: bool
 ) -> Iterator[torch.Tensor]:
     """Token ids [1, n] of each prompt with its greedy chain, end token included; all are generated in one batch."""

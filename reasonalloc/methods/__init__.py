@@ -4,6 +4,7 @@ from reasonalloc.methods.base import Method
 from reasonalloc.methods.compose import compose
 from reasonalloc.methods.table import METHODS, methods, register
 from reasonalloc.policy import gathered as _gathered  # noqa: F401  its scorers enter their table
+from reasonalloc.policy import profiled as _profiled  # noqa: F401
 from reasonalloc.policy import published as _published  # noqa: F401  its parts likewise
 from reasonalloc.policy import triattention as _triattention  # noqa: F401
 from reasonalloc.policy.view import HeadView

@@ -217,7 +217,10 @@ class Cutter:
 
     def _place(self, cut: CoreCut, layer: CutLayer, row: int) -> LayerView:
         window = self.policy.schedule.window
-        return LayerView(row, cut.tokens(row), layer.heads, window, layer.index, int(self.prompt[row]))
+        protected = int(self._protect[row])
+        return LayerView(
+            row, cut.tokens(row), layer.heads, window, layer.index, int(self.prompt[row]), protected=protected
+        )
 
     def _allocate(self, cut: CoreCut, layer: CutLayer) -> None:
         heads = self.policy.heads

@@ -10,6 +10,7 @@ from reasonalloc.policy.gates import GateHeads, GateLayers, ModelShape
 from reasonalloc.policy.heads import HeadAllocator
 from reasonalloc.policy.layers import LayerAllocator
 from reasonalloc.policy.layers_by_scores import LayersByScores
+from reasonalloc.policy.profiled import ProfiledHeads
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import CoreScorer, Scorer, StatArguments
 from reasonalloc.policy.storage import Storage
@@ -46,7 +47,7 @@ class Policy:
         layers, heads = self.layers, self.heads
         if isinstance(layers, GateLayers) and isinstance(heads, GateHeads):
             return replace(self, layers=layers.fitted(shape), heads=heads.fitted(shape))
-        return self
+        return replace(self, heads=heads.fitted(shape)) if isinstance(heads, ProfiledHeads) else self
 
     @property
     def needs_wave(self) -> bool:

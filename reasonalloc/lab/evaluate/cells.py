@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from reasonalloc.config import Config
 from reasonalloc.policy.wave import digest
@@ -20,6 +22,7 @@ class Cell:
         """Of all that the config says and of the parts that its method stands for; the profile by its content."""
         config, method = self.config, self.config.resolve()
         content: dict[str, object] = config.settings() | {"profile": None, "parts": asdict(method)}
+        content["options"] = {name: _content(value) for name, value in config.options.items()}
         if config.measured is not None:
             content["calibration"] = config.measured.digest
         del content["device"]  # where a cache lies changes no result
@@ -28,6 +31,13 @@ class Cell:
         if config.profile is not None and method.needs_wave:
             content["profile"] = [float(x) for x in config.profile.demand]
         return digest(content)
+
+
+def _content(value: object) -> object:
+    """Of an option: where it is a file, what is in it."""
+    if not isinstance(value, (str, Path)) or not Path(value).is_file():
+        return value
+    return hashlib.sha256(Path(value).read_bytes()).hexdigest()
 
 
 def cell_name(config: Config) -> str:

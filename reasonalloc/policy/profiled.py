@@ -1,0 +1,71 @@
+"""Head budgets that were measured beforehand: the same shares for every text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from reasonalloc import allocate
+from reasonalloc.policy.gates import ModelShape, read_gates
+from reasonalloc.policy.heads import HEADS, HeadAllocator
+from reasonalloc.policy.setting import setting
+from reasonalloc.policy.view import LayerView, Numbers
+
+Shares = npt.NDArray[np.float64]
+
+
+def of_layers(path: str | Path, shape: ModelShape) -> Shares:
+    """[layers with a budget, H] shares out of a file, which has a line for each of these layers or for all.
+
+    ValueError, naming the file, for shares of another model or below 0.
+    """
+    shares = read_gates(path)
+    if shares.shape == (shape.layers, shape.heads):
+        shares = shares[list(shape.budgeted)]
+    if shares.shape != (len(shape.budgeted), shape.heads):
+        raise ValueError(
+            f"{path} has shares of {shares.shape[0]} layers x {shares.shape[1]} KV heads, the model has"
+            f" {len(shape.budgeted)} layers with a budget x {shape.heads} KV heads"
+        )
+    if (shares < 0).any() or not (shares.sum(1) > 0).all():
+        raise ValueError(f"{path}: the shares of a layer must not be below 0, nor all of them 0")
+    return shares
+
+
+@HEADS.enter("profile")
+@dataclass(frozen=True)
+class ProfiledHeads(HeadAllocator):
+    """Static shares of a layer's heads, measured on other texts (`hf.head_profile`), above prompt and window.
+
+    Every head first gets room for what is protected and the window; the rest of the layer's total follows the shares,
+    clipped to [head_lo, head_hi] times the mean. A layer whose total holds no more than that is cut evenly.
+    head_profile: file of the shares, a line for each layer, a number for each KV head.
+    """
+
+    head_profile: str = ""
+    head_lo: float = setting(0.25, 0, 1)
+    head_hi: float = setting(2.5, 1, 1e6)
+    table: dict[int, Shares] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def fitted(self, shape: ModelShape) -> ProfiledHeads:
+        """The same for a model; ValueError where the file is not there or of another model."""
+        if not self.head_profile:
+            raise ValueError(f"{self.title} needs the file 'head_profile': Config(options={{'head_profile': ...}})")
+        twin = copy.copy(self)
+        rows = of_layers(self.head_profile, shape)
+        object.__setattr__(twin, "table", dict(zip(shape.budgeted, rows, strict=True)))
+        return twin
+
+    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
+        if self.table is None:
+            raise ValueError(f"{self.title} is not fitted to a model")
+        spared = view.protected + view.window
+        rest = total - spared * view.heads
+        if rest <= 0:
+            return allocate.robustify(np.ones(view.heads), total, floor=view.window)
+        return spared + allocate.robustify(self.table[view.layer], rest, 1.0, self.head_lo, self.head_hi)

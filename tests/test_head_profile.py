@@ -1,0 +1,95 @@
+"""Static head shares: what they save is measured by definition, the best of them are found, caches follow them."""
+
+from __future__ import annotations
+
+import itertools
+
+import models
+import numpy as np
+import pytest
+import torch
+
+import reasonalloc as ra
+from reasonalloc.hf.head_profile import STEP, best_shares, head_profile, saved
+from reasonalloc.lab.evaluate.cells import Cell
+from reasonalloc.policy.gates import write_gates
+
+
+def test_what_slots_save():
+    random = torch.Generator().manual_seed(0)
+    heads, group, n, d, prompt, window, interval = 2, 2, 90, 8, 10, 4, 24
+    q, k = (torch.randn(h, n, d, generator=random) for h in (heads * group, heads))
+    settings = {"alpha": 0.1, "threshold": 0.5, "kernel": 7}
+    got = saved(q, k, d**-0.5, None, prompt, 40, window, interval, settings)
+    want, cuts = np.zeros((heads, 11)), 0
+    for t in range(prompt + window + interval, n - interval // 2, interval):
+        for h in range(heads):
+            own = slice(h * group, (h + 1) * group)
+            scores = ra.score.rkv(q[own, t - window : t], k[h : h + 1, :t])[0].numpy()
+            order = sorted(range(prompt, t - window), key=lambda i: -scores[i])
+            for points in range(11):
+                for j in range(t, min(n, t + interval)):
+                    for g in range(group):
+                        logits = (k[h, : j + 1].double() @ q[h * group + g, j].double()) * d**-0.5
+                        weights = logits.softmax(0)
+                        share = weights[order[: points * STEP]].sum().item()
+                        want[h, points] += share / group / (min(n, t + interval) - t)
+        cuts += 1
+    assert cuts == 2 and np.allclose(got, want / cuts, atol=1e-5)
+    assert not saved(q[:, :30], k[:, :30], d**-0.5, None, prompt, 40, window, interval, settings).any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_shares_are_the_best(seed):
+    random = np.random.default_rng(seed)
+    gains = -np.sort(-random.random((3, 12)) * [[1], [3], [0.5]], 1)  # concave curves
+    curves = np.concatenate([np.zeros((3, 1)), gains.cumsum(1)], 1)
+    slots, lo, hi = 4 * STEP, 0.25, 2.5
+    got = best_shares(curves, slots, lo, hi) * 4
+    choices = [x for x in itertools.product(range(1, 11), repeat=3) if sum(x) == 12]
+    best = max(sum(curves[h, x[h]] for h in range(3)) for x in choices)
+    assert got.sum() == pytest.approx(12) and (got >= 1).all() and (got <= 10).all()
+    assert sum(curves[h, round(got[h])] for h in range(3)) == pytest.approx(best)
+
+
+def test_a_model_and_a_cache(tmp_path):
+    model, tokenizer = models.tiny(), models.Words()
+    shares = head_profile(
+        model, tokenizer, ["one two three", "four"], slots=16, window=4, interval=16, max_new_tokens=60, progress=False
+    )
+    layers, heads = len(model.model.layers), model.config.num_key_value_heads
+    assert shares.shape == (layers, heads) and np.allclose(shares.mean(1), 1) and (shares >= 0.25 - 1e-9).all()
+    shares[:] = np.array([[1.6, 0.4]] * layers)[:, :heads]
+    write_gates(tmp_path / "shares.tsv", shares)
+    options = {"head_profile": str(tmp_path / "shares.tsv")}
+    config = ra.Config(
+        method="rkv", heads="profile", budget=32, window=4, interval=8, keep_prompt=True, options=options
+    )
+    cache = ra.ReasonAllocCache(model, config)
+    for i in range(60):
+        models.step(model, cache, models.prompt(12 if i == 0 else 1, seed=i))
+    for budgets in cache.stats()["budgets"][0]:
+        spared = 12 + 4
+        assert sum(budgets) == 64 and budgets == (spared + ra.allocate.robustify([1.6, 0.4], 32, 1, 0.25, 2.5)).tolist()
+        assert min(budgets) >= spared
+    before = Cell("x", config).hash
+    write_gates(tmp_path / "shares.tsv", shares[:, ::-1])
+    assert Cell("x", config).hash != before  # what a file says is part of a cell
+
+
+def test_what_is_refused(tmp_path):
+    model = models.tiny()
+    common = {"method": "rkv", "heads": "profile", "budget": 32}
+    with pytest.raises(ValueError, match="needs the file 'head_profile'"):
+        ra.ReasonAllocCache(model, ra.Config(**common))
+    path = tmp_path / "shares.tsv"
+    write_gates(path, np.ones((1, 2)))
+    with pytest.raises(ValueError, match="shares of 1 layers x 2 KV heads, the model has"):
+        ra.ReasonAllocCache(model, ra.Config(**common, options={"head_profile": str(path)}))
+    write_gates(path, -np.ones((len(model.model.layers), model.config.num_key_value_heads)))
+    with pytest.raises(ValueError, match="must not be below 0"):
+        ra.ReasonAllocCache(model, ra.Config(**common, options={"head_profile": str(path)}))
+    with pytest.raises(ValueError, match="1 to 8 prompts, got 0"):
+        head_profile(model, None, [], slots=8)
+    with pytest.raises(ValueError, match="slots must be at least 4"):
+        head_profile(model, None, ["a"], slots=1)
