@@ -109,6 +109,15 @@ def test_configs_of_gathered_statistics():
     assert [names[x].policy().scorer.name for x in ("h2o", "faded", "lazy")] == ["h2o", "h2o", "lazy"]
 
 
+def test_measured_head_shares(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = models.tiny()
+    names = {"ra": ra, "model": model, "tokenizer": models.Words(), "prompts": ["one two three"]}
+    exec(blocks("docs/methods.md")[2], names)
+    cache = ra.ReasonAllocCache(model, names["config"])
+    assert cache.policy.heads.table is not None
+
+
 def test_the_config_of_gates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("adapter_weights.tsv").write_text("0.5 1.0\n")
@@ -119,7 +128,7 @@ def test_the_config_of_gates(tmp_path, monkeypatch):
 
 def test_every_block_is_run_by_a_test_here():
     here = {page.relative_to(ROOT).as_posix(): len(blocks(page.relative_to(ROOT))) for page in PAGES}
-    others = {"README.md": 3, "docs/methods.md": 3, "docs/traces.md": 2, "docs/prefix.md": 2, "docs/evaluation.md": 1}
+    others = {"README.md": 3, "docs/methods.md": 4, "docs/traces.md": 2, "docs/prefix.md": 2, "docs/evaluation.md": 1}
     others |= {"docs/cuda.md": 2, "docs/rlkv.md": 1, "docs/calibration.md": 1}
     alone = {f"docs/{page}" for page in ALONE}
     assert {page: n for page, n in here.items() if n and page not in alone} == others
@@ -145,7 +154,7 @@ def test_a_method_out_of_parts():
 
 
 def test_a_method_of_ones_own_runs(register):
-    code, model = blocks("docs/methods.md")[2], models.tiny()
+    code, model = blocks("docs/methods.md")[3], models.tiny()
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     names: dict = {"__name__": "readme"}
     exec(code, names)

