@@ -194,7 +194,7 @@ def _profile(around: Around) -> list[Cell]:
 def _transfer(around: Around) -> list[Cell]:
     found = [around.cell()]
     for task, entry in REGISTRY.items():
-        if task == around.waves.task:
+        if task == around.waves.task or not entry.transfers:
             continue
         try:
             wave = around.waves.get(task=task)

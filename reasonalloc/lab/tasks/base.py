@@ -46,13 +46,14 @@ class Choice:
 class Task:
     """prompts: (count, seed), for a wave; a larger count begins with the same ones. items: what is graded; None where
     there are no answers to compare with. made: problems are made to order, so there is no share of them, and settings
-    say how. shipped: they come with this package."""
+    say how. shipped: they come with this package. transfers: `ablate transfer` takes its wave."""
 
     name: str
     prompts: Callable[[int, int], list[Problem]]
     items: Callable[[Choice], list[Item]] | None = None
     made: bool = False
     shipped: bool = True
+    transfers: bool = True
 
 
 def items_of(problems: Sequence[Problem], choice: Choice, name: str) -> list[Item]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reasonalloc.lab.problems import Problem
-from reasonalloc.lab.tasks import aime24, contests, document, file, functions, grid, math500
+from reasonalloc.lab.tasks import aime24, contests, document, file, functions, grid, math500, search
 from reasonalloc.lab.tasks.base import Choice, Item, Task
 from reasonalloc.lab.tasks.grid import HELD_OUT, dials
 
 REGISTRY: dict[str, Task] = {
-    x.TASK.name: x.TASK for x in (grid, math500, aime24, functions, contests, document)
+    x.TASK.name: x.TASK for x in (grid, math500, aime24, functions, contests, document, search)
 }  # fmt: skip
 TASKS = tuple(name for name, task in REGISTRY.items() if task.items is not None)  # whose chains can be graded
 
@@ -33,7 +33,7 @@ def items(
     if entry is not None and entry.made and fraction != 1.0:
         raise ValueError(f"{task} makes as many problems as asked for: give a count instead of a fraction")
     if settings and not (entry is not None and entry.made):
-        raise ValueError(f"settings are of the task ledger, not of {task!r}")
+        raise ValueError(f"settings are of the tasks ledger and search, not of {task!r}")
     if entry is not None and entry.items is not None:
         return entry.items(choice)
     if task.endswith(".jsonl"):

@@ -1,0 +1,159 @@
+"""The task "search": which of the numbers add up to the target, found by trying.
+
+Numbers stand in falling order; exactly one choice of them has the sum. The reference chain searches depth first: it
+takes the next number that fits, and where none does it drops the last one and goes on behind it. A line says its
+depth, so the newest line that takes a number at a depth is the live one: what was written below a number that was
+dropped is of no more use. `Search.dies` says of each line when that is, which gives the share of slots spent on dead
+branches and the eviction that loses nothing. Everything follows from (seed, index, size).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reasonalloc.lab.problems import Problem
+from reasonalloc.lab.tasks.base import Choice, Item, Task
+
+HELD_OUT = "test"  # first word of the seeds that no reasoner was trained on
+LEAST, MOST = 11, 99  # of a number
+
+
+@dataclass(frozen=True)
+class Size:
+    """numbers: to choose from, 6 to 20. lines: the fewest and the most of the search, 4 to 2000."""
+
+    numbers: int = 10
+    lines: tuple[int, int] = (60, 140)
+
+    def __post_init__(self) -> None:
+        low, high = self.lines
+        if not 6 <= self.numbers <= 20 or not 4 <= low <= high <= 2000:
+            raise ValueError(
+                f"a search has 6 to 20 numbers and 4 to 2000 lines, got {self.numbers} and {low} to {high}"
+            )
+
+
+GRID = {
+    "short": Size(8, (10, 40)),
+    "middle": Size(10, (60, 140)),
+    "long": Size(12, (150, 320)),
+}
+
+
+@dataclass(frozen=True)
+class Search:
+    """One problem. answer: the numbers that have the sum, falling. chain: its lines, the last of which boxes them.
+
+    dies: of each line the number of lines that are written when it is of no more use; the chain's for a live one.
+    """
+
+    id: str
+    prompt: str
+    answer: tuple[int, ...]
+    lines: tuple[str, ...]
+    dies: tuple[int, ...]
+
+    @property
+    def chain(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where each line begins and ends in the chain, its newline with it."""
+        found, begin = [], 0
+        for line in self.lines:
+            found.append((begin, begin + len(line) + 1))
+            begin = found[-1][1]
+        return found
+
+
+def problem(seed: int | str, index: int, size: Size) -> Search:
+    """The same for the same arguments."""
+    rng = random.Random(f"search/{seed}/{index}/{size.numbers}/{size.lines}")
+    while True:
+        numbers = sorted(rng.sample(range(LEAST, MOST + 1), size.numbers), reverse=True)
+        chosen = sorted(rng.sample(numbers, rng.randint(3, size.numbers // 2)), reverse=True)
+        target = sum(chosen)
+        if ways(numbers, target) != 1:
+            continue
+        lines, dies = searched(numbers, target)
+        if size.lines[0] <= len(lines) - 1 <= size.lines[1]:
+            break
+    text = (
+        f"Which of these numbers add up to {target}?\n{' '.join(map(str, numbers))}\n"
+        "Try them in order, and put each number of the answer within \\boxed{}."
+    )
+    return Search(f"search-{seed}-{index}", text, tuple(chosen), tuple(lines), tuple(dies))
+
+
+def ways(numbers: Sequence[int], target: int) -> int:
+    """How many choices of the numbers have the sum."""
+    counts = [1] + [0] * target
+    for x in numbers:
+        for total in range(target, x - 1, -1):
+            counts[total] += counts[total - x]
+    return counts[target]
+
+
+def searched(numbers: Sequence[int], target: int) -> tuple[list[str], list[int]]:
+    """(lines, dies) of the search for the first choice of the numbers, which fall, that has the sum."""
+    lines: list[str] = []
+    dies: dict[int, int] = {}
+    path: list[tuple[int, int]] = []  # (place among the numbers, line) of those that are taken
+    need, begin = target, 0
+    while need:
+        place = next((i for i in range(begin, len(numbers)) if numbers[i] <= need), None)
+        if place is not None:
+            need -= numbers[place]
+            path.append((place, len(lines)))
+            lines.append(f"{len(path)}: take {numbers[place]}, need {need}.")
+        else:
+            if not path:
+                raise ValueError(f"no choice of {list(numbers)} adds up to {target}")
+            place, taken = path.pop()
+            need += numbers[place]
+            lines.append(f"{len(path) + 1}: drop {numbers[place]}, need {need}.")
+            dies[taken] = len(lines)
+            dies[len(lines) - 1] = len(lines) + 1
+        begin = place + 1
+    lines.append("Found: " + " + ".join(f"\\boxed{{{numbers[place]}}}" for place, _ in path))
+    return lines, [dies.get(i, len(lines)) for i in range(len(lines))]
+
+
+def size_of(setting: str) -> Size:
+    """A name of the grid, or like "numbers=9,lines=40-80"."""
+    if setting in GRID:
+        return GRID[setting]
+    values: dict[str, str] = dict.fromkeys(("numbers", "lines"), "")
+    for part in setting.split(","):
+        name, sign, value = part.strip().partition("=")
+        if not sign or name not in values:
+            raise ValueError(f"setting {setting!r} is none of {', '.join(GRID)} and not like 'numbers=9,lines=40-80'")
+        values[name] = value
+    low, dash, high = values["lines"].partition("-")
+    if not values["numbers"].isdecimal() or not low.isdecimal() or (dash and not high.isdecimal()):
+        raise ValueError(f"setting {setting!r} is not like 'numbers=9,lines=40-80'")
+    return Size(int(values["numbers"]), (int(low), int(high or low)))
+
+
+def _items(choice: Choice) -> list[Item]:
+    found = []
+    for setting in dict.fromkeys(choice.settings or GRID):
+        size = size_of(setting)
+        for i in range(choice.count or 8):
+            made = problem(f"{HELD_OUT}/{choice.seed}", i, size)
+            answers = tuple(map(str, made.answer))
+            found.append(Item(f"search/{setting}/{choice.seed}/{i}", made.prompt, answers, setting))
+    return found
+
+
+def _prompts(count: int, seed: int) -> list[Problem]:
+    """Through the sizes of the grid in turn."""
+    grid = list(GRID.values())
+    made = [problem(seed, i, grid[i % len(grid)]) for i in range(count)]
+    return [Problem(x.id, x.prompt, ", ".join(map(str, x.answer)), "search", 0) for x in made]
+
+
+TASK = Task("search", _prompts, _items, made=True, transfers=False)

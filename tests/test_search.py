@@ -1,0 +1,112 @@
+"""The task "search": its chains are the search that they say, and what is dead in them is of no use to the rest."""
+
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasonalloc.lab.evaluate.grading import grade
+from reasonalloc.lab.tasks import items
+from reasonalloc.lab.tasks.search import GRID, LEAST, MOST, Size, problem, searched, size_of, ways
+
+SMALL = Size(8, (6, 60))
+
+
+def parts(text):
+    target = int(re.search(r"add up to (\d+)\?", text)[1])
+    return target, [int(x) for x in text.split("\n")[1].split()]
+
+
+@pytest.mark.parametrize("index", range(30))
+def test_a_problem_and_its_only_answer(index):
+    made = problem("test", index, SMALL)
+    target, numbers = parts(made.prompt)
+    every = [c for k in range(9) for c in itertools.combinations(numbers, k) if sum(c) == target]
+    assert every == [made.answer] and ways(numbers, target) == 1
+    assert numbers == sorted(set(numbers), reverse=True) and numbers[-1] >= LEAST and numbers[0] <= MOST
+    assert 6 <= len(made.lines) - 1 <= 60
+    assert made == problem("test", index, SMALL) != problem("test", index + 100, SMALL)
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_a_chain_goes_through_what_fits_in_order(index):
+    """Read line by line: every sum is right, no number that fits is passed over, nothing is tried twice."""
+    made = problem("test", index, SMALL)
+    target, numbers = parts(made.prompt)
+    path, need, begin = [], target, 0
+    for line in made.lines[:-1]:
+        depth, what, number, rest = re.fullmatch(r"(\d+): (take|drop) (\d+), need (\d+)\.", line).groups()
+        fits = [x for x in numbers[begin:] if x <= need]
+        if what == "take":
+            assert int(number) == fits[0] and int(depth) == len(path) + 1
+            path.append(int(number))
+            need -= int(number)
+        else:
+            assert not fits and need > 0 and int(number) == path.pop() and int(depth) == len(path) + 1
+            need += int(number)
+        assert int(rest) == need == target - sum(path)
+        begin = numbers.index(int(number)) + 1
+    assert need == 0 and tuple(path) == made.answer
+    graded = grade(made.chain, tuple(map(str, made.answer)), ())
+    assert all(graded.right)
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_what_is_live_is_enough(index):
+    """Whatever line comes next, the live lines and the prompt say it: dead ones may be forgotten."""
+    made = problem("test", index, SMALL)
+    _, numbers = parts(made.prompt)
+    target = parts(made.prompt)[0]
+    for written in range(len(made.lines)):
+        live = [line for i, line in enumerate(made.lines[:written]) if made.dies[i] > written]
+        path, need, begin = [], target, 0
+        for line in live:
+            _, what, number, rest = re.fullmatch(r"(\d+): (take|drop) (\d+), need (\d+)\.", line).groups()
+            need, begin = int(rest), numbers.index(int(number)) + 1
+            if what == "take":
+                path.append(int(number))
+        expected, _ = searched_from(numbers, path, need, begin)
+        assert made.lines[written] == expected
+    taken = [i for i, line in enumerate(made.lines[:-1]) if made.dies[i] == len(made.lines)]
+    assert [int(made.lines[i].split()[2][:-1]) for i in taken if "take" in made.lines[i]] == list(made.answer)
+    for begin, end in made.spans[:-1]:
+        assert made.chain[begin:end].endswith("\n") and "\n" not in made.chain[begin : end - 1]
+
+
+def searched_from(numbers, path, need, begin):
+    if not need:
+        return "Found: " + " + ".join(f"\\boxed{{{x}}}" for x in path), True
+    fits = [x for x in numbers[begin:] if x <= need]
+    if fits:
+        return f"{len(path) + 1}: take {fits[0]}, need {need - fits[0]}.", False
+    return f"{len(path)}: drop {path[-1]}, need {need + path[-1]}.", False
+
+
+@given(st.sets(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 90))
+def test_ways_and_the_search_agree(numbers, target):
+    falling = sorted(numbers, reverse=True)
+    every = [c for k in range(9) for c in itertools.combinations(falling, k) if sum(c) == target]
+    assert ways(falling, target) == len(every)
+    if every:
+        lines, dies = searched(falling, target)
+        found = [int(x) for x in re.findall(r"\\boxed\{(\d+)\}", lines[-1])]
+        assert tuple(found) in every and len(dies) == len(lines)
+    else:
+        with pytest.raises(ValueError, match="no choice of"):
+            searched(falling, target)
+
+
+def test_settings_and_items():
+    assert [x.group for x in items("search", count=2)] == ["short", "short", "middle", "middle", "long", "long"]
+    one = items("search", count=3, settings=["numbers=7,lines=8-20"], seed=5)
+    assert len({x.hash for x in one}) == 3 and one == items(
+        "search", count=3, settings=["numbers=7,lines=8-20"], seed=5
+    )
+    assert size_of("numbers=7,lines=9") == Size(7, (9, 9)) and size_of("long") is GRID["long"]
+    for bad in ("nosuch", "numbers=7", "numbers=x,lines=3", "numbers=7,lines=9-x", "numbers=5,lines=9-10"):
+        with pytest.raises(ValueError, match=r"setting|a search has"):
+            size_of(bad)
+    for size in GRID.values():
+        assert size.lines[0] <= len(problem("test", 0, size).lines) - 1 <= size.lines[1]
