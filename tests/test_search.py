@@ -108,5 +108,7 @@ def test_settings_and_items():
     for bad in ("nosuch", "numbers=7", "numbers=x,lines=3", "numbers=7,lines=9-x", "numbers=5,lines=9-10"):
         with pytest.raises(ValueError, match=r"setting|a search has"):
             size_of(bad)
+    with pytest.raises(ValueError, match="of 20000 searches among 6 numbers none had 900 to 1000 lines"):
+        problem("test", 0, Size(6, (900, 1000)))
     for size in GRID.values():
         assert size.lines[0] <= len(problem("test", 0, size).lines) - 1 <= size.lines[1]

@@ -12,7 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import build
+from models import SMOL_FILE, build, smol_directory
+from transformers import AutoTokenizer
+
+from reasonalloc.lab.models import missing_for_embedded
 
 pytest.importorskip("peft")
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -134,3 +137,20 @@ def test_layers_below_the_first_stay(tiny_model, tmp_path):
     for name, x in a.items():
         assert x.dtype == torch.bfloat16
         assert torch.equal(x, b[name]) == (".layers.2." not in name)
+
+
+@pytest.mark.skipif(bool(missing_for_embedded()), reason="the embedded model is not installed")
+def test_batches_of_searches():
+    tokenizer = AutoTokenizer.from_pretrained(smol_directory(), gguf_file=SMOL_FILE)
+    for step, longest in ((0, 300), (3, 900), (5, 2500)):
+        one, again = (batches.searches(tokenizer, 1, step, longest, 1500) for _ in range(2))
+        assert torch.equal(one.inputs, again.inputs) and len(one.inputs[0]) >= 100
+        first = one.labels[0] != -100
+        assert int(first.sum()) < longest and one.tokens <= max(2 * 1500, longest)
+        text = tokenizer.decode(one.labels[0][first])
+        assert text.startswith("1: take ") and "Found: \\boxed{" in text
+        digits = one.weights[0][first] == batches.SUM_WEIGHT
+        told = "".join(tokenizer.decode([x]) for x, d in zip(one.labels[0][first].tolist(), digits, strict=True) if d)
+        assert told.isdecimal() and len(told) == sum(c.isdecimal() for c in text)
+    others = [batches.searches(tokenizer, seed, 0, 300, 500).inputs for seed in (1, 2)]
+    assert not torch.equal(*others)

@@ -1,4 +1,4 @@
-"""What a training step sees: problems of one setting of the dials, as token ids with labels on the chain only."""
+"""What a training step sees: problems of one setting of a task, as token ids with labels on the chain only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Any
 import torch
 
 from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.lab.tasks import search
 from reasonalloc.lab.tasks.ledger import GRID, MOST, NAMES, Dials, Ledger, problem, relative
 
 SPLIT = "train"  # the seed's first word; `reasonalloc evaluate` uses another
 SUM_WEIGHT = 4.0
 DRILL_TOKENS = 250  # of a row of sums
+LINE_TOKENS = 13  # of a search
+NUMBERS = ((25, (7, 9)), (80, (9, 11)), (2000, (11, 13)))  # how many to choose from, by the most lines
 
 
 @dataclass(frozen=True)
 class Batch:
     """inputs [B, n] right-padded (a causal model needs no mask for that); labels [B, n], -100 where there is none;
-    weights [B, n] of the labels in the loss; dials: None for a batch of sums."""
+    weights [B, n] of the labels in the loss; dials: None for a batch of sums or of searches."""
 
     inputs: torch.Tensor
     labels: torch.Tensor
@@ -42,7 +45,7 @@ def draw_dials(rng: random.Random) -> Dials:
     )
 
 
-def encode(tokenizer: Any, given: Ledger) -> tuple[list[int], list[int]]:
+def encode(tokenizer: Any, given: Ledger | search.Search) -> tuple[list[int], list[int]]:
     """(ids, labels) of prompt and chain."""
     prompt = encode_prompt(tokenizer, given.prompt, "cpu")[0].tolist()
     chain = [*tokenizer(given.chain, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
@@ -70,6 +73,24 @@ def batch(tokenizer: Any, seed: int, step: int, longest: int, tokens: int, drill
     rows += [encode(tokenizer, problem(f"{SPLIT}/{seed}/{step}", i, dials)) for i in range(1, count)]
     inputs, labels = padded(rows, tokenizer.eos_token_id)
     return Batch(inputs, labels, weigh(tokenizer, labels), dials, sum(len(ids) for ids, _ in rows))
+
+
+def searches(tokenizer: Any, seed: int, step: int, longest: int, tokens: int) -> Batch:
+    """The batch of a step of the task "search", of one size; the same for the same arguments."""
+    rng = random.Random(f"search/{seed}/{step}")
+    while True:
+        most = rng.randint(8, max(8, longest // LINE_TOKENS))
+        numbers = rng.randint(*next(span for lines, span in NUMBERS if most <= lines))
+        size = search.Size(numbers, (max(4, most // 2), most))
+        rows = [encode(tokenizer, search.problem(f"{SPLIT}/{seed}/{step}", 0, size))]
+        if len(rows[0][0]) <= longest:
+            break
+    count = max(1, tokens // len(rows[0][0]))
+    rows += [encode(tokenizer, search.problem(f"{SPLIT}/{seed}/{step}", i, size)) for i in range(1, count)]
+    inputs, labels = padded(rows, tokenizer.eos_token_id)
+    digits = torch.isin(labels, torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789"))))
+    weights = torch.where(digits, SUM_WEIGHT, 1.0)
+    return Batch(inputs, labels, weights, None, sum(len(ids) for ids, _ in rows))
 
 
 def sums(tokenizer: Any, rng: random.Random, count: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Trains a LoRA adapter on SmolLM2-135M-Instruct for the task "ledger". `make train`, or `python training/train.py -h`.
+"""Trains a LoRA adapter on SmolLM2-135M-Instruct for a task. `make train`, or `python training/train.py -h`.
 
 Seeded and resumable: a run that is killed goes on from its last checkpoint when started again with the same folder.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batches import Batch, batch
+from batches import Batch, batch, searches
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -30,12 +30,13 @@ RIVALS = 4096
 
 @dataclass(frozen=True)
 class Settings:
-    """tokens: of the whole run. longest: tokens of a sequence at the end of the curriculum, which rises to it from
-    `shortest` over the first `rise` of the run. drill: share of steps that are only sums. The rate warms up, stays,
-    falls over the last `decay`. first_layer: the adapters of the layers below stay as they are, which saves their part
-    of the backward pass."""
+    """tokens: of the whole run. task: "ledger" or "search". longest: tokens of a sequence at the end of the curriculum,
+    which rises to it from `shortest` over the first `rise` of the run. drill: share of steps that are only sums, of
+    ledger. The rate warms up, stays, falls over the last `decay`. first_layer: the adapters of the layers below stay as
+    they are, which saves their part of the backward pass."""
 
     tokens: int
+    task: str = "ledger"
     longest: int = 3700
     shortest: int = 300
     batch_tokens: int = 2000
@@ -63,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="for checkpoint, log and adapter")
     parser.add_argument("--tokens", type=float, default=3e6, help="of the whole run (%(default)g)")
+    parser.add_argument("--task", choices=["ledger", "search"], default="ledger", help="(%(default)s)")
     parser.add_argument("--longest", type=int, default=3700, help="sequence, in tokens (%(default)s)")
     parser.add_argument("--shortest", type=int, default=300, help="the longest in the beginning (%(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=2000, help="of a step (%(default)s)")
@@ -82,8 +84,9 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = Settings(
-        int(args.tokens), args.longest, args.shortest, args.batch_tokens, args.drill, first_layer=args.first_layer,
-        rise=args.rise, decay=args.decay, rate=args.rate, seed=args.seed, compiled=args.compile,
+        int(args.tokens), args.task, args.longest, args.shortest, args.batch_tokens, args.drill,
+        first_layer=args.first_layer, rise=args.rise, decay=args.decay, rate=args.rate, seed=args.seed,
+        compiled=args.compile,
     )  # fmt: skip
     try:
         train(args.folder, settings, args.init, args.minutes)
@@ -126,7 +129,10 @@ def train(folder: Path, settings: Settings, init: Path | None = None, minutes: f
         for group in optimizer.param_groups:
             group["lr"] = rate_at(settings, state.step, share)
         longest = int(settings.shortest + (settings.longest - settings.shortest) * min(1.0, share / settings.rise))
-        chosen = batch(tokenizer, settings.seed, state.step, longest, settings.batch_tokens, settings.drill)
+        if settings.task == "search":
+            chosen = searches(tokenizer, settings.seed, state.step, longest, settings.batch_tokens)
+        else:
+            chosen = batch(tokenizer, settings.seed, state.step, longest, settings.batch_tokens, settings.drill)
         loss, right = learn(model, chosen)
         for name, x in learned.items():
             weights[name].grad, x.grad = x.grad.float(), None
@@ -138,7 +144,7 @@ def train(folder: Path, settings: Settings, init: Path | None = None, minutes: f
         line = {
             **asdict(state), "loss": round(loss, 5), "right": round(right, 5), "norm": round(float(norm), 4),
             "rate": optimizer.param_groups[0]["lr"], "length": chosen.inputs.shape[1], "rows": len(chosen.inputs),
-            "dials": list(asdict(chosen.dials).values()) if chosen.dials else "sums",
+            "dials": list(asdict(chosen.dials).values()) if chosen.dials else settings.task.replace("ledger", "sums"),
         }  # fmt: skip
         with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
@@ -203,6 +209,7 @@ def check(folder: Path, said: dict[str, Any]) -> None:
     if not (folder / "checkpoint.safetensors").is_file() or not path.is_file():
         return
     given = read_json(path, "file of settings")
+    given = {"task": "ledger", **given}  # what was begun before there was another
     other = [k for k in said if k not in ("tokens", "compiled") and given.get(k) != said[k]]
     if other:
         told = "; ".join(f"{k} {given.get(k)!r}, now {said[k]!r}" for k in other)

@@ -18,6 +18,7 @@ from reasonalloc.lab.tasks.base import Choice, Item, Task
 
 HELD_OUT = "test"  # first word of the seeds that no reasoner was trained on
 LEAST, MOST = 11, 99  # of a number
+_TRIES = 20_000
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Search:
 
 
 def problem(seed: int | str, index: int, size: Size) -> Search:
-    """The same for the same arguments."""
+    """The same for the same arguments; ValueError where searches of that size are hardly ever so long or short."""
     rng = random.Random(f"search/{seed}/{index}/{size.numbers}/{size.lines}")
-    while True:
+    for _ in range(_TRIES):
         numbers = sorted(rng.sample(range(LEAST, MOST + 1), size.numbers), reverse=True)
         chosen = sorted(rng.sample(numbers, rng.randint(3, size.numbers // 2)), reverse=True)
         target = sum(chosen)
@@ -81,6 +82,9 @@ def problem(seed: int | str, index: int, size: Size) -> Search:
         lines, dies = searched(numbers, target)
         if size.lines[0] <= len(lines) - 1 <= size.lines[1]:
             break
+    else:
+        low, high = size.lines
+        raise ValueError(f"of {_TRIES} searches among {size.numbers} numbers none had {low} to {high} lines")
     text = (
         f"Which of these numbers add up to {target}?\n{' '.join(map(str, numbers))}\n"
         "Try them in order, and put each number of the answer within \\boxed{}."
