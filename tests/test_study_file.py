@@ -123,3 +123,14 @@ def test_the_example_of_the_docs(tmp_path):
     data = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
     file = StudyFile.load(write(tmp_path / "example.yaml", data))
     assert [x.name for x in file.made()] == ["full", "R-KV 384", "wave 384", "wave-spared 384"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "benchmarks" / "studies").glob("*.yaml")), ids=str
+)
+def test_the_studies_of_the_benchmarks(path, monkeypatch):
+    monkeypatch.chdir(path.parents[2])
+    file = StudyFile.load(path)
+    assert file.made() and file.comparisons and file.name == path.stem
+    seeds = Path("benchmarks/seeds.md").read_text()
+    assert f"| {file.seed} | [studies/{file.name}]" in seeds
