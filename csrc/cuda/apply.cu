@@ -221,6 +221,55 @@ template <class E, class P> RA_KERNEL(THREADS, 4) move_slots(apply_job j)
         list_pages(j, pair, shared_at<int>(SOURCE_BYTES));
 }
 
+/* ---- What is known of similar keys moves with their slots ---- */
+
+/* Of a head's survivors, those before a slot. */
+RA_DEVICE int survivors_before(const int32_t *kept, int keep, int slot)
+{
+    int lo = 0, hi = keep;
+    while (lo < hi) {
+        const int middle = (lo + hi) / 2;
+        if (kept[middle] < slot)
+            lo = middle + 1;
+        else
+            hi = middle;
+    }
+    return lo;
+}
+
+/* As `move` of stat/nearest_key.c. Where none is similar the cosine is the one with slot 0: with that gone, so is it. */
+RA_DEVICE void move_known(const apply_job &j, int pair)
+{
+    const int keep = j.keep[pair], known = least(j.l.known[pair], j.l.slots[pair]);
+    const int32_t *kept = j.kept + pair * entries_of(j.l);
+    int32_t *similar = j.l.similar + pair * entries_of(j.l);
+    float *cosine = j.l.cosine + pair * entries_of(j.l);
+    const int survivors = survivors_before(kept, keep, known);
+    for (int first = 0; first < survivors; first += THREADS) {
+        const int i = first + threadIdx.x;
+        int32_t to = 0;
+        float with = 0;
+        if (i < survivors) {
+            to = similar[kept[i]];
+            with = cosine[kept[i]];
+            if (to >= 0) {
+                const int place = survivors_before(kept, keep, to);
+                to = place < keep && kept[place] == to ? place : -2 - most(1, place);
+            } else if (to < -1 || kept[0] > 0) {
+                to = -2 - most(1, to < -1 ? survivors_before(kept, keep, -2 - to) : 0);
+            }
+        }
+        block_sync(); /* i <= kept[i]: later ones are read from behind */
+        if (i < survivors) {
+            similar[i] = to;
+            cosine[i] = with;
+        }
+        block_sync();
+    }
+    if (threadIdx.x == 0)
+        j.l.known[pair] = survivors;
+}
+
 /* ---- Home: head by head, from the last page down ---- */
 
 RA_KERNEL(THREADS, 4) settle_pages(apply_job j)
@@ -258,6 +307,8 @@ RA_KERNEL(THREADS, 4) settle_pages(apply_job j)
         block_sync();
         for (int i = threadIdx.x; i < plan[FRESH]; i += THREADS)
             pages[stay + i] = j.taken[pair * j.stride + i];
+        if (j.l.known)
+            move_known(j, pair);
     }
     if (!last_block(&j.l.tickets[0], 64))
         return;
@@ -279,8 +330,8 @@ extern "C" int ra_cuda_apply(const ra_cuda_layer *layer, const ra_cuda_cut *cut,
 {
     const unsigned pairs = layer->rows * layer->kv_heads;
     const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
-    const apply_job j = {*layer, cut->cut, cut->keep, cut->kept, s.plan, s.plan + PLANS * pairs,
-                         s.taken, s.frees,      s.stride / PAGE};
+    const apply_job j = {*layer,  cut->cut, cut->keep,      cut->kept, s.plan, s.plan + PLANS * pairs,
+                         s.taken, s.frees,  s.stride / PAGE};
     if (!pairs)
         return 0;
     int error = RA_LAUNCH(plan_moves, pairs, THREADS, 64, stream, j);

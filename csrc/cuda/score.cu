@@ -35,8 +35,10 @@ RA_DEVICE void softmax_of(const float *logits, int older, float *out)
     }
     RA_UNROLL for (int mask = 1; mask < 32; mask *= 2)
     {
-        const float their_top = shuffle_xor(top, mask), their_sum = shuffle_xor(sum, mask), best = fmaxf(top, their_top);
-        sum = (top == best ? sum : sum * expf(top - best)) + (their_top == best ? their_sum : their_sum * expf(their_top - best));
+        const float their_top = shuffle_xor(top, mask), their_sum = shuffle_xor(sum, mask),
+                    best = fmaxf(top, their_top);
+        sum = (top == best ? sum : sum * expf(top - best)) +
+              (their_top == best ? their_sum : their_sum * expf(their_top - best));
         top = best;
     }
     if (lane == 0) {
@@ -113,7 +115,13 @@ RA_KERNEL(THREADS, 4) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
 {
     const shared<float> scratch = shared_at<float>(0);
     const int pair = blockIdx.x, row = pair / l.kv_heads, n = l.slots[pair], older = n - l.window;
-    if (!cut.cut[row] || older < 1)
+    if (!cut.cut[row])
+        return;
+    if (l.known && threadIdx.x == 0 && (cut.scorer == RA_CUDA_RKV || cut.scorer == RA_CUDA_RKV_CENTRED)) {
+        l.known[pair] = n;
+        l.known_with[pair] = cut.threshold;
+    }
+    if (older < 1)
         return;
     float *score = cut.scores + pair * entries_of(l);
     const int32_t *positions = positions_of(l, pair);

@@ -15,8 +15,10 @@ struct logits_job {
 
 /* s.logits. If a query is not finite they are no numbers. */
 int ra_cuda_logits(const logits_job &job, void *stream);
-/* s.inverse, s.unit_sum, s.removed, s.mean. */
+/* s.inverse, s.unit_sum, s.removed, s.mean; l.similar and l.cosine where they are kept. */
 int ra_cuda_redundancy(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream);
+/* Its part of the newest similar keys: adds to s.removed; s.inverse is there. */
+int ra_cuda_similar(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream);
 
 RA_HOST_DEVICE dim3 grid_of_slots(const ra_cuda_layer &l, const cut_scratch &s)
 {
