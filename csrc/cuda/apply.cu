@@ -83,9 +83,9 @@ RA_KERNEL(THREADS, 1) take_fresh(apply_job j)
     }
 }
 
-/* ---- Moving. A thread has a row of K, or a column of V as wide as a load, of all pages: nobody else reads or writes
- * it. What goes into some slots comes from slots at or behind them, what goes into later ones from slots behind: once a
- * thread holds what some slots will hold, it may write them. ---- */
+/* ---- Moving. What goes into some slots comes from slots at or behind them, what goes into later ones from slots behind:
+ * once it is known what some slots will hold, they may be written. A thread has a row of K of all pages, which nobody else
+ * reads or writes; rows of V are a block's. ---- */
 
 constexpr int CHUNK = THREADS; /* survivors whose sources are looked up at a time, one by each thread */
 struct sources {
@@ -129,22 +129,31 @@ template <class E> RA_DEVICE void move_keys(const sources &s, int at, int count,
     }
 }
 
-/* Part v, a P, of each of their rows of V; half a page at once, for registers. */
-template <class P>
-RA_DEVICE void move_values(const sources &s, int at, int count, int64_t key_bytes, int row_parts, int v)
+/* Rows of V of the chunk's `count` survivors, as Ps, by all threads of a block. No later survivor comes from a row that is
+ * written before it: a barrier between loads and stores is all that is needed. */
+template <class P> RA_DEVICE void move_values(const sources &s, int count, int64_t key_bytes, int row_parts)
 {
-    constexpr int ROWS = PAGE / 2;
-    P *to = (P *)((char *)s.target[at / PAGE] + key_bytes) + v;
-    RA_NO_UNROLL for (int first = 0; first < count; first += ROWS)
+    constexpr int EACH = 8; /* loads of a thread under way */
+    const int all = count * row_parts;
+    RA_NO_UNROLL for (int first = 0; first < all; first += EACH * THREADS)
     {
-        P part[ROWS] = {};
-        RA_UNROLL for (int t = 0; t < ROWS; t++) if (first + t < count)
+        P part[EACH] = {};
+        RA_UNROLL for (int k = 0; k < EACH; k++)
         {
-            const P *values = (const P *)((const char *)s.page[at + first + t] + key_bytes);
-            part[t] = load_part(values + (int)s.slot[at + first + t] * row_parts + v);
+            const int item = first + k * THREADS + threadIdx.x, at = item / row_parts;
+            if (item < all) {
+                const P *values = (const P *)((const char *)s.page[at] + key_bytes);
+                part[k] = load_part(values + (int)s.slot[at] * row_parts + item % row_parts);
+            }
         }
-        RA_UNROLL for (int t = 0; t < ROWS; t++) if (first + t < count)
-            store_part(to + (first + t) * row_parts, part[t]);
+        block_sync();
+        RA_UNROLL for (int k = 0; k < EACH; k++)
+        {
+            const int item = first + k * THREADS + threadIdx.x, at = item / row_parts;
+            if (item < all)
+                store_part((P *)((char *)s.target[at / PAGE] + key_bytes) + at % PAGE * row_parts + item % row_parts,
+                           part[k]);
+        }
     }
 }
 
@@ -181,7 +190,7 @@ RA_DEVICE void list_pages(const apply_job &j, int pair, shared<int> scratch)
         plan[FREED] = freed;
 }
 
-/* P: of rows of V. */
+/* P: of rows of V. Grid: heads, blocks of rows of K and then one for V. */
 template <class E, class P> RA_KERNEL(THREADS, 4) move_slots(apply_job j)
 {
     const int pair = blockIdx.x;
@@ -193,7 +202,8 @@ template <class E, class P> RA_KERNEL(THREADS, 4) move_slots(apply_job j)
     void *const *memory = j.l.pool->memory;
     int32_t *positions = positions_of(j.l, pair);
     const int keep = j.keep[pair], first = plan[PREFIX] / PAGE, d = j.l.head_dim;
-    const int unit = blockIdx.y * THREADS + threadIdx.x, row_parts = d * (int)sizeof(E) / (int)sizeof(P);
+    const int unit = blockIdx.y * THREADS + threadIdx.x;
+    const bool for_values = blockIdx.y == gridDim.y - 1;
     for (int begin = first * PAGE; begin < keep; begin += CHUNK) {
         const int i = begin + threadIdx.x, number = begin / PAGE + threadIdx.x;
         int32_t position = 0;
@@ -208,13 +218,12 @@ template <class E, class P> RA_KERNEL(THREADS, 4) move_slots(apply_job j)
         block_sync();
         if (i < keep && blockIdx.y == 0)
             positions[i] = position;
-        for (int at = 0; at < CHUNK && begin + at < keep; at += PAGE) {
-            const int count = least(PAGE, keep - begin - at);
-            if (unit < d)
-                move_keys<E>(s, at, count, unit);
-            else if (unit < d + row_parts)
-                move_values<P>(s, at, count, (int64_t)PAGE * d * sizeof(E), row_parts, unit - d);
-        }
+        if (for_values)
+            move_values<P>(s, least(CHUNK, keep - begin), (int64_t)PAGE * d * sizeof(E),
+                           d * (int)sizeof(E) / (int)sizeof(P));
+        else
+            for (int at = 0; at < CHUNK && begin + at < keep && unit < d; at += PAGE)
+                move_keys<E>(s, at, least(PAGE, keep - begin - at), unit);
         block_sync();
     }
     if (blockIdx.y == 0)
@@ -321,8 +330,7 @@ RA_KERNEL(THREADS, 4) settle_pages(apply_job j)
 
 template <class E, class P> static int launch_moves(const apply_job &j, void *stream)
 {
-    const int d = j.l.head_dim, units = d + d * (int)sizeof(E) / (int)sizeof(P);
-    const dim3 grid(j.l.rows * j.l.kv_heads, (units + THREADS - 1) / THREADS);
+    const dim3 grid(j.l.rows * j.l.kv_heads, (j.l.head_dim + THREADS - 1) / THREADS + 1);
     return RA_LAUNCH((move_slots<E, P>), grid, THREADS, SOURCE_BYTES + 64, stream, j);
 }
 

@@ -78,11 +78,10 @@ RA_DEVICE split split_of(const logits_job &j, int pair, const asked_queries &q, 
     return s;
 }
 
-/* A tile is 8 queries: a group of up to 8 is filled up to a power of two, which changes no maximum; a larger one takes several
+/* TILES are taken at a time. A tile is 8 queries: a group of up to 8 is filled up to a power of two, which changes no maximum; a larger one takes several
  * tiles, one after the other. grid_of_slots. */
-template <class T> RA_KERNEL(THREADS, 2) logits_matrix(logits_job j)
+template <class T, int TILES> RA_KERNEL(THREADS, 2) logits_matrix(logits_job j)
 {
-    constexpr int TILES = 4; /* at a time */
     const int pair = blockIdx.x, d = j.l.head_dim, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const asked_queries q = queries_of(j, pair);
     const int start = blockIdx.y * BLOCK_SLOTS + threadIdx.x / 32 * 64;
@@ -157,7 +156,8 @@ template <class T> RA_KERNEL(THREADS, 2) logits_matrix(logits_job j)
                 if (column % width || tile >= tiles || list >= q.lists || !keys.keys)
                     continue;
                 float *to = logits + list * j.s.stride;
-                const bool later = per_list > 1 && tile % per_list, last = per_list == 1 || tile % per_list == per_list - 1;
+                const bool later = per_list > 1 && tile % per_list,
+                           last = per_list == 1 || tile % per_list == per_list - 1;
                 RA_UNROLL for (int half = 0; half < 2; half++)
                 {
                     RA_UNROLL for (int i = 0; i < 4; i++)
@@ -214,7 +214,10 @@ int ra_cuda_logits(const logits_job &job, void *stream)
     const dim3 grid = grid_of_slots(job.l, job.s);
     if (!has_matrix_units(job.l.format))
         return RA_LAUNCH(logits_plain, grid, THREADS, 64, stream, job);
+    const bool few = job.newest || job.l.window * job.l.group <= 8;
     if (job.l.format == RA_BF16)
-        return RA_LAUNCH(logits_matrix<bf16>, grid, THREADS, 64, stream, job);
-    return RA_LAUNCH(logits_matrix<f16>, grid, THREADS, 64, stream, job);
+        return few ? RA_LAUNCH((logits_matrix<bf16, 1>), grid, THREADS, 64, stream, job)
+                   : RA_LAUNCH((logits_matrix<bf16, 4>), grid, THREADS, 64, stream, job);
+    return few ? RA_LAUNCH((logits_matrix<f16, 1>), grid, THREADS, 64, stream, job)
+               : RA_LAUNCH((logits_matrix<f16, 4>), grid, THREADS, 64, stream, job);
 }
