@@ -297,6 +297,34 @@ def test_errors_tell_what_was_given(name, index, change, message):
         getattr(ops, name)(*broken(name, index, change))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_tensors_are_refused_by_name(name):
+    """The kernel for CUDA tensors, as the dispatcher calls it, given the CPU's."""
+    operator = getattr(torch.ops.reasonalloc, name).default
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"reasonalloc::{name}", "CUDA")
+    arguments = sample(name)
+    before = [a.clone() for a in arguments if isinstance(a, torch.Tensor)]
+    key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match=rf"reasonalloc::{name}: a tensor is on a CUDA device.*on the CPU only"):
+            operator.redispatch(key, *arguments)
+    for tensor, was in zip((a for a in arguments if isinstance(a, torch.Tensor)), before, strict=True):
+        torch.testing.assert_close(tensor, was, rtol=0, atol=0, equal_nan=True)
+    getattr(ops, name)(*arguments)  # the CPU's is as it was
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_tensors_on_a_gpu_are_refused(name):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in sample(name)]
+    with pytest.raises(RuntimeError, match="a tensor is on a CUDA device"):
+        getattr(ops, name)(*arguments)
+    with pytest.raises(RuntimeError, match="a tensor is on a CUDA device"):  # one is enough
+        getattr(ops, name)(arguments[0], *sample(name)[1:])
+
+
 def test_a_refused_append_leaves_the_pages():
     arguments = broken("append_", 4, at((1, 1), 62))
     before = arguments[0].clone()

@@ -5,18 +5,33 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "torch_bridge.h"
 
 /* Tensors come first in every schema, `tensors` of them. */
+static _Noreturn void refuse(const char *name, const char *why)
+{
+    char text[sizeof((ra_failure *)0)->text + 64];
+    (void)snprintf(text, sizeof text, "reasonalloc::%s: %s", name, why);
+    /* Throws through this frame: nothing may be owned here any more. */
+    ra_torch.aoti_torch_check(false, name, __FILE__, __LINE__, text);
+    abort(); /* not reached */
+}
+
+static void drop_tensors(const ra_stable_value *stack, uint64_t tensors)
+{
+    for (uint64_t i = 0; i < tensors; i++) /* a boxed kernel owns its arguments */
+        (void)ra_torch.aoti_torch_delete_tensor_object(ra_handle_of(stack[i]));
+}
+
 static void call(const char *name, ra_op_body body, uint64_t tensors, ra_stable_value *stack, uint64_t outputs)
 {
     ra_tensor_handle out = NULL;
     ra_failure failure = {.text = ""};
     const bool done = body(stack, &out, &failure);
 
-    for (uint64_t i = 0; i < tensors; i++) /* a boxed kernel owns its arguments */
-        (void)ra_torch.aoti_torch_delete_tensor_object(ra_handle_of(stack[i]));
+    drop_tensors(stack, tensors);
     if (done) {
         if (outputs > 0)
             stack[0] = (ra_stable_value)(uintptr_t)out;
@@ -24,10 +39,16 @@ static void call(const char *name, ra_op_body body, uint64_t tensors, ra_stable_
     }
     if (out != NULL)
         (void)ra_torch.aoti_torch_delete_tensor_object(out);
-    char text[sizeof failure.text + 64];
-    (void)snprintf(text, sizeof text, "reasonalloc::%s: %s", name, failure.text);
-    /* Throws through this frame: nothing may be owned here any more. */
-    ra_torch.aoti_torch_check(false, name, __FILE__, __LINE__, text);
+    refuse(name, failure.text);
+}
+
+/* Where any tensor is on a CUDA device: torch's own message would list dispatch keys. */
+static void refuse_cuda(const char *name, uint64_t tensors, ra_stable_value *stack)
+{
+    drop_tensors(stack, tensors);
+    refuse(name,
+           "a tensor is on a CUDA device, and this operator computes on the CPU only. Move its tensors with .cpu(), or"
+           " use ReasonAllocCache with Config(device=\"model\"), whose attention and cuts run on the GPU");
 }
 
 /* X(name, body, tensors, schema after the name) */
@@ -44,31 +65,38 @@ static void call(const char *name, ra_op_body body, uint64_t tensors, ra_stable_
     {                                                                                                                  \
         (void)inputs;                                                                                                  \
         call(#name, body, tensors, stack, outputs);                                                                    \
+    }                                                                                                                  \
+    static void cuda_##name(ra_stable_value *stack, uint64_t inputs, uint64_t outputs)                                 \
+    {                                                                                                                  \
+        (void)inputs, (void)outputs;                                                                                   \
+        refuse_cuda(#name, tensors, stack);                                                                            \
     }
 OPERATORS(BOXED)
 
 static const struct {
     const char *name, *schema;
-    ra_boxed_kernel kernel;
+    ra_boxed_kernel kernel, cuda;
 } operators[] = {
-#define ENTRY(name, body, tensors, schema) {#name, #name schema, boxed_##name},
+#define ENTRY(name, body, tensors, schema) {#name, #name schema, boxed_##name, cuda_##name},
     OPERATORS(ENTRY)
 #undef ENTRY
 };
 
 /* Schemas and kernels stay registered as long as these live: for good. */
-static ra_library_handle schemas, kernels;
+static ra_library_handle schemas, kernels, cuda_kernels;
 
 static const char *fill_libraries(void)
 {
     if (ra_torch.aoti_torch_library_init_fragment("reasonalloc", __FILE__, __LINE__, &schemas) != 0 ||
-        ra_torch.aoti_torch_library_init_impl("reasonalloc", "CPU", __FILE__, __LINE__, &kernels) != 0)
+        ra_torch.aoti_torch_library_init_impl("reasonalloc", "CPU", __FILE__, __LINE__, &kernels) != 0 ||
+        ra_torch.aoti_torch_library_init_impl("reasonalloc", "CUDA", __FILE__, __LINE__, &cuda_kernels) != 0)
         return "torch did not open the library \"reasonalloc\"";
     for (size_t i = 0; i < sizeof operators / sizeof operators[0]; i++) {
         if (ra_torch.aoti_torch_library_def(schemas, operators[i].schema) != 0)
             return "torch refused an operator's schema; is another copy of reasonalloc loaded?";
-        if (ra_torch.torch_library_impl(kernels, operators[i].name, operators[i].kernel,
-                                        ra_torch.aoti_torch_abi_version()) != 0)
+        const uint64_t version = ra_torch.aoti_torch_abi_version();
+        if (ra_torch.torch_library_impl(kernels, operators[i].name, operators[i].kernel, version) != 0 ||
+            ra_torch.torch_library_impl(cuda_kernels, operators[i].name, operators[i].cuda, version) != 0)
             return "torch refused an operator's kernel; is another copy of reasonalloc loaded?";
     }
     return NULL;
@@ -95,6 +123,7 @@ static int register_once(const char **error)
     *error = fill_libraries();
     if (*error == NULL)
         return 0;
+    close_library(&cuda_kernels);
     close_library(&kernels);
     close_library(&schemas);
     return -1;
