@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = sorted(path.stem for path in (ROOT / "csrc/cuda").glob("attend_*.cu") if path.stem != "attend_any")
-OTHER_KERNELS = ("append", "append_prompt", "apply", "score", "score_logits", "score_redundancy", "allocate", "choose")
+OTHER_KERNELS = ("append", "append_prompt", "apply", "score", "score_logits", "score_redundancy", "score_similar",
+                 "allocate", "choose")  # fmt: skip
 ARCHITECTURES = (os.environ.get("REASONALLOC_CUDA_ARCHS") or "75 90").split()
 HOME = os.environ.get("CUDA_HOME", "/usr/local/cuda")
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{HOME}/bin")
@@ -175,16 +176,21 @@ def shared_bytes(name: str) -> int:
         return tiles * 8 * (dim * 2 + 2 * (dim + 2) * 4 + 4) + 16
     if "move_slots" in name:
         return 4096
+    if "similar_matrix" in name:
+        return 4096
     return 1280 if "choose_slots" in name else 512
 
 
 # Least warps of an SM by a part of the name. A warp of attention has 8 to 16 KB of loads under way, and 18 (H100)
 # to 37 KB (B200) an SM fill the bus. The rest: 8, two blocks, of which one works while the other waits at a barrier.
-LEAST_WARPS = {"append_token": 16, "combine_scores": 16, "choose_slots": 16, "plan_moves": 16, "settle_pages": 16}
+LEAST_WARPS = {"append_token": 16, "combine_scores": 16, "choose_slots": 16, "plan_moves": 16, "settle_pages": 16,
+               "move_slots": 16, "similar_matrix": 12}  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", MACHINES)
-@pytest.mark.parametrize("source", ["attend_matrix_bf16", "append", "score", "score_redundancy", "choose", "apply"])
+@pytest.mark.parametrize(
+    "source", ["attend_matrix_bf16", "append", "score", "score_redundancy", "score_similar", "choose", "apply"]
+)
 def test_enough_warps_are_resident(source: str, arch: str, tmp_path: Path) -> None:
     report = Compiled(source, arch, tmp_path).report
     kernels = re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", report, re.DOTALL)
