@@ -44,11 +44,11 @@ typedef struct ra_cuda_layer {
     float *queries;     /* [R][window][Hq][D], a ring: the query of token i lies at i % window */
     int32_t *q_begin;   /* [R] oldest and one past the newest query in it */
     int32_t *q_end;
-    float *sinks;      /* [Hq] of the newest step; -INFINITY: none */
+    float *sinks; /* [Hq] of the newest step; -INFINITY: none */
     /* What is known of the newest similar keys (stat/nearest_key.h) of a head's first slots; all NULL: not kept. */
     int32_t *known;    /* [R, H] how many these are */
     float *known_with; /* [R, H] the threshold */
-    int32_t *similar;  /* [R, H, S] newest similar slot, -1: none, -2 - b: it was evicted, a next one lies before slot b > 0 */
+    int32_t *similar;  /* [R, H, S] newest similar slot; -1: none; -2 - b: it is gone, others lie before slot b > 0 */
     float *cosine;     /* [R, H, S] with it, or with slot 0 where there is none */
     uint32_t *tickets; /* [RA_CUDA_TICKETS], zero between launches */
     uint32_t *fault;   /* [R] bits; host memory that the device writes */

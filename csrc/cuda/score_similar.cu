@@ -227,7 +227,7 @@ template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda
             hits.with[i][half] = 0;
         }
         bool fits = true;
-        if (from >= 0)
+        if (from >= 0 && columns_left(rows, count, known, from + TILE) > from)
             fits = compare(l, own, inverse, rows, pair, n, known, from, cut.threshold, &hits);
         RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int half = 0; half < 2; half++)
         { /* a lane sees a quarter of the columns */
