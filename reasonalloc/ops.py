@@ -2,7 +2,8 @@
 
 Importing this module registers ``torch.ops.reasonalloc.*`` for the CPU; the functions below are the typed way to call
 them. Tensors must be contiguous and on the CPU; anything else is a ``RuntimeError`` that tells what was given and what
-is allowed (on CUDA devices `ReasonAllocCache` has attention and cuts of its own, with ``Config(device="model")``). None of the operators has an autograd formula: no gradient flows through them.
+is allowed. On a GPU `ReasonAllocCache` has attention and cuts of its own, with ``Config(device="model")``. None of the
+operators has an autograd formula: no gradient flows through them.
 
 Letters: B rows, H KV heads, Hq query heads (a multiple of H), T new tokens, N tokens, D head size (up to 1024),
 W window, P pages, M pages a head may have. A page holds 16 tokens of one KV head: K as [D, 16], then V as [16, D].
