@@ -35,11 +35,10 @@ def execute(source: Path, target: Path) -> float:
 
 
 def main(names: list[str]) -> None:
-    for source in [*sorted(HERE.glob("[0-9]*.ipynb")), *sorted(HERE.glob("ablations/*.ipynb"))]:
-        name = source.relative_to(HERE)
-        if not names or str(name.with_suffix("")) in names:
-            print(f"{name.with_suffix('')} ...", end="", flush=True)
-            print(f" {execute(source, OUT / name):.0f} s", flush=True)
+    for source in sorted(HERE.glob("[0-9]*.ipynb")):
+        if not names or source.stem in names:
+            print(f"{source.stem} ...", end="", flush=True)
+            print(f" {execute(source, OUT / source.name):.0f} s", flush=True)
 
 
 if __name__ == "__main__":
