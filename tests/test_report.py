@@ -441,11 +441,14 @@ def test_charts_take_the_colours_of_the_scheme(show, two):
     tab = show(*two)
     for scheme, expected in (("light", "#1f5fa8"), ("dark", "#3f83d1")):
         tab.emulate_media(color_scheme=scheme)
-        swatch, letter = tab.evaluate(
-            """() => ['#retention-key .swatch', '.letter'].map(
-                x => getComputedStyle(document.querySelector(x)).backgroundColor)"""
-        )
-        assert swatch == letter == "rgb({}, {}, {})".format(*bytes.fromhex(expected[1:]))
+        color = "rgb({}, {}, {})".format(*bytes.fromhex(expected[1:]))
+        for part in (".letter", "#retention-key .swatch"):
+            get = f"() => getComputedStyle(document.querySelector({part!r})).backgroundColor"
+            for _ in range(100):  # the page draws anew when it hears of the scheme
+                if tab.evaluate(get) == color:
+                    break
+                tab.wait_for_timeout(50)
+            assert tab.evaluate(get) == color
 
 
 def test_traces_of_other_texts(show, two):

@@ -7,10 +7,10 @@ from reasonalloc.lab.models import REASONER
 from reasonalloc.methods import methods
 
 METHODS = ["rkv", "reasonalloc"]
-BUDGET = 384
+BUDGET = 320
 PROBLEMS = {"ledger": 12, "math500": 8}  # rows of the batch
-TOKENS = {"ledger": 900, "math500": 4096}  # of a chain at most
-SETTING = "doubting"
+TOKENS = {"ledger": 576, "math500": 4096}  # of a chain at most
+SETTING = "questions=2,depth=3,distractors=3,filler=2"  # chains of about 500 tokens, which repeat themselves
 
 
 def add(subparsers: options.Subparsers) -> None:
