@@ -111,9 +111,10 @@ def test_all_committed_ablations_are_drawn(tmp_path):
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/ablations").symlink_to(RESULTS)
     names, figures = run(FOLDER / "07_ablations.py")
-    assert sorted(names["pictures"]) == sorted(ra.ablations()) and ends_with_a_picture(figures)
+    there = [x for x in ra.ablations() if (RESULTS / f"{x}.json").is_file()]
+    assert len(there) >= 14 and list(names["pictures"]) == there and ends_with_a_picture(figures)
     alpha = names["pictures"]["alpha"].axes[0]
-    assert alpha.get_xlabel() == "alpha" and [x for x in alpha.get_xticks()] == [0, 0.1, 0.3, 0.5, 1]
+    assert alpha.get_xlabel() == "alpha" and list(alpha.get_xticks()) == [0, 0.1, 0.3, 0.5, 1]
 
 
 def test_ablations_without_results_say_how_to_make_them(capsys):
