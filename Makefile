@@ -92,9 +92,11 @@ train: install ## train a reasoner like the embedded one, for hours; it goes on 
 docs: install .venv-docs/.built ## the documentation as a site, in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --strict
 
-dist: $(VENV)/.packages ## wheel and source distribution, in dist/
+dist: $(VENV)/.packages ## source distribution, and a wheel built from it, in dist/, checked
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/abi3audit --strict dist/*.whl
 	ls -l dist
 
 # ---- Checks --------------------------------------------------------------------------------------------------------

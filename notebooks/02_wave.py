@@ -26,10 +26,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Image, display
+from IPython.display import display
 
 import reasonalloc as ra
-from reasonalloc.lab import models, plots, tasks
+from reasonalloc.lab.tasks import items
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder
@@ -47,14 +47,15 @@ plt.rcParams.update({"legend.frameon": False, "figure.dpi": 120})
 # JSON file; it knows the model's shape and is refused by another one.
 
 # %%
-model, tokenizer, label = models.load(MODEL)
-every = tasks.items("ledger", count=PROMPTS + 1, settings=["restated"])
+model, tokenizer = ra.load(MODEL)
+every = items("ledger", count=PROMPTS + 1, settings=["restated"])
 profile = ra.profile(model, tokenizer, [x.prompt for x in every[:PROMPTS]], max_new_tokens=TOKENS, progress=False)
 profile.save(OUT / "wave.json")
 profile = ra.WaveProfile.load(OUT / "wave.json")
 
-plots.wave(profile, OUT / "wave.png", label)
-display(Image(OUT / "wave.png"))
+picture = profile.plot(name=MODEL)
+picture.set_dpi(80)
+display(picture)
 
 # %% [markdown]
 # ## From demand to slots
@@ -83,7 +84,7 @@ print(f"slots of a head: {slots(profile).min():.0f} to {slots(profile).max():.0f
 # %%
 others = {
     "one other ledger problem": every[PROMPTS].prompt,
-    "one problem of MATH-500": tasks.items("math500", count=1)[0].prompt,
+    "one problem of MATH-500": items("math500", count=1)[0].prompt,
 }
 waves = {f"{PROMPTS} ledger problems": profile}
 for name, prompt in others.items():
@@ -102,7 +103,7 @@ figure, (above, below) = plt.subplots(2, 1, figsize=(8.5, 6), sharex=True, layou
 for (name, wave), color in zip(waves.items(), ("#3b6ea5", "#55a868", "#c44e52"), strict=True):
     above.plot(wave.layers, np.array(wave.demand) / np.mean(wave.demand), "o-", markersize=4, color=color, label=name)
 above.axhline(1, color="#888888", linewidth=0.8, linestyle="--")
-above.set(ylabel="demand\n(over the mean of the layers)", title=f"The reasoning wave of {label}", ylim=(0, None))
+above.set(ylabel="demand\n(over the mean of the layers)", title=f"The reasoning wave of {MODEL}", ylim=(0, None))
 above.legend()
 below.bar(profile.layers, slots(profile), color="#3b6ea5", width=0.8)
 for bound, text in ((0.25, "least"), (1, "mean"), (2, "most")):

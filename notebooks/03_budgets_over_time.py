@@ -27,12 +27,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from IPython.display import HTML, Image, display
+from IPython.display import HTML, display
 
 import reasonalloc as ra
-from reasonalloc.hf.tokens import encode_prompt
-from reasonalloc.lab import models, plots, tasks
+from reasonalloc.lab.tasks import items
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder
@@ -50,14 +48,18 @@ plt.rcParams.update({"legend.frameon": False, "figure.dpi": 120})
 # profile is given.
 
 # %%
-model, tokenizer, label = models.load(MODEL)
-problem = tasks.items("ledger", count=1, settings=["restated"])[0]
-ids = encode_prompt(tokenizer, problem.prompt, model.device)
+model, tokenizer = ra.load(MODEL)
+problem = items("ledger", count=1, settings=["restated"])[0]
+if tokenizer.chat_template:
+    chat = [{"role": "user", "content": problem.prompt}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+else:
+    inputs = tokenizer(problem.prompt, return_tensors="pt")
 with ra.install(model, ra.Config(budget=BUDGET, interval=INTERVAL), record=True) as session:
-    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
+    out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
 
 cache = session.last_cache
-trace = cache.trace(out, tokenizer, model_id=label)
+trace = cache.trace(out, tokenizer, model_id=MODEL)
 trace.save(OUT / "budgets.trace")
 print(f"{len(trace.ids)} tokens, {len(trace.cuts)} cuts, {len(trace.layers)} layers of {trace.heads} KV heads")
 
@@ -70,14 +72,15 @@ print(f"{len(trace.ids)} tokens, {len(trace.cuts)} cuts, {len(trace.layers)} lay
 # what changes from column to column is the routing between the heads of a layer.
 
 # %%
-budgets = np.ma.masked_less(trace.budgets, 0)  # -1: the layer had nothing to cut yet
-plots.budgets(trace.cuts.tolist(), budgets, trace.layers, OUT / "budgets.png", f"Budgets of {label}", len(trace.ids))
-display(Image(OUT / "budgets.png"))
+picture = trace.plot()
+picture.set_dpi(80)
+display(picture)
 
 # %% [markdown]
 # How much of the budget moves from one cut to the next?
 
 # %%
+budgets = np.ma.masked_less(trace.budgets.astype(int), 0)  # -1: the layer had nothing to cut yet
 moved = np.abs(np.diff(budgets, axis=0)).sum((1, 2)) / 2 / budgets[1:].sum((1, 2))
 print(f"from one cut to the next {moved.mean():.1%} of the slots go to another head, at most {moved.max():.1%}")
 
@@ -126,6 +129,6 @@ axis.annotate(
 )  # fmt: skip
 axis.invert_yaxis()
 axis.set(xlabel="position of the token", ylabel="tokens seen at the cut")
-axis.set_title(f"What {label} keeps, budget {BUDGET}")
+axis.set_title(f"What {MODEL} keeps, budget {BUDGET}")
 figure.colorbar(mesh, ax=axis, label="heads that hold the token (%)")
 plt.show()

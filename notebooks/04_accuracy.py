@@ -14,76 +14,72 @@
 # ---
 
 # %% [markdown]
-# # Accuracy against budget
+# # Accuracy
 #
 # How small may the cache become before the answers suffer, and does it matter how the slots are shared out? The model
-# answers the same problems with each method at each budget; the boxed answers are graded; the intervals come from a
-# bootstrap over problems. This is `reasonalloc evaluate accuracy` in Python, at a size for a notebook: with so few
-# problems the intervals are wide, and they are drawn.
+# answers the same problems with each method at each budget; the boxed answers are graded; the intervals are over
+# problems. At a size for a notebook: with so few problems the intervals are wide, and they are drawn.
 
 # %%
 import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from IPython.display import Image, Markdown, display
+from IPython.display import display
 
 import reasonalloc as ra
-from reasonalloc.hf.decode import Sampling
-from reasonalloc.lab import plots, tasks
-from reasonalloc.lab.evaluate.accuracy import cells
-from reasonalloc.lab.evaluate.study import Study
-from reasonalloc.lab.evaluate.workers import Source
+from reasonalloc.lab.tasks import items
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder
-PROBLEMS, TOKENS, BUDGETS = (2, 24, (24, 48)) if SMALL else (12, 512, (192, 256))
+PROBLEMS, TOKENS, BUDGETS = (2, 24, (24, 48)) if SMALL else (12, 512, (256, 384))
 METHODS = ("full", "reasonalloc", "rkv", "streaming")
 
-OUT = Path("notebooks-out")
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"})
-plt.rcParams.update({"legend.frameon": False, "figure.dpi": 120})
+plt.rcParams.update({"legend.frameon": False, "figure.dpi": 80})
 
 # %% [markdown]
-# ## A study
-#
-# A study is a folder of generations. What is in it is not made again: stop this notebook whenever you like and start it
-# again later, or ask for more problems.
+# ## A problem
 
 # %%
-study = Study(
-    folder=OUT / ("accuracy-small" if SMALL else "accuracy"),
-    source=Source(MODEL, "bfloat16"),
-    task="ledger",
-    items=tasks.items("ledger", count=PROBLEMS, settings=["plain"]),
-    sampling=Sampling(max_new_tokens=TOKENS),
-    batch_size=PROBLEMS,
-)
-print(study.items[0].prompt, "\n\nanswer:", ", ".join(study.items[0].answers))
+problem = items("ledger", count=1, settings=["plain"])[0]
+print(problem.prompt, "\n\nanswer:", ", ".join(problem.answers))
 
 # %% [markdown]
 # ## Every method at every budget
 #
-# ReasonAlloc wants a wave: the study measures it on four other problems of the task and keeps it in its folder. All
-# methods are cut every 128 tokens, StreamingLLM at each one. The prompt is evicted last: a question asks for facts that
-# nothing has looked at before, and no score can know of them.
+# With a folder every chain is kept: stop this notebook whenever you like and start it again later, or ask for more
+# problems. ReasonAlloc's wave is measured on four other problems of the task and lies there too. All methods are cut
+# every 128 tokens, StreamingLLM at each one. The prompt is evicted last: a question asks for facts that nothing has
+# looked at before, and no score can know of them.
 
 # %%
-study.records.open(study.settings)
-study.waves.tokens = min(TOKENS, 128)  # of each chain that the wave is measured on
-base = ra.Config(method="full", interval=16 if SMALL else None, keep_prompt=True)
-wanted = study.with_wave(cells(METHODS, BUDGETS, [], base))
-study.run(wanted, lambda done, total: print(f"\r{done} of {total} chains", end=""))
-
-summary = study.summary(wanted)
-display(Markdown(summary.markdown()))
+config = {"keep_prompt": True}
+if SMALL:
+    config["interval"] = 16
+results = ra.evaluate(
+    MODEL,
+    task="ledger",
+    settings=["plain"],
+    problems=PROBLEMS,
+    methods=METHODS,
+    budgets=BUDGETS,
+    max_new_tokens=TOKENS,
+    batch_size=PROBLEMS,
+    config=config,
+    folder=Path("notebooks-out") / ("accuracy-small" if SMALL else "accuracy"),
+    progress=False,
+)
+display(results)
 
 # %% [markdown]
-# "less full" and "less rkv" are differences on the same problems, with the p of a sign test on the problems' means.
+# "less full" and "less rkv" are differences on the same problems, with their interval and the p of a permutation test
+# on the problems' means.
 
 # %%
-plots.accuracy(summary, OUT / "accuracy.png")
-display(Image(OUT / "accuracy.png"))
+picture = results.plot()
+picture.set_dpi(80)
+display(picture)
 
 # %% [markdown]
 # ## The picture
@@ -95,7 +91,7 @@ display(Image(OUT / "accuracy.png"))
 figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
 colors = dict(zip(METHODS, ("#888888", "#3b6ea5", "#c44e52", "#55a868"), strict=True))
 for method in METHODS:
-    rows = [x for x in summary.rows if x.method == method]
+    rows = [x for x in results.rows if x.method == method]
     x = [r.mean_bytes / 2**20 * 1.01 ** METHODS.index(method) for r in rows]  # side by side, so that all can be seen
     y = [100 * r.accuracy.mean for r in rows]
     spans = [(100 * (r.accuracy.low or 0), 100 * (r.accuracy.high or 0)) for r in rows]
@@ -111,7 +107,7 @@ axis.set(
     xlabel="mean cache of a chain (MiB)",
     ylabel="accuracy (%), 95 % interval",
     ylim=(-3, 103),
-    title=f"{study.source.model}: {PROBLEMS} problems; the numbers are budgets",
+    title=f"{MODEL}: {PROBLEMS} problems; the numbers are budgets",
 )
 axis.legend(loc="lower right")
 plt.show()

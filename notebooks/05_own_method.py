@@ -23,30 +23,21 @@
 # %%
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib.pyplot as plt
-from IPython.display import Image, Markdown, display
+import torch
+from IPython.display import display
 
 import reasonalloc as ra
-from reasonalloc.hf.decode import Sampling
-from reasonalloc.hf.tokens import encode_prompt
-from reasonalloc.lab import plots, tasks
-from reasonalloc.lab.evaluate import evaluate_fidelity
-from reasonalloc.lab.evaluate.accuracy import cells
-from reasonalloc.lab.evaluate.study import Study
-from reasonalloc.lab.evaluate.texts import Text
-from reasonalloc.lab.evaluate.workers import Source
-from reasonalloc.lab.tasks import ledger
+from reasonalloc.lab.tasks import items
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder
 TEXTS, PROBLEMS, TOKENS, BUDGETS = (2, 2, 24, (16, 32)) if SMALL else (2, 8, 512, (192, 256))
 INTERVAL = 16 if SMALL else 64
 
-OUT = Path("notebooks-out")
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"})
-plt.rcParams.update({"legend.frameon": False, "figure.dpi": 120})
+plt.rcParams.update({"legend.frameon": False, "figure.dpi": 80})
 
 # %% [markdown]
 # ## The method
@@ -75,33 +66,46 @@ METHODS = ("value-aware", "rkv")
 # %% [markdown]
 # ## First test: fidelity
 #
-# The model reads a problem and its reference chain, token by token, and is asked at each how its next-token
-# distribution differs from the full cache's. That takes one chain to say something, where accuracy takes hundreds.
+# The model writes a chain with the full cache, then reads it again token by token with a cache of ours, and we ask at
+# each token how far the next one's distribution has moved. One chain says something then, where accuracy takes
+# hundreds. A cache of ours is given to the model like any other. (`reasonalloc evaluate fidelity` is this with
+# intervals.)
 
 # %%
-study = Study(
-    folder=OUT / ("own-method-small" if SMALL else "own-method"),
-    source=Source(MODEL, "bfloat16"),
-    task="ledger",
-    items=tasks.items("ledger", count=PROBLEMS, settings=["plain"]),
-    sampling=Sampling(max_new_tokens=TOKENS),
-    batch_size=PROBLEMS,
-)
-model, tokenizer = study.model
-texts = [
-    Text(
-        x.id,
-        encode_prompt(tokenizer, x.prompt, "cpu")[0],
-        tokenizer(x.chain, return_tensors="pt", add_special_tokens=False).input_ids[0, : min(TOKENS, 256)],
-    )
-    for x in ledger.problems(TEXTS, "notebook", ledger.GRID["plain"])
-]
-base = ra.Config(method="full", interval=INTERVAL, keep_prompt=True)  # questions ask for what is in the prompt
-wanted = cells(METHODS, BUDGETS, [], base)
-fidelity = evaluate_fidelity(model, texts, [x.config for x in wanted])
+model, tokenizer = ra.load(MODEL)
 
-plots.fidelity(fidelity, OUT / "own-method-fidelity.png")
-display(Image(OUT / "own-method-fidelity.png"))
+
+def encoded(prompt):
+    if not tokenizer.chat_template:
+        return tokenizer(prompt, return_tensors="pt").input_ids
+    chat = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).input_ids
+
+
+@torch.no_grad()
+def log_probs(config, prompt, chain):
+    """[tokens of the chain, V] of the model that reads it with this cache."""
+    cache = ra.ReasonAllocCache(model, config)
+    found = [model(prompt, past_key_values=cache).logits[:, -1]]
+    for i in range(chain.shape[1] - 1):
+        found.append(model(chain[:, i : i + 1], past_key_values=cache).logits[:, -1])
+    ra.uninstall(model)
+    return torch.cat(found).log_softmax(-1)
+
+
+moved = {(method, budget): [] for method in METHODS for budget in BUDGETS}  # KL of each text, mean over its tokens
+for problem in items("ledger", count=TEXTS, settings=["plain"], seed=1):
+    prompt = encoded(problem.prompt)
+    chain = model.generate(prompt, max_new_tokens=min(TOKENS, 256), do_sample=False)[:, prompt.shape[1] :]
+    full = log_probs(ra.Config(method="full"), prompt, chain)
+    for method, budget in moved:
+        config = ra.Config(method=method, budget=budget, interval=INTERVAL, keep_prompt=True)
+        ours = log_probs(config, prompt, chain)
+        moved[method, budget].append(float((full.exp() * (full - ours)).sum(-1).mean()))
+for (method, budget), values in moved.items():
+    print(f"{method}, budget {budget}: {sum(values) / len(values):.3f} nats a token")
 
 # %% [markdown]
 # ## Second test: answers
@@ -110,10 +114,18 @@ display(Image(OUT / "own-method-fidelity.png"))
 # done, and whether something is badly wrong.
 
 # %%
-asked = cells(("full", *METHODS), BUDGETS[-1:], [], base)
-study.run(asked, lambda done, total: print(f"\r{done} of {total} chains", end=""))
-summary = study.summary(asked)
-display(Markdown(summary.markdown()))
+results = ra.evaluate(
+    model,
+    tokenizer,
+    settings=["plain"],
+    problems=PROBLEMS,
+    methods=("full", *METHODS),
+    budgets=BUDGETS[-1:],
+    max_new_tokens=TOKENS,
+    config={"interval": INTERVAL, "keep_prompt": True},
+    progress=False,
+)
+display(results)
 
 # %% [markdown]
 # ## The picture
@@ -124,17 +136,17 @@ display(Markdown(summary.markdown()))
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", width_ratios=(3, 2))
 colors = {"full": "#888888", "value-aware": "#3b6ea5", "rkv": "#c44e52"}
 for method in METHODS:
-    points = [x for x in fidelity.points if x.method == method]
-    for i in range(len(texts)):
-        left.plot(BUDGETS, [p.problems[i]["kl"] for p in points], color=colors[method], linewidth=0.8, alpha=0.4)
-    left.plot(BUDGETS, [p.kl.mean for p in points], "o-", color=colors[method], label=method)
+    for i in range(TEXTS):
+        left.plot(BUDGETS, [moved[method, b][i] for b in BUDGETS], color=colors[method], linewidth=0.8, alpha=0.4)
+    means = [sum(moved[method, b]) / TEXTS for b in BUDGETS]
+    left.plot(BUDGETS, means, "o-", color=colors[method], label=method)
 left.set(xlabel="budget (slots of a KV head)", ylabel="KL(full || compressed), nats a token", ylim=(0, None))
 left.set(title=f"Fidelity on {TEXTS} texts", xticks=BUDGETS)
 left.legend()
-for i, row in enumerate(summary.rows):
+for i, row in enumerate(results.rows):
     low, high = 100 * (row.accuracy.low or 0), 100 * (row.accuracy.high or 0)
     right.bar(i, 100 * row.accuracy.mean, color=colors[row.method], width=0.6, alpha=0.85)
     right.plot([i, i], [low, high], color="black", linewidth=1)
-right.set_xticks(range(len(summary.rows)), [x.cell for x in summary.rows])
+right.set_xticks(range(len(results.rows)), [x.cell for x in results.rows])
 right.set(ylabel="accuracy (%), 95 % interval", ylim=(0, 103), title=f"Answers to {PROBLEMS} problems")
 plt.show()

@@ -16,55 +16,75 @@
 # %% [markdown]
 # # Speed and memory
 #
-# What does a decode step take, and what does the cache weigh, as the chain grows? Measured here, on this machine: each
-# cache is filled with real keys and values up to a length, then decodes, all of them in turn, since machines are noisy.
-# The parts are those of `reasonalloc bench`, which has many more figures and checks each result before it is timed.
+# What does a decode step take, and what does the cache weigh, as the chain grows? Measured here, on this machine,
+# simply: `reasonalloc bench` has many more figures, takes its contenders in turn, and checks each result before it is
+# timed.
 
 # %%
 import os
+import time
 
 import matplotlib.pyplot as plt
 import torch
+from transformers import DynamicCache
 
-from reasonalloc.lab import models
-from reasonalloc.lab.bench.decoding import subject
-from reasonalloc.lab.bench.steps import step_times
+import reasonalloc as ra
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder
-BATCH, LENGTHS, ROUNDS = (2, (64, 128), 2) if SMALL else (4, (512, 1024, 2048, 4096), 4)
-CACHES = {
-    "dynamic": "transformers DynamicCache",
-    "static": "transformers StaticCache",
-    "full": "ours, nothing evicted",
-    "reasonalloc-256": "ours, budget 256",
-}
+BATCH, LENGTHS, STEPS = (2, (64, 128), 16) if SMALL else (4, (512, 1024, 2048), 64)
+BUDGET = 32 if SMALL else 256
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"})
-plt.rcParams.update({"legend.frameon": False, "figure.dpi": 120})
+plt.rcParams.update({"legend.frameon": False, "figure.dpi": 80})
 
 # %% [markdown]
 # ## Measuring
 #
-# `subject` is the model twice, sharing its weights: with stock attention and with ours, and the keys and values of a
-# real text. A budget's step is the mean over a whole interval of 128 steps, so the cut is in it.
+# Each cache is filled up to a length, then the steps are timed: as many as there are between two cuts, so that one
+# cut is among them. Which tokens they are does not matter for time and bytes.
 
 # %%
-model, tokenizer, label = models.load(MODEL)
-two = subject(model, tokenizer, label, tokens=min(1024, LENGTHS[-1]))
-rows = []
-for row in step_times(two, [BATCH], LENGTHS, tuple(CACHES), ROUNDS):
-    rows.append(row)
-    print(f"{row['length']} tokens: " + ", ".join(f"{k} {1e3 * s:.1f} ms" for k, s in row["step_s"].items()))
+model, _ = ra.load(MODEL)
+ids = torch.randint(3, model.config.vocab_size, (BATCH, LENGTHS[-1] + STEPS), generator=torch.manual_seed(0))
+CACHES = {
+    "transformers DynamicCache": lambda: DynamicCache(config=model.config),
+    "ours, nothing evicted": lambda: ra.ReasonAllocCache(model, ra.Config(method="full")),
+    f"ours, budget {BUDGET}": lambda: ra.ReasonAllocCache(model, ra.Config("rkv", budget=BUDGET, interval=STEPS)),
+}
 
-# %% [markdown]
-# ## Which is how much?
 
-# %%
-last = rows[-1]
-for name, title in CACHES.items():
-    seconds, size = last["step_s"][name], last["cache_bytes"][name] / 2**20
-    print(f"{title:28} {BATCH / seconds:7.1f} tokens/s   {size:8.1f} MiB   at {last['length']} tokens, batch {BATCH}")
+def weight(cache):
+    """Bytes of keys and values."""
+    if isinstance(cache, ra.ReasonAllocCache):
+        return cache.stats()["bytes"]
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+@torch.no_grad()
+def measured(cache):
+    """(seconds of a step, bytes) at each length."""
+    found, done = [], 0
+    for length in LENGTHS:
+        while done < length:  # in pieces: a long prompt at once takes much memory
+            end = min(done + 256, length)
+            model(ids[:, done:end], past_key_values=cache, logits_to_keep=1)
+            done = end
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            model(ids[:, done : done + 1], past_key_values=cache)
+            done += 1
+        found.append(((time.perf_counter() - start) / STEPS, weight(cache)))
+    return found
+
+
+rows = {}
+for name, make in CACHES.items():
+    rows[name] = measured(make())
+    ra.uninstall(model)  # a cache of ours has put its attention into the model
+    for length, (seconds, size) in zip(LENGTHS, rows[name], strict=True):
+        speed = f"{1e3 * seconds:6.1f} ms, {BATCH / seconds:6.1f} tokens/s"
+        print(f"{name:27} {length:5} tokens: {speed}, {size / 2**20:6.1f} MiB")
 
 # %% [markdown]
 # ## The picture
@@ -75,15 +95,16 @@ for name, title in CACHES.items():
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
-styles = (("#bbbbbb", "s--"), ("#777777", "s--"), ("#55a868", "o-"), ("#3b6ea5", "o-"))
-for (name, title), (color, style) in zip(CACHES.items(), styles, strict=True):
-    left.plot(LENGTHS, [1e3 * r["step_s"][name] for r in rows], style, color=color, label=title, markersize=5)
-    right.plot(LENGTHS, [r["cache_bytes"][name] / 2**20 for r in rows], style, color=color, markersize=5)
+for (name, points), (color, style) in zip(
+    rows.items(), (("#888888", "s--"), ("#55a868", "o-"), ("#3b6ea5", "o-")), strict=True
+):
+    left.plot(LENGTHS, [1e3 * seconds for seconds, _ in points], style, color=color, label=name, markersize=5)
+    right.plot(LENGTHS, [size / 2**20 for _, size in points], style, color=color, markersize=5)
 left.set(xlabel="length of the chain (tokens)", ylabel="one decode step (ms)", ylim=(0, None), title="Time")
 right.set(xlabel="length of the chain (tokens)", ylabel="cache of all rows (MiB)", ylim=(0, None), title="Memory")
 for axis in (left, right):
     axis.set_xticks(LENGTHS)
 threads = torch.get_num_threads()
-figure.suptitle(f"{label}, {model.dtype}, batch {BATCH}, {threads} thread{'s' if threads > 1 else ''}")
-figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+figure.suptitle(f"{MODEL}, {model.dtype}, batch {BATCH}, {threads} thread{'s' if threads > 1 else ''}")
+figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 plt.show()

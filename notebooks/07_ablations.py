@@ -24,33 +24,29 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from IPython.display import Image, display
+from IPython.display import Markdown, display
 
-from reasonalloc.lab import plots
-from reasonalloc.lab.evaluate.ablations import ABLATIONS
-from reasonalloc.lab.evaluate.summary import Summary
+import reasonalloc as ra
 
 PLACES = [Path("benchmarks/results/ablations"), Path("../benchmarks/results/ablations"), Path("ablations-out")]
 FOLDER = next((x for x in PLACES if x.is_dir()), PLACES[0])  # set your own here
-OPTIONS = f"--output {FOLDER}"  # and, for the folder of the repository, those of its other results (README)
-OUT = Path("notebooks-out/ablations")
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"})
-plt.rcParams.update({"legend.frameon": False, "figure.dpi": 120})
+plt.rcParams.update({"legend.frameon": False, "figure.dpi": 70})
 
 # %% [markdown]
 # ## What is there
 
 # %%
 results = {}
-for name, ablation in ABLATIONS.items():
+for name, question in ra.ablations().items():
     path = FOLDER / f"{name}.json"
     if path.is_file():
-        results[name] = Summary.load(path)
+        results[name] = ra.Results.load(path)
         rows = results[name].rows
-        print(f"{name:10} {ablation.question}  {len(rows)} cells, {rows[0].problems} problems")
+        print(f"{name:10} {question}  {len(rows)} cells, {rows[0].problems} problems")
     else:
-        print(f"{name:10} {ablation.question}  MISSING, make it with: reasonalloc ablate {name} {OPTIONS}")
+        print(f"{name:10} {question}  MISSING, make it with: reasonalloc ablate {name} --output {FOLDER}")
 
 # %% [markdown]
 # Warnings that the results carry, if any: a full cache that does not score as it should makes the rest worthless.
@@ -63,15 +59,25 @@ for name, result in results.items():
 # %% [markdown]
 # ## One by one
 #
-# Each row is a cell, with the 95 % bootstrap interval over problems; the dashed lines are the full cache and R-KV. The
-# number beside it is the p of the difference to R-KV (a sign test on the problems' means), not corrected for how
-# many cells are looked at. On the right the length of the chains: what forgets repeats itself until it is cut off.
+# Where a number is varied it is the axis; dashed lines are the full cache and R-KV at the same budget. Elsewhere each
+# row is a cell, with the p of its difference to R-KV beside it (permutation test on the problems' means, adjusted by
+# Holm for the cells of that ablation). Bars are 95 % intervals over problems. Look at the length of the chains too:
+# what forgets repeats itself until it is cut off. The tables are beside the results, `NAME.md`.
 
 # %%
+pictures = {}
 for name, result in results.items():
-    picture = OUT / f"{name}.png"
-    plots.cells(result, picture, f"{name}: {ABLATIONS[name].question}")
-    display(Image(picture, width=900))
+    pictures[name] = result.plot(title=f"{name}: {ra.ablations()[name]}", cells=name == "parts")
+    pictures[name].set_dpi(70)
+    display(pictures[name])
+
+# %% [markdown]
+# ## Numbers of one of them
+
+# %%
+ONE = "parts"
+if ONE in results:
+    display(Markdown(results[ONE].markdown()))
 
 # %% [markdown]
 # ## The picture

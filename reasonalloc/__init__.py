@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from reasonalloc.hf.replay import replay
     from reasonalloc.hf.stats import CacheStats
     from reasonalloc.hf.supports import Support, supports
+    from reasonalloc.lab.evaluate.ablations import ablations
     from reasonalloc.lab.evaluate.given import Results, evaluate, load
     from reasonalloc.trace import Trace
 
@@ -60,6 +61,7 @@ __all__ = [
     "Trace",
     "WaveProfile",
     "__version__",
+    "ablations",
     "allocate",
     "calibrate",
     "evaluate",
@@ -84,6 +86,7 @@ __getattr__ = late(
         "Session": "reasonalloc.hf.install",
         "Support": "reasonalloc.hf.supports",
         "Trace": "reasonalloc.trace",
+        "ablations": "reasonalloc.lab.evaluate.ablations",
         "calibrate": "reasonalloc.hf.calibrate",
         "evaluate": "reasonalloc.lab.evaluate.given",
         "import_triattention": "reasonalloc.hf.published",

@@ -1,4 +1,4 @@
-"""Figures in one style, and the picture of a wave. Needs matplotlib."""
+"""Figures in one style, and the pictures of a wave and of budgets. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,4 +82,38 @@ def wave(
         )
         axis.margins(x=0.01)
         axis.legend(loc="upper center")
+    return figure
+
+
+def budgets(
+    times: Sequence[int],
+    values: npt.NDArray[np.int64],
+    layers: Sequence[int],
+    path: str | Path | None,
+    title: str,
+    end: int,
+) -> Figure:
+    """Heat map of the budget of each KV head over time.
+
+    times: [n] tokens of the sequence at each cut, ascending. values: [n, layers, heads] budgets from then on. layers:
+    their numbers in the model. end: tokens at the end of the last period.
+    """
+    count, depth, heads = values.shape
+    if len(times) != count or depth != len(layers) or not count:
+        raise ValueError(f"{len(times)} times and {len(layers)} layers do not fit budgets of shape {values.shape}")
+    edges = np.array([*times, max(end, times[-1] + 1)])
+    with drawn(path, 1, 1, (8, max(3.0, 0.055 * depth * heads + 1.2))) as (figure, axes):
+        axis = axes[0][0]
+        mesh = axis.pcolormesh(
+            edges, np.arange(depth * heads + 1), values.reshape(count, -1).T, cmap="viridis", rasterized=True
+        )
+        for boundary in range(heads, depth * heads, heads):
+            axis.axhline(boundary, color="white", linewidth=0.6)
+        step = max(1, depth // 15)
+        axis.set_yticks(
+            [(i + 0.5) * heads for i in range(0, depth, step)], [str(layers[i]) for i in range(0, depth, step)]
+        )
+        axis.invert_yaxis()
+        axis.set(title=title, xlabel="tokens of the sequence", ylabel=f"layer ({heads} KV heads each)")
+        figure.colorbar(mesh, ax=axis, label="budget of a KV head (slots)")
     return figure

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from models import build
+from rich.console import Console
+from rich.text import Text
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
 import reasonalloc as ra
 from reasonalloc import _core
 from reasonalloc.cli import main
+from reasonalloc.cli.batch_watch import BatchWatch
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab.models import load
@@ -116,28 +120,53 @@ def test_prompts_from_a_file(folder, tmp_path):
     assert json.loads((tmp_path / "p.json").read_text())["source"]["prompt_count"] == 2
 
 
+TINY_DEMO = ["demo", "--task", "ledger", "--setting", "questions=1,depth=1,distractors=0", "--problems", "3"]
+
+
 def test_demo(folder, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    command = ["demo", "--model", folder, "--problem", "3", "--tokens", "40", "--budget", "16", "--interval", "8"]
-    assert main([*command, "--forced", "20", "--out", "pictures", "--json", "-"]) == 0
+    command = [*TINY_DEMO, "--model", folder, "--budget", "16", "--interval", "8", "--max-new-tokens", "40"]
+    assert main([*command, "--methods", "rkv,ReasonAlloc", "--out", "pictures", "--json", "-"]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
-    assert len(result["full"]["tokens"]) == len(result["compressed"]["tokens"]) == 40
-    assert 1 not in result["full"]["tokens"]  # the end of text was ruled out
-    assert 0 <= result["agreement"] <= 1 and result["agreement_tokens"] == 20
-    assert len(result["compressed"]["trace"]) == 4  # tokens 19, 27, 35, 43 of the sequence
-    assert "tokens a second" in err and "\x1b" not in err
-    for name in ("wave.png", "budgets.png"):
+    full, rkv, ours = result["runs"]
+    assert [x["title"] for x in result["runs"]] == ["full cache", "rkv, budget 16", "reasonalloc, budget 16"]
+    assert full["stats"] is None and ours["stats"]["evicted"] > 0 and ours["stats"]["method"] == "reasonalloc"
+    assert 0 < rkv["peak_bytes"] < full["peak_bytes"] and full["tokens"] <= 3 * 40
+    assert all(x["questions"] == 3 and len(x["answers"]) == 3 and x["tokens_per_second"] > 0 for x in result["runs"])
+    assert len(result["problems"]) == 3 and 1 <= result["steps_compared"] <= 40
+    assert "answers right" in err and "tokens a second" in err and "\x1b" not in err
+    assert "ReasonAlloc" not in err and '"data"' in (tmp_path / "pictures" / "report.html").read_text()
+    for name in ("gain.png", "budgets.png"):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_agrees_with_itself(folder, capsys):
-    """A budget that holds everything changes nothing."""
-    command = ["demo", "--model", folder, "--tokens", "20", "--budget", "4096", "--out", "pictures", "--json", "-"]
-    assert main(command) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["agreement"] == 1.0
-    assert result["full"]["tokens"] == result["compressed"]["tokens"]
+def test_demo_of_a_budget_that_holds_everything(folder, capsys):
+    """It changes nothing, and both caches hold the same tokens."""
+    command = [*TINY_DEMO, "--model", folder, "--methods", "rkv", "--budget", "4096", "--max-new-tokens", "20"]
+    assert main([*command, "--out", "pictures", "--json", "-"]) == 0
+    full, ours = json.loads(capsys.readouterr().out)["runs"]
+    assert full["answers"] == ours["answers"]
+    assert ours["peak_bytes"] >= full["peak_bytes"] > 0.5 * ours["peak_bytes"]  # pages of 16 tokens
+
+
+def test_demo_on_a_terminal(folder, monkeypatch):
+    """Chains are shown as they run, one a line, with what came of them."""
+    model, tokenizer, _ = load(folder)
+    out = Console(file=StringIO(), force_terminal=True, width=100)
+    cache = DynamicCache()
+    monkeypatch.setattr("reasonalloc.cli.batch_watch._REFRESH", 0)
+    with torch.no_grad(), BatchWatch(out, tokenizer, cache, ["a", "b"], "a \x1b title") as watch:
+        model(torch.tensor([[5, 6], [7, 8]]), past_key_values=cache)
+        watch(torch.zeros(2, 97), ["a", "b"], [9, 10])
+        watch.ended("b", Text("1/1 right"))
+        model(torch.tensor([[9], [10]]), past_key_values=cache)
+        watch(torch.zeros(2, 97), ["a", "b"], [11, 12])
+    text = out.file.getvalue()
+    assert "w6 w8" in text and "1/1 right" in text and "2 chains at work" in text and "\x1b title" not in text
+    assert watch.ids == {"a": [9, 11], "b": [10, 12]} and [x.rows for x in watch.steps] == [2, 2]
+    one = sum(2 * x.keys[:, :, :1].nbytes for x in cache.layers)
+    assert [x.size for x in watch.steps] == [2 * one, 3 * one] and watch.speed == 2 / watch.steps[1].seconds
 
 
 def test_evaluate_fidelity(folder, tmp_path, capsys):
@@ -211,7 +240,10 @@ def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
         (["generate", "--prompt", "x\udcff", "--budget", "64"], "the prompt: character 1 is U+DCFF"),
         (["profile", "--prompts", "9"], "1 to 8"),
         (["profile", "--prompts", "none.txt"], "none.txt"),
-        (["demo", "--problem", "500"], "'500'"),
+        (["demo", "--problems", "0"], "--problems"),
+        (["demo", "--methods", "rkv,full"], "the full cache runs anyway"),
+        (["demo", "--methods", "rkv,nosuch"], "nosuch"),
+        (["demo", "--setting", "easy"], "'easy'"),
         (["demo", "--budget", "4"], "budget"),
         (["bench", "--runs", "0"], "--runs"),
         (["evaluate"], "WHAT"),

@@ -437,6 +437,20 @@ def test_a_dark_scheme_is_followed_and_tokens_stay_readable(show, two):
         assert shaded and all(luminance(back) - luminance(ink) > 90 for back, ink in shaded)
 
 
+def test_charts_take_the_colours_of_the_scheme(show, two):
+    tab = show(*two)
+    for scheme, expected in (("light", "#1f5fa8"), ("dark", "#3f83d1")):
+        tab.emulate_media(color_scheme=scheme)
+        color = "rgb({}, {}, {})".format(*bytes.fromhex(expected[1:]))
+        for part in (".letter", "#retention-key .swatch"):
+            get = f"() => getComputedStyle(document.querySelector({part!r})).backgroundColor"
+            for _ in range(100):  # the page draws anew when it hears of the scheme
+                if tab.evaluate(get) == color:
+                    break
+                tab.wait_for_timeout(50)
+            assert tab.evaluate(get) == color
+
+
 def test_traces_of_other_texts(show, two):
     tab = show(two[0], record(seed=5))
     assert "cannot be compared" in tab.locator("#shares").inner_text()

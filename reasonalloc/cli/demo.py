@@ -1,12 +1,13 @@
-"""`reasonalloc demo`: the main job on real input, from the wave to a table and two pictures."""
+"""`reasonalloc demo`: a batch of problems, with the full cache and within a budget."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,103 +15,162 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
+from transformers.cache_utils import Cache, DynamicCache
 
-from reasonalloc import WaveProfile, uninstall
+from reasonalloc import WaveProfile
 from reasonalloc.cli import options
-from reasonalloc.cli.generate import answer
-from reasonalloc.cli.profile import show
-from reasonalloc.cli.stream import LiveWatch, shorten
+from reasonalloc.cli.batch_watch import BatchWatch, Step
+from reasonalloc.cli.parsers.demo import PROBLEMS, TOKENS
+from reasonalloc.cli.stream import shorten
 from reasonalloc.config import Config
+from reasonalloc.files import Json, replace_text
 from reasonalloc.hf import profile as wave
+from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.decode import Chain, Sampling, chains
 from reasonalloc.hf.stats import CacheStats
-from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab import plots
-from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
-from reasonalloc.lab.problems import find, math500
+from reasonalloc.lab.evaluate.fidelity import points_of
+from reasonalloc.lab.evaluate.grading import grade
+from reasonalloc.lab.evaluate.waves import SEED
+from reasonalloc.lab.models import REASONER
+from reasonalloc.lab.tasks import Item, items, prompts
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
+from reasonalloc.trace import Trace
+from reasonalloc.trace.report import page
 
-SCHEMA = 1
-MOST_CUT_SHARE = 0.02  # of the decode time that scoring, routing and evicting may take
+SCHEMA = 2
+FULL = "full cache"  # transformers' own
+_WAVE = (2, 128)  # prompts and tokens of a chain: enough to start with; `reasonalloc profile` takes more of both
+
+
+@dataclass
+class Answer:
+    """One chain. right: of its questions; ended: by itself, not cut off."""
+
+    id: str
+    right: list[bool]
+    answers: list[str]
+    tokens: int
+    ended: bool
+    text: str
 
 
 @dataclass
 class Run:
-    """One generation: its tokens, times (seconds), the cache's figures, and budgets after each cut.
+    """One batch. steps: the first is the prompts'. stats: of our caches. trace: of the first problem."""
 
-    cut_seconds: the part of decode_seconds that scoring, routing and evicting took. trace: (tokens of the sequence,
-    budgets [L][H]) after each cut.
-    """
+    method: str
+    title: str
+    answers: list[Answer]
+    steps: list[Step]
+    stats: CacheStats | None = None
+    trace: Trace | None = None
 
-    tokens: list[int]
-    tokens_per_second: float
-    prefill_seconds: float
-    decode_seconds: float
-    cut_seconds: float
-    stats: CacheStats
-    trace: list[tuple[int, list[list[int]]]] = field(default_factory=list)
+    @property
+    def right(self) -> int:
+        return sum(sum(x.right) for x in self.answers)
+
+    @property
+    def ended(self) -> int:
+        return sum(x.ended for x in self.answers)
+
+    @property
+    def together(self) -> int:
+        """Steps in which no chain had ended."""
+        return sum(x.rows == len(self.answers) for x in self.steps)
+
+    def speed(self, steps: int) -> float:
+        """Tokens a second in so many steps after the prompts'; 0 where there are none."""
+        taken = self.steps[1:steps]
+        seconds = sum(x.seconds for x in taken)
+        return sum(x.rows for x in taken) / seconds if seconds else 0.0
+
+    def figures(self, steps: int) -> Json:
+        """steps: for the speed."""
+        decode = sum(x.seconds for x in self.steps[1:])
+        return {
+            "title": self.title,
+            "right": self.right,
+            "questions": sum(len(x.right) for x in self.answers),
+            "ended": self.ended,
+            "tokens": sum(x.tokens for x in self.answers),
+            "tokens_per_second": self.speed(steps),
+            "prefill_seconds": self.steps[0].seconds,
+            "decode_seconds": decode,
+            "cut_share": self.stats["seconds"]["cut"] / decode if self.stats and decode else 0.0,
+            "bytes": self.steps[steps - 1].size,
+            "peak_bytes": max(x.size for x in self.steps),
+            "mean_bytes": sum(x.size for x in self.steps) / sum(x.rows for x in self.steps),
+            "answers": [asdict(x) for x in self.answers],
+            "stats": self.stats,
+        }
 
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    problem = find(args.problem)
-    given = options.settings_of(args, ("method", "budget", "ratio", "max_bytes", "interval", "profile"))
-    Config(method=args.method, budget=args.budget, **given)  # before anything slow
+    task = args.task or ("ledger" if args.model == REASONER else "math500")
+    configs = _configs(args)  # and what is asked, before anything slow
+    sampled = task != "ledger" and not args.greedy
+    sampling = Sampling(
+        *((0.6, 0.95) if sampled else (0.0, 1.0)), max_new_tokens=args.max_new_tokens or TOKENS[task], seed=args.seed
+    )
+    asked = items(
+        task,
+        count=args.problems or PROBLEMS[task],
+        seed=args.seed,
+        settings=[args.setting] if task == "ledger" else None,
+    )
+    plots.available()
     out = options.console(args)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
 
     with _status(out, "loading the model"):
         model, tokenizer, label = options.load_model(args)
-    out.print(
-        Text.assemble((label, "bold"), f", {args.dtype}, {torch.get_num_threads()} threads; MATH-500 {problem.id}")
-    )
-    out.print(problem.problem, style="italic", markup=False, highlight=False)
+    out.print(Text.assemble((label, "bold"), f", {args.dtype}, {torch.get_num_threads()} threads;"
+                            f" {len(asked)} problems of {task} as one batch, the first:"))  # fmt: skip
+    out.print(shorten(asked[0].prompt), style="italic", markup=False, highlight=False)
+    if any(x.resolve().needs_wave and x.profile is None for x in configs):
+        configs = _with_wave(configs, _wave(model, tokenizer, task, out))
 
-    ids = encode_prompt(tokenizer, problem.problem, model.device)
-    profile = _wave(model, tokenizer, problem.id, out)
-    show(profile, out, label)
-    config = Config(method=args.method, budget=args.budget, profile=profile, **given)
-    how = {"do_sample": False} if args.greedy else {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
-    how |= {"min_new_tokens": args.tokens, "max_new_tokens": args.tokens, "seed": args.seed}
-    try:
-        full = _generate(model, tokenizer, ids, Config(method="full"), how, "the full cache", out)
-        title = f"{args.method}, budget {args.budget}"
-        ours = _generate(model, tokenizer, ids, config, how, title, out)
-        agreement = _agreement(model, tokenizer, ids, config, full.tokens[: args.forced], out)
-    finally:
-        uninstall(model)
+    runs = [_run(model, tokenizer, asked, None, sampling, FULL, out)]
+    for config in configs:
+        runs.append(_run(model, tokenizer, asked, config, sampling, f"{config.method}, budget {args.budget}", out))
 
-    plots.wave(profile, folder / "wave.png", label)
-    _draw(ours, folder / "budgets.png", f"Budgets of {label}: {title}", ids.shape[1] + args.tokens)
-    share = ours.cut_seconds / ours.decode_seconds if ours.decode_seconds else 0.0
-    compared = min(args.forced, len(full.tokens))
-    out.print(_table(full, ours, title, agreement, compared, share))
-    out.print(
-        f"score + route + evict: {share:.2%} of the decode time, asked for at most {MOST_CUT_SHARE:.0%};"
-        f" pictures {folder / 'wave.png'} and {folder / 'budgets.png'}; {time.perf_counter() - started:.0f} s in all",
-        highlight=False,
-        soft_wrap=True,
-    )
+    steps = min(x.together for x in runs)
+    figures = [x.figures(steps) for x in runs]
+    out.print(_table(figures, steps, len(asked)))
+    written = _write(runs, folder, steps, f"{label}, {len(asked)} problems of {task}, {args.budget} slots a head")
+    seconds = time.perf_counter() - started
+    out.print(f"{', '.join(map(str, written))}; {seconds:.0f} s in all", highlight=False, soft_wrap=True)
     result = {
         "schema": SCHEMA,
-        "problem": asdict(problem),
-        "prompt_tokens": ids.shape[1],
-        "method": args.method,
+        "task": task,
         "budget": args.budget,
-        "profile": asdict(profile),
-        "full": asdict(full),
-        "compressed": asdict(ours),
-        "agreement": agreement,
-        "agreement_tokens": compared,
-        "cut_share": share,
-        "seconds": time.perf_counter() - started,
-        "sampling": {k: v for k, v in how.items() if k in ("do_sample", "temperature", "top_p")},
-        "provenance": provenance(label, None if args.greedy else args.seed),
+        "problems": [asdict(x) for x in asked],
+        "steps_compared": steps,
+        "runs": figures,
+        "sampling": asdict(sampling),
+        "seconds": seconds,
+        "provenance": provenance(label, args.seed),
     }
     options.write_json(args.json, result)
     return 0
+
+
+def _configs(args: argparse.Namespace) -> list[Config]:
+    given = options.settings_of(args, ("method", "budget", "interval", "keep_prompt", "profile"))
+    given.setdefault("keep_prompt", True)
+    if "full" in map(str.lower, args.methods):
+        raise ValueError("--methods full: the full cache runs anyway, it is transformers' own; name the others")
+    return points_of(args.methods, [args.budget], [], Config(method="full", **given))
+
+
+def _with_wave(configs: Sequence[Config], profile: WaveProfile) -> list[Config]:
+    return [replace(x, profile=profile) if x.resolve().needs_wave and x.profile is None else x for x in configs]
 
 
 def _status(out: Console, text: str) -> Status:
@@ -119,89 +179,93 @@ def _status(out: Console, text: str) -> Status:
     return out.status(text)
 
 
-def _wave(model: Model, tokenizer: Tokenizer, but: str, out: Console) -> WaveProfile:
-    """The wave on two other problems: enough for a picture, a profile for use takes up to 8 and longer chains."""
-    prompts = [x.problem for x in math500(3) if x.id != but][:2]
+def _wave(model: Model, tokenizer: Tokenizer, task: str, out: Console) -> WaveProfile:
+    count, tokens = _WAVE
     if not out.is_terminal:
-        out.print("measuring the wave ...")
-    return wave.profile(model, tokenizer, prompts, max_new_tokens=128, progress=out.is_terminal)
+        out.print("measuring the layer wave ...")
+    texts = [x.problem for x in prompts(task, count, SEED)]
+    return wave.profile(model, tokenizer, texts, max_new_tokens=tokens, progress=out.is_terminal)
 
 
-def _generate(
-    model: Model, tokenizer: Tokenizer, ids: torch.Tensor, config: Config, how: dict[str, Any], title: str, out: Console
-) -> Run:
-    cache = ReasonAllocCache(model, config)
-    trace: list[tuple[int, list[list[int]]]] = []
-    cuts: list[float] = []  # seconds in the cache's cuts up to each token
-
-    def on_token() -> None:
-        stats = cache.stats()
-        cuts.append(stats["seconds"]["cut"])
-        if stats["routings"] > len(trace):
-            trace.append((cache.get_seq_length(), stats["budgets"][0]))
-
-    tokens = how["max_new_tokens"]
+def _run(
+    model: Model, tokenizer: Tokenizer, asked: Sequence[Item], config: Config | None, sampling: Sampling, title: str,
+    out: Console,
+) -> Run:  # fmt: skip
+    """The batch with a cache of ours, or without a config with transformers' own."""
+    ids = {x.id: encode_prompt(tokenizer, x.prompt, "cpu")[0].tolist() for x in asked}
+    by_id, found, trace = {x.id: x for x in asked}, {}, None
+    first = asked[0].id
+    cache: Cache = DynamicCache(config=model.config)
+    if config is not None:
+        cache = ReasonAllocCache(model, config, record=True)
     if not out.is_terminal:
-        out.print(f"generating {tokens:,} tokens with {title} ...", highlight=False)
-    with LiveWatch(out, tokenizer, title, tokens, on_token) as watch:
-        answer(model, tokenizer, ids, cache, watch, **how)
-    out.rule(f"{title}: {watch.speed:.1f} tokens a second", style="dim")
-    text = tokenizer.decode(watch.tokens, skip_special_tokens=True)
-    out.print(shorten(text), markup=False, highlight=False)
-    return Run(
-        watch.tokens, watch.speed, watch.prefill_seconds, watch.decode_seconds, cuts[-1] - cuts[0], cache.stats(), trace
-    )
+        out.print(f"{title}: {len(asked)} chains ...", highlight=False)
+    with ExitStack() as stack:
+        if config is not None:
+            stack.enter_context(using(model))
+        watch = stack.enter_context(BatchWatch(out, tokenizer, cache, list(ids), title))
+        made = chains(
+            model, cache, list(ids.items()), ends(model, tokenizer), sampling, tokenizer.pad_token_id or 0, watch=watch
+        )
+        for chain in made:
+            found[chain.key] = answer = _graded(chain, by_id[chain.key], tokenizer)
+            if chain.key == first and isinstance(cache, ReasonAllocCache):
+                trace = cache.trace([*ids[first], *chain.ids], tokenizer, watch.rows.index(first))
+            watch.ended(chain.key, _note(answer))
+            watch.resume()
+        stats = cache.stats() if isinstance(cache, ReasonAllocCache) else None
+    done = Run(config.method if config else "full", title, [found[x.id] for x in asked], watch.steps, stats, trace)
+    questions = sum(len(x.right) for x in done.answers)
+    out.rule(f"{title}: {done.right} of {questions} answers right, {watch.speed:.0f} tokens a second", style="dim")
+    return done
 
 
-def _agreement(
-    model: Model, tokenizer: Tokenizer, ids: torch.Tensor, config: Config, tokens: list[int], out: Console
-) -> float:
-    """Share of tokens where both caches, reading the full cache's text, rank the same token first.
-
-    tokens: the full cache's. The end of text is ruled out here as in the generation.
-    """
-    cache, same, text = ReasonAllocCache(model, config), 0, torch.tensor(tokens)
-    ends = _end_tokens(model, tokenizer)
-    if not out.is_terminal:
-        out.print(f"comparing on {len(tokens):,} tokens under teacher forcing ...", highlight=False)
-    full = full_log_probs(model, ids[0], text)
-    with options.bar(out) as progress:
-        task = progress.add_task("teacher forcing", total=len(tokens))
-        for own, other in zip(forced_log_probs(model, cache, ids[0], text), full, strict=True):
-            own[ends] = other[ends] = float("-inf")
-            same += int(own.argmax() == other.argmax())
-            progress.advance(task)
-    return same / len(tokens)
+def _graded(chain: Chain, item: Item, tokenizer: Tokenizer) -> Answer:
+    text = tokenizer.decode(chain.ids, skip_special_tokens=True)
+    graded = grade(text, item.answers, item.asked)
+    return Answer(item.id, graded.right, graded.answers, len(chain.ids), chain.finish == "stop", text)
 
 
-def _end_tokens(model: Model, tokenizer: Tokenizer) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    return [] if ends is None else ends if isinstance(ends, list) else [ends]
+def _note(answer: Answer) -> Text:
+    if not answer.ended:
+        return Text("cut off", style="yellow")
+    good = all(answer.right)
+    return Text(f"{sum(answer.right)}/{len(answer.right)} {'right' if good else 'wrong'}", "green" if good else "red")
 
 
-def _draw(run: Run, path: Path, title: str, end: int) -> None:
-    if not run.trace:
-        return
-    times, values = zip(*run.trace, strict=True)
-    plots.budgets(times, np.array(values), run.stats["layers"], path, title, end)
-
-
-def _table(full: Run, ours: Run, title: str, agreement: float, compared: int, share: float) -> Table:
-    table = Table(title=f"{len(ours.tokens):,} tokens each")
+def _table(figures: Sequence[Json], steps: int, rows: int) -> Table:
+    table = Table(title=f"{rows} chains as one batch")
     table.add_column("")
-    table.add_column("full cache", justify="right")
-    table.add_column(title, justify="right")
-    table.add_row("tokens a second", f"{full.tokens_per_second:.1f}", f"{ours.tokens_per_second:.1f}")
-    sizes: dict[str, list[float]] = {
-        "cache now": [x.stats["bytes"] for x in (full, ours)],
-        "cache at its peak": [x.stats["peak_bytes"] for x in (full, ours)],
-        "cache on the average": [x.stats["mean_bytes"] for x in (full, ours)],
+    for each in figures:
+        table.add_column(str(each["title"]), justify="right")
+    lines = {
+        "answers right": lambda x: f"{x['right']} of {x['questions']}",
+        "chains that ended by themselves": lambda x: f"{x['ended']} of {rows}",
+        "tokens of all chains": lambda x: f"{x['tokens']:,}",
+        "cache at its peak": lambda x: f"{x['peak_bytes'] / 1e6:,.1f} MB",
+        f"cache after {steps:,} steps": lambda x: f"{x['bytes'] / 1e6:,.1f} MB",
+        f"tokens a second, first {steps:,} steps": lambda x: f"{x['tokens_per_second']:,.0f}",
+        "seconds until the last chain was done": lambda x: f"{x['prefill_seconds'] + x['decode_seconds']:,.0f}",
+        "score + route + evict, of them": lambda x: f"{x['cut_share']:.1%}" if x["stats"] else "",
     }
-    for name, pair in sizes.items():
-        table.add_row(name, *(f"{size / 2**20:.2f} MiB" for size in pair))
-    slots = (sum(n for layer in x.stats["slots"][0] for n in layer) for x in (full, ours))
-    table.add_row("slots kept", *(f"{n:,} ({x.stats['ratio']:.1%})" for n, x in zip(slots, (full, ours), strict=True)))
-    table.add_row(f"top-1 agreement, {compared:,} tokens", "100.0%", f"{agreement:.1%}")
-    table.add_row("score + route + evict, of time", "0.00%", f"{share:.2%}")
+    for name, text in lines.items():
+        table.add_row(name, *(text(x) for x in figures))
     return table
+
+
+def _write(runs: Sequence[Run], folder: Path, steps: int, title: str) -> list[Path]:
+    """The page of the first problem and the pictures."""
+    written = [folder / "gain.png"]
+    memory = [np.array([x.size / x.rows for x in each.steps]) for each in runs]
+    speed = [np.array([x.rows / x.seconds for x in each.steps[1:steps]]) for each in runs]
+    shares = [x.right / sum(len(y.right) for y in x.answers) for x in runs]
+    plots.gain([x.method for x in runs], [x.title for x in runs], memory, speed, shares, written[0], title)
+    traced = [(x.title, x.trace) for x in runs if x.trace is not None]
+    if traced:
+        name, trace = traced[-1]
+        if len(trace.cuts):
+            written.append(folder / "budgets.png")
+            trace.plot(written[-1], title=f"Budgets: {name}")
+        written.insert(0, folder / "report.html")
+        replace_text(str(written[0]), page([x for _, x in traced], [x for x, _ in traced]), folders=False)
+    return written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from reasonalloc.pictures import available, drawn
+from reasonalloc.pictures import available, budgets, drawn
 from reasonalloc.policy.wave import WaveProfile
 
 if TYPE_CHECKING:
@@ -22,46 +22,16 @@ if TYPE_CHECKING:
     from reasonalloc.lab.evaluate.summary import Row, Summary
     from reasonalloc.lab.evaluate.transfer_result import Transfer
 
-__all__ = ["accuracy", "available", "budgets", "cells", "fidelity", "transfer", "wave"]
+__all__ = ["accuracy", "available", "budgets", "cells", "fidelity", "gain", "transfer", "varied", "wave"]
+
+COLORS = {"full": "#888888", "rkv": "#c44e52", "reasonalloc": "#3b6ea5"}  # told apart by the colour-blind too
+_OTHERS = ("#e1a13c", "#6d4c9f", "#2a9d8f")
+_SMOOTH = 16  # steps over which a speed is taken
 
 
 def wave(profile: WaveProfile, path: str | Path | None, name: str) -> Figure:
     """The demand of each layer as bars. name: the model's, for the title."""
     return profile.plot(path, name=name)
-
-
-def budgets(
-    times: Sequence[int],
-    values: npt.NDArray[np.int64],
-    layers: Sequence[int],
-    path: str | Path | None,
-    title: str,
-    end: int,
-) -> Figure:
-    """Heat map of the budget of each KV head over time.
-
-    times: [n] tokens of the sequence at each cut, ascending. values: [n, layers, heads] budgets from then on. layers:
-    their numbers in the model. end: tokens at the end of the last period.
-    """
-    count, depth, heads = values.shape
-    if len(times) != count or depth != len(layers) or not count:
-        raise ValueError(f"{len(times)} times and {len(layers)} layers do not fit budgets of shape {values.shape}")
-    edges = np.array([*times, max(end, times[-1] + 1)])
-    with drawn(path, 1, 1, (8, max(3.0, 0.055 * depth * heads + 1.2))) as (figure, axes):
-        axis = axes[0][0]
-        mesh = axis.pcolormesh(
-            edges, np.arange(depth * heads + 1), values.reshape(count, -1).T, cmap="viridis", rasterized=True
-        )
-        for boundary in range(heads, depth * heads, heads):
-            axis.axhline(boundary, color="white", linewidth=0.6)
-        step = max(1, depth // 15)
-        axis.set_yticks(
-            [(i + 0.5) * heads for i in range(0, depth, step)], [str(layers[i]) for i in range(0, depth, step)]
-        )
-        axis.invert_yaxis()
-        axis.set(title=title, xlabel="tokens of the sequence", ylabel=f"layer ({heads} KV heads each)")
-        figure.colorbar(mesh, ax=axis, label="budget of a KV head (slots)")
-    return figure
 
 
 _PANELS = (
@@ -146,7 +116,7 @@ def _line_over_bytes(axis: Axes, metric: str, method: str, points: list[Point]) 
                   marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)  # fmt: skip
 
 
-def accuracy(result: Summary, path: str | Path | None = None) -> Figure:
+def accuracy(result: Summary, path: str | Path | None = None, title: str = "") -> Figure:
     """Accuracy over the budget (or ratio) and over the mean bytes of a chain, one line a method with bars for the
     intervals; the full cache as a band, and where its bytes are as a mark."""
     lines: dict[str, list[Row]] = {}
@@ -176,7 +146,8 @@ def accuracy(result: Summary, path: str | Path | None = None) -> Figure:
         over_budget.set(xlabel="budget (slots a KV head)" if by_budget else "share of the full cache")
         over_bytes.set(xlabel="MB of a chain's pages, mean over its steps")
         over_bytes.set_xlim(left=0)
-        figure.suptitle(f"Accuracy, {result.provenance.get('model', '')}".rstrip(", "), fontsize=11, x=0.01, ha="left")
+        title = title or f"Accuracy, {result.provenance.get('model', '')}".rstrip(", ")
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
         figure.legend(*over_budget.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
@@ -189,14 +160,13 @@ def _accuracies(axis: Axes, rows: Sequence[Row], x: npt.NDArray[np.float64], lab
 def cells(result: Summary, path: str | Path | None = None, title: str = "") -> Figure:
     """Each row from top to bottom: left its accuracy with the interval and, beside it, Holm's p of its difference to
     R-KV; right the length and the mean bytes of its chains. Dashed: the full cache and R-KV."""
-    colors = {"full": "#888888", "rkv": "#c44e52", "reasonalloc": "#3b6ea5"}
     with drawn(path, 1, 3, (13, 1.3 + 0.3 * len(result.rows))) as (figure, axes):
         left, right, memory = axes[0]
         right.sharey(left)
         memory.sharey(left)
         dashed = {"full", next((x.cell for x in result.rows if x.method == "rkv"), "")}
         for i, row in enumerate(result.rows):
-            color = colors.get(row.method, "#55a868")
+            color = COLORS.get(row.method, "#55a868")
             left.errorbar(row.accuracy.mean, i, xerr=_bars([row.accuracy]), fmt="o", markersize=5, color=color)
             right.barh(i, row.tokens, height=0.6, color=color, alpha=0.8, linewidth=0)
             memory.barh(i, row.mean_bytes / 1e6, height=0.6, color=color, alpha=0.8, linewidth=0)
@@ -214,6 +184,41 @@ def cells(result: Summary, path: str | Path | None = None, title: str = "") -> F
         right.set(xlabel="tokens of a chain")
         memory.set(xlabel="MB of its pages, mean over steps")
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def varied(
+    result: Summary, name: str, values: Mapping[str, float], path: str | Path | None = None, title: str = ""
+) -> Figure:
+    """Accuracy and length of the chains over a number that varies, the full cache and R-KV as lines across.
+
+    name: the number's. values: the number of each cell, by its name; other cells are left out.
+    """
+    rows = sorted((x for x in result.rows if x.cell in values), key=lambda x: values[x.cell])
+    places = np.array([values[x.cell] for x in rows])
+    measures: dict[str, Callable[[Row], float]] = {
+        "accuracy (pass@1), 95 % interval": lambda x: x.accuracy.mean,
+        "tokens of a chain": lambda x: x.tokens,
+    }
+    with drawn(path, 1, 2, (10, 3.8)) as (figure, axes):
+        for axis, (label, measure) in zip(axes[0], measures.items(), strict=True):
+            for row in result.rows:
+                if row.cell == "full" or row.method == "rkv":
+                    value, color = measure(row), COLORS[row.method]
+                    axis.axhline(value, color=color, linewidth=0.9, linestyle="--")
+                    where = ("axes fraction", "data")
+                    axis.annotate(row.cell, (1.01, value), xycoords=where, va="center", fontsize=8, color=color)
+            bars = _bars([x.accuracy for x in rows]) if axis is axes[0][0] else None
+            axis.errorbar(
+                places, [measure(x) for x in rows], yerr=bars, fmt="o-", markersize=4, linewidth=1.4, capsize=2,
+                color=COLORS["reasonalloc"],
+            )  # fmt: skip
+            if len(places) and places.min() > 0 and places.max() / places.min() >= 8:
+                axis.set_xscale("log", base=2)
+            axis.set_xticks(places, [f"{x:g}" for x in places])
+            axis.minorticks_off()
+            axis.set(xlabel=name, ylabel=label, ylim=(-0.03, 1.03) if bars is not None else (0, None))
+        figure.suptitle(title or name, fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -246,4 +251,40 @@ def transfer(result: Transfer, path: str | Path | None = None) -> Figure:
         figure.colorbar(mesh, ax=other, label="Earth Mover's Distance (layers)")
         model = result.provenance.get("model", "")
         figure.suptitle(f"The wave across tasks{f', {model}' if model else ''}", fontsize=11)
+    return figure
+
+
+def gain(
+    methods: Sequence[str],
+    names: Sequence[str],
+    memory: Sequence[npt.NDArray[np.float64]],
+    speed: Sequence[npt.NDArray[np.float64]],
+    right: Sequence[float],
+    path: str | Path | None,
+    title: str,
+) -> Figure:
+    """What caches cost and give: bytes of a chain and tokens a second over the steps, answers right.
+
+    methods: for the colours. memory: [steps] bytes of each; speed: [steps] tokens a second; right: shares.
+    """
+    others = iter(_OTHERS * len(methods))
+    colors = [COLORS[x] if x in COLORS else next(others) for x in methods]
+    with drawn(path, 1, 3, (12, 3.8)) as (figure, axes):
+        left, middle, bars = axes[0]
+        for name, color, sizes, speeds in zip(names, colors, memory, speed, strict=True):
+            left.plot(np.arange(len(sizes)), sizes / 1e6, color=color, linewidth=1.8, label=name)
+            count = min(_SMOOTH, max(1, len(speeds)))
+            smooth = np.convolve(speeds, np.ones(count) / count, "valid") if len(speeds) else speeds
+            middle.plot(np.arange(len(smooth)) + count // 2, smooth, color=color, linewidth=1.8)
+        for i, (color, share) in enumerate(zip(colors, right, strict=True)):
+            bars.bar(i, share, width=0.7, color=color)
+            bars.text(i, share + 0.02, f"{share:.0%}", ha="center")
+        left.set(title="Cache of a chain, MB", xlabel="tokens after the prompt", ylim=(0, None))
+        middle.set(title="Tokens a second, all chains", xlabel="tokens after the prompt", ylim=(0, None))
+        bars.set(title="Answers right", ylim=(0, 1.12))
+        bars.set_xticks([])
+        bars.set_yticks([])
+        bars.spines["left"].set_visible(False)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from reasonalloc import pictures
 from reasonalloc.config import Config
 from reasonalloc.fields import build
 from reasonalloc.files import Json, encoded, parse_json, replace_bytes
 from reasonalloc.policy.wave import WaveProfile, fingerprint
 from reasonalloc.protocols import Model
 from reasonalloc.trace.compact import narrowest, pack, unpack, unpacked_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = 1
 FORMAT = "reasonalloc-trace"
@@ -179,6 +183,19 @@ class Trace:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         if len(self.ids) and int(self.ids.max()) >= vocabulary:
             raise ValueError(f"the trace holds token {int(self.ids.max())}, the model has {vocabulary}")
+
+    def plot(self, path: str | Path | None = None, *, title: str = "") -> Figure:
+        """Budgets of every layer and head over the sequence, a matplotlib figure; saved as PNG if there is a path.
+
+        Raises ValueError for a trace without a cut. Needs matplotlib.
+        """
+        if not len(self.cuts):
+            raise ValueError(
+                f"nothing was cut in the {len(self.ids)} tokens of this trace, so it has no budgets to draw"
+            )
+        values = np.ma.masked_less(self.budgets.astype(np.int64), 0)
+        title = title or f"Budgets of {self.source.get('model', '')}".removesuffix(" of ")
+        return pictures.budgets(self.cuts.tolist(), values, self.layers, path, title, len(self.ids))
 
     # ---- the file ----
 

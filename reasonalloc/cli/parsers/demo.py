@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 from reasonalloc.cli import options, settings
+from reasonalloc.lab.models import REASONER
 from reasonalloc.methods import methods
+
+METHODS = ["rkv", "reasonalloc"]
+BUDGET = 320
+PROBLEMS = {"ledger": 12, "math500": 8}  # rows of the batch
+TOKENS = {"ledger": 576, "math500": 4096}  # of a chain at most
+SETTING = "questions=2,depth=3,distractors=3,filler=2"  # chains of about 500 tokens, which repeat themselves
 
 
 def add(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="the main job on a real model: full cache against a budget",
-        description="Measures the layer wave, then lets the model work on a problem of MATH-500 with the full cache and"
-        " with a budget, sampled at temperature 0.6 and top-p 0.95 with one seed. Both go on to the same number of"
-        " tokens: the end-of-text token is ruled out. At last both read the full cache's text, and how often they rank"
-        " the same token first is counted.",
+        help="a batch of problems with the full cache and within a budget",
+        description="Lets the model answer problems as one batch: with transformers' own cache, then with each method"
+        " at one budget. Shows the chains as they run, then right answers, bytes and tokens per second of each, and"
+        " writes a report page of the first chain and two pictures. The embedded reasoner answers problems of its own"
+        " task, greedily; any other model answers MATH-500, sampled at temperature 0.6 and top-p 0.95.",
     )
-    options.add_model(parser)
-    parser.add_argument("--problem", default="0", metavar="ID|N", help="of MATH-500 (0, the first)")
-    parser.add_argument("--tokens", type=options.positive, default=1024, metavar="N", help="to generate (1024)")
-    parser.add_argument("--budget", type=options.positive, default=128, metavar="SLOTS", help="of a KV head (128)")
-    allowed = [x for x in methods() if x != "full"]
-    options.add_method(parser, allowed)
+    options.add_model(parser, reasoner=True)
+    parser.add_argument("--task", choices=list(PROBLEMS), help=f"(ledger for {REASONER}, else math500)")
+    parser.add_argument(
+        "--problems", type=options.positive, metavar="N",
+        help=f"of the batch ({', '.join(f'{n} of {task}' for task, n in PROBLEMS.items())})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-new-tokens", type=options.positive, metavar="N",
+        help=f"where a chain is cut off ({', '.join(f'{task} {n:,}' for task, n in TOKENS.items())})",
+    )  # fmt: skip
+    parser.add_argument("--setting", default=SETTING, metavar="NAME", help=f"of ledger's problems ({SETTING})")
+    parser.add_argument(
+        "--methods", type=options.comma(str), default=METHODS, metavar="A,B",
+        help=f"beside the full cache ({','.join(METHODS)}), of {', '.join(x for x in methods() if x != 'full')}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--budget", type=options.positive, default=BUDGET, metavar="SLOTS", help=f"of a KV head ({BUDGET})"
+    )
     options.add_interval(parser)
-    settings.add(parser, ("method", "budget", "interval", "profile"))
-    parser.add_argument("--greedy", action="store_true", help="take the likeliest token (a small model repeats itself)")
-    parser.add_argument("--seed", type=options.natural, default=0, help="of the sampling (0)")
-    parser.add_argument("--forced", type=options.positive, default=256, metavar="N", help="tokens to compare on (256)")
-    parser.add_argument("--out", default="demo-out", metavar="DIR", help="for the pictures (demo-out)")
+    options.add_keep_prompt(parser, " (the default here)")
+    options.add_profile(parser)
+    settings.add(parser, ("method", "budget", "interval", "keep_prompt", "profile"))
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest token, of MATH-500 too")
+    parser.add_argument("--seed", type=options.natural, default=0, help="of problems and sampling (0)")
+    parser.add_argument("--out", default="demo-out", metavar="DIR", help="for page and pictures (demo-out)")
     options.add_json(parser)
     parser.set_defaults(run=options.late("demo"))

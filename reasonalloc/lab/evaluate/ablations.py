@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -207,7 +208,40 @@ def _transfer(around: Around) -> list[Cell]:
     return found
 
 
+def ablations() -> dict[str, str]:
+    """What `reasonalloc ablate NAME` can vary: the question that each asks, by name."""
+    return {x.name: x.question for x in ABLATIONS.values()}
+
+
 def cells_of(ablation: Ablation, around: Around) -> list[Cell]:
     """Its cells after the full cache and R-KV, each once."""
     every = [around.cell("full"), around.cell("rkv"), *ablation.cells(around)]
     return list({x.name: x for x in every}.values())
+
+
+_DEFAULTS = {"rho": 0.93, "prompts": 4.0}  # of what is no field of `Config`
+
+
+def varied(cells: Iterable[str]) -> tuple[str, dict[str, float]] | None:
+    """The one setting whose number cells of ReasonAlloc vary ("alpha"), and its value in each of them, by name.
+
+    cells: names as `Around.cell` gives them; a plain one has the default. None where no number or several are varied.
+    """
+    own = [x.split() for x in cells if x.split()[0] == "reasonalloc"]
+    found: dict[str, float] = {}
+    names: set[str] = set()
+    for words in own:
+        name, sign, text = words[-1].partition("=")
+        try:
+            found[" ".join(words)] = float(text) if sign else math.nan
+        except ValueError:
+            return None
+        names |= {name} if sign else set()
+    if len(names) != 1:
+        return None
+    (name,) = names
+    default = _DEFAULTS.get(name)
+    if default is None:
+        config = Config(method="reasonalloc", budget=256)
+        default = config.resolve().interval if name == "interval" else getattr(config, name, math.nan)
+    return name, {cell: default if math.isnan(value) else value for cell, value in found.items()}

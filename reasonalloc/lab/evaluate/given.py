@@ -15,6 +15,7 @@ from reasonalloc.config import Config
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.lab import models
+from reasonalloc.lab.evaluate.ablations import varied
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.lab.evaluate.study import Study, write
@@ -62,11 +63,25 @@ class Results:
             return pandas.DataFrame([vars(x) | {"score": x.score} for x in self.chains])
         return pandas.DataFrame([_flat(x) for x in self.rows])
 
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """Accuracy over the budget, a line a method, as a matplotlib figure; saved as PNG if there is a path."""
+    @classmethod
+    def load(cls, path: str | Path) -> Results:
+        """Reads NAME.json of `save`, of `reasonalloc evaluate accuracy`, `ablate` or `paper`; without chains, which lie
+        beside it. Raises ValueError for another file."""
+        return cls(Summary.load(path), [], Path(path).parent)
+
+    def plot(self, path: str | Path | None = None, title: str = "", *, cells: bool = False) -> Figure:
+        """A matplotlib figure, saved as PNG if there is a path: accuracy over budget and bytes, a line a method.
+
+        Of an ablation, or with cells=True, each cell for itself; over the number that an ablation varies, if it does.
+        """
         from reasonalloc.lab import plots
 
-        return plots.accuracy(self.summary, path)
+        number = varied(x.cell for x in self.rows)
+        if number is not None:
+            return plots.varied(self.summary, *number, path, title)
+        if cells or any("=" in x.cell for x in self.rows):
+            return plots.cells(self.summary, path, title)
+        return plots.accuracy(self.summary, path, title)
 
     def markdown(self) -> str:
         """The table, after the warnings."""

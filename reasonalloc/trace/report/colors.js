@@ -1,6 +1,6 @@
 // ---- Colours: light to dark for amounts, two hues for differences; dark text stays readable on those of tokens ----
 
-const COLOR_A = "#1f5fa8", COLOR_B = "#c4570f", GRAY = "#6b7684";
+const GRAY = "#6b7684";
 const AMOUNT = [[247, 251, 255], [198, 219, 239], [107, 174, 214], [49, 120, 180], [8, 48, 107]];
 const TOKEN = [[232, 242, 251], [190, 218, 242], [140, 192, 232], [94, 166, 222]];
 const ORANGE = [[253, 240, 228], [250, 214, 176], [244, 178, 116], [232, 143, 66]];
@@ -20,6 +20,10 @@ function gradient(ramp) { return `linear-gradient(to right, ${ramp.map((x) => cs
 
 // A colour of the page's style, which follows the reader's light or dark scheme.
 function styled(name) { return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim(); }
+
+// Those of the two traces, by their letter, and a colour "#rrggbb" that what lies below shows through.
+const colorOf = (letter) => styled(letter.toLowerCase());
+function faded(color, alpha) { return css([1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16)), alpha); }
 
 // ---- Small helpers for the page ----
 

@@ -56,7 +56,7 @@ class Comparing {
       for (const [key, text] of Object.entries(names)) {
         stack.append(element("div", { class: key, "data-slots": parts[key], style: { width: `${(100 * parts[key]) / whole}%` }, title: `${text}: ${number(parts[key])} slots` }));
       }
-      const colors = { a: COLOR_A, both: GRAY, b: COLOR_B };
+      const colors = { a: colorOf("a"), both: GRAY, b: colorOf("b") };
       const texts = Object.entries(names).map(([key, text]) => swatchKey(colors[key], `${text} ${number(parts[key])} (${percent(parts[key] / whole, 0)})`));
       nodes.unshift(stack, element("div", { class: "key" }, ...texts));
       if (state.shared < Math.max(a.n, b.n)) nodes.push(element("p", { class: "key" }, `The texts are the same for ${number(state.shared)} tokens; beyond them tokens are not compared.`));

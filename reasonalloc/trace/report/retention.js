@@ -28,8 +28,9 @@ class Retention {
   draw() {
     const { state, plot } = this, heads = state.selected();
     const lines = heads.map((head) => this.#unit(this.#saw(state.a, [head])));
-    const means = [[this.#unit(this.#saw(state.a, heads)), COLOR_A]];
-    if (state.b && sameShape(state.a, state.b)) means.push([this.#unit(this.#saw(state.b, heads)), COLOR_B]);
+    const colorA = colorOf("a"), colorB = colorOf("b");
+    const means = [[this.#unit(this.#saw(state.a, heads)), colorA]];
+    if (state.b && sameShape(state.a, state.b)) means.push([this.#unit(this.#saw(state.b, heads)), colorB]);
     let top = state.unit === "slots" ? 1 : 1.02;
     if (state.unit === "slots") {
       for (const points of [...lines, ...means.map(([x]) => x)]) for (const [, value] of points) top = Math.max(top, value);
@@ -42,14 +43,14 @@ class Retention {
       if (heads.length > 1) plot.line(points, css(mix(DEPTH, depth), 0.45), 0.9);
     });
     for (const [points, color] of means) {
-      if (color === COLOR_A) plot.line(points, "rgba(255, 255, 255, 0.9)", 4.5);
-      plot.line(points, color, 2.4, color === COLOR_B ? [6, 5] : []); // dashed: the two may be the same
+      if (color === colorA) plot.line(points, styled("card"), 4.5);
+      plot.line(points, color, 2.4, color === colorB ? [6, 5] : []); // dashed: the two may be the same
     }
     plot.moveTo(state.t);
     byId("retention-key").replaceChildren(
       ...(heads.length > 1 ? [rampKey(DEPTH, `each head${means.length > 1 ? " of A" : ""}: first layer`, "last layer")] : []),
-      swatchKey(COLOR_A, `${heads.length > 1 ? "mean" : "this head"}${means.length > 1 ? " in A" : ""}`),
-      ...(means.length > 1 ? [swatchKey(COLOR_B, "in B, dashed")] : []),
+      swatchKey(colorA, `${heads.length > 1 ? "mean" : "this head"}${means.length > 1 ? " in A" : ""}`),
+      ...(means.length > 1 ? [swatchKey(colorB, "in B, dashed")] : []),
     );
   }
 

@@ -39,9 +39,7 @@ class Scores {
     plot.begin(state.last, low - room, high + room);
     plot.axes((x) => short(x, high - low), "score");
     for (const { name, trace, quantiles } of [...drawn].reverse()) {
-      const [color, light, strong] = name === "B"
-        ? [COLOR_B, "rgba(196, 87, 15, 0.13)", "rgba(196, 87, 15, 0.22)"]
-        : [COLOR_A, "rgba(31, 95, 168, 0.13)", "rgba(31, 95, 168, 0.28)"];
+      const color = colorOf(name), light = faded(color, 0.13), strong = faded(color, name === "B" ? 0.22 : 0.28);
       const zip = (p, q) => trace.shownAt.map((t, i) => [t, quantiles[p][i], quantiles[q][i]]);
       plot.band(zip(1, 5), light);
       plot.band(zip(2, 4), strong);
@@ -66,7 +64,7 @@ class Scores {
     lost.axes((x) => percent(x, top < 0.05 ? 1 : 0), "lost");
     this.series.forEach(({ name, trace, lost: values }, i) => {
       const width = Math.max(1, Math.min(5, lost.innerWidth / (trace.shown.length + 1) / 3));
-      lost.ink.fillStyle = name === "B" ? COLOR_B : COLOR_A;
+      lost.ink.fillStyle = colorOf(name);
       values.forEach((value, cut) => {
         if (!Number.isFinite(value)) return;
         const x = lost.x(trace.shownAt[cut]) + (i - this.series.length / 2) * width, y = lost.y(value);

@@ -1,0 +1,131 @@
+"""The board's entries have its form and are those of the results, its page shows them."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+BOARD = Path(__file__).parents[1] / "benchmarks" / "board"
+RESULTS = BOARD.parent / "results"
+build = runpy.run_path(str(BOARD / "build.py"))
+ENTRIES = sorted((BOARD / "entries").rglob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def validator():
+    jsonschema = pytest.importorskip("jsonschema", reason="pip install '.[dev]'")
+    schema = json.loads((BOARD / "schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda x: f"{x.parent.name}/{x.stem}")
+def test_an_entry_has_the_form(path, validator):
+    entry = json.loads(path.read_text())
+    validator.validate(entry)
+    assert entry["score"]["low"] <= entry["score"]["mean"] <= entry["score"]["high"]
+    assert entry["bytes"]["mean"] <= entry["bytes"]["peak"]
+    if not entry["data"].startswith("https://"):
+        assert (BOARD.parents[1] / entry["data"]).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.pop("commit"),
+        lambda x: x.update(schema=2),
+        lambda x: x["score"].update(mean=64.2),
+        lambda x: x["bytes"].update(mean=0),
+        lambda x: x.update(machine="a large one"),
+        lambda x: x.update(remark="best of ten runs"),
+    ],
+)
+def test_what_is_not_of_the_form_is_refused(change, validator):
+    entry = json.loads(ENTRIES[0].read_text())
+    assert validator.is_valid(entry)
+    change(entry)
+    assert not validator.is_valid(entry)
+
+
+@pytest.mark.parametrize("name", build["OURS"])
+def test_ours_are_the_results(name):
+    """`python benchmarks/board/build.py` renews them."""
+    folder = BOARD / "entries" / name.split("/")[0]
+    own = {x.stem: json.loads(x.read_text()) for x in folder.glob("*.json")}
+    commits = {x["commit"] for x in own.values()}
+    assert len(commits) == 1
+    results = json.loads((RESULTS / f"{name}.json").read_text())
+    data = f"benchmarks/results/{name.split('/')[0]}"
+    assert own == build["entries"](results, commits.pop(), build["US"], data)
+    assert len(own) == len(results["rows"]) and all(
+        x["method"]["settings"] == {"keep_prompt": True} for x in own.values()
+    )
+
+
+def test_settings_are_read_out_of_the_command():
+    found = build["settings_of"]("reasonalloc evaluate accuracy --alpha 0.5 --set mu=0 --interval 64", "math500")
+    assert found == {"alpha": 0.5, "mu": "0", "interval": 64.0}
+    assert build["settings_of"]("reasonalloc paper --model x", "ledger") == {"keep_prompt": True}
+    assert build["settings_of"]("reasonalloc paper --drop-prompt", "ledger") == {}
+
+
+def test_results_of_others_become_entries(tmp_path, monkeypatch, validator):
+    copy = tmp_path / "benchmarks" / "board"
+    shutil.copytree(BOARD, copy)
+    shutil.copytree(RESULTS / "paper", tmp_path / "benchmarks" / "results" / "paper")
+    shutil.copytree(RESULTS / "restated", tmp_path / "benchmarks" / "results" / "restated")
+    study = tmp_path / "my-study"
+    study.mkdir()
+    results = json.loads((RESULTS / "paper" / "ledger.json").read_text())
+    results["rows"] = results["rows"][:2]
+    (study / "accuracy.json").write_text(json.dumps(results))
+    command = ["build.py", str(study / "accuracy.json"), "--by", "A Reader", "--commit", "abcdef1"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):  # without the chains' address
+        runpy.run_path(str(copy / "build.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [*command, "--data", "https://example.org/</script>"])
+    runpy.run_path(str(copy / "build.py"), run_name="__main__")
+    made = sorted((copy / "entries" / "a-reader-my-study").iterdir())
+    assert [x.name for x in made] == ["full.json", "reasonalloc-384.json"]
+    for path in made:
+        validator.validate(json.loads(path.read_text()))
+    html = (copy / "index.html").read_text()
+    assert "A Reader" in html and html.count("</script>") == 2
+
+
+def test_the_page_is_up_to_date():
+    assert (BOARD / "index.html").read_text(encoding="utf-8") == build["page"]()
+
+
+def test_the_page_sorts_and_plots():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium (apt-get install chromium)")
+    with sync_api.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        tab = chromium.new_context(viewport={"width": 390, "height": 844}, offline=True).new_page()
+        errors: list[str] = []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        tab.goto(BOARD.joinpath("index.html").as_uri())
+        doubting = [json.loads(x.read_text()) for x in ENTRIES if x.parent.name == "paper"]
+        assert tab.locator("#group option").count() == 2
+        assert tab.locator("#body tr").count() == tab.locator("circle").count() == len(doubting)
+        assert tab.locator("#body tr td:first-child").first.inner_text() == "full"  # most are right
+        tab.locator("th button", has_text="mean MB").click()
+        shown = [float(x) for x in tab.locator("#body tr td:nth-child(4)").all_inner_texts()]
+        assert shown == [float(f"{x / 1e6:.1f}") for x in sorted((y["bytes"]["mean"] for y in doubting), reverse=True)]
+        tab.locator("th button", has_text="mean MB").click()
+        assert tab.locator("#body tr td:nth-child(4)").first.inner_text() == f"{min(shown)}"
+        places = [float(x) for x in tab.locator("circle").evaluate_all("x => x.map(y => y.getAttribute('cx'))")]
+        assert len(set(places)) > 10
+        tab.locator("#group").select_option(index=1)
+        assert tab.locator("#body tr").count() == len(ENTRIES) - len(doubting)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390 and not errors
+        chromium.close()
