@@ -8,46 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import Module
-from transformers.cache_utils import Cache
 
 from reasonalloc import score
-from reasonalloc.hf.attention import AttentionSpec, expect, using
-from reasonalloc.hf.compat import budgeted_layers, cache_argument, is_full_attention, stock_layers
-from reasonalloc.hf.dense import prompt_attention
+from reasonalloc.hf.attention import AttentionSpec
 from reasonalloc.hf.profile import MOST_PROMPTS, chains_of
-from reasonalloc.hf.states import one_dtype
 from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.hf.watch import of_layers
 from reasonalloc.protocols import Model, Tokenizer
 
 STEP = 4  # slots between two points of a curve
 Curves = npt.NDArray[np.float64]
-
-
-class _Probe(Cache):
-    """A stock cache that follows each layer's attention over a whole text."""
-
-    def __init__(self, model: Model, *cuts: Any) -> None:
-        """cuts: the last arguments of `saved`."""
-        super().__init__(layers=stock_layers(model))
-        self.cuts = cuts
-        self.curves: dict[int, Curves] = {}
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> Any:
-        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if is_full_attention(self.layers[layer_idx]):
-            expect(self, layer_idx, keys)
-        return keys, values
-
-    def attend(
-        self, layer: int, module: Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-        attention_mask: torch.Tensor | None, scaling: float | None, options: dict[str, Any],
-    ) -> torch.Tensor:  # fmt: skip
-        spec = AttentionSpec.of(module, query, scaling, options)
-        self.curves[layer] = saved(query[0].float(), key[0].float(), spec.scale, spec.softcap, *self.cuts)
-        return prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
 
 
 def saved(
@@ -141,12 +111,17 @@ def head_profile(
     if not 0 <= lo <= 1 <= hi:
         raise ValueError(f"bounds must satisfy 0 <= lo <= 1 <= hi, got {lo} and {hi}")
     scorer = {"alpha": alpha, "threshold": threshold, "kernel": kernel}
+    most = int(hi * slots) + STEP
+
+    def curves_of(ids: torch.Tensor, kept: int) -> dict[int, Curves]:
+        def look(q: torch.Tensor, k: torch.Tensor, spec: AttentionSpec) -> Curves:
+            return saved(q.float(), k.float(), spec.scale, spec.softcap, kept, most, window, interval, scorer)
+
+        return of_layers(model, ids, look)
+
     curves: dict[int, Curves] = {}
     for prompt, ids in zip(prompts, chains_of(model, tokenizer, prompts, max_new_tokens, progress), strict=True):
         kept = encode_prompt(tokenizer, prompt, "cpu").shape[1] if keep_prompt else 0
-        probe = _Probe(model, kept, int(hi * slots) + STEP, window, interval, scorer)
-        with using(model), torch.no_grad():
-            model(input_ids=ids, **cache_argument(probe), use_cache=True, logits_to_keep=1)
-        for layer in budgeted_layers(model):
-            curves[layer] = curves.get(layer, 0.0) + probe.curves[layer] / len(prompts)
+        for layer, found in curves_of(ids, kept).items():
+            curves[layer] = curves.get(layer, 0.0) + found / len(prompts)
     return np.stack([best_shares(x, slots, lo, hi) if x.any() else np.ones(len(x)) for x in curves.values()])

@@ -4,65 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import torch
 import transformers
-from torch.nn import Module
 from tqdm.auto import tqdm
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
-from reasonalloc.hf.attention import AttentionSpec, expect, using
-from reasonalloc.hf.compat import budgeted_layers, cache_argument, is_full_attention, stock_layers
 from reasonalloc.hf.decode import Sampling, chains
-from reasonalloc.hf.dense import prompt_attention
-from reasonalloc.hf.states import one_dtype
 from reasonalloc.hf.tokens import encode_prompt, ends
+from reasonalloc.hf.watch import of_layers
 from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile, demand, digest, fingerprint
 from reasonalloc.protocols import Model, Tokenizer
 
 MOST_PROMPTS = 8
 
 
-class _Probe(Cache):
-    """A stock cache that measures the demand of its layers with full attention on the way."""
-
-    def __init__(self, model: Model, rho: float, queries: int) -> None:
-        super().__init__(layers=stock_layers(model))
-        self.rho, self.queries = rho, queries
-        self.demand: dict[int, float] = {}
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> Any:
-        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if is_full_attention(self.layers[layer_idx]):
-            expect(self, layer_idx, keys)
-        return keys, values
-
-    def attend(
-        self,
-        layer: int,
-        module: Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        scaling: float | None,
-        options: dict[str, Any],
-    ) -> torch.Tensor:
-        spec = AttentionSpec.of(module, query, scaling, options)
-        newest = query[0, :, -self.queries :]
-        self.demand[layer] = demand(newest, key[0], self.rho, spec.scale, spec.softcap)
-        return prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
-
-
 def measure(model: Model, ids: torch.Tensor, rho: float = 0.93, queries: int = PROBE_QUERIES) -> dict[int, float]:
     """Demand of every layer that can have a budget for one sequence of token ids [1, n], by layer index."""
-    probe = _Probe(model, rho, queries)
-    with using(model), torch.no_grad():
-        model(input_ids=ids, **cache_argument(probe), use_cache=True, logits_to_keep=1)
-    return {i: probe.demand[i] for i in budgeted_layers(model)}
+    return of_layers(model, ids, lambda q, k, spec: demand(q[:, -queries:], k, rho, spec.scale, spec.softcap))
 
 
 def profile(
