@@ -78,19 +78,28 @@ class ModelShape:
     heads: int
 
 
-@lru_cache(maxsize=16)
-def _limits(path: str, stamp: int, sparsity: float, local: int, shape: ModelShape) -> npt.NDArray[np.int64]:
-    """[layers with a budget, H] slots of a head, -1 for a full one. stamp: when the file was written."""
-    gates = read_gates(path)
-    if gates.shape == (shape.layers, shape.heads):
-        gates = gates[list(shape.budgeted)]  # a line for every layer of the model
-    if gates.shape != (len(shape.budgeted), shape.heads):
+def read_layers(path: str | Path, shape: ModelShape, what: str) -> Gates:
+    """[layers with a budget, H] out of a file like that of gates, which has a line for each of these layers or for all.
+
+    ValueError, which calls the numbers `what`, for those of another model.
+    """
+    table = read_gates(path)
+    if table.shape == (shape.layers, shape.heads):
+        table = table[list(shape.budgeted)]
+    if table.shape != (len(shape.budgeted), shape.heads):
         some = len(shape.budgeted) < shape.layers
         or_those = f", of which {len(shape.budgeted)} have a budget (full attention)" if some else ""
         raise ValueError(
-            f"{path} has gates of {gates.shape[0]} layers x {gates.shape[1]} KV heads, the model has {shape.layers}"
+            f"{path} has {what} of {table.shape[0]} layers x {table.shape[1]} KV heads, the model has {shape.layers}"
             f" layers{or_those} x {shape.heads} KV heads"
         )
+    return table
+
+
+@lru_cache(maxsize=16)
+def _limits(path: str, stamp: int, sparsity: float, local: int, shape: ModelShape) -> npt.NDArray[np.int64]:
+    """[layers with a budget, H] slots of a head, -1 for a full one. stamp: when the file was written."""
+    gates = read_layers(path, shape, "gates")
     limits = np.where(local_heads(gates, sparsity), local, -1).astype(np.int64)
     limits.flags.writeable = False
     return limits

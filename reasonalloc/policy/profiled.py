@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reasonalloc import allocate
-from reasonalloc.policy.gates import ModelShape, read_gates
+from reasonalloc.policy.gates import ModelShape, read_layers
 from reasonalloc.policy.heads import HEADS, HeadAllocator
 from reasonalloc.policy.setting import setting
 from reasonalloc.policy.view import LayerView, Numbers
@@ -24,14 +24,7 @@ def of_layers(path: str | Path, shape: ModelShape) -> Shares:
 
     ValueError, naming the file, for shares of another model or below 0.
     """
-    shares = read_gates(path)
-    if shares.shape == (shape.layers, shape.heads):
-        shares = shares[list(shape.budgeted)]
-    if shares.shape != (len(shape.budgeted), shape.heads):
-        raise ValueError(
-            f"{path} has shares of {shares.shape[0]} layers x {shares.shape[1]} KV heads, the model has"
-            f" {len(shape.budgeted)} layers with a budget x {shape.heads} KV heads"
-        )
+    shares = read_layers(path, shape, "shares")
     if (shares < 0).any() or not (shares.sum(1) > 0).all():
         raise ValueError(f"{path}: the shares of a layer must not be below 0, nor all of them 0")
     return shares
