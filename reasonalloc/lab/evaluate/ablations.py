@@ -49,6 +49,11 @@ class Around:
             config = replace(config, profile=wave or self.waves.get())
         return Cell(f"{cell_name(config)} {variant}".strip(), config)
 
+    def with_demand(self, demand: list[float], variant: str) -> Cell:
+        """The wave alone, with other demands of the layers."""
+        wave = replace(self.waves.get(), demand=tuple(demand))
+        return self.cell("reasonalloc-wave", wave, f"wave={variant}")
+
     def varied(self, field: str, values: list[Any]) -> list[Cell]:
         """ReasonAlloc with each value of a field; the default among them is the plain cell."""
         plain = self.cell()
@@ -102,15 +107,12 @@ def _wave(around: Around) -> list[Cell]:
     # Without routing: nothing moves slots but the layers' budgets. R-KV has a flat wave, pyramid-rkv PyramidKV's.
     wave = around.waves.get()
 
-    def other(demand: list[float], variant: str) -> Cell:
-        return around.cell("reasonalloc-wave", replace(wave, demand=tuple(demand)), f"wave={variant}")
-
     made = [around.cell(x) for x in ("rkv", "reasonalloc-wave", "pyramid-rkv")]
-    made.append(other(list(wave.demand[::-1]), "reversed"))
+    made.append(around.with_demand(list(wave.demand[::-1]), "reversed"))
     for seed in range(3):
         demand = list(wave.demand)
         random.Random(f"permuted/{seed}").shuffle(demand)
-        made.append(other(demand, f"permuted-{seed}"))
+        made.append(around.with_demand(demand, f"permuted-{seed}"))
     return made
 
 
@@ -140,8 +142,7 @@ def _notch(around: Around) -> list[Cell]:
         raise ValueError(f"the wave leaves no layer less than {NOTCH:g} of the mean: it has no notch to ask about")
 
     def of(shares: npt.NDArray[np.float64], variant: str) -> Cell:
-        demand = tuple(float(x) for x in shares ** (1 / part.gamma))
-        return around.cell("reasonalloc-wave", replace(wave, demand=demand), f"wave={variant}")
+        return around.with_demand((shares ** (1 / part.gamma)).tolist(), variant)
 
     alone, without = np.where(low, shares, shares[~low].mean()), np.where(low, 1.0, shares)
     made = [around.cell(x) for x in ("rkv", "reasonalloc-wave")]
