@@ -8,12 +8,11 @@ of reasonalloc.
 
 from __future__ import annotations
 
-import gzip
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
+from chains import interval, p_value, records, score
 
 FOLDER = Path(__file__).parents[1] / "results" / "notch"
 WAVE, RKV = "reasonalloc-wave 384", "rkv 384"
@@ -35,13 +34,10 @@ SECONDARY = [
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    packed, plain = folder / "generations.jsonl.gz", folder / "generations.jsonl"
-    text = gzip.decompress(packed.read_bytes()).decode() if packed.is_file() else plain.read_text()
     scores: dict[str, dict[str, float]] = {}
     cut: dict[str, list[bool]] = {}
-    for line in text.splitlines():
-        x = json.loads(line)
-        scores.setdefault(x["cell"], {})[x["item"]] = float(np.mean(x["right"]))
+    for x in records(folder):
+        scores.setdefault(x["cell"], {})[x["item"]] = score(x)
         cut.setdefault(x["cell"], []).append(x["finish"] == "length")
     problems = len(scores["full"])
     scores = {cell: x for cell, x in scores.items() if len(x) == problems}  # whole cells
@@ -67,17 +63,11 @@ def main() -> None:
         print(f"{len(orders)} orders that keep the notch: {spread}; the wave has {own:.1%}, p {p:.2g}")
 
 
-def interval(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.quantile(values[rng.integers(len(values), size=(10_000, len(values)))].mean(1), [0.025, 0.975])
-
-
 def compare(
     ours: dict[str, float], theirs: dict[str, float], rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
     difference = np.array([ours[x] - theirs[x] for x in ours])
-    signs = rng.integers(2, size=(100_000, len(difference)), dtype=np.int8) * 2 - 1
-    p = (1 + int((np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9).sum())) / (1 + len(signs))
-    return float(difference.mean()), *map(float, interval(difference, rng)), p
+    return float(difference.mean()), *map(float, interval(difference, rng)), p_value(difference, rng)
 
 
 def adjusted(ps: list[float]) -> list[float]:
