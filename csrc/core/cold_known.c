@@ -59,7 +59,7 @@ static void forget(ra_layer *layer, int64_t pair, int s, const int32_t *goes, in
         if (ra_stats[s]->leave)
             ra_stats[s]->leave(layer, pair, page, leaves);
     }
-    ra_stats[s]->move(layer, pair, kept, keep, n, places);
+    ra_stat_move(layer, s, pair, kept, keep, n, places);
 }
 
 bool ra_cold_remember(ra_layer *layer, int64_t pair, const int32_t *goes, int64_t count, ra_cold_block **out)
@@ -124,7 +124,8 @@ void ra_cold_remind(ra_layer *layer, int64_t pair, const ra_cold_block *known)
             memcpy(&slots, from, sizeof slots);
         bool same = slots <= layer->slots[pair] && (!slots || !memcmp(known->positions, ra_positions_of(layer, pair),
                                                                       (size_t)slots * sizeof(int32_t)));
-        ra_stats[s]->crop(layer, pair, 0);
+        if (ra_stats[s]->crop)
+            ra_stats[s]->crop(layer, pair, 0);
         if (slots && same)
             read_part(layer, pair, s, from);
         if (remembers(layer, s) && known)

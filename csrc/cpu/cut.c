@@ -268,7 +268,7 @@ static void move_head(const move_job *job, int64_t pair)
     int32_t *places = (int32_t *)(void *)ra_scores_of(layer, pair);
     for (int s = 0; s < RA_STATS; s++)
         if (layer->columns[s])
-            ra_stats[s]->move(layer, pair, kept, keep, layer->slots[pair], places);
+            ra_stat_move(layer, s, pair, kept, keep, layer->slots[pair], places);
 }
 
 static void move_heads(int64_t begin, int64_t end, void *context)

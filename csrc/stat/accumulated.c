@@ -17,12 +17,6 @@ static void add(ra_layer *layer, int64_t pair, int64_t cut_in, const ra_weights 
     ra_weights_sum(weights, layer->stats.decay, sum_of(layer, pair));
 }
 
-static void move(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t keep, int64_t before, int32_t *places)
-{
-    (void)before, (void)places;
-    ra_column_keep(sum_of(layer, pair), kept, keep);
-}
-
 static bool holds(int64_t slots, const int32_t *columns)
 {
     for (int64_t i = 0; i < slots; i++) {
@@ -42,8 +36,6 @@ const ra_stat ra_stat_accumulated = {
     .append = append,
     .restart = restart,
     .add = add,
-    .move = move,
-    .crop = ra_stat_crop_columns,
     .holds = holds,
 };
 

@@ -42,13 +42,6 @@ static void add(ra_layer *layer, int64_t pair, int64_t cut_in, const ra_weights 
                             column(layer, LAST, pair), column(layer, GAP, pair));
 }
 
-static void move(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t keep, int64_t before, int32_t *places)
-{
-    (void)before, (void)places;
-    ra_column_keep(column(layer, LAST, pair), kept, keep);
-    ra_column_keep(column(layer, GAP, pair), kept, keep);
-}
-
 static bool holds(int64_t slots, const int32_t *columns)
 {
     for (int64_t i = 0; i < slots; i++)
@@ -65,8 +58,6 @@ const ra_stat ra_stat_recurrence = {
     .append = append,
     .restart = restart,
     .add = add,
-    .move = move,
-    .crop = ra_stat_crop_columns,
     .holds = holds,
 };
 

@@ -40,9 +40,10 @@ typedef struct ra_stat {
     void (*add)(ra_layer *layer, int64_t pair, int64_t cut_in, const ra_weights *weights, int64_t now, float *floats);
     /* Slots of a page (goes[t] of its 16) are about to go; nothing has moved yet. May be NULL. */
     void (*leave)(ra_layer *layer, int64_t pair, int64_t page, const bool *goes);
-    /* The slots kept [keep], ascending, have become slots 0, 1, ...; of `before` slots. places: scratch [before + 1]. */
+    /* The slots kept [keep], ascending, have become slots 0, 1, ...; of `before` slots. places: scratch [before + 1]. NULL: the
+     * columns move along, and that is all. */
     void (*move)(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t keep, int64_t before, int32_t *places);
-    /* Slots from `slots` on are gone; 0: all. */
+    /* Slots from `slots` on are gone; 0: all. May be NULL. */
     void (*crop)(ra_layer *layer, int64_t pair, int64_t slots);
     /* Of how many of its first slots a head's state and columns hold all that they say as long as these stay the same, whatever
      * comes behind them: a cold tier keeps that from cut to cut. NULL: of none. */
@@ -56,9 +57,10 @@ extern const ra_stat ra_stat_window_attention, ra_stat_nearest_key, ra_stat_accu
     ra_stat_newest_mass;
 extern const ra_stat ra_stat_value_range, ra_stat_value_norm;
 
-/* For statistics that are their columns alone: no state, nothing to do where slots end, and columns that move along. */
+/* For statistics that are their columns alone. */
 size_t ra_stat_no_state(int64_t head_dim);
-void ra_stat_crop_columns(ra_layer *layer, int64_t pair, int64_t slots);
-void ra_column_keep(void *column, const int32_t *kept, int64_t keep);
+/* A statistic's `move`, or what stands for it. */
+void ra_stat_move(ra_layer *layer, int stat, int64_t pair, const int32_t *kept, int64_t keep, int64_t before,
+                  int32_t *places);
 
 #endif

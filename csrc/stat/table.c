@@ -27,7 +27,7 @@ bool ra_stat_config_is_good(const ra_stat_config *c)
 void ra_stats_crop(ra_layer *layer, int64_t pair, int64_t slots)
 {
     for (int s = 0; s < RA_STATS; s++)
-        if (layer->columns[s])
+        if (layer->columns[s] && ra_stats[s]->crop)
             ra_stats[s]->crop(layer, pair, slots);
 }
 
@@ -68,13 +68,18 @@ size_t ra_stat_no_state(int64_t head_dim)
     return 0;
 }
 
-void ra_stat_crop_columns(ra_layer *layer, int64_t pair, int64_t slots) { (void)layer, (void)pair, (void)slots; }
-
-void ra_column_keep(void *column, const int32_t *kept, int64_t keep)
+void ra_stat_move(ra_layer *layer, int stat, int64_t pair, const int32_t *kept, int64_t keep, int64_t before,
+                  int32_t *places)
 {
-    int32_t *entries = column;
-    for (int64_t i = 0; i < keep; i++)
-        entries[i] = entries[kept[i]];
+    if (ra_stats[stat]->move) {
+        ra_stats[stat]->move(layer, pair, kept, keep, before, places);
+        return;
+    }
+    for (int field = 0; field < ra_stats[stat]->fields; field++) {
+        int32_t *entries = ra_column_of(layer, stat, field, pair);
+        for (int64_t i = 0; i < keep; i++)
+            entries[i] = entries[kept[i]];
+    }
 }
 
 /* ---- Saved and restored ---- */

@@ -28,26 +28,11 @@ static void append_norm(ra_layer *layer, int64_t pair, int64_t from)
     fill(layer, pair, from, ra_kernels_get()->abs_sum, column(layer, RA_STAT_VALUE_NORM, pair));
 }
 
-static void move_range(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t keep, int64_t before,
-                       int32_t *places)
-{
-    (void)before, (void)places;
-    ra_column_keep(column(layer, RA_STAT_VALUE_RANGE, pair), kept, keep);
-}
-
-static void move_norm(ra_layer *layer, int64_t pair, const int32_t *kept, int64_t keep, int64_t before, int32_t *places)
-{
-    (void)before, (void)places;
-    ra_column_keep(column(layer, RA_STAT_VALUE_NORM, pair), kept, keep);
-}
-
 const ra_stat ra_stat_value_range = {
     .name = "value-range",
     .fields = 1,
     .head_bytes = ra_stat_no_state,
     .append = append_range,
-    .move = move_range,
-    .crop = ra_stat_crop_columns,
 };
 
 const ra_stat ra_stat_value_norm = {
@@ -55,8 +40,6 @@ const ra_stat ra_stat_value_norm = {
     .fields = 1,
     .head_bytes = ra_stat_no_state,
     .append = append_norm,
-    .move = move_norm,
-    .crop = ra_stat_crop_columns,
 };
 
 static const float *kept_or_computed(const ra_layer *layer, int64_t pair, int stat, measure of, ra_scratch *scratch)
