@@ -344,7 +344,7 @@ class ReasonAllocCache(Cache):
             return
         start = time.perf_counter()
         budgets = self.cutter.budgets
-        for row in np.flatnonzero(due & ~budgets.measured):
+        for row in (due & ~budgets.measured).nonzero()[0]:
             demand = [layer.demand(int(row), self.policy.layers) for layer in self.ragged]
             budgets.set_wave(int(row), demand)
             _say_measured(self.model)

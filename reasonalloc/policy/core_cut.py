@@ -67,7 +67,8 @@ class CoreCut:
         self.hot = self.slots = slots_of(layer)
         if recalls:
             self._recall()
-        self.rows: list[int] = np.flatnonzero((totals >= 0) & (self.slots.sum(1) > totals)).tolist()
+        # Every layer of every cut is here: np.flatnonzero's two frames cost more than all that is asked.
+        self.rows: list[int] = ((totals >= 0) & (self.slots.sum(1) > totals)).nonzero()[0].tolist()
         if not self.rows:
             return
         shape = self.slots.shape

@@ -249,12 +249,11 @@ class Cutter:
     def _record(self, cut: CoreCut | LaterCut, layer: CutLayer) -> None:
         rows = cut.rows
         self.budgets_now[rows, layer.order] = cut.budgets[rows]
-        went = cut.evicted > 0
         self.evicted += int(cut.evicted.sum())
         if self.recalling and isinstance(cut, CoreCut):
             self.recalls += int(cut.recalled.sum())
-        self.lost_sum += float(cut.lost[went].sum())
-        self.lost_count += int(went.sum())
+        self.lost_sum += float(cut.lost[cut.evicted > 0].sum())
+        self.lost_count += int(np.count_nonzero(cut.evicted))
 
     def take_flag(self) -> bool:
         """Whether anything was cut since the last call."""
