@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ class Model(Protocol):
     def forward(self, **inputs: Any) -> Output: ...
 
     def generate(self, **arguments: Any) -> Any: ...
+
+    def eval(self) -> object: ...
+
+    def get_decoder(self) -> Callable[..., Any]: ...
+
+    def get_input_embeddings(self) -> torch.nn.Module: ...
+
+    def get_output_embeddings(self) -> Callable[..., Any]: ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
 

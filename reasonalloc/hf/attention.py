@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from reasonalloc.hf.compat import unwrapped
+from reasonalloc.protocols import Model
 
 NAME = "reasonalloc"
 _PREVIOUS = "_reasonalloc_previous_attention"
@@ -222,16 +223,16 @@ AttentionInterface.register(NAME, attention_forward if _COMPILER_CAN_BE_SEEN els
 AttentionMaskInterface.register(NAME, _mask)
 
 
-def text_config(model: Any) -> Any:
+def text_config(model: Model) -> Any:
     """The config that says which attention the model's decoder has."""
     return unwrapped(model).config.get_text_config(decoder=True)
 
 
-def is_active(model: Any) -> bool:
+def is_active(model: Model) -> bool:
     return bool(text_config(model)._attn_implementation == NAME)
 
 
-def activate(model: Any) -> None:
+def activate(model: Model) -> None:
     """Switches the model to our attention, remembering what it had."""
     model = unwrapped(model)
     if is_active(model):
@@ -241,7 +242,8 @@ def activate(model: Any) -> None:
         sub = getattr(model.config, key, None)
         if sub is not None:
             previous[key] = sub._attn_implementation
-    own = [(m, m.config._attn_implementation) for m in model.modules() if hasattr(m, "config")]
+    modules: Iterator[Any] = model.modules()
+    own = [(m, m.config._attn_implementation) for m in modules if hasattr(m, "config")]
     model.set_attn_implementation(NAME)
     if not is_active(model):
         raise ValueError(f"{type(model).__name__} does not take its attention from transformers' AttentionInterface")
@@ -252,7 +254,7 @@ def activate(model: Any) -> None:
     setattr(model, _PREVIOUS, previous)
 
 
-def deactivate(model: Any) -> None:
+def deactivate(model: Model) -> None:
     """Gives the model back the attention that it had before `activate`; nothing if it was not switched."""
     model = unwrapped(model)
     previous = getattr(model, _PREVIOUS, None)
@@ -266,7 +268,7 @@ def deactivate(model: Any) -> None:
 
 
 @contextmanager
-def using(model: Any) -> Iterator[None]:
+def using(model: Model) -> Iterator[None]:
     """The model on our attention inside the block; as before afterwards, errors included."""
     was_active = is_active(model)
     activate(model)

@@ -35,18 +35,18 @@ from reasonalloc.policy.gates import ModelShape
 from reasonalloc.policy.observers import CutObserver
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.wave import PROBE_QUERIES, fingerprint
-from reasonalloc.protocols import Tokenizer
+from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.store.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.trace import Trace, recorder
 
 _LOG = logging.getLogger("reasonalloc")
-_told: WeakSet[Module] = WeakSet()  # models whose users know
+_said: WeakSet[Model] = WeakSet()  # models whose users know
 
 
-def _say_measured(model: Module) -> None:
+def _say_measured(model: Model) -> None:
     """Once for a model: a profile would serve every prompt."""
-    if model not in _told:
-        _told.add(model)
+    if model not in _said:
+        _said.add(model)
         _LOG.info("the layer wave was measured on the prompt; ra.profile measures it once for a model")
 
 
@@ -65,7 +65,7 @@ def _why_nothing(stock: Sequence[CacheLayerMixin]) -> str:
     return f"no layer has full attention alone, so there is nothing to give a budget to: its caches are {kinds}{hint}"
 
 
-def _shape(model: Any, layers: int, managed: Sequence[int]) -> ModelShape:
+def _shape(model: Model, layers: int, managed: Sequence[int]) -> ModelShape:
     heads = fingerprint(model)["kv_heads"]
     own = heads[managed[0]] if isinstance(heads, list) else heads
     return ModelShape(layers, tuple(managed), own if isinstance(own, int) else 0)
@@ -98,7 +98,7 @@ class ReasonAllocCache(Cache):
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         config: Config,
         *,
         record: bool = False,
@@ -538,7 +538,7 @@ class ReasonAllocCache(Cache):
         saving.save(self, path)
 
     @classmethod
-    def load(cls, path: str | Path, model: Any, *, observers: Sequence[CutObserver] = ()) -> ReasonAllocCache:
+    def load(cls, path: str | Path, model: Model, *, observers: Sequence[CutObserver] = ()) -> ReasonAllocCache:
         """Reads a saved cache for the model that it was saved with.
 
         Keys, values, positions and queries are those that were saved, to the bit. What is computed from them for scores

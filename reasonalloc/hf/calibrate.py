@@ -113,7 +113,7 @@ def _pieces(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> list[lis
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def _evaluating(model: Model) -> Iterator[None]:
     """Without dropout and the like, on our attention."""
     training = [x for x in model.modules() if x.training]
     model.eval()
@@ -140,7 +140,7 @@ def _gather(model: Model, piece: list[int], sums: dict[int, LayerSums], chunk: i
             bar.update(ids.shape[1])
 
 
-def _gather_gradients(model: Any, piece: list[int], sums: dict[int, LayerSums], chunk: int, bar: Any) -> None:
+def _gather_gradients(model: Model, piece: list[int], sums: dict[int, LayerSums], chunk: int, bar: Any) -> None:
     """Squared gradients of the loss, of stretches of `chunk` tokens that each begin anew."""
 
     def look(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -48,7 +48,7 @@ def cache_of(output: object) -> Any:
     return getattr(output, CACHE_NAME, None)
 
 
-def generation_setting(model: Any, args: Sequence[object], kwargs: Mapping[str, Any], name: str) -> Any:
+def generation_setting(model: Model, args: Sequence[object], kwargs: Mapping[str, Any], name: str) -> Any:
     """What a call `model.generate(*args, **kwargs)` uses of its generation configs; None: their default."""
     given = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
     said = (kwargs.get(name), getattr(given, name, None), getattr(model.generation_config, name, None))
@@ -57,7 +57,7 @@ def generation_setting(model: Any, args: Sequence[object], kwargs: Mapping[str, 
     return None if name == "cache_implementation" and chosen == "hybrid" else chosen
 
 
-def unwrapped(model: Any) -> Any:
+def unwrapped(model: Model) -> Any:
     """The transformers model inside of torch.compile, a parallel wrapper or PEFT; the model itself otherwise.
 
     TypeError for what is no transformers model.

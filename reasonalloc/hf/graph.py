@@ -15,6 +15,7 @@ from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.policy.cut import Cutter
+from reasonalloc.protocols import Model
 
 T = TypeVar("T")
 
@@ -109,7 +110,7 @@ class DecodeGraph:
         For a cache whose passes cannot be captured; the message says why.
     """
 
-    def __init__(self, model: Any, cache: ReasonAllocCache) -> None:
+    def __init__(self, model: Model, cache: ReasonAllocCache) -> None:
         if reason := why_not(cache):
             raise ValueError(f"no CUDA graph of a pass can be made: {reason}")
         if cache.ragged[0].pool.backend.device.type != "cuda":

@@ -72,7 +72,7 @@ class Session:
     first. caches: those that are still held. history: the figures of all.
     """
 
-    def __init__(self, model: Any, config: Config, record: bool = False) -> None:
+    def __init__(self, model: Model, config: Config, record: bool = False) -> None:
         check_config(config)
         self.model, self.config, self.record = unwrapped(model), config, record
         if _has_own_generate(self.model):
@@ -129,7 +129,7 @@ class Session:
         self.close()
 
 
-def install(model: Any, config: Config, *, record: bool = False) -> Session:
+def install(model: Model, config: Config, *, record: bool = False) -> Session:
     """Gives every generate() of a model a fresh cache by `config`; undone when the block ends, errors included.
 
     model: a transformers model, compiled, in PEFT's, accelerate's or a parallel wrapper or as it is. Without `with`,
@@ -139,7 +139,7 @@ def install(model: Any, config: Config, *, record: bool = False) -> Session:
     return Session(model, config, record)
 
 
-def uninstall(model: Any) -> None:
+def uninstall(model: Model) -> None:
     """Undoes what `install` or `ReasonAllocCache` did to a model: its generate and its attention are its own again."""
     model = unwrapped(model)
     if isinstance(vars(model).get("generate"), _Generate):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import torch
 from reasonalloc.config import Config
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import budgeted_layers, cache_argument
+from reasonalloc.protocols import Model
 from reasonalloc.trace.file import Trace
 from reasonalloc.trace.recorder import Ids
 from reasonalloc.trace.replay import replay_config, replay_policy
@@ -20,7 +20,7 @@ FORCES = ("budgets", "evictions")
 
 def replay(
     trace: Trace,
-    model: Any,
+    model: Model,
     config: Config | None = None,
     *,
     force: str = "budgets",

@@ -23,7 +23,7 @@ Arrays = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Model:
+class SavedModel:
     """What tells a model from others. shape: as in a wave profile. weights: `weights_digest`. label: what it is called,
     for messages only."""
 
@@ -76,7 +76,7 @@ class Header:
     among the arrays. step: a `StepState`.
     """
 
-    model: Model
+    model: SavedModel
     config: dict[str, Any]  # keywords, each of its own type
     rows: int
     length: int

@@ -13,20 +13,21 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from reasonalloc import _core, protocols
+from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.fields import build
 from reasonalloc.hf import saved_file
 from reasonalloc.hf.columns import Columns
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.hf.layer import RaggedLayer
-from reasonalloc.hf.saved_file import Arrays, Figures, Header, Layer, Model, take
+from reasonalloc.hf.saved_file import Arrays, Figures, Header, Layer, SavedModel, take
 from reasonalloc.hf.step import Step, StepState
 from reasonalloc.hf.stock_state import put_back, take_apart
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.observers import CutObserver
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.wave import WaveProfile, fingerprint, weights_digest
+from reasonalloc.protocols import Model
 from reasonalloc.provenance import provenance
 from reasonalloc.store.pages import DTYPES, PagePool
 from reasonalloc.trace.file import QUANTILES
@@ -36,7 +37,7 @@ from reasonalloc.trace.recorder import Recorder
 class _Saved(Protocol):
     """A `ReasonAllocCache`: what of it goes into a file or is made anew."""
 
-    model: protocols.Model
+    model: Model
     config: Config
     policy: Policy
     record: bool
@@ -63,9 +64,9 @@ class _Saved(Protocol):
 C = TypeVar("C", bound=_Saved)
 
 
-def _identity(model: protocols.Model) -> Model:
+def _identity(model: Model) -> SavedModel:
     label = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return Model(fingerprint(model), weights_digest(model), _name(model.dtype), label)
+    return SavedModel(fingerprint(model), weights_digest(model), _name(model.dtype), label)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -220,7 +221,7 @@ def _config(settings: dict[str, Any]) -> Config:
 # ---- from the file ----
 
 
-def load(cls: Callable[..., C], path: str | Path, model: Any, observers: Sequence[CutObserver]) -> C:
+def load(cls: Callable[..., C], path: str | Path, model: Model, observers: Sequence[CutObserver]) -> C:
     """`ReasonAllocCache.load`."""
     header, arrays = saved_file.read(path)
     _check_model(path, header.model, unwrapped(model))
@@ -238,7 +239,7 @@ def load(cls: Callable[..., C], path: str | Path, model: Any, observers: Sequenc
     return cache
 
 
-def _check_model(path: str | Path, saved: Model, model: protocols.Model) -> None:
+def _check_model(path: str | Path, saved: SavedModel, model: Model) -> None:
     here = _identity(model)
     wrong = [
         f"{key} {saved.shape.get(key)!r} (here {x!r})" for key, x in here.shape.items() if saved.shape.get(key) != x
@@ -444,7 +445,7 @@ def _fill_step(cache: _Saved, step: StepState, header: Header, arrays: Arrays) -
     cache.step.rows = header.rows
 
 
-def _device(model: protocols.Model, index: int) -> torch.device:
+def _device(model: Model, index: int) -> torch.device:
     """Where a layer of the model lies."""
     own = next((x for x in model.modules() if getattr(x, "layer_idx", None) == index), model)
     device = next((x.device for x in own.parameters() if not x.is_meta), None)

@@ -13,6 +13,7 @@ from reasonalloc.hf.attention import deactivate, is_active
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.check import compare
 from reasonalloc.hf.compat import unwrapped
+from reasonalloc.protocols import Model
 
 State = Literal["supported", "limited", "refused", "unknown"]
 
@@ -37,29 +38,27 @@ class Support:
         return f"{self.model_type}: {self.state}{''.join(f'; {x}' for x in self.reasons)}"
 
 
-def supports(model: Any, *, check: bool = False) -> Support:
+def supports(model: Model | PreTrainedConfig | str, *, check: bool = False) -> Support:
     """Whether a model can have a cache with a budget, with reasons.
 
     model: a transformers model, a config, or a name of the Hub or a folder, whose config alone is then read. check: run
     the model on random tokens and compare its logits, and those of a left-padded row, with transformers' own cache
     (`reasonalloc doctor --model` does the same); needs a model. Nothing of the model is changed.
     """
+    loaded = None if isinstance(model, str | PreTrainedConfig) else unwrapped(model)
+    if check and loaded is None:
+        raise ValueError("check=True runs the model: give the model itself, not its name or config")
     if isinstance(model, str):
         model = AutoConfig.from_pretrained(model)
-    loaded = not isinstance(model, PreTrainedConfig)
-    if loaded:
-        model = unwrapped(model)
-    if check and not loaded:
-        raise ValueError("check=True runs the model: give the model itself, not its name or config")
-    config = model.config if loaded else model
+    config: Any = model if loaded is None else loaded.config
     kind = config.get_text_config(decoder=True).model_type
     known = ARCHITECTURES.get(kind, ARCHITECTURES.get(config.model_type))
     if known is not None and known.state == "refused":
         return Support(kind, "refused", (known.note,))
-    problem = _refused(model) if loaded else None
+    problem = _refused(loaded) if loaded is not None else None
     if problem is not None:
         return Support(kind, "refused", (problem,))
-    found = compare(model) if check else None
+    found = compare(loaded) if check and loaded is not None else None
     if found is not None and found.problem:
         return Support(kind, "refused", (found.problem,), True)
     notes: tuple[str, ...] = (known.note,) if known is not None and known.note else ()
@@ -71,7 +70,7 @@ def supports(model: Any, *, check: bool = False) -> Support:
     return Support(kind, known.state, notes)
 
 
-def _refused(model: Any) -> str | None:
+def _refused(model: Model) -> str | None:
     """What making a cache raises; the model's attention is as before then."""
     own = is_active(model)
     try:

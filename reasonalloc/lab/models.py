@@ -10,11 +10,14 @@ from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasonalloc.lab.ungrouped import SUFFIX, split, ungroup, ungroup_config
 from reasonalloc.policy.wave import fingerprint_of
 from reasonalloc.protocols import Model, Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EMBEDDED = "smollm2"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
@@ -197,7 +200,7 @@ def _adapter(name: str | None) -> Path | None:
     return None
 
 
-def _merged(model: Any, adapter: Path) -> Any:
+def _merged(model: PreTrainedModel, adapter: Path) -> Any:
     try:
         from peft import PeftModel
     except ModuleNotFoundError as error:

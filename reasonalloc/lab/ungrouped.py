@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from reasonalloc.protocols import Model
+
 SUFFIX = ":ungrouped"
 
 
@@ -19,7 +21,7 @@ def ungroup_config(config: Any) -> None:
     config.num_key_value_heads = config.num_attention_heads
 
 
-def ungroup(model: Any) -> Any:
+def ungroup(model: Model) -> Model:
     """Repeats the projections of each KV head for the query heads that share it, in place; returns the model.
 
     ValueError, with nothing changed, for attention without projections of its own for keys and values, and for
@@ -27,7 +29,7 @@ def ungroup(model: Any) -> Any:
     """
     import torch
 
-    found = [x for x in model.modules() if hasattr(x, "num_key_value_groups")]
+    found: list[Any] = [x for x in model.modules() if hasattr(x, "num_key_value_groups")]
     for module in found:
         for name in ("k_proj", "v_proj"):
             if type(getattr(module, name, None)) is not torch.nn.Linear:

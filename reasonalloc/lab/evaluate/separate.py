@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.replay import replay
 from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
+from reasonalloc.protocols import Model
 from reasonalloc.trace.file import Trace
 
 
@@ -33,7 +33,7 @@ class Separation:
         return {**asdict(self), "by_scores": self.scores - self.trace, "by_budgets": self.own - self.scores}
 
 
-def separate(trace: Trace, model: Any, config: Config) -> Separation:
+def separate(trace: Trace, model: Model, config: Config) -> Separation:
     """Compares a config with a trace on the trace's own text, by teacher forcing.
 
     The prompt is fed at once, as it was when the trace was recorded. Raises ValueError where `replay` does, and for a

@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from reasonalloc.hf.compat import budgeted_layers, unwrapped
+from reasonalloc.protocols import Model
 
 NAME = "reasonalloc_mixed"
 _STATE = "_reasonalloc_mixed"
@@ -86,14 +87,14 @@ AttentionMaskInterface.register(NAME, _mask)
 
 
 @contextmanager
-def mixing(model: Any, mixture: Mixture) -> Iterator[None]:
+def mixing(model: Model, mixture: Mixture) -> Iterator[None]:
     """The model with mixed attention inside the block; as before afterwards, errors included.
 
     ValueError for gates of another shape than its layers with a budget x KV heads.
     """
     model = unwrapped(model)
     numbers = {index: order for order, index in enumerate(budgeted_layers(model))}
-    modules = [m for m in model.modules() if getattr(m, "layer_idx", None) in numbers]
+    modules: list[Any] = [m for m in model.modules() if getattr(m, "layer_idx", None) in numbers]
     shape = gate_shape(model)
     if tuple(mixture.gates.shape) != shape:
         raise ValueError(f"gates have the shape {list(mixture.gates.shape)}, the model's is {list(shape)}")
@@ -109,7 +110,7 @@ def mixing(model: Any, mixture: Mixture) -> Iterator[None]:
         model.set_attn_implementation(previous)
 
 
-def gate_shape(model: Any) -> tuple[int, int]:
+def gate_shape(model: Model) -> tuple[int, int]:
     """(layers with a budget, KV heads)."""
     config = model.config.get_text_config(decoder=True)
     return len(budgeted_layers(model)), int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)

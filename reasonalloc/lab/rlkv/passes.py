@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from reasonalloc.hf.tokens import left_padded
+from reasonalloc.protocols import Model
 
 _CHUNK = 256  # tokens whose logits are there at a time
 
@@ -33,7 +33,7 @@ def micro_batches(sequences: Sequence[Text], rows: int) -> Iterator[list[Text]]:
         yield order[i : i + rows]
 
 
-def check_head(model: Any) -> None:
+def check_head(model: Model) -> None:
     """ValueError for a model whose logits are more than its output matrix times the hidden states."""
     config = model.config.get_text_config(decoder=True)
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
@@ -41,7 +41,7 @@ def check_head(model: Any) -> None:
             raise ValueError(f"{type(model).__name__} has {name}, which the training of gates does not follow")
 
 
-def hidden_states(model: Any, batch: Sequence[Text]) -> torch.Tensor:
+def hidden_states(model: Model, batch: Sequence[Text]) -> torch.Tensor:
     """[rows, n, D] last hidden states; rows are padded on the left."""
     ids, mask = left_padded([[*x.prompt, *x.chain] for x in batch])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -58,7 +58,7 @@ def chain_states(hidden: torch.Tensor, batch: Sequence[Text], ahead: int = 1) ->
     return torch.cat(parts)
 
 
-def logprobs_of(model: Any, states: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def logprobs_of(model: Model, states: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """[n] log-probability of each id; states: [n, D]."""
     logits = model.get_output_embeddings()(states)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
@@ -67,7 +67,7 @@ def logprobs_of(model: Any, states: torch.Tensor, ids: torch.Tensor, temperature
 
 
 def backward_policy(
-    model: Any,
+    model: Model,
     batch: Sequence[Text],
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     temperature: float = 1.0,

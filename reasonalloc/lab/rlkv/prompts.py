@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import DynamicCache
 
@@ -19,7 +18,7 @@ from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.tasks.base import Choice, Item
 from reasonalloc.lab.tasks.file import items as items_of_file
 from reasonalloc.lab.tasks.ledger import Dials, problem
-from reasonalloc.protocols import Tokenizer
+from reasonalloc.protocols import Model, Tokenizer
 
 _ROWS = 16
 
@@ -55,7 +54,7 @@ def right(text: str, prompt: Prompt | Item) -> bool:
 
 def pool(
     folder: Path,
-    model: Any,
+    model: Model,
     tokenizer: Tokenizer,
     count: int,
     file: str | None,
@@ -94,7 +93,7 @@ def pool(
 
 
 def _try(
-    model: Any, tokenizer: Any, batch: Sequence[Item], stop: frozenset[int], pad: int, most: int
+    model: Model, tokenizer: Tokenizer, batch: Sequence[Item], stop: frozenset[int], pad: int, most: int
 ) -> Iterator[Prompt]:
     ids = {str(i): encode_prompt(tokenizer, x.prompt, "cpu")[0].tolist() for i, x in enumerate(batch)}
     sampling = Sampling(max_new_tokens=most)
@@ -107,7 +106,7 @@ def _try(
         yield Prompt(item.id, tuple(ids[str(i)]), tuple(chain.ids), item.answers, item.asked, well)
 
 
-def _pad(tokenizer: Any) -> int:
+def _pad(tokenizer: Tokenizer) -> int:
     return next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(x, int)), 0)
 
 

@@ -33,6 +33,7 @@ from reasonalloc.lab.rlkv.passes import Text, backward_policy, chain_states, che
 from reasonalloc.lab.rlkv.settings import Line, Settings
 from reasonalloc.policy.gates import write_gates
 from reasonalloc.policy.wave import fingerprint
+from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
 SCHEMA = 1
@@ -54,7 +55,7 @@ class Trainer:
     """
 
     def __init__(
-        self, folder: Path, model: Any, tokenizer: Any, label: str, settings: Settings, file: str | None = None
+        self, folder: Path, model: Model, tokenizer: Tokenizer, label: str, settings: Settings, file: str | None = None
     ) -> None:
         check_head(model)
         self.folder, self.model, self.tokenizer, self.label = folder, model, tokenizer, label
