@@ -52,10 +52,10 @@ static void put(ra_pool *pool, ra_cold_block **place, ra_cold_block *block)
     *place = block;
 }
 
-void ra_cold_put(ra_layer *layer, int64_t pair, ra_cold_block *block, ra_cold_block *known)
+void ra_cold_put(ra_layer *layer, int64_t pair, ra_cold_block *block, ra_cold_block *statistics)
 {
     put(layer->pool, &layer->cold->blocks[pair], block);
-    put(layer->pool, &layer->cold->known[pair], known);
+    put(layer->pool, &layer->cold->statistics[pair], statistics);
 }
 
 /* One more owner of a block. */
@@ -79,12 +79,12 @@ static ra_cold *new_cold(const ra_cold *like, int64_t rows, int64_t heads)
                       .row_bytes = like->row_bytes,
                       .record_bytes = like->record_bytes};
     cold->blocks = ra_new_zeroed(rows * heads, sizeof *cold->blocks);
-    cold->known = ra_new_zeroed(rows * heads, sizeof *cold->known);
+    cold->statistics = ra_new_zeroed(rows * heads, sizeof *cold->statistics);
     cold->fresh = ra_new_zeroed(rows * heads, sizeof *cold->fresh);
-    cold->fresh_known = ra_new_zeroed(rows * heads, sizeof *cold->fresh_known);
+    cold->fresh_statistics = ra_new_zeroed(rows * heads, sizeof *cold->fresh_statistics);
     cold->recalled = ra_new_zeroed(rows * heads, sizeof *cold->recalled);
     cold->merged = ra_new_zeroed(rows, sizeof *cold->merged);
-    if (cold->blocks && cold->known && cold->fresh && cold->fresh_known && cold->recalled && cold->merged)
+    if (cold->blocks && cold->statistics && cold->fresh && cold->fresh_statistics && cold->recalled && cold->merged)
         return cold;
     ra_cold_free(cold);
     return NULL;
@@ -95,9 +95,9 @@ void ra_cold_free(ra_cold *cold)
     if (!cold)
         return;
     free(cold->blocks);
-    free(cold->known);
+    free(cold->statistics);
     free(cold->fresh);
-    free(cold->fresh_known);
+    free(cold->fresh_statistics);
     free(cold->recalled);
     free(cold->merged);
     free(cold);
@@ -131,7 +131,7 @@ bool ra_cold_for_rows(const ra_layer *layer, const int64_t *source, int64_t rows
         int64_t from = source ? source[row] : row;
         for (int64_t head = 0; head < H && from >= 0; head++) {
             share(layer->pool, &(*out)->blocks[row * H + head], layer->cold->blocks[from * H + head]);
-            share(layer->pool, &(*out)->known[row * H + head], layer->cold->known[from * H + head]);
+            share(layer->pool, &(*out)->statistics[row * H + head], layer->cold->statistics[from * H + head]);
         }
     }
     return *out != NULL;
@@ -146,9 +146,9 @@ void ra_cold_empty_row(ra_layer *layer, int64_t row)
 void ra_cold_crop(ra_layer *layer, int64_t row)
 {
     for (int64_t head = 0; layer->cold && head < layer->kv_heads; head++) {
-        ra_cold_block **known = &layer->cold->known[ra_pair(layer, row, head)];
-        if (*known && (*known)->positions[(*known)->count - 1] >= layer->tokens[row])
-            put(layer->pool, known, NULL);
+        ra_cold_block **statistics = &layer->cold->statistics[ra_pair(layer, row, head)];
+        if (*statistics && (*statistics)->positions[(*statistics)->count - 1] >= layer->tokens[row])
+            put(layer->pool, statistics, NULL);
     }
 }
 
@@ -165,7 +165,7 @@ void ra_cold_fork(ra_layer *layer, int64_t from, int64_t to)
     for (int64_t head = 0; layer->cold && head < layer->kv_heads; head++) {
         int64_t source = ra_pair(layer, from, head), target = ra_pair(layer, to, head);
         share(layer->pool, &layer->cold->blocks[target], layer->cold->blocks[source]);
-        share(layer->pool, &layer->cold->known[target], layer->cold->known[source]);
+        share(layer->pool, &layer->cold->statistics[target], layer->cold->statistics[source]);
     }
 }
 

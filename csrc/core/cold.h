@@ -20,9 +20,9 @@ struct ra_cold {
     ra_cold_format format;
     size_t row_bytes, record_bytes; /* of a key or a value; of a token */
     ra_cold_block **blocks;         /* [R, H], NULL: no token */
-    ra_cold_block **known;          /* [R, H] what statistics knew at the newest cut; NULL: nothing */
+    ra_cold_block **statistics;     /* [R, H] what statistics knew at the newest cut; NULL: nothing */
     ra_cold_block **fresh;          /* [R, H] what they become when the cut is applied */
-    ra_cold_block **fresh_known;
+    ra_cold_block **fresh_statistics;
     int64_t *recalled; /* [R, H] tokens that came back at the newest cut */
     bool *merged;      /* [R] rows whose cold tokens are among their slots, until their cut ends */
     bool retired;      /* `fresh` is made */
@@ -43,7 +43,7 @@ void ra_cold_empty_row(ra_layer *layer, int64_t row);
 void ra_cold_fork(ra_layer *layer, int64_t from, int64_t to);
 void ra_cold_empty(ra_layer *layer);
 /* A pair's blocks in the place of those that it has. */
-void ra_cold_put(ra_layer *layer, int64_t pair, ra_cold_block *block, ra_cold_block *known);
+void ra_cold_put(ra_layer *layer, int64_t pair, ra_cold_block *block, ra_cold_block *statistics);
 /* A row has been cropped: tokens at the positions that are free again will be others. */
 void ra_cold_crop(ra_layer *layer, int64_t row);
 /* Tokens as a page takes them: rows of `dtype`, in `floats` [2][PAGE][D] where they are not stored so. */
@@ -52,13 +52,13 @@ void ra_cold_rows(const ra_layer *layer, const ra_cold_block *block, int64_t beg
 /* Slot `slot` of a head as a record. */
 void ra_cold_store(const ra_layer *layer, int64_t pair, int64_t slot, char *record);
 
-/* ---- cold_known.c ---- */
+/* ---- cold_statistics.c ---- */
 
 /* What statistics know of a head's slots but those that are dropped, goes[0, count) ascending; *out NULL where they know
  * nothing. False without memory. They are changed on the way, and then as they were. */
 bool ra_cold_remember(ra_layer *layer, int64_t pair, const int32_t *goes, int64_t count, ra_cold_block **out);
 /* Tells them, once the slots begin with those that it is about; else they are left with nothing. */
-void ra_cold_remind(ra_layer *layer, int64_t pair, const ra_cold_block *known);
+void ra_cold_remind(ra_layer *layer, int64_t pair, const ra_cold_block *statistics);
 
 /* ---- cold_cut.c ---- */
 

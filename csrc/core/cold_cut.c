@@ -81,7 +81,7 @@ static void fill_lists(ra_layer *layer, int64_t pair)
     }
     spread(positions, positions, n, block, (const char *)block->positions, sizeof(int32_t));
     layer->slots[pair] = (int32_t)(n + block->count);
-    ra_cold_remind(layer, pair, cold->known[pair]);
+    ra_cold_remind(layer, pair, cold->statistics[pair]);
 }
 
 /* Columns that say of each slot what its key and value say. */
@@ -334,7 +334,8 @@ static ra_status retire_head(ra_layer *layer, int64_t pair)
     if (status == RA_OK) {
         block = ra_cold_make(stored, (size_t)stored * cold->record_bytes);
         cold->fresh[pair] = block;
-        bool made = block && ra_cold_remember(layer, pair, goes + stored, count - stored, &cold->fresh_known[pair]);
+        bool made = block &&
+                    ra_cold_remember(layer, pair, goes + stored, count - stored, &cold->fresh_statistics[pair]);
         status = made ? RA_OK : RA_ERR_NO_MEMORY;
     }
     for (int64_t i = 0, c = 0; block && i < stored; i++) {
@@ -386,8 +387,8 @@ void ra_cold_forget(ra_layer *layer)
 {
     for (int64_t pair = 0; layer->cold && layer->cold->retired && pair < ra_pairs(layer); pair++) {
         free(layer->cold->fresh[pair]);
-        free(layer->cold->fresh_known[pair]);
-        layer->cold->fresh[pair] = layer->cold->fresh_known[pair] = NULL;
+        free(layer->cold->fresh_statistics[pair]);
+        layer->cold->fresh[pair] = layer->cold->fresh_statistics[pair] = NULL;
     }
     if (layer->cold)
         layer->cold->retired = false;
@@ -401,8 +402,8 @@ void ra_cold_settle(ra_layer *layer)
             keep_row(layer, row);
         for (int64_t head = 0; layer->cut.cut[row] && head < layer->kv_heads; head++) {
             int64_t pair = ra_pair(layer, row, head);
-            ra_cold_put(layer, pair, cold->fresh[pair], cold->fresh_known[pair]);
-            cold->fresh[pair] = cold->fresh_known[pair] = NULL;
+            ra_cold_put(layer, pair, cold->fresh[pair], cold->fresh_statistics[pair]);
+            cold->fresh[pair] = cold->fresh_statistics[pair] = NULL;
         }
         cold->merged[row] = false;
     }

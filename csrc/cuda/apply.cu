@@ -247,13 +247,13 @@ RA_DEVICE int survivors_before(const int32_t *kept, int keep, int slot)
 }
 
 /* As `move` of stat/nearest_key.c. Where none is similar the cosine is the one with slot 0: with that gone, so is it. */
-RA_DEVICE void move_known(const apply_job &j, int pair)
+RA_DEVICE void move_cached(const apply_job &j, int pair)
 {
-    const int keep = j.keep[pair], known = least(j.l.known[pair], j.l.slots[pair]);
+    const int keep = j.keep[pair], cached = least(j.l.cached[pair], j.l.slots[pair]);
     const int32_t *kept = j.kept + pair * entries_of(j.l);
     int32_t *similar = j.l.similar + pair * entries_of(j.l);
     float *cosine = j.l.cosine + pair * entries_of(j.l);
-    const int survivors = survivors_before(kept, keep, known);
+    const int survivors = survivors_before(kept, keep, cached);
     for (int first = 0; first < survivors; first += THREADS) {
         const int i = first + threadIdx.x;
         int32_t to = 0;
@@ -276,7 +276,7 @@ RA_DEVICE void move_known(const apply_job &j, int pair)
         block_sync();
     }
     if (threadIdx.x == 0)
-        j.l.known[pair] = survivors;
+        j.l.cached[pair] = survivors;
 }
 
 /* ---- Home: head by head, from the last page down ---- */
@@ -316,8 +316,8 @@ RA_KERNEL(THREADS, 4) settle_pages(apply_job j)
         block_sync();
         for (int i = threadIdx.x; i < plan[FRESH]; i += THREADS)
             pages[stay + i] = j.taken[pair * j.stride + i];
-        if (j.l.known)
-            move_known(j, pair);
+        if (j.l.cached)
+            move_cached(j, pair);
     }
     if (!last_block(&j.l.tickets[0], 64))
         return;

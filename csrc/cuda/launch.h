@@ -46,8 +46,8 @@ typedef struct ra_cuda_layer {
     int32_t *q_end;
     float *sinks; /* [Hq] of the newest step; -INFINITY: none */
     /* What is known of the newest similar keys (stat/nearest_key.h) of a head's first slots; all NULL: not kept. */
-    int32_t *known;    /* [R, H] how many these are */
-    float *known_with; /* [R, H] the threshold */
+    int32_t *cached;         /* [R, H] how many these are */
+    float *cached_threshold; /* [R, H] the threshold */
     int32_t *similar;  /* [R, H, S] newest similar slot; -1: none; -2 - b: it is gone, others lie before slot b > 0 */
     float *cosine;     /* [R, H, S] with it, or with slot 0 where there is none */
     uint32_t *tickets; /* [RA_CUDA_TICKETS], zero between launches */

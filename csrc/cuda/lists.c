@@ -189,8 +189,8 @@ static void lay_lists(const ra_layer *layer, cuda_layer *own, cuda_pieces *piece
     size_t floats = (size_t)layer->query_heads * (size_t)layer->pool->head_dim;
     /* Lists that only some scorers need. */
     bool similar = layer->columns[RA_STAT_NEAREST_KEY] != NULL;
-    int32_t *known = similar ? ra_piece(pieces, pairs, sizeof(int32_t)) : NULL;
-    float *known_with = similar ? ra_piece(pieces, pairs, sizeof(float)) : NULL;
+    int32_t *cached = similar ? ra_piece(pieces, pairs, sizeof(int32_t)) : NULL;
+    float *cached_threshold = similar ? ra_piece(pieces, pairs, sizeof(float)) : NULL;
     own->lists = (ra_cuda_layer){.pool = ra_cuda_pool_of(layer->pool)->head,
                                  .format = (ra_dtype)layer->pool->format->id,
                                  .rows = (int32_t)layer->rows,
@@ -207,8 +207,8 @@ static void lay_lists(const ra_layer *layer, cuda_layer *own, cuda_pieces *piece
                                  .q_begin = ra_piece(pieces, rows, sizeof(int32_t)),
                                  .q_end = ra_piece(pieces, rows, sizeof(int32_t)),
                                  .sinks = ra_piece(pieces, (size_t)layer->query_heads, sizeof(float)),
-                                 .known = known,
-                                 .known_with = known_with,
+                                 .cached = cached,
+                                 .cached_threshold = cached_threshold,
                                  .similar = similar ? ra_piece(pieces, pairs * pages * PAGE, sizeof(int32_t)) : NULL,
                                  .cosine = similar ? ra_piece(pieces, pairs * pages * PAGE, sizeof(float)) : NULL,
                                  .tickets = ra_piece(pieces, RA_CUDA_TICKETS, sizeof(uint32_t)),
@@ -334,8 +334,8 @@ static ra_status push_layer(ra_layer *layer)
         error = ra_cuda_up_narrow(to->q_begin, layer->q_begin, layer->rows, stream);
     if (!error)
         error = ra_cuda_up_narrow(to->q_end, layer->q_end, layer->rows, stream);
-    if (!error && to->known) /* the host may have moved, dropped or replaced any slot */
-        error = ra_device_zero(to->known, (size_t)ra_pairs(layer) * sizeof *to->known, stream);
+    if (!error && to->cached) /* the host may have moved, dropped or replaced any slot */
+        error = ra_device_zero(to->cached, (size_t)ra_pairs(layer) * sizeof *to->cached, stream);
     if (!error)
         layer->lists = RA_LISTS_BOTH;
     ra_cuda_layer_of(layer)->folds = false;

@@ -117,9 +117,9 @@ RA_KERNEL(THREADS, 4) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     const int pair = blockIdx.x, row = pair / l.kv_heads, n = l.slots[pair], older = n - l.window;
     if (!cut.cut[row])
         return;
-    if (l.known && threadIdx.x == 0 && (cut.scorer == RA_CUDA_RKV || cut.scorer == RA_CUDA_RKV_CENTRED)) {
-        l.known[pair] = n;
-        l.known_with[pair] = cut.threshold;
+    if (l.cached && threadIdx.x == 0 && (cut.scorer == RA_CUDA_RKV || cut.scorer == RA_CUDA_RKV_CENTRED)) {
+        l.cached[pair] = n;
+        l.cached_threshold[pair] = cut.threshold;
     }
     if (older < 1)
         return;

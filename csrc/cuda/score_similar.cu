@@ -8,7 +8,7 @@ constexpr int TILE = 64; /* slots */
 
 enum { NOT_FOUND = -2, NONE_SIMILAR = -1 };
 
-/* What a row's search begins with. It goes through the new columns, from the newest to slot `known`, then through those
+/* What a row's search begins with. It goes through the new columns, from the newest to slot `cached`, then through those
  * before `bound`. */
 struct row_search {
     int found;  /* newest similar column, NONE_SIMILAR once slot 0 was reached */
@@ -17,14 +17,14 @@ struct row_search {
 };
 
 /* Slots of which something is known. */
-RA_DEVICE int known_slots(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair)
+RA_DEVICE int cached_slots(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair)
 {
-    return l.known && l.known_with[pair] == cut.threshold ? least(l.known[pair], l.slots[pair]) : 0;
+    return l.cached && l.cached_threshold[pair] == cut.threshold ? least(l.cached[pair], l.slots[pair]) : 0;
 }
-RA_DEVICE row_search begin_search(const ra_cuda_layer &l, int pair, int known, int slot)
+RA_DEVICE row_search begin_search(const ra_cuda_layer &l, int pair, int cached, int slot)
 {
-    if (slot >= known)
-        return {NOT_FOUND, 0, known};
+    if (slot >= cached)
+        return {NOT_FOUND, 0, cached};
     const int similar = l.similar[pair * entries_of(l) + slot];
     if (similar < NONE_SIMILAR)
         return {NOT_FOUND, 0, -2 - similar};
@@ -53,14 +53,14 @@ RA_DEVICE void end_search(const ra_cuda_layer &l, const cut_scratch &s, int pair
 }
 
 /* A row by one thread. */
-RA_DEVICE void search(const ra_cuda_layer &l, const cut_scratch &s, int pair, int n, int known, int i, float threshold)
+RA_DEVICE void search(const ra_cuda_layer &l, const cut_scratch &s, int pair, int n, int cached, int i, float threshold)
 {
     const float *inverse = s.inverse + pair * s.stride;
-    row_search row = begin_search(l, pair, known, i);
+    row_search row = begin_search(l, pair, cached, i);
     for (int j = n - 1; j >= 0; j--) {
-        if (j < known && row.found >= NONE_SIMILAR)
+        if (j < cached && row.found >= NONE_SIMILAR)
             break;
-        if (j < known && j >= row.bound)
+        if (j < cached && j >= row.bound)
             j = row.bound - 1;
         const float x = j == i ? 0 : cosine(l, pair, i, j, inverse[i], inverse[j]); /* the diagonal is zero */
         if (x > threshold || j == 0) {
@@ -96,18 +96,18 @@ RA_DEVICE shared_rows lay_rows()
 }
 
 /* One past the columns before `end` that a row still has to see; 0: none. */
-RA_DEVICE int columns_left(int found, int bound, int known, int end)
+RA_DEVICE int columns_left(int found, int bound, int cached, int end)
 {
-    if (end > known)
-        return found < known ? end : 0;
+    if (end > cached)
+        return found < cached ? end : 0;
     return found < NONE_SIMILAR ? least(end, bound) : 0;
 }
 /* Of all rows; every warp comes to the same. */
-RA_DEVICE int columns_left(const shared_rows &rows, int count, int known, int end)
+RA_DEVICE int columns_left(const shared_rows &rows, int count, int cached, int end)
 {
     int left = 0;
     for (int row = threadIdx.x % 32; row < count; row += 32)
-        left = most(left, columns_left(rows.found[row], rows.bound[row], known, end));
+        left = most(left, columns_left(rows.found[row], rows.bound[row], cached, end));
     for (int mask = 16; mask; mask /= 2)
         left = most(left, shuffle_xor(left, mask));
     return left;
@@ -122,7 +122,7 @@ struct lane_hits {
 /* Compares 64 rows with the columns from `from` on. False where float32 cannot hold a product. */
 template <class T>
 RA_DEVICE bool compare(const ra_cuda_layer &l, const key_chunk<T> &own, const float *inverse, const shared_rows &rows,
-                       int pair, int n, int known, int from, float threshold, lane_hits *hits)
+                       int pair, int n, int cached, int from, float threshold, lane_hits *hits)
 {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, steps = (l.head_dim + 15) / 16;
     const int start = own.first - 8 * g;
@@ -181,7 +181,7 @@ RA_DEVICE bool compare(const ra_cuda_layer &l, const key_chunk<T> &own, const fl
             {
                 const int column = from + (2 * t + side) * 8 + 4 * part + c;
                 const float product = dot[i][c][2 * half + side];
-                if (column >= n || slot >= n || (column < known && column >= bound))
+                if (column >= n || slot >= n || (column < cached && column >= bound))
                     continue;
                 overflow |= !is_finite(product);
                 const float x = column == slot ? 0 : product * scale * by[c][side]; /* the diagonal is zero */
@@ -205,10 +205,10 @@ template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda
     const int start = blockIdx.y * TILE, count = least(TILE, n - start);
     if (!cut.cut[pair / l.kv_heads] || start >= n)
         return;
-    const int known = known_slots(l, cut, pair);
+    const int cached = cached_slots(l, cut, pair);
     const float *inverse = s.inverse + pair * s.stride;
     for (int row = threadIdx.x; row < TILE; row += THREADS) {
-        const row_search at = row < count ? begin_search(l, pair, known, start + row) : row_search{n, 0, 0};
+        const row_search at = row < count ? begin_search(l, pair, cached, start + row) : row_search{n, 0, 0};
         rows.found[row] = at.found;
         rows.with[row] = at.with;
         rows.bound[row] = at.bound;
@@ -218,7 +218,7 @@ template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda
     key_chunk<T> own;
     own.find(l, pair, n, start, g);
     int overflow = 0;
-    for (int end = columns_left(rows, count, known, n); end > 0 && !overflow;) {
+    for (int end = columns_left(rows, count, cached, n); end > 0 && !overflow;) {
         const int top = (end - 1) / TILE * TILE, from = top - warp * TILE;
         lane_hits hits;
         RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int half = 0; half < 2; half++)
@@ -227,8 +227,8 @@ template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda
             hits.with[i][half] = 0;
         }
         bool fits = true;
-        if (from >= 0 && columns_left(rows, count, known, from + TILE) > from)
-            fits = compare(l, own, inverse, rows, pair, n, known, from, cut.threshold, &hits);
+        if (from >= 0 && columns_left(rows, count, cached, from + TILE) > from)
+            fits = compare(l, own, inverse, rows, pair, n, cached, from, cut.threshold, &hits);
         RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int half = 0; half < 2; half++)
         { /* a lane sees a quarter of the columns */
             int found = hits.found[i][half];
@@ -258,11 +258,11 @@ template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda
         for (int w = 0; w < WARPS; w++)
             overflow |= rows.overflow[w];
         block_sync();
-        end = columns_left(rows, count, known, most(0, top - (WARPS - 1) * TILE));
+        end = columns_left(rows, count, cached, most(0, top - (WARPS - 1) * TILE));
     }
     for (int row = threadIdx.x; row < count; row += THREADS)
         if (overflow) /* long keys, whose products float32 cannot hold */
-            search(l, s, pair, n, known, start + row, cut.threshold);
+            search(l, s, pair, n, cached, start + row, cut.threshold);
         else
             end_search(l, s, pair, start + row, rows.found[row], rows.with[row]);
 }
@@ -273,9 +273,9 @@ RA_KERNEL(THREADS, 4) similar_plain(ra_cuda_layer l, ra_cuda_cut cut, cut_scratc
     const int pair = blockIdx.x, n = l.slots[pair], begin = blockIdx.y * BLOCK_SLOTS;
     if (!cut.cut[pair / l.kv_heads])
         return;
-    const int known = known_slots(l, cut, pair);
+    const int cached = cached_slots(l, cut, pair);
     for (int i = begin + threadIdx.x; i < least(n, begin + BLOCK_SLOTS); i += THREADS)
-        search(l, s, pair, n, known, i, cut.threshold);
+        search(l, s, pair, n, cached, i, cut.threshold);
 }
 
 int ra_cuda_similar(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream)

@@ -149,7 +149,7 @@ static void crop(ra_layer *layer, int64_t pair, int64_t slots)
         memset(state, 0, head_bytes(layer->pool->head_dim)); /* the sum holds keys that are gone */
 }
 
-static int64_t known(const ra_layer *layer, int64_t pair)
+static int64_t cached(const ra_layer *layer, int64_t pair)
 {
     const ra_nearest_state *state = ra_state_of(layer, RA_STAT_NEAREST_KEY, pair);
     return state->slots;
@@ -162,7 +162,7 @@ const ra_stat ra_stat_nearest_key = {
     .leave = leave,
     .move = move,
     .crop = crop,
-    .known = known,
+    .cached = cached,
 };
 
 /* ---- Redundancy ---- */

@@ -47,7 +47,7 @@ typedef struct ra_stat {
     void (*crop)(ra_layer *layer, int64_t pair, int64_t slots);
     /* Of how many of its first slots a head's state and columns hold all that they say as long as these stay the same, whatever
      * comes behind them: a cold tier keeps that from cut to cut. NULL: of none. */
-    int64_t (*known)(const ra_layer *layer, int64_t pair);
+    int64_t (*cached)(const ra_layer *layer, int64_t pair);
     /* Whether columns [fields][slots] are such as steps leave. NULL: any are. */
     bool (*holds)(int64_t slots, const int32_t *columns);
 } ra_stat;

@@ -31,7 +31,7 @@ class Step:
     size: int
 
 
-def held(cache: Cache) -> int:
+def cache_bytes(cache: Cache) -> int:
     """Bytes of keys and values in a cache: pages of ours, tensors of transformers' layers."""
     own = int(cache.page_bytes_by_row().sum()) if isinstance(cache, ReasonAllocCache) else 0
     found = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
@@ -66,7 +66,7 @@ class BatchWatch:
 
     def __call__(self, logits: torch.Tensor, keys: Sequence[str], picked: Sequence[int]) -> None:
         seconds = time.perf_counter() - self._resumed
-        self.steps.append(Step(seconds, len(keys), held(self._cache)))
+        self.steps.append(Step(seconds, len(keys), cache_bytes(self._cache)))
         self.rows = list(keys)
         for key, token in zip(keys, picked, strict=True):
             self.ids[key].append(token)

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
         pool = progress.add_task("prompts", total=settings.pool)
         task = progress.add_task("steps", total=settings.steps, completed=trainer.state.step)
 
-        def told(line: Line) -> None:
+        def show(line: Line) -> None:
             progress.update(pool, completed=settings.pool)
             progress.update(task, completed=line.step)
             worth = f"reward {line.reward:.2f}" if settings.objective == "rlkv" else f"loss {line.loss:.4g}"
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
                 highlight=False,
             )
 
-        trainer.run(args.minutes, told, lambda n: progress.update(pool, completed=n))
+        trainer.run(args.minutes, show, lambda n: progress.update(pool, completed=n))
     path = trainer.write()
     picture.gates(trainer.lines, trainer.gates.detach().numpy(), settings.objective, args.folder / "gates.png")
     out.print(f"gates are in {path}", highlight=False)

@@ -160,12 +160,12 @@ class DecodeGraph:
             if key is not None:
                 self._warm.add(key.cut)
             return logits
-        held = self._graphs.get(key.cut)
-        if held is not None and held[0] == key:
-            held[1].replay()
+        captured = self._graphs.get(key.cut)
+        if captured is not None and captured[0] == key:
+            captured[1].replay()
             self.cache.count_replay()
             self.replays += 1
-            return held[2]
+            return captured[2]
         self._graphs.pop(key.cut, None)
         self.cache.capturing = True
         try:

@@ -35,10 +35,10 @@ class Recalling(Ours):
         self._recalls = True
         checked = super().checked_cut()
         self._recalls = False
-        held = np.zeros((1, self.heads), np.int64)
-        self.layer.cold_slots(held)
-        if not (held == self.cold).all():
-            raise RuntimeError(f"n={self.n}: heads have {held.tolist()} cold tokens of {self.cold}; not timed")
+        slots = np.zeros((1, self.heads), np.int64)
+        self.layer.cold_slots(slots)
+        if not (slots == self.cold).all():
+            raise RuntimeError(f"n={self.n}: heads have {slots.tolist()} cold tokens of {self.cold}; not timed")
         return checked
 
 

@@ -118,10 +118,10 @@ class Matcher:
 
     def __post_init__(self) -> None:
         self.path = self.folder / FILE
-        known = read_json(self.path, "list of matched budgets") if self.path.is_file() else []
-        if not isinstance(known, list):
+        saved = read_json(self.path, "list of matched budgets") if self.path.is_file() else []
+        if not isinstance(saved, list):
             raise ValueError(f"{self.path} is not a list of matched budgets: it must be a list")
-        self._known = {x.key: x for x in (build(Match, one, f"{self.path}: a match") for one in known)}
+        self._matches = {x.key: x for x in (build(Match, one, f"{self.path}: a match") for one in saved)}
 
     def targets(self, wanted: str, cells: Sequence[Cell]) -> dict[str, tuple[float, Cell | None]]:
         """Bytes by the label that cells get: of a method's cells, or one size.
@@ -139,12 +139,12 @@ class Matcher:
     def _bytes(self, cell: Cell) -> float:
         """As measured; of a method that others are matched with."""
         key = self._key(cell, None)
-        if key not in self._known:
+        if key not in self._matches:
             found = self.measure(cell)
             self.log(f"{cell.name}: {found / 1e6:.3f} MB")
             size = float(cell.config.budget or cell.config.ratio or 0)
             self._keep(Match(cell.name, found, size, found, 0.0, (Try(size, found),), key))
-        return self._known[key].mean_bytes
+        return self._matches[key].mean_bytes
 
     def match(self, method: Config, label: str, target: float, start: Config) -> tuple[Cell, Match]:
         """The cell of a method at the size that takes `target` bytes.
@@ -158,7 +158,7 @@ class Matcher:
 
         first = float(start.budget or 0) if whole else float(start.ratio or 0)
         key = self._key(Cell(name, sized(first)), target)
-        if key not in self._known:
+        if key not in self._matches:
 
             def measured(size: float) -> float:
                 found = self.measure(Cell(name, sized(size)))
@@ -168,12 +168,12 @@ class Matcher:
             tries = search(measured, target, first, method.window + 1 if whole else 1e-3, whole, self.tolerance)
             best = min(tries, key=lambda x: abs(x.mean_bytes / target - 1))
             self._keep(Match(name, target, best.size, best.mean_bytes, self.tolerance, tuple(tries), key))
-        found = self._known[key]
+        found = self._matches[key]
         return Cell(name, sized(found.size)), found
 
     def _keep(self, match: Match) -> None:
-        self._known[match.key] = match
-        replace_text(self.path, json.dumps([asdict(x) for x in self._known.values()], indent=1) + "\n")
+        self._matches[match.key] = match
+        replace_text(self.path, json.dumps([asdict(x) for x in self._matches.values()], indent=1) + "\n")
 
 
 def matched(matcher: Matcher, wanted: str, cells: Sequence[Cell]) -> tuple[list[Cell], list[Match]]:

@@ -22,13 +22,13 @@ class Waves:
     folder: Path
     about: dict[str, object] = field(default_factory=dict)
     tokens: int = 512
-    _known: dict[tuple[str, int, float], WaveProfile] = field(default_factory=dict)
+    _measured: dict[tuple[str, int, float], WaveProfile] = field(default_factory=dict)
 
     def get(self, count: int = 4, rho: float = 0.93, task: str | None = None) -> WaveProfile:
         """The wave over `count` prompts (1 to 8); a file of the folder if it has been measured before."""
         task = task or self.task
         key = task, count, rho
-        if key not in self._known:
+        if key not in self._measured:
             path = self.folder / f"wave-{_name(task)}-{count}-{rho:g}.json"
             if path.is_file():
                 found = WaveProfile.load(path)
@@ -40,8 +40,8 @@ class Waves:
                 found = self.profile(chosen, max_new_tokens=self.tokens, rho=rho)
                 found = replace(found, source={**found.source, **self.about})
                 found.save(path)
-            self._known[key] = found
-        return self._known[key]
+            self._measured[key] = found
+        return self._measured[key]
 
 
 def _name(task: str) -> str:

@@ -84,8 +84,8 @@ class Trainer:
         own = asdict(self.settings) | {"problems": self.file, "model": self.label}
         other = [k for k in own if k != "steps" and given.get(k) != own[k]]
         if other:
-            told = "; ".join(f"{k} {given.get(k)!r}, now {own[k]!r}" for k in other)
-            raise ValueError(f"{self.folder} holds a run with other settings ({told}): take another folder")
+            differences = "; ".join(f"{k} {given.get(k)!r}, now {own[k]!r}" for k in other)
+            raise ValueError(f"{self.folder} holds a run with other settings ({differences}): take another folder")
 
     def restore(self) -> None:
         """Reads the checkpoint, if there is one; log lines after it are forgotten."""

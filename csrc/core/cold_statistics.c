@@ -8,7 +8,7 @@
 /* Not where keys come back as others than they went. */
 static bool remembers(const ra_layer *layer, int s)
 {
-    return layer->columns[s] && ra_stats[s]->known && layer->cold->format == RA_COLD_SAME;
+    return layer->columns[s] && ra_stats[s]->cached && layer->cold->format == RA_COLD_SAME;
 }
 
 static size_t state_bytes(const ra_layer *layer, int s) { return ra_stats[s]->head_bytes(layer->pool->head_dim); }
@@ -75,15 +75,15 @@ bool ra_cold_remember(ra_layer *layer, int64_t pair, const int32_t *goes, int64_
     }
     if (!bytes || n == count)
         return true;
-    ra_cold_block *known = ra_cold_make(n - count, bytes);
+    ra_cold_block *statistics = ra_cold_make(n - count, bytes);
     char *before = NULL; /* a statistic's part */
     int32_t *lists = NULL;
     if (count) {
         lists = ra_new(2 * n + 1, sizeof *lists);
         before = ra_new((int64_t)most, 1);
     }
-    if (!known || (count && (!lists || !before))) {
-        free(known);
+    if (!statistics || (count && (!lists || !before))) {
+        free(statistics);
         free(lists);
         free(before);
         return false;
@@ -93,9 +93,9 @@ bool ra_cold_remember(ra_layer *layer, int64_t pair, const int32_t *goes, int64_
         if (i < count && goes[i] == slot)
             i++;
         else
-            known->positions[at++] = positions[slot];
+            statistics->positions[at++] = positions[slot];
     }
-    char *to = known->records;
+    char *to = statistics->records;
     for (int s = 0; s < RA_STATS; s++) {
         if (!remembers(layer, s))
             continue;
@@ -103,32 +103,33 @@ bool ra_cold_remember(ra_layer *layer, int64_t pair, const int32_t *goes, int64_
             write_part(layer, pair, s, n, before);
             forget(layer, pair, s, goes, count, lists);
         }
-        to = write_part(layer, pair, s, ra_min(ra_stats[s]->known(layer, pair), n - count), to);
+        to = write_part(layer, pair, s, ra_min(ra_stats[s]->cached(layer, pair), n - count), to);
         if (count)
             read_part(layer, pair, s, before);
     }
     free(lists);
     free(before);
-    *out = known;
+    *out = statistics;
     return true;
 }
 
-void ra_cold_remind(ra_layer *layer, int64_t pair, const ra_cold_block *known)
+void ra_cold_remind(ra_layer *layer, int64_t pair, const ra_cold_block *statistics)
 {
-    const char *from = known ? known->records : NULL;
+    const char *from = statistics ? statistics->records : NULL;
     for (int s = 0; s < RA_STATS; s++) {
         if (!layer->columns[s] || ra_stats[s]->lasting)
             continue;
         int64_t slots = 0;
-        if (remembers(layer, s) && known)
+        if (remembers(layer, s) && statistics)
             memcpy(&slots, from, sizeof slots);
-        bool same = slots <= layer->slots[pair] && (!slots || !memcmp(known->positions, ra_positions_of(layer, pair),
-                                                                      (size_t)slots * sizeof(int32_t)));
+        bool same = slots <= layer->slots[pair] &&
+                    (!slots ||
+                     !memcmp(statistics->positions, ra_positions_of(layer, pair), (size_t)slots * sizeof(int32_t)));
         if (ra_stats[s]->crop)
             ra_stats[s]->crop(layer, pair, 0);
         if (slots && same)
             read_part(layer, pair, s, from);
-        if (remembers(layer, s) && known)
+        if (remembers(layer, s) && statistics)
             from += part_bytes(layer, s, slots);
     }
 }

@@ -10,22 +10,22 @@ static int cuts, used;
 
 struct known_lists {
     arena memory;
-    int32_t *known, *similar;
-    float *known_with, *cosine;
+    int32_t *cached, *similar;
+    float *cached_threshold, *cosine;
 
     explicit known_lists(const twin &x)
     {
         const size_t entries = (size_t)x.pairs * entries_of(x.l);
-        known = memory.array<int32_t>(x.pairs);
-        known_with = memory.array<float>(x.pairs, 0xff);
+        cached = memory.array<int32_t>(x.pairs);
+        cached_threshold = memory.array<float>(x.pairs, 0xff);
         similar = memory.array<int32_t>(entries, 0xff);
         cosine = memory.array<float>(entries, 0xff);
     }
     void give(ra_cuda_layer &l) const
     {
-        l.known = known, l.known_with = known_with, l.similar = similar, l.cosine = cosine;
+        l.cached = cached, l.cached_threshold = cached_threshold, l.similar = similar, l.cosine = cosine;
     }
-    static void take(ra_cuda_layer &l) { l.known = l.similar = nullptr, l.known_with = l.cosine = nullptr; }
+    static void take(ra_cuda_layer &l) { l.cached = l.similar = nullptr, l.cached_threshold = l.cosine = nullptr; }
 };
 
 static std::vector<float> scores_of(twin &x)
@@ -91,12 +91,12 @@ static void run(const case_shape &shape, int capability)
         std::copy(similar.begin(), similar.end(), lists.similar);
         std::copy(cosines.begin(), cosines.end(), lists.cosine);
         for (int pair = 0; pair < x.pairs; pair++)
-            if (x.cut.cut[pair / shape.heads] && lists.known[pair] != x.l.slots[pair])
-                fail("%s: %d slots of %d are known", x.name().c_str(), lists.known[pair], x.l.slots[pair]);
+            if (x.cut.cut[pair / shape.heads] && lists.cached[pair] != x.l.slots[pair])
+                fail("%s: %d slots of %d are cached", x.name().c_str(), lists.cached[pair], x.l.slots[pair]);
         evict(x);
         x.there.free_count = 0;
         for (int pair = 0; pair < x.pairs; pair++) { /* what lies behind the survivors is there still, as new tokens */
-            if (lists.known[pair] > x.l.slots[pair])
+            if (lists.cached[pair] > x.l.slots[pair])
                 fail("%s: more slots are known than there are", x.name().c_str());
             x.l.slots[pair] += below(3) ? below(all[pair] - x.l.slots[pair] + 1) : 0;
             x.l.slots[pair] = std::max(1, (int)x.l.slots[pair]);
@@ -123,6 +123,6 @@ int main()
     run(s, 90);
     if (used < cuts * 9 / 10)
         fail("what is known was used at %d of %d cuts", used, cuts);
-    std::printf("known keys: %d cuts, %d failures, %.1f s\n", cuts, failures(), seconds());
+    std::printf("cached keys: %d cuts, %d failures, %.1f s\n", cuts, failures(), seconds());
     return failures() != 0;
 }
