@@ -1,9 +1,13 @@
 """torch operators of the C core, traceable by ``torch.compile``.
 
-Importing this module registers ``torch.ops.reasonalloc.*`` for the CPU; the functions below are the typed way to call
-them. Tensors must be contiguous and on the CPU; anything else is a ``RuntimeError`` that tells what was given and what
-is allowed. On a GPU `ReasonAllocCache` has attention and cuts of its own, with ``Config(device="model")``. None of the
-operators has an autograd formula: no gradient flows through them.
+Importing this module registers ``torch.ops.reasonalloc.*``; the functions below are the typed way to call them. Tensors
+must be contiguous and on one device, the CPU or, where reasonalloc was built with CUDA, a GPU; anything else is a
+``RuntimeError`` that tells what was given and what is allowed. None of the operators has an autograd formula: no gradient
+flows through them.
+
+On a GPU they work on the current stream and nobody waits for them, so what stands in a tensor is found wrong by kernels:
+a head whose length or pages are wrong answers NaN, what cannot be scored is NaN, an `append_` with anything wrong in it
+writes nothing; the next operator raises the RuntimeError. They can be captured in a CUDA graph once each has been called.
 
 Letters: B rows, H KV heads, Hq query heads (a multiple of H), T new tokens, N tokens, D head size (up to 1024),
 W window, P pages, M pages a head may have. A page holds 16 tokens of one KV head: K as [D, 16], then V as [16, D].
@@ -17,6 +21,7 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from . import _core
+from .store.backends import operators_backend
 
 __all__ = ["PAGE_TOKENS", "append_", "attend", "importance", "redundancy", "rkv_score"]
 
@@ -24,7 +29,7 @@ PAGE_TOKENS = 16
 _MAX_HEAD_DIM = 1024
 _CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_core.register_torch_ops()
+_core.register_torch_ops(operators_backend())
 _ATTEND = torch.ops.reasonalloc.attend.default
 _APPEND = torch.ops.reasonalloc.append_.default
 # What these two call, without a frame of Python: a sixth of the time that one token takes.

@@ -14,8 +14,8 @@ ROOT = Path(reasonalloc.__file__).parent
 
 # From low to high. A module imports modules of its own floor and of lower ones. Files of the root are named one by one.
 FLOORS = (
-    ("_core", "fields", "files", "hub", "lazy", "pictures", "provenance", "protocols", "allocate", "score", "ops"),
-    ("store",),
+    ("_core", "fields", "files", "hub", "lazy", "pictures", "provenance", "protocols", "allocate", "score"),
+    ("store", "ops"),
     ("policy",),
     ("methods",),
     ("config",),

@@ -7,13 +7,54 @@ import resource
 import pytest
 import torch
 
-from reasonalloc import ops
+from reasonalloc import _core, ops
+from reasonalloc.store.backends import operators_backend
 
 pytestmark = pytest.mark.core
 
 PAGE = ops.PAGE_TOKENS
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+
+
+class Place:
+    """Where operators run: the functions of `ops`, and how a case gets there."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def there(self, arguments):
+        """What a case's tensors are at the place."""
+        return tuple(a.cuda() if self.name == "cuda" and isinstance(a, torch.Tensor) else a for a in arguments)
+
+    def call(self, name, *arguments):
+        if self.name != "cuda-emulated":
+            return getattr(ops, name)(*arguments)
+        # The kernel for CUDA tensors, as the dispatcher calls it: in the emulation the device's tensors are the CPU's.
+        key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        return getattr(torch.ops.reasonalloc, name).default.redispatch(key, *arguments)
+
+
+def emulated_backend():
+    return pytest.importorskip("reasonalloc._cuda_emulated", reason="built with REASONALLOC_EMULATE=1").backend
+
+
+@pytest.fixture(params=["cpu", "cuda-emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def place(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    if request.param == "cuda-emulated":
+        _core.register_torch_ops(emulated_backend())
+    yield Place(request.param)
+    _core.register_torch_ops(operators_backend())
+
+
+@pytest.fixture
+def device(place):
+    """Places where nobody waits."""
+    if place.name == "cpu":
+        pytest.skip("the CPU raises at once")
+    return place
 
 
 # ---- References ------------------------------------------------------------------------------------------------------
@@ -82,8 +123,8 @@ def write(page, slot, key, value):
     page[PAGE * dim :].view(PAGE, dim)[slot] = value
 
 
-def attend_case(dtype=torch.float32, lengths=((5, 40), (17, 16)), group=2, tokens=1, dim=16):
-    pages, table, counts, keys, values = make_pages(dtype, lengths, dim, table_pages=4)
+def attend_case(dtype=torch.float32, lengths=((5, 40), (17, 16)), group=2, tokens=1, dim=16, table_pages=4):
+    pages, table, counts, keys, values = make_pages(dtype, lengths, dim, table_pages)
     query = torch.randn(len(lengths), len(lengths[0]) * group, tokens, dim).to(dtype)
     return (query, pages, table, counts, dim**-0.5), keys, values
 
@@ -128,10 +169,10 @@ NAMES = ("attend", "append_", "rkv_score", "redundancy", "importance")
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "dim", "group"), [(1, 64, 3), (1, 7, 1), (3, 16, 2), (5, 33, 4), (1, 128, 1)])
-def test_attend_is_softmax_attention(dtype, tokens, dim, group):
+def test_attend_is_softmax_attention(dtype, tokens, dim, group, place):
     lengths = ((5, 40), (17, 16), (64, 31))
     arguments, keys, values = attend_case(dtype, lengths, group, tokens, dim)
-    out = ops.attend(*arguments)
+    out = place.call("attend", *place.there(arguments)).cpu()
     assert out.dtype == dtype
     assert out.shape == (3, tokens, 2 * group, dim)
     for row in range(3):
@@ -140,11 +181,24 @@ def test_attend_is_softmax_attention(dtype, tokens, dim, group):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_long_heads_are_attended_in_pieces(dtype, place):
+    lengths = ((1100, 3), (700, 1279))
+    arguments, keys, values = attend_case(dtype, lengths, group=4, dim=64, table_pages=81)
+    out = place.call("attend", *place.there(arguments)).cpu()
+    again = place.call("attend", *place.there(arguments)).cpu()
+    assert torch.equal(out, again)
+    for row in range(2):
+        expected = attend_reference(arguments[0][row], keys[row], values[row], arguments[4])
+        torch.testing.assert_close(out[row].double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "dim"), [(1, 64), (3, 7), (17, 16)])
-def test_append_writes_behind_what_is_there(dtype, tokens, dim):
+def test_append_writes_behind_what_is_there(dtype, tokens, dim, place):
     arguments, expected = append_case(dtype, tokens=tokens, dim=dim)
-    assert ops.append_(*arguments) is None
-    torch.testing.assert_close(arguments[0], expected, rtol=0, atol=0, equal_nan=True)
+    arguments = place.there(arguments)
+    assert place.call("append_", *arguments) is None
+    torch.testing.assert_close(arguments[0].cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("kernel", [1, 7])
@@ -152,25 +206,33 @@ def test_append_writes_behind_what_is_there(dtype, tokens, dim):
     ("heads", "group", "window", "tokens", "dim"),
     [(2, 3, 4, 37, 16), (1, 1, 1, 2, 7), (3, 2, 8, 150, 64), (2, 1, 5, 6, 33)],
 )
-def test_scores_are_rkv(heads, group, window, tokens, dim, kernel):
+def test_scores_are_rkv(heads, group, window, tokens, dim, kernel, place):
     queries, keys = score_case(heads, group, window, tokens, dim)
     important = importance_reference(queries, keys, kernel)
     redundant = redundancy_reference(keys, 0.5)
-    torch.testing.assert_close(ops.importance(queries, keys, kernel).double(), important, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(ops.redundancy(keys, 0.5).double(), redundant, rtol=1e-4, atol=1e-6)
-    expected = 0.3 * important - 0.7 * redundant[:, : tokens - window]
-    torch.testing.assert_close(ops.rkv_score(queries, keys, 0.3, 0.5, kernel).double(), expected, rtol=1e-4, atol=1e-6)
+    queries, keys = place.there((queries, keys))
+
+    def compare(expected, name, *arguments):
+        found = place.call(name, *arguments).cpu().double()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+    compare(important, "importance", queries, keys, kernel)
+    compare(redundant, "redundancy", keys, 0.5)
+    compare(0.3 * important - 0.7 * redundant[:, : tokens - window], "rkv_score", queries, keys, 0.3, 0.5, kernel)
 
 
-def test_nothing_in_gives_nothing_out():
-    queries, keys = score_case(window=4, tokens=4)
-    assert ops.rkv_score(queries, keys).shape == (2, 0)
-    assert ops.redundancy(torch.randn(2, 0, 8)).shape == (2, 0)
-    torch.testing.assert_close(ops.redundancy(torch.randn(2, 1, 8)), torch.ones(2, 1))
+def test_nothing_in_gives_nothing_out(place):
+    queries, keys = place.there(score_case(window=4, tokens=4))
+    assert place.call("rkv_score", queries, keys, 0.1, 0.5, 7).shape == (2, 0)
+    assert place.call("redundancy", *place.there((torch.randn(2, 0, 8), 0.5))).shape == (2, 0)
+    one = place.call("redundancy", *place.there((torch.randn(2, 1, 8), 0.5)))
+    torch.testing.assert_close(one.cpu(), torch.ones(2, 1))
     pages = torch.zeros(1, 32 * 8)
     table, lengths = torch.zeros(0, 2, 1, dtype=torch.int32), torch.zeros(0, 2, dtype=torch.int32)
-    assert ops.attend(torch.zeros(0, 4, 1, 8), pages, table, lengths, 1.0).shape == (0, 1, 4, 8)
-    ops.append_(pages, torch.zeros(0, 2, 1, 8), torch.zeros(0, 2, 1, 8), table, lengths)
+    arguments = place.there((torch.zeros(0, 4, 1, 8), pages, table, lengths, 1.0))
+    assert place.call("attend", *arguments).shape == (0, 1, 4, 8)
+    new = torch.zeros(0, 2, 1, 8)
+    place.call("append_", *place.there((pages, new, new, table, lengths)))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -298,31 +360,109 @@ def test_errors_tell_what_was_given(name, index, change, message):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cuda_tensors_are_refused_by_name(name):
+def test_cuda_tensors_are_refused_without_a_backend(name):
     """The kernel for CUDA tensors, as the dispatcher calls it, given the CPU's."""
     operator = getattr(torch.ops.reasonalloc, name).default
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"reasonalloc::{name}", "CUDA")
     arguments = sample(name)
     before = [a.clone() for a in arguments if isinstance(a, torch.Tensor)]
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    for _ in range(3):
-        with pytest.raises(RuntimeError, match=rf"reasonalloc::{name}: a tensor is on a CUDA device.*on the CPU only"):
-            operator.redispatch(key, *arguments)
+    _core.register_torch_ops()
+    try:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match=rf"reasonalloc::{name}: a tensor is on a CUDA device.*without CUDA"):
+                operator.redispatch(key, *arguments)
+    finally:
+        _core.register_torch_ops(operators_backend())
     for tensor, was in zip((a for a in arguments if isinstance(a, torch.Tensor)), before, strict=True):
         torch.testing.assert_close(tensor, was, rtol=0, atol=0, equal_nan=True)
     getattr(ops, name)(*arguments)  # the CPU's is as it was
 
 
+def test_a_backend_is_a_capsule():
+    with pytest.raises(ValueError, match="PyCapsule"):
+        _core.register_torch_ops(object())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-def test_tensors_on_a_gpu_are_refused(name):
+def test_tensors_on_two_devices_are_refused(name):
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in sample(name)]
-    with pytest.raises(RuntimeError, match="a tensor is on a CUDA device"):
-        getattr(ops, name)(*arguments)
-    with pytest.raises(RuntimeError, match="a tensor is on a CUDA device"):  # one is enough
-        getattr(ops, name)(arguments[0], *sample(name)[1:])
+    arguments = sample(name)
+    if sum(isinstance(a, torch.Tensor) for a in arguments) < 2:
+        pytest.skip("one tensor is on one device")
+    with pytest.raises(RuntimeError, match="is not on the CUDA device of the others"):
+        getattr(ops, name)(arguments[0].cuda(), *arguments[1:])
+
+
+# ---- On a device, where what is wrong is told later ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (2, at((1, 0, 1), 19), "a page that does not exist"),
+        (2, at((1, 0, 0), -1), "a page that does not exist"),
+        (3, at((1, 0), 0), "lengths out of range"),
+        (3, at((1, 0), 65), "lengths out of range"),
+        (3, at((1, 0), -(2**31)), "lengths out of range"),
+        (3, at((1, 0), 2**31 - 1), "lengths out of range"),
+    ],
+)
+@pytest.mark.parametrize("dim", [16, 64])
+def test_a_wrong_head_answers_nan(dtype, dim, index, change, message, device):
+    arguments = device.there(attend_case(dtype, dim=dim)[0])
+    right = device.call("attend", *arguments).cpu()
+    out = device.call("attend", *replaced(arguments, index, change(arguments[index]))).cpu()
+    assert out[1, :, :2].isnan().all()  # its two query heads
+    assert torch.equal(out[0], right[0])
+    assert torch.equal(out[1, :, 2:], right[1, :, 2:])
+    with pytest.raises(RuntimeError, match=f"before this one.*{message}"):
+        device.call("attend", *arguments)
+    assert torch.equal(device.call("attend", *arguments).cpu(), right)  # told once
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (3, at((1, 0, 1), 19), "a page that does not exist"),
+        (4, at((1, 1), 64), "lengths out of range"),
+        (4, at((0, 0), -1), "lengths out of range"),
+        (1, at((0, 1, 0, 5), math.nan), "NaN or infinity"),
+        (2, at((1, 1, 0, 15), -math.inf), "NaN or infinity"),
+    ],
+)
+def test_a_wrong_append_writes_nothing(tokens, index, change, message, device):
+    arguments, expected = append_case(tokens=tokens)
+    arguments = device.there(arguments)
+    before = arguments[0].clone()
+    device.call("append_", *replaced(arguments, index, change(arguments[index])))
+    torch.testing.assert_close(arguments[0], before, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(RuntimeError, match=f"{message}; if it was append_, it has written nothing"):
+        device.call("append_", *arguments)
+    device.call("append_", *arguments)
+    torch.testing.assert_close(arguments[0].cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_scores_that_are_none_are_told_later(device):
+    queries, keys = device.there(score_case())
+    device.call("rkv_score", queries, at((1, 3), math.nan)(keys), 0.1, 0.5, 7)
+    with pytest.raises(RuntimeError, match=r"before this one.*NaN or infinity"):
+        device.call("redundancy", keys, 0.5)
+    assert device.call("redundancy", at((1, 3), math.inf)(keys), 0.5)[1].isnan().any()
+    with pytest.raises(RuntimeError, match=r"before this one.*NaN or infinity"):
+        device.call("redundancy", keys, 0.5)
+    device.call("redundancy", keys, 0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_are_checked_at_once(name, device):
+    arguments = device.there(sample(name))
+    with pytest.raises(RuntimeError, match=rf"reasonalloc::{name}: .* has shape "):
+        device.call(name, arguments[0][0], *arguments[1:])
 
 
 def test_a_refused_append_leaves_the_pages():

@@ -4,6 +4,7 @@
 #define RA_BACKEND_H
 
 #include "layer.h"
+#include "operators.h"
 
 /* What a backend adds that keeps pages and lists in memory of its own. The host's lists then are as old as the last pull,
  * `layer->slots` bounds from above what heads hold, and steps and cuts do not wait for the device. */
@@ -39,6 +40,7 @@ typedef struct ra_device {
     bool (*has_sent)(const ra_layer *layer, const int64_t *totals, const int64_t *protect_below);
     void (*cut_again)(ra_layer *layer); /* a cut was replayed: its figures are wanted */
     int64_t (*generation)(const ra_layer *layer);
+    const ra_operators *operators;
 } ra_device;
 
 struct ra_backend {
@@ -64,7 +66,7 @@ struct ra_backend {
 extern const ra_backend ra_backend_cpu;
 
 /* Name of the capsule in which a module gives _core its backend; another number for another layout of these structs. */
-#define RA_BACKEND_CAPSULE "reasonalloc.backend.4"
+#define RA_BACKEND_CAPSULE "reasonalloc.backend.5"
 
 /* ---- lists.c: which memory's lists are current. On a backend without a device they do nothing. ---- */
 

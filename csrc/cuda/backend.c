@@ -1,6 +1,8 @@
 /* The CUDA backend: pages and lists in device memory, kernels of this folder. */
 #include "backend.h"
 
+#include "operators.h"
+
 /* Scratch lies on the device: `reserve` sees to it. */
 static size_t no_host_scratch(const ra_layer *layer, int64_t tokens, int64_t slots)
 {
@@ -48,6 +50,7 @@ static const ra_device device = {
     .has_sent = ra_cuda_has_sent,
     .cut_again = ra_cuda_cut_again,
     .generation = ra_cuda_generation,
+    .operators = &ra_cuda_operators,
 };
 
 const ra_backend ra_backend_cuda = {

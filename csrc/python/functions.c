@@ -258,11 +258,16 @@ static PyObject *set_isa(PyObject *module, PyObject *name)
     Py_RETURN_NONE;
 }
 
-static PyObject *register_torch_ops(PyObject *module, PyObject *unused)
+static PyObject *register_torch_ops(PyObject *module, PyObject *args)
 {
-    (void)module, (void)unused;
+    (void)module;
+    PyObject *capsule = Py_None;
+    const ra_backend *backend = NULL;
     const char *error = NULL;
-    if (ra_torch_register(&error))
+    if (!PyArg_ParseTuple(args, "|O:register_torch_ops", &capsule) ||
+        (capsule != Py_None && !(backend = PyCapsule_GetPointer(capsule, RA_BACKEND_CAPSULE))))
+        return NULL;
+    if (ra_torch_register(backend, &error))
         return PyErr_Format(PyExc_ImportError, "torch operators: %s", error ? error : "unknown error");
     Py_RETURN_NONE;
 }
@@ -358,7 +363,8 @@ PyMethodDef ra_functions[] = {
     {"isa", isa, METH_NOARGS, "isa()\n--\n\nThe instruction set in use."},
     {"set_isa", set_isa, METH_O, "set_isa(name)\n--\n\nSwitches the instruction set."},
     {"isas", isas, METH_NOARGS, "isas()\n--\n\nThe instruction sets that this machine has."},
-    {"register_torch_ops", register_torch_ops, METH_NOARGS,
-     "register_torch_ops()\n--\n\nRegisters torch.ops.reasonalloc; torch must have been imported."},
+    {"register_torch_ops", register_torch_ops, METH_VARARGS,
+     "register_torch_ops(backend=None)\n--\n\nRegisters torch.ops.reasonalloc; torch must have been imported. backend: "
+     "what computes on CUDA tensors."},
     {NULL, NULL, 0, NULL},
 };

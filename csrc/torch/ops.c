@@ -4,10 +4,14 @@
 #include "ops.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "../core/backend.h"
 #include "torch_bridge.h"
+
+enum { DEVICE_CPU = 1 }; /* as DLPack counts */
 
 /* Tensors come first in every schema, `tensors` of them. */
 static _Noreturn void refuse(const char *name, const char *why)
@@ -25,11 +29,18 @@ static void drop_tensors(const ra_stable_value *stack, uint64_t tensors)
         (void)ra_torch.aoti_torch_delete_tensor_object(ra_handle_of(stack[i]));
 }
 
-static void call(const char *name, ra_op_body body, uint64_t tensors, ra_stable_value *stack, uint64_t outputs)
+static void call(const char *name, ra_op_body body, uint64_t tensors, ra_stable_value *stack, uint64_t outputs,
+                 ra_place place)
 {
     ra_tensor_handle out = NULL;
     ra_failure failure = {.text = ""};
-    const bool done = body(stack, &out, &failure);
+    const char *fault = place.operators ? place.operators->fault() : NULL;
+    const bool done = fault
+                          ? ra_fail(&failure,
+                                    "an operator before this one, on a CUDA device, was given %s; if it was append_, it"
+                                    " has written nothing",
+                                    fault)
+                          : body(stack, &place, &out, &failure);
 
     drop_tensors(stack, tensors);
     if (done) {
@@ -42,13 +53,22 @@ static void call(const char *name, ra_op_body body, uint64_t tensors, ra_stable_
     refuse(name, failure.text);
 }
 
-/* Where any tensor is on a CUDA device: torch's own message would list dispatch keys. */
-static void refuse_cuda(const char *name, uint64_t tensors, ra_stable_value *stack)
+/* What computes on CUDA tensors; in the emulation these are the CPU's. */
+static _Atomic(const ra_device *) device;
+
+/* Where any tensor is on a CUDA device. */
+static void call_cuda(const char *name, ra_op_body body, uint64_t tensors, ra_stable_value *stack, uint64_t outputs)
 {
-    drop_tensors(stack, tensors);
-    refuse(name,
-           "a tensor is on a CUDA device, and this operator computes on the CPU only. Move its tensors with .cpu(), or"
-           " use ReasonAllocCache with Config(device=\"model\"), whose attention and cuts run on the GPU");
+    const ra_device *own = atomic_load(&device);
+    if (own == NULL) { /* torch's own message would list dispatch keys */
+        drop_tensors(stack, tensors);
+        refuse(name,
+               "a tensor is on a CUDA device, and reasonalloc was built without CUDA (REASONALLOC_CUDA=1 builds it"
+               " with nvcc). Move its tensors with .cpu()");
+    }
+    const int32_t type = own->type == DEVICE_CPU ? ra_torch.aoti_torch_device_type_cpu()
+                                                 : ra_torch.aoti_torch_device_type_cuda();
+    call(name, body, tensors, stack, outputs, (ra_place){.operators = own->operators, .type = type});
 }
 
 /* X(name, body, tensors, schema after the name) */
@@ -64,12 +84,12 @@ static void refuse_cuda(const char *name, uint64_t tensors, ra_stable_value *sta
     static void boxed_##name(ra_stable_value *stack, uint64_t inputs, uint64_t outputs)                                \
     {                                                                                                                  \
         (void)inputs;                                                                                                  \
-        call(#name, body, tensors, stack, outputs);                                                                    \
+        call(#name, body, tensors, stack, outputs, (ra_place){.type = ra_torch.aoti_torch_device_type_cpu()});         \
     }                                                                                                                  \
     static void cuda_##name(ra_stable_value *stack, uint64_t inputs, uint64_t outputs)                                 \
     {                                                                                                                  \
-        (void)inputs, (void)outputs;                                                                                   \
-        refuse_cuda(#name, tensors, stack);                                                                            \
+        (void)inputs;                                                                                                  \
+        call_cuda(#name, body, tensors, stack, outputs);                                                               \
     }
 OPERATORS(BOXED)
 
@@ -129,8 +149,9 @@ static int register_once(const char **error)
     return -1;
 }
 
-int ra_torch_register(const char **error)
+int ra_torch_register(const ra_backend *backend, const char **error)
 {
+    atomic_store(&device, backend != NULL ? backend->device : NULL);
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     const char *text = NULL;
     pthread_mutex_lock(&lock);

@@ -60,11 +60,11 @@ static bool score_all(score_call *call, ra_failure *failure)
     return status == RA_OK || ra_fail_status(failure, status);
 }
 
-static bool view_keys(ra_stable_value value, int64_t head_dim, score_call *call, ra_failure *failure)
+static bool view_keys(ra_stable_value value, int64_t head_dim, ra_place *place, score_call *call, ra_failure *failure)
 {
     const int64_t size[] = {RA_ANY_SIZE, RA_ANY_SIZE, head_dim};
     ra_view keys;
-    if (!ra_view_tensor(value, "keys", "[H, N, D]", 3, size, &keys, failure) ||
+    if (!ra_view_tensor(value, "keys", "[H, N, D]", 3, size, place, &keys, failure) ||
         !ra_expect_dtype(&keys, ra_torch.aoti_torch_dtype_float32(), failure))
         return false;
     call->keys = keys.data;
@@ -76,13 +76,13 @@ static bool view_keys(ra_stable_value value, int64_t head_dim, score_call *call,
     return true;
 }
 
-static bool view_both(const ra_stable_value *stack, score_call *call, ra_failure *failure)
+static bool view_both(const ra_stable_value *stack, ra_place *place, score_call *call, ra_failure *failure)
 {
     static const int64_t any[] = {RA_ANY_SIZE, RA_ANY_SIZE, RA_ANY_SIZE};
     ra_view queries;
-    if (!ra_view_tensor(stack[0], "queries", "[Hq, W, D]", 3, any, &queries, failure) ||
+    if (!ra_view_tensor(stack[0], "queries", "[Hq, W, D]", 3, any, place, &queries, failure) ||
         !ra_expect_dtype(&queries, ra_torch.aoti_torch_dtype_float32(), failure) ||
-        !view_keys(stack[1], queries.size[2], call, failure))
+        !view_keys(stack[1], queries.size[2], place, call, failure))
         return false;
     call->queries = queries.data;
     call->window = queries.size[1];
@@ -107,37 +107,70 @@ static bool check_config(const ra_score_config *config, ra_failure *failure)
     return true;
 }
 
-static bool run(score_call *call, int64_t scores, ra_tensor_handle *out, ra_failure *failure)
+/* Nobody waits: what is not finite comes as NaN. */
+static bool score_on_device(ra_place *place, const score_call *call, ra_failure *failure)
+{
+    const bool importance = call->config.scorer == ra_scorer_find("importance");
+    const ra_dense keys = {.queries = call->queries,
+                           .keys = call->keys,
+                           .kv_heads = call->kv_heads,
+                           .query_heads = call->kv_heads * call->group,
+                           .window = call->window,
+                           .tokens = call->tokens,
+                           .head_dim = call->head_dim,
+                           .kernel = call->config.kernel,
+                           .alpha = call->config.alpha,
+                           .threshold = call->config.threshold,
+                           .importance = importance};
+    int64_t slots;
+    if (__builtin_mul_overflow(call->tokens + RA_PAGE_TOKENS, call->kv_heads, &slots) || slots > INT32_MAX ||
+        call->window * call->group > INT32_MAX || call->config.kernel > INT32_MAX)
+        return ra_fail(failure, "its sizes are beyond what kernels count to, 2^31");
+    ra_tensor_handle scratch = NULL;
+    void *memory = NULL;
+    if (!ra_place_enter(place, failure))
+        return false;
+    bool done = ra_new_scratch(place, place->operators->score_bytes(&keys), &scratch, &memory, failure);
+    if (done) {
+        const ra_status status = place->operators->score(&keys, call->out, memory, place->stream);
+        done = status == RA_OK || ra_fail_status(failure, status);
+        (void)ra_torch.aoti_torch_delete_tensor_object(scratch);
+    }
+    ra_place_leave(place);
+    return done;
+}
+
+static bool run(score_call *call, int64_t scores, ra_place *place, ra_tensor_handle *out, ra_failure *failure)
 {
     void *data = NULL;
     const int64_t size[] = {call->kv_heads, scores};
     if (!check_config(&call->config, failure) ||
-        !ra_new_tensor(ra_torch.aoti_torch_dtype_float32(), 2, size, out, &data, failure))
+        !ra_new_tensor(place, ra_torch.aoti_torch_dtype_float32(), 2, size, out, &data, failure))
         return false;
     if (call->kv_heads == 0 || scores == 0)
         return true;
     call->out = data;
-    return score_all(call, failure);
+    return place->operators ? score_on_device(place, call, failure) : score_all(call, failure);
 }
 
-bool ra_op_rkv_score(const ra_stable_value *stack, ra_tensor_handle *out, ra_failure *failure)
+bool ra_op_rkv_score(const ra_stable_value *stack, ra_place *place, ra_tensor_handle *out, ra_failure *failure)
 {
     score_call call = {.config = {.scorer = ra_scorer_find("rkv"),
                                   .alpha = (float)ra_double_of(stack[2]),
                                   .threshold = (float)ra_double_of(stack[3]),
                                   .kernel = (int64_t)stack[4]}};
-    return view_both(stack, &call, failure) && run(&call, call.tokens - call.window, out, failure);
+    return view_both(stack, place, &call, failure) && run(&call, call.tokens - call.window, place, out, failure);
 }
 
-bool ra_op_importance(const ra_stable_value *stack, ra_tensor_handle *out, ra_failure *failure)
+bool ra_op_importance(const ra_stable_value *stack, ra_place *place, ra_tensor_handle *out, ra_failure *failure)
 {
     score_call call = {.config = {.scorer = ra_scorer_find("importance"), .alpha = 1, .kernel = (int64_t)stack[2]}};
-    return view_both(stack, &call, failure) && run(&call, call.tokens - call.window, out, failure);
+    return view_both(stack, place, &call, failure) && run(&call, call.tokens - call.window, place, out, failure);
 }
 
-bool ra_op_redundancy(const ra_stable_value *stack, ra_tensor_handle *out, ra_failure *failure)
+bool ra_op_redundancy(const ra_stable_value *stack, ra_place *place, ra_tensor_handle *out, ra_failure *failure)
 {
     score_call call = {
         .config = {.scorer = ra_scorer_find("rkv"), .threshold = (float)ra_double_of(stack[1]), .kernel = 1}};
-    return view_keys(stack[0], RA_ANY_SIZE, &call, failure) && run(&call, call.tokens, out, failure);
+    return view_keys(stack[0], RA_ANY_SIZE, place, &call, failure) && run(&call, call.tokens, place, out, failure);
 }

@@ -63,16 +63,17 @@ static bool same_shape(const ra_view *view, int64_t dim, const int64_t *size)
 }
 
 bool ra_view_tensor(ra_stable_value value, const char *name, const char *shape, int64_t dim, const int64_t *size,
-                    ra_view *out, ra_failure *failure)
+                    ra_place *place, ra_view *out, ra_failure *failure)
 {
     ra_view view = {.name = name, .handle = ra_handle_of(value)};
-    int32_t device = 0;
+    int32_t type = 0, index = 0;
     bool contiguous = false;
     int64_t *sizes = NULL;
     if (ra_torch.aoti_torch_get_dim(view.handle, &view.dim) != 0 ||
         ra_torch.aoti_torch_get_sizes(view.handle, &sizes) != 0 ||
         ra_torch.aoti_torch_get_dtype(view.handle, &view.dtype) != 0 ||
-        ra_torch.aoti_torch_get_device_type(view.handle, &device) != 0 ||
+        ra_torch.aoti_torch_get_device_type(view.handle, &type) != 0 ||
+        (place->operators && ra_torch.aoti_torch_get_device_index(view.handle, &index) != 0) ||
         ra_torch.aoti_torch_is_contiguous(view.handle, &contiguous) != 0 ||
         ra_torch.torch_get_const_data_ptr(view.handle, &view.data) != 0)
         return ra_fail(failure, "%s cannot be read", name);
@@ -82,8 +83,13 @@ bool ra_view_tensor(ra_stable_value value, const char *name, const char *shape, 
         return ra_fail(failure, "%s has shape %s, expected %s = %s", name, shape_text(view.size, view.dim, given),
                        shape, shape_text(size, dim, wanted));
     }
-    if (device != ra_torch.aoti_torch_device_type_cpu())
-        return ra_fail(failure, "%s is not on the CPU", name);
+    if (type != place->type)
+        return ra_fail(failure,
+                       place->operators ? "%s is not on the CUDA device of the others" : "%s is not on the CPU", name);
+    if (place->has_index && index != place->index)
+        return ra_fail(failure, "%s is on cuda:%d, others are on cuda:%d", name, index, place->index);
+    place->has_index = true;
+    place->index = index;
     if (!contiguous)
         return ra_fail(failure, "%s is not contiguous, call .contiguous() on it", name);
     *out = view;
@@ -110,8 +116,8 @@ bool ra_cache_dtype(const ra_view *view, ra_dtype *out, ra_failure *failure)
     return true;
 }
 
-bool ra_new_tensor(int32_t dtype, int64_t dim, const int64_t *size, ra_tensor_handle *out, void **data,
-                   ra_failure *failure)
+bool ra_new_tensor(const ra_place *place, int32_t dtype, int64_t dim, const int64_t *size, ra_tensor_handle *out,
+                   void **data, ra_failure *failure)
 {
     int64_t strides[MAX_DIM];
     int64_t stride = 1;
@@ -120,7 +126,7 @@ bool ra_new_tensor(int32_t dtype, int64_t dim, const int64_t *size, ra_tensor_ha
         stride *= size[i] > 0 ? size[i] : 1;
     }
     ra_tensor_handle made = NULL;
-    if (ra_torch.aoti_torch_empty_strided(dim, size, strides, dtype, ra_torch.aoti_torch_device_type_cpu(), 0, &made))
+    if (ra_torch.aoti_torch_empty_strided(dim, size, strides, dtype, place->type, place->index, &made))
         return ra_fail(failure, "no memory for the result");
     if (ra_torch.torch_get_mutable_data_ptr(made, data) != 0) {
         (void)ra_torch.aoti_torch_delete_tensor_object(made);
@@ -128,6 +134,34 @@ bool ra_new_tensor(int32_t dtype, int64_t dim, const int64_t *size, ra_tensor_ha
     }
     *out = made;
     return true;
+}
+
+bool ra_new_scratch(const ra_place *place, size_t bytes, ra_tensor_handle *out, void **data, ra_failure *failure)
+{
+    const int64_t floats = (int64_t)((bytes + 3) / 4), size[] = {floats > 0 ? floats : 1};
+    return ra_new_tensor(place, ra_torch.aoti_torch_dtype_float32(), 1, size, out, data, failure);
+}
+
+bool ra_place_enter(ra_place *place, ra_failure *failure)
+{
+    if (place->type == ra_torch.aoti_torch_device_type_cpu()) /* the emulation */
+        return true;
+    const char *missing = NULL;
+    if (ra_torch_load_cuda(&missing) != 0)
+        return ra_fail(failure, "torch's CUDA library was not found: %s", missing);
+    if (ra_torch_cuda.aoti_torch_create_cuda_guard(place->index, &place->guard) != 0)
+        return ra_fail(failure, "cuda:%d cannot be made current", place->index);
+    if (ra_torch_cuda.aoti_torch_get_current_cuda_stream(place->index, &place->stream) == 0)
+        return true;
+    ra_place_leave(place);
+    return ra_fail(failure, "cuda:%d has no current stream", place->index);
+}
+
+void ra_place_leave(ra_place *place)
+{
+    if (place->guard != NULL)
+        (void)ra_torch_cuda.aoti_torch_delete_cuda_guard(place->guard);
+    place->guard = NULL;
 }
 
 double ra_double_of(ra_stable_value value)

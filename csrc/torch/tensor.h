@@ -26,18 +26,33 @@ typedef struct ra_view {
 
 #define RA_ANY_SIZE (-1)
 
+/* The device where an operator computes and all its tensors lie. */
+typedef struct ra_place {
+    const struct ra_operators *operators; /* NULL: the CPU's, by the C library */
+    int32_t type, index;                  /* as torch counts; the index is the first tensor's */
+    bool has_index;
+    ra_cuda_guard guard;
+    void *stream; /* a CUDA stream; NULL in the emulation */
+} ra_place;
+
+/* Until `leave` the place's device is current; its stream is known. */
+bool ra_place_enter(ra_place *place, ra_failure *failure);
+void ra_place_leave(ra_place *place);
+
 /* Views stack slot `value`. shape: letters for the message ("[B, H, N]"); size[dim]: what each must be or RA_ANY_SIZE.
- * Only contiguous CPU tensors pass. */
+ * Only contiguous tensors at the place pass. */
 bool ra_view_tensor(ra_stable_value value, const char *name, const char *shape, int64_t dim, const int64_t *size,
-                    ra_view *out, ra_failure *failure);
+                    ra_place *place, ra_view *out, ra_failure *failure);
 /* One of torch's codes. */
 bool ra_expect_dtype(const ra_view *view, int32_t dtype, ra_failure *failure);
 /* One of the three that a cache can have. */
 bool ra_cache_dtype(const ra_view *view, ra_dtype *out, ra_failure *failure);
 
-/* A new contiguous CPU tensor, owned by the caller, and its memory. */
-bool ra_new_tensor(int32_t dtype, int64_t dim, const int64_t *size, ra_tensor_handle *out, void **data,
-                   ra_failure *failure);
+/* A new contiguous tensor at the place, owned by the caller, and its memory. */
+bool ra_new_tensor(const ra_place *place, int32_t dtype, int64_t dim, const int64_t *size, ra_tensor_handle *out,
+                   void **data, ra_failure *failure);
+/* Memory for kernels, of at least `bytes`: torch keeps it until those that are started now are done. */
+bool ra_new_scratch(const ra_place *place, size_t bytes, ra_tensor_handle *out, void **data, ra_failure *failure);
 
 static inline ra_tensor_handle ra_handle_of(ra_stable_value value) { return (ra_tensor_handle)(uintptr_t)value; }
 

@@ -58,6 +58,18 @@ def backend_for(device: torch.device, place: str | None = None, scorer: str | No
     return IN_HOST_MEMORY._replace(note=f"{backend.name} has no scorer {scorer!r}")
 
 
+def operators_backend() -> object | None:
+    """The capsule of the backend that computes torch's operators on CUDA tensors; None where it was not built."""
+    name = "cuda-emulated" if os.environ.get(VARIABLE) == "cuda-emulated" else "cuda"
+    if name == "cuda" and (torch.version.cuda is None or torch.version.hip):
+        return None
+    try:
+        capsule: object = import_module(_MODULES[name]).backend
+    except ImportError:
+        return None
+    return capsule
+
+
 def _backend_for(device: torch.device, place: str | None) -> Backend:
     wish = os.environ.get(VARIABLE, "")
     if wish and wish not in BACKENDS:
