@@ -2,12 +2,12 @@
 
 Importing this module registers ``torch.ops.reasonalloc.*``; the functions below are the typed way to call them. Tensors
 must be contiguous and on one device, the CPU or, where reasonalloc was built with CUDA, a GPU; anything else is a
-``RuntimeError`` that tells what was given and what is allowed. None of the operators has an autograd formula: no gradient
-flows through them.
+``RuntimeError`` that tells what was given and what is allowed. None of the operators has an autograd formula: no
+gradient flows through them.
 
-On a GPU they work on the current stream and nobody waits for them, so what stands in a tensor is found wrong by kernels:
-a head whose length or pages are wrong answers NaN, what cannot be scored is NaN, an `append_` with anything wrong in it
-writes nothing; the next operator raises the RuntimeError. They can be captured in a CUDA graph once each has been called.
+On a GPU they work on the current stream and nobody waits for them, so kernels find what is wrong inside of a tensor: a
+head whose length or pages are wrong answers NaN, what cannot be scored is NaN, an `append_` with anything wrong in it
+writes nothing; the next operator raises the RuntimeError. They can be captured in a CUDA graph once each was called.
 
 Letters: B rows, H KV heads, Hq query heads (a multiple of H), T new tokens, N tokens, D head size (up to 1024),
 W window, P pages, M pages a head may have. A page holds 16 tokens of one KV head: K as [D, 16], then V as [16, D].

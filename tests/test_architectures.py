@@ -84,7 +84,7 @@ def test_refused_on_construction(kind):
     [("diffllama", "reads the keys of layer 0 a second time"), ("doge", "another one for each head")],
 )
 def test_what_is_refused_is_refused_without_the_table_too(kind, message, monkeypatch):
-    monkeypatch.setattr("reasonalloc.hf.cache.refusal", lambda _: None)
+    monkeypatch.setattr("reasonalloc.hf.forward.refusal", lambda _: None)
     with pytest.raises(ValueError, match=f"{message}|does not take its attention"):
         compare(build(kind))
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 import reasonalloc as ra
 from reasonalloc.cli import main
-from reasonalloc.hf import cache as cache_module
+from reasonalloc.hf import forward as forward_module
 from reasonalloc.hf.attention import is_active
 from reasonalloc.hf.compat import cache_argument
 
@@ -190,7 +190,7 @@ def test_the_wave_is_drawn(tmp_path):
 
 def test_it_is_said_once_that_the_wave_was_measured(caplog, monkeypatch):
     model, config = tiny(), ra.Config("reasonalloc", budget=24, interval=8, window=4)
-    cache_module._said.discard(model)
+    forward_module._said.discard(model)
     caplog.set_level(logging.INFO, logger="reasonalloc")
     for _ in range(2):
         cache = ra.ReasonAllocCache(model, config)
