@@ -125,6 +125,55 @@ def test_a_total_without_room_for_the_windows_changes_nothing():
     assert slots(layer, HEADS).tolist() == [[20, 20]] * 2
 
 
+def limited(*limits):
+    """Given heads: the route of `_core`."""
+    return (3, 1.0, 0.0, 1.0, 0.0, 0.0, np.array(limits, np.int64).tobytes())
+
+
+def test_heads_that_are_given():
+    random, protect = np.random.default_rng(3), np.zeros(2, np.int64)
+    pool, layer = made()
+    for limits, totals, left in (
+        ((12, -1), (50, 70), [12, 38, 12, 58]),
+        ((-1, 9), (40, -1), [31, 9, 12, 78]),
+        ((8, 10), (18, 18), [8, 10, 8, 10]),
+    ):
+        step(pool, layer, random, 60 if layer.tokens(0) == 0 else 20)
+        budgets, lost, flags = results(layer)
+        layer.cut(np.array(totals), protect, RKV, limited(*limits), budgets, lost, flags)
+        found = slots(layer, HEADS).ravel()
+        expected = [x if over else y for x, y, over in zip(left, found, np.repeat(flags, 2), strict=True)]
+        assert found.tolist() == expected
+        assert flags.any()
+
+
+@pytest.mark.parametrize(
+    ("limits", "totals", "reason"),
+    [
+        ((3, -1), (50, 50), "exclude the total"),  # a limit below the window
+        ((2**40, -1), (50, 50), "cut"),
+        ((30, 30), (50, 50), "cut"),  # more than a row keeps, which nobody would see
+    ],
+)
+def test_limits_that_cannot_be_are_refused(limits, totals, reason):
+    pool, layer = made()
+    step(pool, layer, np.random.default_rng(0), 60)
+    before = [positions(layer, 0, head).tolist() for head in range(HEADS)]
+    with pytest.raises(ValueError, match=reason):
+        layer.cut(np.array(totals), np.zeros(2, np.int64), RKV, limited(*limits), None, None, None)
+    assert [positions(layer, 0, head).tolist() for head in range(HEADS)] == before
+
+
+def test_limits_that_leave_no_room_are_told_later():
+    pool, layer = made()
+    random, protect = np.random.default_rng(0), np.zeros(2, np.int64)
+    step(pool, layer, random, 60)
+    layer.cut(np.array([50, 50]), protect, RKV, limited(48, -1), None, None, None)  # 2 for a window of 4
+    assert slots(layer, HEADS).tolist() == [[60, 60], [60, 60]]
+    with pytest.raises(ValueError, match="exclude the total"):
+        step(pool, layer, random)
+
+
 def test_wrong_places_are_refused():
     random = np.random.default_rng(5)
     _pool, layer = made()

@@ -229,14 +229,34 @@ def test_a_row_alone_is_the_row_in_a_batch(gates, method):
     assert assert_rows_are_alone(models.tiny(), config_of(gates, method=method), new=40)
 
 
-def test_on_a_device(gates, monkeypatch):
+@pytest.mark.parametrize("method", caches.GATED)
+@pytest.mark.parametrize(("sparsity", "interval"), [(0.5, 1), (0.5, 5), (1.0, 1)])
+def test_on_a_device(gates, method, sparsity, interval, monkeypatch):
+    pytest.importorskip("reasonalloc._cuda_emulated")
     model, found = models.tiny(), []
     for backend in ("cpu", "cuda-emulated"):
         monkeypatch.setenv(backends.VARIABLE, backend)
-        cache = ra.ReasonAllocCache(model, config_of(gates))
-        model.generate(models.prompt(40), **cache_argument(cache), max_new_tokens=30, do_sample=False)
+        cache = ra.ReasonAllocCache(model, config_of(gates, sparsity, method, interval=interval))
+        ids = models.prompt(40, rows=2)
+        model.generate(ids, **cache_argument(cache), max_new_tokens=30, do_sample=False, pad_token_id=0)
         found.append((caches.contents(cache), cache.stats()["budgets"], cache.stats()["evicted"]))
     assert found[0] == found[1]
+    assert found[0][2] > 0
+
+
+def test_decoding_on_a_device_waits_only_where_full_heads_grow(gates, monkeypatch):
+    emulated = pytest.importorskip("reasonalloc._cuda_emulated")
+    monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
+    model = models.tiny()
+    cache = ra.ReasonAllocCache(model, config_of(gates))
+    models.step(model, cache, models.prompt(40))
+    waiting = 0
+    for turn in range(48):
+        before = emulated.waits()
+        models.step(model, cache, models.prompt(1, seed=turn))
+        waiting += emulated.waits() > before
+    assert waiting <= 48 // PAGE_TOKENS  # each of the 48 steps cut
+    assert cache.stats()["evicted"] > 0
 
 
 def test_watched_forked_cropped_saved(gates, tmp_path):

@@ -245,14 +245,36 @@ static ra_status check_totals(ra_layer *layer, const int64_t *totals)
     return RA_OK;
 }
 
+/* Of given heads, for a cut that nobody looks at: where all have one, rows keep no more than their totals. */
+static ra_status check_limits(const ra_layer *layer, const ra_cut *cut)
+{
+    int64_t sum = 0, others = 0;
+    if (cut->route.heads != RA_HEADS_GIVEN)
+        return RA_OK;
+    for (int64_t head = 0; head < layer->kv_heads; head++) {
+        int64_t limit = cut->route.limits[head];
+        if (limit > INT32_MAX)
+            return RA_ERR_ARGUMENT;
+        if (limit >= 0 && limit < layer->window)
+            return RA_ERR_INFEASIBLE;
+        others += limit < 0;
+        sum += ra_max(limit, 0);
+    }
+    for (int64_t row = 0; row < layer->rows && !others; row++)
+        if (cut->totals[row] >= 0 && sum > cut->totals[row])
+            return RA_ERR_ARGUMENT;
+    return RA_OK;
+}
+
 /* Nobody waits but for figures. */
 static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *missing)
 {
     const ra_device *device = layer->pool->backend->device;
-    if (!ra_score_config_is_good(&cut->score) || !ra_route_config_is_good(&cut->route) ||
-        cut->route.heads == RA_HEADS_GIVEN)
+    if (!ra_score_config_is_good(&cut->score) || !ra_route_config_is_good(&cut->route))
         return RA_ERR_ARGUMENT;
     ra_status status = device->fault(layer);
+    if (status == RA_OK)
+        status = check_limits(layer, cut);
     if (status == RA_OK)
         status = check_totals(layer, cut->totals);
     if (status != RA_OK)

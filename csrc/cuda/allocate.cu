@@ -24,6 +24,23 @@ RA_DEVICE int spared(const ra_cuda_layer &l, const ra_cuda_cut &cut, int row, in
     return base;
 }
 
+/* Heads with a limit get it, the others share the rest: as `given` of core/allocate.c. False where that has no room. */
+RA_DEVICE bool give(const int64_t *limits, int heads, int64_t window, int64_t total, int32_t *budgets)
+{
+    int64_t others = 0, at = 0;
+    for (int h = 0; h < heads; h++) {
+        others += limits[h] < 0;
+        total -= limits[h] < 0 ? 0 : limits[h];
+    }
+    if (others && total < others * window)
+        return false;
+    for (int h = 0; h < heads; h++) {
+        budgets[h] = (int32_t)(limits[h] >= 0 ? limits[h] : total / others + (at < total % others));
+        at += limits[h] < 0;
+    }
+    return true;
+}
+
 /* A block a row. Rows whose scores are no numbers, or whose total has no room for the windows, are not cut. */
 RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
 {
@@ -36,7 +53,8 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
         return;
     }
     const int64_t total = cut.totals[row];
-    const int base = spared(l, cut, row, total, counts);
+    const bool are_given = cut.route.heads == RA_HEADS_GIVEN;
+    const int base = are_given ? 0 : spared(l, cut, row, total, counts);
     const int64_t rest = total - (int64_t)H * base, chosen = rest - (int64_t)H * l.window;
     int64_t all = 0;
     int wrong = 0, found;
@@ -59,7 +77,7 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     }
     double *claims = s.claims + (int64_t)row * H * 5, *y = claims + H;
     rb_remainder *parts = (rb_remainder *)(claims + 2 * H);
-    if (cut.route.heads != RA_HEADS_UNIFORM) {
+    if (cut.route.heads != RA_HEADS_UNIFORM && !are_given) {
         float tau = -INFINITY;
         if (chosen > 0 && chosen < all)
             tau = kth_largest(
@@ -84,6 +102,15 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     }
     if (threadIdx.x)
         return;
+    if (are_given) {
+        if (!give(cut.route.limits, H, l.window, total, budgets)) {
+            for (int h = 0; h < H; h++)
+                budgets[h] = l.slots[row * H + h];
+            set_fault(l, row, RA_CUDA_FAULT_INFEASIBLE);
+            cut.cut[row] = 0;
+        }
+        return;
+    }
     int64_t *out = (int64_t *)(claims + 4 * H);
     const ra_route_config &route = cut.route;
     const double mean = (double)rest / (double)H, window = (double)l.window;

@@ -97,6 +97,25 @@ void ra_cuda_cut_again(ra_layer *layer)
     own->was_cut = own->folds = true;
 }
 
+/* Limits of given heads, which seldom change, to where the kernel reads them. */
+static ra_status send_limits(ra_layer *layer, ra_route_config *route)
+{
+    cuda_layer *own = ra_cuda_layer_of(layer);
+    void *stream = layer->pool->stream;
+    size_t bytes = (size_t)layer->kv_heads * sizeof *own->limits;
+    if (route->heads != RA_HEADS_GIVEN)
+        return RA_OK;
+    if (memcmp(own->sent_limits, route->limits, bytes)) {
+        if (ra_device_is_capturing(stream))
+            return RA_ERR_CAPTURE;
+        memcpy(own->sent_limits, route->limits, bytes);
+        if (ra_device_up(own->limits, own->sent_limits, bytes, stream))
+            return RA_ERR_DEVICE;
+    }
+    route->limits = own->limits;
+    return RA_OK;
+}
+
 static ra_status run(ra_layer *layer, const ra_cut *cut)
 {
     ra_cuda_cut job = {.route = cut->route};
@@ -104,6 +123,8 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
     ra_status status = set_scorer(&job, &cut->score);
     if (status == RA_OK)
         status = prepare(layer, cut->totals, cut->protect_below, &job, &rest);
+    if (status == RA_OK)
+        status = send_limits(layer, &job.route);
     if (status != RA_OK)
         return status;
     cuda_layer *own = ra_cuda_layer_of(layer);

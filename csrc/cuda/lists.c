@@ -244,15 +244,16 @@ static ra_status make_figures(const ra_layer *layer, cuda_layer *own)
         return RA_OK;
     cuda_layer fresh = {0};
     cuda_pieces count = {0}, pieces = {0};
-    size_t rows = (size_t)layer->rows, pairs = (size_t)ra_pairs(layer);
+    size_t rows = (size_t)layer->rows, pairs = (size_t)ra_pairs(layer), heads = (size_t)layer->kv_heads;
     size_t faults = (rows * sizeof(uint32_t) + 255) / 256 * 256;
     lay_figures(&fresh.there, &count, rows, pairs);
     size_t figures = count.used;
     (void)ra_piece(&count, 2 * rows, sizeof *own->totals);
+    (void)ra_piece(&count, heads, sizeof *own->limits);
     fresh.figure_memory = ra_device_new(count.used, pool->stream);
     fresh.shared = ra_device_new_shared(faults + figures);
     fresh.done = ra_device_new_event();
-    fresh.sent = ra_new(3 * layer->rows, sizeof *fresh.sent);
+    fresh.sent = ra_new(3 * layer->rows + layer->kv_heads, sizeof *fresh.sent);
     if (!fresh.figure_memory || !fresh.shared || !fresh.done || !fresh.sent) {
         free_figures(pool, &fresh);
         return RA_ERR_NO_MEMORY;
@@ -260,6 +261,7 @@ static ra_status make_figures(const ra_layer *layer, cuda_layer *own)
     pieces.memory = fresh.figure_memory;
     lay_figures(&own->there, &pieces, rows, pairs);
     own->totals = ra_piece(&pieces, 2 * rows, sizeof *own->totals);
+    own->limits = ra_piece(&pieces, heads, sizeof *own->limits);
     pieces = (cuda_pieces){.memory = fresh.shared + faults};
     lay_figures(&own->here, &pieces, rows, pairs);
     free_figures(pool, own);
@@ -269,9 +271,14 @@ static ra_status make_figures(const ra_layer *layer, cuda_layer *own)
     own->fault = (uint32_t *)(void *)fresh.shared;
     own->done = fresh.done;
     own->sent = fresh.sent;
-    memset(own->sent, 0xff, 3 * rows * sizeof *own->sent); /* leave all rows alone, protect nothing */
+    own->sent_limits = own->sent + 3 * rows;
+    memset(own->sent, 0xff,
+           (3 * rows + heads) * sizeof *own->sent); /* leave all rows alone, protect and limit nothing */
     own->was_cut = own->folds = false;
-    return ra_cuda_status(ra_device_up(own->totals, own->sent, 2 * rows * sizeof *own->sent, pool->stream));
+    int error = ra_device_up(own->totals, own->sent, 2 * rows * sizeof *own->sent, pool->stream);
+    if (!error)
+        error = ra_device_up(own->limits, own->sent_limits, heads * sizeof *own->limits, pool->stream);
+    return ra_cuda_status(error);
 }
 
 /* Room for lists of the host's size. */

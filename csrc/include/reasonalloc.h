@@ -391,8 +391,8 @@ typedef struct ra_route_config {
 /* Head budgets that sum to `total`. scores[h]: counts[h] floats of the older tokens; `window` more tokens of each head
  * always stay and count as chosen. Each budget is at least min(window, total / H). ROUTE: tau = the (total - H window)-th
  * largest pooled score, claim = window + number of scores >= tau, robustified with floor max(mu * total / H, window).
- * GIVEN: scores are not looked at; where every head has a limit the budgets are these, whatever they sum to; a layer on a
- * device takes it in ra_cut_allocate alone. RA_ERR_INFEASIBLE if total < H * window, RA_ERR_NOT_FINITE for such scores. */
+ * GIVEN: scores are not looked at; where every head has a limit the budgets are these, whatever they sum to (at most the
+ * total in ra_layer_cut on a device). RA_ERR_INFEASIBLE if total < H * window, RA_ERR_NOT_FINITE for such scores. */
 ra_status ra_route(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
                    const ra_route_config *config, int64_t *out);
 

@@ -127,8 +127,6 @@ class Cutter:
         scorer, heads = self.policy.scorer, self.policy.heads
         if self.observers or self.smoother is not None or not (_core_scorer(scorer) and _core_heads(heads)):
             return None
-        if heads.limits is not None and layer.pool.backend.capsule is not None:
-            return None  # the kernels on a device have no limits: phase by phase, the budgets on the host
         return scorer.arguments(layer.index), heads.arguments(layer.order)
 
     def _run_later(
