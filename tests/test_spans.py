@@ -126,7 +126,9 @@ def test_rows_forks_and_chunks():
     both.batch_repeat_interleave(2)
     for layer in whole.stats()["layers"]:
         assert [x.tolist() for x in both.positions(layer, 0)] == [x.tolist() for x in both.positions(layer, 1)]
-        assert all(len(a) == len(b) for a, b in zip(whole.positions(layer, 0), chunked.positions(layer, 0), strict=True))
+        assert all(
+            len(a) == len(b) for a, b in zip(whole.positions(layer, 0), chunked.positions(layer, 0), strict=True)
+        )
 
 
 def test_settings():
