@@ -3,10 +3,12 @@
     python benchmarks/recompute.py benchmarks/results/ablations/parts.json
     python benchmarks/recompute.py                          # all tables that have their chains beside them
 
-Imports nothing of reasonalloc: a chain's record says which of its answers are right, the rest is arithmetic. The unit
-is the problem: its score is the mean over its samples of the share of answers that are right. Intervals are of 10,000
-bootstraps over problems, p of 100,000 random signs of the problems' differences, both with seeds of their own, so that
-they differ from the table's in the third digit. The exit status is 1 if a figure of the table is another one.
+Imports nothing of reasonalloc: a chain's record says which of its answers are right by each rule, the rest is
+arithmetic. The unit is the problem: its score is the mean over its samples of the share of answers that are right.
+Intervals are of 10,000 bootstraps over problems, p of 100,000 random signs of the problems' differences, both with
+seeds of their own, so that they differ from the table's in the third digit; Holm's p is held to be that of the table's
+own p. A study's planned comparisons (NAME-comparisons.json) are computed like the table's. The exit status is 1 if a
+figure is another one. Not computed: which box is right (the chains' texts are there), slots, tokens a second.
 """
 
 from __future__ import annotations
@@ -36,6 +38,13 @@ def p_value(difference: np.ndarray, rng: np.random.Generator) -> float:
     return (1 + int((np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9).sum())) / (1 + len(signs))
 
 
+def holm(ps: list[float]) -> list[float]:
+    adjusted, least = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        least = adjusted[i] = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+    return adjusted
+
+
 def check(table: Path, chains: Path) -> list[str]:
     """Prints the table and returns what is wrong with it."""
     rng, wrong = np.random.default_rng(1), []
@@ -61,16 +70,40 @@ def check(table: Path, chains: Path) -> list[str]:
         near(f"{row['cell']}, cut off", np.mean([x["finish"] == "length" for x in own]), row["truncated"], 1e-9)
         near(f"{row['cell']}, tokens", np.mean([x["tokens"] for x in own]), row["tokens"], 1e-6)
         near(f"{row['cell']}, mean bytes", np.mean([x["mean_bytes"] for x in own]), row["mean_bytes"], 1)
+        near(f"{row['cell']}, peak bytes", max(x["peak_bytes"] for x in own), row["peak_bytes"], 0)
+        for rule, theirs in row.get("by_rule", {}).items():
+            each = {x: [np.mean(y["by_rule"][rule]) for y in own if y["item"] == x] for x in row["scores"]}
+            near(f"{row['cell']}, by rule {rule}", np.mean([np.mean(x) for x in each.values()]), theirs, 1e-9)
         print(f"  {row['cell']:40s} {accuracy.mean():6.1%} [{low:.1%}, {high:.1%}]  cut off {row['truncated']:.0%}")
+
+    def compare(told: list[tuple[str, dict[str, Any]]]) -> None:
+        """Differences that Holm's p is over."""
+        for (cell, pair), by_holm in zip(told, holm([pair["p"] for _, pair in told]), strict=True):
+            both = [x for x in scores[cell] if x in scores[pair["against"]]]
+            difference = np.array([scores[cell][x] - scores[pair["against"]][x] for x in both])
+            what, theirs = f"{cell} less {pair['against']}", pair["difference"]
+            low, high = interval(difference, rng)
+            near(what, difference.mean(), theirs["mean"], 1e-9)
+            if theirs["low"] is not None:
+                near(f"{what}, low end", low, theirs["low"], 0.02)
+                near(f"{what}, high end", high, theirs["high"], 0.02)
+            near(f"{what}, p", p := p_value(difference, rng), pair["p"], 0.01)
+            near(f"{what}, Holm's p", by_holm, pair["holm"], 1e-9)
+            near(f"{what}, comparisons", len(told), pair["family"], 0)
+            family = f"Holm {pair['holm']:.2g} of {len(told)}"
+            print(f"  {what:60s} {difference.mean():+6.1%} [{low:+.1%}, {high:+.1%}]  p {p:.2g}, {family}")
+
+    columns: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # of the table: full cache, R-KV, or the plain method
     for row in rows:
         for pair in row["against"]:
-            both = [x for x in scores[row["cell"]] if x in scores[pair["against"]]]
-            difference = np.array([scores[row["cell"]][x] - scores[pair["against"]][x] for x in both])
-            what = f"{row['cell']} less {pair['against']}"
-            near(what, difference.mean(), pair["difference"]["mean"], 1e-9)
-            near(f"{what}, p", p := p_value(difference, rng), pair["p"], 0.01)
-            (low, high), family = interval(difference, rng), f"{pair['holm']:.2g} of {pair['family']}"
-            print(f"  {what:60s} {difference.mean():+6.1%} [{low:+.1%}, {high:+.1%}]  p {p:.2g}, Holm {family}")
+            method = pair["against"].split()[0]
+            columns.setdefault("default" if method == row["method"] else method, []).append((row["cell"], pair))
+    for told in columns.values():
+        compare(told)
+    plan = table.with_name(f"{table.stem}-comparisons.json")
+    if plan.is_file():
+        print("  planned:")
+        compare([(x["cell"], x) for x in json.loads(plan.read_text(encoding="utf-8"))["comparisons"]])
     return wrong
 
 

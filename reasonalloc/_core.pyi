@@ -9,13 +9,14 @@ PAGE_TOKENS: int
 MAX_HEAD_DIM: int
 TRIM_AT_MOST: int
 
-# (scorer, alpha, threshold, kernel, seed[, recent, published_code[, average, n_large, n_sink]]),
+# (scorer, alpha, threshold, kernel, seed[, recent, published_code[, average, n_large, n_sink[, span]]]),
 # (heads, gamma, lo, hi, mu, safeguard[, limits of
 # given heads as bytes of int64]) and (prompt, decay, activation, relative, birth)
 _Score = (
     tuple[str, float, float, int, int]
     | tuple[str, float, float, int, int, float, bool]
     | tuple[str, float, float, int, int, float, bool, bool, int, int]
+    | tuple[str, float, float, int, int, float, bool, bool, int, int, int]
 )
 _Route = tuple[Any, ...]
 _Stats = tuple[int, float, float, bool, bool]

@@ -187,6 +187,31 @@ def test_evaluate_fidelity(folder, tmp_path, capsys):
     points = json.loads(capsys.readouterr().out)["points"]
     assert [x["tokens"] for x in points[0]["problems"]] == [9, 12]
 
+    spans = ["--ablation", "spans", "--cells", "rkv,spans,spans span=4", "--budgets", "16,24", "--keep-prompt"]
+    task = ["--task", "ledger", "--settings", "questions=1,depth=1", "--batch-size", "2"]
+    assert main([*command, *spans, *task, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = [("spans", "16"), ("spans span=4", "16"), ("spans", "24"), ("spans span=4", "24")]
+    assert [(x["name"], x["setting"]) for x in found["differences"]] == names
+    assert found["differences"][0]["against"] == "rkv" and found["differences"][0]["family"] == 4
+    assert [x["id"] for x in found["points"][0]["problems"]] == [f"ledger/questions=1,depth=1/0/{i}" for i in range(2)]
+    assert found["provenance"]["keep_prompt"] is True and "worked answers of ledger" in found["provenance"]["texts"]
+    (tmp_path / "long.md").write_text(prompt(80), encoding="utf-8")
+    document = ["--documents", "long.md", "--prompt-tokens", "20", "--methods", "rkv,random", "--budgets", "12"]
+    assert main([*command, *document]) == 0
+    assert "paired by text" in capsys.readouterr().out
+    for wrong, message in (
+        (["--ablation", "nosuch"], "--ablation must be one of alpha"),
+        (["--ablation", "spans", "--cells", "spans span=5"], "has no 'spans span=5'; there are rkv, spans,"),
+        (["--ablation", "spans", "--ratios", "0.5"], "takes --budgets"),
+        (["--ablation", "notch"], "needs a layer wave: --profile FILE"),
+        (["--cells", "rkv"], "--cells are of --ablation"),
+        (["--settings", "doubting"], "--settings are of --task"),
+        (["--methods", "random", "--against", "rkv"], "against must be one of the methods random"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
 
 def test_doctor(folder, capsys):
     assert main(["doctor", "--model", folder, "--json", "-"]) == 0

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
+import models
+import numpy as np
 import pytest
 import torch
 from models import build
 
 import reasonalloc as ra
 from reasonalloc.lab.evaluate import Fidelity, Measure, evaluate_fidelity, forced_log_probs, full_log_probs
+from reasonalloc.lab.evaluate.cells import Cell, cell_name
 from reasonalloc.lab.evaluate.fidelity import points_of
-from reasonalloc.lab.evaluate.texts import Text, read
+from reasonalloc.lab.evaluate.texts import Text, pieces, read, worked
+from reasonalloc.lab.tasks import items
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +177,89 @@ def test_plot(result, tmp_path):
     plots.fidelity(result, tmp_path / "deep" / "f.png")
     plots.fidelity(replace(result, points=result.points[:1]), tmp_path / "full.png")
     assert (tmp_path / "deep" / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_batch_gives_what_texts_give_alone(model):
+    """Texts of other lengths side by side: the same figures, whatever ends first."""
+    texts = [text(0, 40, 60), text(1, 23, 31), text(2, 31, 60)]
+    configs = points_of(["full", "rkv", "random"], [24], [], ra.Config(method="full", interval=8))
+    alone, both = (evaluate_fidelity(model, texts, configs, batch_size=x) for x in (1, 3))
+    for one, other in zip(alone.points, both.points, strict=True):
+        assert [x["id"] for x in other.problems] == ["0", "1", "2"]
+        for mine, batched in zip(one.problems, other.problems, strict=True):
+            for metric in ("nll", "kl", "agreement"):
+                assert batched[metric] == pytest.approx(mine[metric], rel=2e-3, abs=1e-5)
+            for metric in ("tokens", "mean_bytes", "peak_bytes", "slots_ratio"):
+                assert batched[metric] == mine[metric]
+    assert both.points[0].slots_ratio.mean == 1.0
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        evaluate_fidelity(model, texts, configs, batch_size=0)
+
+
+def test_bytes_are_those_of_the_cache(model):
+    given = text(0)
+    cache = ra.ReasonAllocCache(model, ra.Config(method="rkv", budget=16, interval=8))
+    sizes = []
+    for _ in forced_log_probs(model, cache, given.prompt, given.solution):
+        sizes.append(cache.stats()["bytes"])
+    ratio = cache.stats()["ratio"]
+    ra.uninstall(model)
+    (point,) = evaluate_fidelity(model, [given], [ra.Config(method="rkv", budget=16, interval=8)]).points
+    assert point.mean_bytes.mean == pytest.approx(sum(sizes) / 60) and point.peak_bytes.mean == max(sizes)
+    assert point.slots_ratio.mean == pytest.approx(ratio)
+
+
+def test_differences_are_paired_by_text(model, tmp_path):
+    """By definition: means of the texts' differences, the permutation test's p, Holm's over those that are told."""
+    texts = [text(i, 30, 40) for i in range(4)]
+    base = ra.Config(method="full", interval=8)
+    cells = [Cell(cell_name(x), x) for x in points_of(["full", "rkv", "streaming"], [16, 24], [], base)]
+    cells.append(Cell("rkv 16 alpha=1", replace(cells[1].config, alpha=1.0)))
+    found = evaluate_fidelity(model, texts, cells, against="rkv")
+    assert [(x.name, x.setting) for x in found.differences] == [
+        ("streaming", "16"), ("streaming", "24"), ("rkv alpha=1", "16")
+    ]  # fmt: skip
+    kls = {(x.name, x.setting): np.array([y["kl"] for y in x.problems]) for x in found.points}
+    ps = []
+    for told in found.differences:
+        gap = kls[told.name, told.setting] - kls["rkv", told.setting]
+        signs = np.array(list(itertools.product([1, -1], repeat=4)))
+        ps.append((np.abs(signs @ gap) >= abs(gap.sum()) - 1e-9).mean())
+        assert told.kl.mean == pytest.approx(gap.mean()) and told.p == pytest.approx(ps[-1])
+        assert told.kl.low <= told.kl.mean <= told.kl.high and told.family == 3 and told.against == "rkv"
+    assert [x.holm for x in found.differences][int(np.argmin(ps))] == pytest.approx(min(1, 3 * min(ps)))
+    found.save(tmp_path / "f.json")
+    assert Fidelity.load(tmp_path / "f.json") == found
+    assert found.differences_table().row_count == 3
+    with pytest.raises(ValueError, match=r"against must be one of the methods full, rkv.*'snapkv'"):
+        evaluate_fidelity(model, texts, cells, against="snapkv")
+
+
+def test_pieces_of_documents(tmp_path):
+    words = models.Words()
+    (tmp_path / "a.md").write_text("".join(chr(65 + i) for i in range(50)))  # a token for each letter
+    (tmp_path / "b.txt").write_text("x" * 23)
+    paths = [tmp_path / "a.md", tmp_path / "b.txt"]
+    found = pieces(paths, words, 5, 15)
+    assert [x.id for x in found] == ["a.md/0", "b.txt/0", "a.md/1"]
+    assert all(len(x.prompt) == 5 and len(x.solution) == 15 for x in found)
+    whole = words((tmp_path / "a.md").read_text(), return_tensors="pt").input_ids[0]
+    assert torch.cat([found[2].prompt, found[2].solution]).tolist() == whole[20:40].tolist()
+    assert [x.id for x in pieces(paths, words, 5, 15, 2)] == ["a.md/0", "b.txt/0"]
+    with pytest.raises(ValueError, match=r"b\.txt has 23 tokens, less than a piece of 5 and 40"):
+        pieces(paths, words, 5, 40)
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"b\.txt is no text in UTF-8"):
+        pieces(paths, words, 5, 15)
+
+
+def test_worked_answers():
+    asked = items("search", count=1, settings=["short"]) + items("ledger", count=1, settings=["doubting"])
+    assert all("\\boxed{" in x.chain for x in asked)
+    words = models.Words()
+    found = worked(asked, words, 10**6)
+    assert [x.id for x in found] == [x.id for x in asked]
+    assert found[0].solution.tolist() == words(asked[0].chain, return_tensors="pt").input_ids[0].tolist()
+    assert len(worked(asked, words, 7)[1].solution) == 7
+    with pytest.raises(ValueError, match="ledger and search"):
+        worked(items("math500", count=2), words, 10)

@@ -93,3 +93,45 @@ def test_what_is_refused(tmp_path):
         head_profile(model, None, [], slots=8)
     with pytest.raises(ValueError, match="slots must be at least 4"):
         head_profile(model, None, ["a"], slots=1)
+
+
+def test_a_correction_by_online_claims(tmp_path):
+    """Shares times a power of the heads' claims, both by definition, with a prompt kept that claims nothing."""
+    model = models.tiny()
+    layers, heads, prompt, window, budget = len(model.model.layers), model.config.num_key_value_heads, 12, 4, 32
+    table = np.array([[1.3, 0.7]] * layers)[:, :heads]
+    write_gates(tmp_path / "shares.tsv", table)
+    seen, found = [], {}
+    for correction in (0.0, 0.5, 2.0):
+        options = {"head_profile": str(tmp_path / "shares.tsv"), "correction": correction}
+        config = ra.Config(
+            method="rkv", scorer="rkv-centred", heads="profile", budget=budget, window=window, interval=8,
+            keep_prompt=True, options=options,
+        )  # fmt: skip
+        cache = ra.ReasonAllocCache(model, config, observers=[seen.append])
+        seen.clear()
+        for i in range(60):
+            models.step(model, cache, models.prompt(prompt if i == 0 else 1, seed=i))
+        rest = budget * heads - heads * (prompt + window)
+        for cut in seen:
+            chain = [s[p[: len(s)] >= prompt] for p, s in zip(cut.positions, cut.scores, strict=True)]
+            best = np.sort(np.concatenate(chain))[::-1][:rest]
+            claims = np.array([(x >= best[-1]).sum() for x in chain])
+            want = ra.allocate.robustify(table[cut.layer] * claims**correction, rest, 1.0, 0.25, 2.5)
+            assert cut.budgets.tolist() == (prompt + window + want).tolist()
+        found[correction] = [x.budgets.tolist() for x in seen]
+        assert len(found[correction]) >= 3 * layers
+    assert len({str(x) for x in found.values()}) == 3
+    with pytest.raises(ValueError, match="correction must lie between 0"):
+        ra.Config(method="rkv", heads="profile", budget=32, options={"correction": -1})
+
+
+def test_heads_of_the_routing_have_settings_of_their_own():
+    plain = ra.Config(method="reasonalloc", budget=64, gamma=0.7, lo=0.1).policy()
+    assert plain.heads.arguments() == ("route", 0.7, 0.1, 2.0, 0.25, 0.0, b"")
+    own = {"head_gamma": 1.5, "head_lo": 0.0, "head_hi": 3.0}
+    policy = ra.Config(method="reasonalloc", budget=64, gamma=0.7, lo=0.1, options=own).policy()
+    assert policy.heads.arguments() == ("route", 1.5, 0.0, 3.0, 0.25, 0.0, b"")
+    assert policy.layers == plain.layers
+    with pytest.raises(ValueError, match="head_hi must lie between 1"):
+        ra.Config(method="reasonalloc", budget=64, options={"head_hi": 0.5})

@@ -24,6 +24,7 @@ from reasonalloc.policy.published import DKV, VATP, PyramidPublished, SnapKVPubl
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import RKV, SCORERS, CentredRKV, Importance, Random, Recency
 from reasonalloc.policy.size import Size, parse_bytes
+from reasonalloc.policy.spans import Spans
 
 
 def policy_of(**settings):
@@ -66,6 +67,7 @@ def test_what_every_method_is_made_of():
         "pyramidkv-published": (SnapKVPublished(pool="max"), PyramidPublished(), UniformHeads()),
         "vase": (VaSE(), *even),
         "dkv": (DKV(), *even),
+        "spans": (Spans(), *even),
         "vatp": (VATP(), *even),
         "h2o": (H2O(), *even),
         "lazyeviction": (Lazy(), *even),

@@ -36,8 +36,10 @@ def test_all_kinds_are_there():
 def test_results(path):
     found = FILES[path].load(path)
     own, written = json.loads(json.dumps(asdict(found))), json.loads(path.read_text(encoding="utf-8"))
-    for point in own.get("points", []) if FILES[path] is Fidelity else []:
-        assert point.pop("max_bytes") is None  # no point had it when these were made
+    if FILES[path] is Fidelity:  # what was not there when these were made
+        assert own.pop("differences") == []
+        for point in own["points"]:
+            assert point.pop("max_bytes") is None and point.pop("variant") == ""
     assert own == written
 
 
@@ -68,3 +70,19 @@ def test_a_figure_that_does_not_follow_is_found(tmp_path):
     script = RESULTS.parent / "recompute.py"
     done = subprocess.run([sys.executable, script, tmp_path / "parts.json"], capture_output=True, text=True)
     assert done.returncode == 1 and "rkv 384, accuracy is" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_planned_comparisons_follow_from_the_chains(tmp_path):
+    """Of a study: a difference or Holm's p that was changed by hand is found."""
+    for name in ("heads.json", "heads-comparisons.json", "generations.jsonl.gz"):
+        shutil.copy(RESULTS / "heads" / name, tmp_path / name)
+    script = RESULTS.parent / "recompute.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "heads.json"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("of 3\n") == 3, done.stderr
+    plan = json.loads((tmp_path / "heads-comparisons.json").read_text())
+    plan["comparisons"][0]["difference"]["mean"] += 0.001
+    plan["comparisons"][1]["holm"] /= 2
+    (tmp_path / "heads-comparisons.json").write_text(json.dumps(plan))
+    done = subprocess.run([sys.executable, script, tmp_path / "heads.json"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 2
+    assert "heads 384 less R-KV 384 is" in done.stderr and "wave-heads 384 less wave 384, Holm's p is" in done.stderr

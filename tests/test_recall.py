@@ -38,7 +38,9 @@ def cold_of(cache, row=0):
     }
 
 
-METHODS = ["rkv", "reasonalloc", "snapkv", "adakv", "pyramidkv", "streaming", "random", "h2o", "raas", "dynamickv"]
+METHODS = [
+    "rkv", "reasonalloc", "snapkv", "adakv", "pyramidkv", "streaming", "random", "h2o", "raas", "dynamickv", "spans",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -165,6 +165,7 @@ int64_t ra_pool_taken(const ra_pool *pool);
  * "vatp"         that times the sum of |value|: arXiv 2406.12335
  * "vase"         the n_large largest value ranges, then a sample by attention: VaSE's, arXiv 2606.03928
  * "dkv"          |k M|^2 |v M|^2 for a random matrix M, another at each cut: VaSE's DKV
+ * "spans"        "rkv-centred", of which the tokens of a span (the same position / `span`) have one: their mean or maximum
  *
  * "h2o", "lazy" and "raas" score by statistics that attention gathers at each step (ra_stat_config); a layer keeps them if it was
  * made for a scorer that needs them, and a cut by another is RA_ERR_ARGUMENT.
@@ -190,9 +191,10 @@ typedef struct ra_score_config {
     uint64_t seed;
     float recent;        /* "h2o": share of a head's slots that are its newest and stay, in [0, 1] */
     bool published_code; /* "lazy": the published code's formula, not the paper's */
-    bool average;        /* "snapkv-published", "vatp": pooled by the mean, not the maximum */
+    bool average;        /* "snapkv-published", "vatp", "spans": pooled by the mean, not the maximum */
     int64_t n_large;     /* "vase": -1: half the even share of a head's slots up to 512 of them, 200 beyond */
     int64_t n_sink;      /* "vase", "dkv": first slots, which stay before all others */
+    int64_t span;        /* "spans": tokens of a span; 0 and 1: each by itself */
     /* [R] or NULL: "triattention" standardises over the tokens from this position on. ra_layer_cut sets its own. */
     const int64_t *protect_below;
 } ra_score_config;

@@ -25,16 +25,16 @@ int ra_parse_score_config(PyObject *tuple, ra_score_config *out)
     unsigned long long seed;
     double recent = 0;
     int published_code = 0, average = 0;
-    long long n_large = -1, n_sink = 0;
+    long long n_large = -1, n_sink = 0, span = 0;
     if (!PyTuple_Check(tuple)) {
         PyErr_Format(PyExc_TypeError, "score is a tuple (scorer, alpha, threshold, kernel, seed, ...), got %R", tuple);
         return -1;
     }
     if (!PyArg_ParseTuple(tuple,
-                          "sddLK|dppLL;score is (scorer, alpha, threshold, kernel, seed, recent, "
-                          "published_code, average, n_large, n_sink)",
+                          "sddLK|dppLLL;score is (scorer, alpha, threshold, kernel, seed, recent, "
+                          "published_code, average, n_large, n_sink, span)",
                           &scorer, &alpha, &threshold, &kernel, &seed, &recent, &published_code, &average, &n_large,
-                          &n_sink))
+                          &n_sink, &span))
         return -1;
     *out = (ra_score_config){.scorer = ra_scorer_find(scorer),
                              .alpha = (float)alpha,
@@ -45,7 +45,8 @@ int ra_parse_score_config(PyObject *tuple, ra_score_config *out)
                              .published_code = published_code != 0,
                              .average = average != 0,
                              .n_large = n_large,
-                             .n_sink = n_sink};
+                             .n_sink = n_sink,
+                             .span = span};
     if (!out->scorer) {
         PyErr_Format(PyExc_ValueError, "scorer '%s' is unknown", scorer);
         return -1;

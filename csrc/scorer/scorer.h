@@ -34,6 +34,7 @@ extern const ra_scorer ra_scorer_rkv, ra_scorer_rkv_centred, ra_scorer_importanc
     ra_scorer_h2o, ra_scorer_lazy, ra_scorer_raas;
 extern const ra_scorer ra_scorer_snapkv, ra_scorer_vatp, ra_scorer_vase, ra_scorer_dkv;
 extern const ra_scorer ra_scorer_triattention;
+extern const ra_scorer ra_scorer_spans;
 
 size_t ra_dkv_bytes(int64_t slots, int64_t head_dim);
 /* Scratch that any scorer needs for a head. */

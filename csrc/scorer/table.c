@@ -7,9 +7,9 @@
 #include "triattention.h"
 
 static const ra_scorer *const scorers[] = {
-    &ra_scorer_rkv,  &ra_scorer_rkv_centred, &ra_scorer_importance,  &ra_scorer_recency, &ra_scorer_random,
-    &ra_scorer_h2o,  &ra_scorer_lazy,        &ra_scorer_raas,        &ra_scorer_snapkv,  &ra_scorer_vatp,
-    &ra_scorer_vase, &ra_scorer_dkv,         &ra_scorer_triattention};
+    &ra_scorer_rkv,  &ra_scorer_rkv_centred, &ra_scorer_importance,   &ra_scorer_recency, &ra_scorer_random,
+    &ra_scorer_h2o,  &ra_scorer_lazy,        &ra_scorer_raas,         &ra_scorer_snapkv,  &ra_scorer_vatp,
+    &ra_scorer_vase, &ra_scorer_dkv,         &ra_scorer_triattention, &ra_scorer_spans};
 
 enum { COUNT = sizeof scorers / sizeof scorers[0] };
 
@@ -42,7 +42,7 @@ bool ra_scorer_fits(const ra_scorer *scorer, const ra_layer *layer)
 bool ra_score_config_is_good(const ra_score_config *c)
 {
     return c && c->scorer && c->alpha >= 0 && c->alpha <= 1 && !isnan(c->threshold) && c->kernel >= 1 &&
-           c->kernel % 2 == 1 && c->n_large >= -1 && c->n_sink >= 0 && c->recent >= 0 && c->recent <= 1;
+           c->kernel % 2 == 1 && c->n_large >= -1 && c->n_sink >= 0 && c->recent >= 0 && c->recent <= 1 && c->span >= 0;
 }
 
 size_t ra_score_bytes(int64_t slots, int64_t head_dim, int64_t window, int64_t group)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -14,49 +17,103 @@ from reasonalloc.config import Config
 from reasonalloc.files import Json
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate import texts
+from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
+from reasonalloc.lab.evaluate.cells import Cell, cell_name
 from reasonalloc.lab.evaluate.fidelity import evaluate_fidelity, points_of
+from reasonalloc.lab.evaluate.waves import GivenWave
 from reasonalloc.lab.problems import math500
+from reasonalloc.lab.tasks import items
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
 
 def run(args: argparse.Namespace) -> int:
-    configs = _configs(args)
+    cells = _cells(args)
+    methods = [x.config.method for x in cells]
+    against = args.against or ("rkv" if "rkv" in methods else None)
     out = options.console(args)
     model, tokenizer, label = options.load_model(args)
     chosen = _texts(args, model, tokenizer, out)
     with options.bar(out) as progress:
-        task = progress.add_task("teacher forcing", total=len(configs) * sum(len(x.solution) for x in chosen))
+        task = progress.add_task("teacher forcing", total=len(cells) * sum(len(x.solution) for x in chosen))
         result = evaluate_fidelity(
             model,
             chosen,
-            configs,
+            cells,
             seed=args.seed,
+            against=against,
+            batch_size=args.batch_size,
             provenance=_provenance(args, label),
             progress=lambda steps: progress.advance(task, steps),
         )
     out.print(result.table())
+    if result.differences:
+        out.print(result.differences_table())
     if args.plot:
         plots.fidelity(result, args.plot)
     options.write_json(args.json, asdict(result))
     return 0
 
 
-def _configs(args: argparse.Namespace) -> list[Config]:
-    base = Config(method="full", **options.settings_of(args, settings.VARIED))
+def _cells(args: argparse.Namespace) -> list[Cell]:
+    given = options.settings_of(args, settings.VARIED)
+    if args.ablation is not None:
+        return _of_ablation(args, given)
+    if args.cells:
+        raise ValueError("--cells are of --ablation")
+    base = Config(method="full", **given)
     budgets = [] if args.ratios or args.max_bytes else args.budgets or [64, 128, 256]
-    return points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], base, args.max_bytes or [])
+    made = points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], base, args.max_bytes or [])
+    return [Cell(cell_name(x), x) for x in made]
+
+
+def _of_ablation(args: argparse.Namespace, given: dict[str, Any]) -> list[Cell]:
+    if args.ablation not in ABLATIONS:
+        raise ValueError(f"--ablation must be one of {', '.join(ABLATIONS)}, got {args.ablation!r}")
+    if args.ratios or args.max_bytes:
+        raise ValueError("--ablation takes --budgets, not --ratios or --max-bytes")
+    name = given.pop("profile", None)
+    waves = GivenWave(args.task or "math500", None if name is None else WaveProfile.from_pretrained(name))
+    made = [
+        cell
+        for budget in args.budgets or [64, 128, 256]
+        for cell in cells_of(ABLATIONS[args.ablation], Around(waves, budget, given))
+        if cell.config.method != "full"
+    ]
+    labels = [f"{x.config.method}{x.name.removeprefix(cell_name(x.config))}" for x in made]  # names without sizes
+    for wanted in args.cells or ():
+        if wanted not in labels:
+            names = ", ".join(dict.fromkeys(labels))
+            raise ValueError(f"--cells: the ablation {args.ablation!r} has no {wanted!r}; there are {names}")
+    return [x for x, label in zip(made, labels, strict=True) if not args.cells or label in args.cells]
 
 
 def _provenance(args: argparse.Namespace, label: str) -> Json:
-    source = f"solutions of {args.texts}" if args.texts else "MATH-500 with the model's own full-cache solutions"
-    own = {"texts": source, "tokens": args.tokens, "interval": args.interval, "dtype": args.dtype}
-    return {**provenance(label, args.seed), **own, **({} if args.texts else {"temperature": args.temperature})}
+    own = {"tokens": args.tokens, "interval": args.interval, "keep_prompt": args.keep_prompt, "dtype": args.dtype}
+    if args.texts:
+        source = f"solutions of {args.texts}"
+    elif args.task:
+        source = f"worked answers of {args.task}, {';'.join(args.settings or ['all settings'])}"
+    elif args.documents:
+        named = [f"{x} (sha256 {hashlib.sha256(Path(x).read_bytes()).hexdigest()[:12]})" for x in args.documents]
+        source = f"pieces of {', '.join(named)}, {args.prompt_tokens} tokens before each"
+    else:
+        source = "MATH-500 with the model's own full-cache solutions"
+        own["temperature"] = args.temperature
+    return {**provenance(label, args.seed), "texts": source, **own}
 
 
 def _texts(args: argparse.Namespace, model: Model, tokenizer: Tokenizer, out: Console) -> list[texts.Text]:
+    if args.settings and not args.task:
+        raise ValueError("--settings are of --task")
     if args.texts:
         return texts.read(args.texts, tokenizer, args.tokens, args.problems)
+    if args.task:
+        asked = items(args.task, count=args.problems, seed=args.seed, settings=args.settings)
+        return texts.worked(asked, tokenizer, args.tokens)
+    if args.documents:
+        return texts.pieces(args.documents, tokenizer, args.prompt_tokens, args.tokens, args.problems)
     problems = math500(args.problems, args.seed)
     solutions = texts.generate(model, tokenizer, problems, args.tokens, args.temperature, args.seed)
     with options.bar(out) as progress:

@@ -47,7 +47,7 @@ def fidelity(result: Fidelity, path: str | Path | None = None) -> Figure:
     lines: dict[str, list[Point]] = {}
     for point in result.points:
         if point.setting != "all":
-            lines.setdefault(point.method, []).append(point)
+            lines.setdefault(point.name, []).append(point)
     with drawn(path, 2, 3, (12, 7.2)) as (figure, axes):
         by_budget = not any(p.ratio is not None for x in lines.values() for p in x)
         by_bytes = any(p.max_bytes is not None for x in lines.values() for p in x)

@@ -6,6 +6,7 @@ from reasonalloc.methods.table import METHODS, methods, register
 from reasonalloc.policy import gathered as _gathered  # noqa: F401  its scorers enter their table
 from reasonalloc.policy import profiled as _profiled  # noqa: F401
 from reasonalloc.policy import published as _published  # noqa: F401  its parts likewise
+from reasonalloc.policy import spans as _spans  # noqa: F401
 from reasonalloc.policy import triattention as _triattention  # noqa: F401
 from reasonalloc.policy.view import HeadView
 
@@ -31,6 +32,7 @@ from reasonalloc.methods import (  # isort: skip
     rlkv,
     snapkv,
     snapkv_published,
+    spans,
     streaming,
     triattention,
     vase,
@@ -64,6 +66,7 @@ __all__ = [
     "rlkv",
     "snapkv",
     "snapkv_published",
+    "spans",
     "streaming",
     "triattention",
     "vase",

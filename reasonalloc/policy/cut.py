@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeAlias, TypeGuard
 
 import numpy as np
@@ -228,7 +229,9 @@ class Cutter:
         window, what = self.policy.schedule.window, f"head budgets of {heads.title}"
         for row in cut.rows:
             total = int(cut.totals[row])
-            shares = heads.shares(cut.scores(row), total, self._place(cut, layer, row))
+            place = self._place(cut, layer, row)
+            held = tuple(int((x < place.protected).sum()) for x in cut.positions(row))
+            shares = heads.shares(cut.scores(row), total, replace(place, held=held))
             cut.budgets[row] = checked_shares(what, shares, layer.heads, window, total)
 
     def _show(self, cut: CoreCut, layer: CutLayer, row: int) -> None:

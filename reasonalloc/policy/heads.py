@@ -81,18 +81,25 @@ class UniformHeads(CoreHeads):
 class Route(CoreHeads):
     """ReasonAlloc's online routing (arXiv 2606.11164): a head's claim is how many of the layer's best scores it has.
 
-    gamma, lo, hi: as of the wave. mu: what a head gets at least, as a share of the mean.
+    gamma, lo, hi: as of the wave. mu: what a head gets at least, as a share of the mean. head_gamma, head_lo, head_hi:
+    the same three for heads alone, where they are not to be the wave's; None: as gamma, lo, hi.
     """
 
     gamma: float = setting(0.5, 0, 16)
     lo: float = setting(0.25, 0, 1)
     hi: float = setting(2.0, 1, 1e6)
     mu: float = setting(0.25, 0, 1)
+    head_gamma: float | None = setting(None, 0, 16)
+    head_lo: float | None = setting(None, 0, 1)
+    head_hi: float | None = setting(None, 1, 1e6)
 
     core: ClassVar[str] = "route"
 
     def arguments(self, order: int = 0) -> HeadArguments:
-        return HeadArguments(self.core, self.gamma, self.lo, self.hi, self.mu)
+        gamma = self.gamma if self.head_gamma is None else self.head_gamma
+        lo = self.lo if self.head_lo is None else self.head_lo
+        hi = self.hi if self.head_hi is None else self.head_hi
+        return HeadArguments(self.core, gamma, lo, hi, self.mu)
 
 
 @HEADS.enter("pooled")

@@ -38,11 +38,16 @@ class ProfiledHeads(HeadAllocator):
     Every head first gets room for what is protected and the window; the rest of the layer's total follows the shares,
     clipped to [head_lo, head_hi] times the mean. A layer whose total holds no more than that is cut evenly.
     head_profile: file of the shares, a line for each layer, a number for each KV head.
+
+    correction: shares times claim ** correction; a head's claim is the number of its tokens among the layer's best, as
+    many as there are slots to share out, which is what online routing follows (arXiv 2606.11164). 0: none. Claims
+    compare scores of heads: take a scorer whose level does not depend on a head's slots, as "rkv-centred".
     """
 
     head_profile: str = ""
     head_lo: float = setting(0.25, 0, 1)
     head_hi: float = setting(2.5, 1, 1e6)
+    correction: float = setting(0.0, 0, 4)
     table: dict[int, Shares] | None = field(default=None, init=False, repr=False, compare=False)
 
     def fitted(self, shape: ModelShape) -> ProfiledHeads:
@@ -61,4 +66,17 @@ class ProfiledHeads(HeadAllocator):
         rest = total - spared * view.heads
         if rest <= 0:
             return allocate.robustify(np.ones(view.heads), total, floor=view.window)
-        return spared + allocate.robustify(self.table[view.layer], rest, 1.0, self.head_lo, self.head_hi)
+        shares = self.table[view.layer]
+        if self.correction:
+            chain = [x[held:] for x, held in zip(scores, view.held, strict=True)]
+            shares = shares * _claims(chain, rest) ** self.correction
+        return spared + allocate.robustify(shares, rest, 1.0, self.head_lo, self.head_hi)
+
+
+def _claims(scores: Sequence[npt.NDArray[np.float32]], slots: int) -> Shares:
+    """Of each head, how many of its scores are among the `slots` best of all; ties with the last of them count."""
+    pooled = np.concatenate(scores)
+    if len(pooled) <= slots:  # nothing is told apart
+        return np.ones(len(scores))
+    least = np.partition(pooled, -slots)[-slots]
+    return np.array([np.count_nonzero(x >= least) for x in scores], dtype=np.float64)

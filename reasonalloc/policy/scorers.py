@@ -26,6 +26,7 @@ class ScoreArguments(NamedTuple):
     average: bool = False
     n_large: int = -1
     n_sink: int = 0
+    span: int = 0
 
 
 class StatArguments(NamedTuple):

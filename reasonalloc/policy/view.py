@@ -67,10 +67,15 @@ class RowView:
 
 @dataclass(frozen=True)
 class LayerView(RowView):
-    """A row of one layer at a cut. layer: its number in the model. prompt: tokens of the row's prompt."""
+    """A row of one layer at a cut. layer: its number in the model. prompt: tokens of the row's prompt.
+
+    held: of each head, how many of the protected tokens it still holds, the first of its scores; () for scorers, which
+    see the positions themselves.
+    """
 
     layer: int
     prompt: int
+    held: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

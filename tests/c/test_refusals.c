@@ -351,10 +351,12 @@ static void test_cuts(fixture *f)
     bool cut[ROWS];
     ra_layer *layer = f->layer;
     const ra_cut all = {totals, protect, score, route, budgets, lost, cut};
-    ra_score_config bad_score[] = {score, score, score, score, score, score, score, score, score, score, score, score};
+    ra_score_config bad_score[] = {score, score, score, score, score, score, score,
+                                   score, score, score, score, score, score};
     bad_score[8].recent = 1.5f;
     bad_score[10].n_large = -2;
     bad_score[11].n_sink = -1;
+    bad_score[12].span = -1;
     bad_score[9].scorer = ra_scorer_find("h2o"); /* the layer has not gathered what it needs */
     bad_score[0].scorer = NULL;
     bad_score[1].alpha = -0.5f;

@@ -2,6 +2,7 @@
 
 import numpy as np
 import oracle
+import oracle_spans
 import oracle_statistics as gathered
 import oracle_values
 import pytest
@@ -199,7 +200,8 @@ class Machine(RuleBasedStateMachine):
     )
     def cut(self, which, how, scorer, allocator, protect):
         layer, rows = self.pick(which), range(len(self.pick(which).rows))
-        config = scorer and (scorer, 0.3, 0.55, 5, 11, 0.25, scorer == "lazy" and allocator == 1)
+        code, average = scorer == "lazy" and allocator == 1, scorer == "spans" and allocator == 1
+        config = scorer and (scorer, 0.3, 0.55, 5, 11, 0.25, code, average, -1, 0, 3)
         route = (allocator, 0.5, 0.25, 2.0, 0.25, 0.2)
         least = self.heads * self.window
         totals = np.array([self.random.integers(least, max(least, row.slots) + 1) for row in layer.rows])
@@ -272,7 +274,7 @@ class Machine(RuleBasedStateMachine):
 
     def expected_scores(self, row, h, head, config, total):
         """None where they are not comparable: hashes, fewer queries than the window, or rounding that decides."""
-        name, alpha, threshold, kernel, _seed, recent, code = config
+        name, alpha, threshold, kernel, _seed, recent, code, average, _large, _sink, span = config
         if name == "h2o":
             newest = int(recent * (total // self.heads))
             return gathered.h2o(head.stats, self.window, self.group, row.tokens, newest)
@@ -299,9 +301,10 @@ class Machine(RuleBasedStateMachine):
             return important
         if oracle.redundancy_margin(head.keys, threshold) < 1e-5:
             return None
-        level = 1 / len(head) if name == "rkv-centred" else 0
+        level = 1 / len(head) if name in ("rkv-centred", "spans") else 0
         redundant = oracle.redundancy(head.keys, threshold)[: len(important)] - level
-        return alpha * important - (1 - alpha) * redundant
+        scores = alpha * important - (1 - alpha) * redundant
+        return oracle_spans.shared(scores, head.positions, span, average) if name == "spans" else scores
 
     def chosen(self, core, layer, number, scores, budgets, protect, lost):
         row, stays = layer.rows[number], []

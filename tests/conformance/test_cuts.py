@@ -2,6 +2,7 @@
 
 import numpy as np
 import oracle
+import oracle_spans
 import oracle_values
 import pytest
 import torch
@@ -14,11 +15,12 @@ pytestmark = pytest.mark.core
 HEADS, GROUP, DIM, WINDOW, INTERVAL = 2, 3, 20, 4, 6
 QUERY_HEADS = HEADS * GROUP
 SCALE = 0.2
+SPAN = 6
 ROUTE = (1, 0.5, 0.25, 2.0, 0.25, 0.2)
 
 
 def config(scorer):
-    return scorer, 0.3, 0.5, 5, 11, 0.5, False
+    return scorer, 0.3, 0.5, 5, 11, 0.5, False, False, -1, 0, SPAN
 
 
 class Layer:
@@ -161,9 +163,10 @@ def expected_scores(layer, head):
         return oracle.importance(q, keys, kernel)
     if oracle.redundancy_margin(keys, threshold) < 1e-5:
         return None
-    level = 1 / n if name == "rkv-centred" else 0
+    level = 1 / n if name in ("rkv-centred", "spans") else 0
     redundancy = oracle.redundancy(keys, threshold)[: n - WINDOW] - level
-    return alpha * oracle.importance(q, keys, kernel) - (1 - alpha) * redundancy
+    scores = alpha * oracle.importance(q, keys, kernel) - (1 - alpha) * redundancy
+    return oracle_spans.shared(scores, old, SPAN, False) if name == "spans" else scores
 
 
 def scores_of(layer):

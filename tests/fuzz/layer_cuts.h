@@ -22,7 +22,8 @@ static ra_score_config draw_score(bool made)
                              .published_code = below(2),
                              .average = below(2),
                              .n_large = below(20) - 1,
-                             .n_sink = below(6)};
+                             .n_sink = below(6),
+                             .span = below(3) * 5};
 }
 
 static ra_route_config draw_route(void)

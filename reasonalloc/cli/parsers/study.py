@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser, folder: str) -> None:
     )
     size.add_argument("--fraction", type=options.share, metavar="X", help="of the problems of a dataset")
     task.add_argument(
-        "--settings", type=_settings, metavar="A;B",
+        "--settings", type=settings_type, metavar="A;B",
         help=f"of ledger: {', '.join(GRID)} or like questions=4,depth=3 (all that have a name)",
     )  # fmt: skip
     sampling = parser.add_argument_group("sampling")
@@ -64,7 +64,7 @@ def add_ray(group: options.Group) -> None:
     )
 
 
-def _settings(text: str) -> list[str]:
+def settings_type(text: str) -> list[str]:
     """Separated by ";", or by "," where all are names."""
     parts = text.split(";") if ";" in text or "=" in text else text.split(",")
     return [x.strip() for x in parts if x.strip()]

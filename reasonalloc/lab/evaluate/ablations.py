@@ -91,7 +91,32 @@ _enter_field("interval", "How often should the cache be cut?", [32, 64, 128, 256
 _enter_field("mu", "How high a floor does head routing need?", [0.0, 0.25, 0.5, 1.0])
 _enter_field("gamma", "How strongly should the wave and the routing be followed?", [0.0, 0.25, 0.5, 1.0])
 _enter_field("window", "How many of the newest tokens should always stay, and score the others?", [4, 8, 16, 32])
+_enter_field("kernel", "How many neighbours should a token's importance be the largest of?", [1, 3, 7, 15])
 _enter_field("smoothing", "Do scores that remember earlier cuts choose better?", [0.0, 0.5, 0.8], name="ema")
+
+
+@_enter("spans", "Do tokens answer better when whole spans of them stay or go?")
+def _spans(around: Around) -> list[Cell]:
+    # Spans of one token are R-KV, which stands beside them.
+    made = [around.cell("spans")]
+    made += [around.cell("spans", variant=f"span={x}", options={"span": x}) for x in (4, 8, 32, 64)]
+    return [*made, around.cell("spans", variant="pool=max", options={"pool": "max"})]
+
+
+@_enter("head-gamma", "How strongly should the routing of heads be followed, whatever the layers do?")
+def _head_gamma(around: Around) -> list[Cell]:
+    values = (0.0, 0.25, 1.0, 2.0)
+    cells = [around.cell(variant=f"head-gamma={x:g}", options={"head_gamma": x}) for x in values]
+    return [*cells[:2], around.cell(), *cells[2:]]
+
+
+@_enter("head-bounds", "How far may heads be from the mean of their layer, whatever the layers do?")
+def _head_bounds(around: Around) -> list[Cell]:
+    bounds = ((0.5, 1.5), (0.1, 3.0), (0.0, 16.0))
+    return [
+        around.cell(),
+        *(around.cell(variant=f"heads={x:g}-to-{y:g}", options={"head_lo": x, "head_hi": y}) for x, y in bounds),
+    ]
 
 
 @_enter("rho", "Does the attention mass that defines a layer's demand matter?")
@@ -220,7 +245,7 @@ def cells_of(ablation: Ablation, around: Around) -> list[Cell]:
     return list({x.name: x for x in every}.values())
 
 
-_DEFAULTS = {"rho": 0.93, "prompts": 4.0}  # of what is no field of `Config`
+_DEFAULTS = {"rho": 0.93, "prompts": 4.0, "head-gamma": 0.5}  # of what is no field of `Config`
 
 
 def varied(cells: Iterable[str]) -> tuple[str, dict[str, float]] | None:

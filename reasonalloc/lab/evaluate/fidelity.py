@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.table import Table
 
@@ -16,8 +18,10 @@ from reasonalloc.fields import build
 from reasonalloc.files import Json, read_saved, replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.lab.evaluate.forcing import forced_log_probs, full_log_probs
-from reasonalloc.lab.evaluate.statistics import Measure, bootstrap, picks
+from reasonalloc.hf.decode import DecodeBatch
+from reasonalloc.lab.evaluate.cells import Cell, cell_name
+from reasonalloc.lab.evaluate.forcing import full_log_probs
+from reasonalloc.lab.evaluate.statistics import Measure, bootstrap, holm, permutation_test, picks
 from reasonalloc.lab.evaluate.texts import Text
 from reasonalloc.lab.table import Section
 from reasonalloc.protocols import Model
@@ -48,7 +52,7 @@ class Point:
     nll: negative log-likelihood of the reference text, nats a token; excess_nll: the same less the full cache's.
     kl: KL(full || compressed), nats a token. agreement: share of tokens where both rank the same token first.
     mean_bytes, peak_bytes: of the cache over a text. slots_ratio: slots kept / a full cache's, at the text's end.
-    problems: the same figures of each text, with its `id` and `tokens`.
+    problems: the same figures of each text, with its `id` and `tokens`. variant: what tells it from the plain method.
     """
 
     method: str
@@ -63,6 +67,11 @@ class Point:
     slots_ratio: Measure
     problems: list[Json]
     max_bytes: int | None = None
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.variant}".strip()
 
     @property
     def setting(self) -> str:
@@ -74,6 +83,22 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """KL of a point less that of another method at the same size, paired by text: mean and its bootstrap over texts.
+
+    p: two-sided permutation test on the texts' differences; holm: adjusted for the `family` of all that are told.
+    """
+
+    name: str
+    against: str
+    setting: str
+    kl: Measure
+    p: float
+    holm: float
+    family: int
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """All points of one evaluation, with where they come from."""
 
@@ -81,6 +106,7 @@ class Fidelity:
     full_nll: Measure
     provenance: Json = field(default_factory=dict)
     schema: int = SCHEMA
+    differences: list[Difference] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         """Writes the result as JSON, whole or not at all."""
@@ -100,7 +126,7 @@ class Fidelity:
         heads = ("method", "budget", "NLL", "excess NLL", "KL", "top-1 agreement", "mean bytes", "peak bytes", "slots")
         rows = [
             [
-                p.method, p.setting, f"{p.nll.mean:.3f}", p.excess_nll.text(".3f"), p.kl.text(".3f"),
+                p.name, p.setting, f"{p.nll.mean:.3f}", p.excess_nll.text(".3f"), p.kl.text(".3f"),
                 p.agreement.text(".1%"), f"{p.mean_bytes.mean / 2**20:.2f} MiB", f"{p.peak_bytes.mean / 2**20:.2f} MiB",
                 f"{p.slots_ratio.mean:.1%}",
             ]
@@ -109,32 +135,51 @@ class Fidelity:
         title = "Fidelity under teacher forcing (mean over problems, 95 % bootstrap interval)"
         return Section(title, heads, rows, f"full cache: {self.full_nll.text('.3f')} nats a token").rich()
 
+    def differences_table(self) -> Table:
+        """The differences as a rich table."""
+        rows = [
+            [x.name, x.against, x.setting, x.kl.text("+.4f"), f"{x.p:.2g}", f"{x.holm:.2g}"] for x in self.differences
+        ]
+        note = f"Permutation test on the texts, Holm's p over these {len(rows)}. Below 0: nearer to the full cache."
+        heads = ("method", "less", "budget", "KL, nats a token", "p", "Holm")
+        return Section("KL to the full cache, paired by text", heads, rows, note).rich()
+
 
 def evaluate_fidelity(
     model: Model,
     texts: Iterable[Text],
-    configs: Sequence[Config],
+    configs: Sequence[Config | Cell],
     *,
     seed: int = 0,
+    against: str | None = None,
+    batch_size: int = 1,
     provenance: Json | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Fidelity:
     """Measures each config on each text by teacher forcing: the prompt as prefill, then one token a step.
 
-    configs: one for each point, each with a budget, a ratio or max_bytes, or method "full". seed: of the bootstrap over
-    texts.
-    progress: called with the number of steps done since the last call. Raises ValueError for no configs or texts.
+    configs: one for each point, each with a budget, a ratio or max_bytes, or method "full"; a cell's name tells it from
+    others of its method. against: method with which every other point of the same size is compared. batch_size: texts
+    that go through the model together; the size in max_bytes is that of them all. seed: of the bootstrap over texts.
+    progress: called with the number of tokens since the last call. Raises ValueError for no configs or texts, or an
+    `against` that is not among them.
     """
-    if not configs:
+    cells = [x if isinstance(x, Cell) else Cell(cell_name(x), x) for x in configs]
+    if not cells:
         raise ValueError("give at least one config to evaluate")
-    rows: list[list[_Figures]] = [[] for _ in configs]
+    if against is not None and against not in [x.config.method for x in cells]:
+        raise ValueError(f"against must be one of the methods {', '.join(x.config.method for x in cells)}: {against!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    rows: list[list[_Figures]] = [[] for _ in cells]
     full: list[float] = []
     with using(model):
-        for text in texts:
-            reference = full_log_probs(model, text.prompt, text.solution)
-            full.append(-float(_chosen(reference, text.solution).mean()))
-            for config, own in zip(configs, rows, strict=True):
-                own.append(_measure(model, config, text, reference, full[-1], progress))
+        for some in _batches(texts, batch_size):
+            references = [full_log_probs(model, x.prompt, x.solution) for x in some]
+            nlls = [-float(_chosen(x, y.solution).mean()) for x, y in zip(references, some, strict=True)]
+            full += nlls
+            for cell, own in zip(cells, rows, strict=True):
+                own += _measure(model, cell.config, some, references, nlls, progress)
     if not full:
         raise ValueError("there is no text to evaluate on")
     chosen = picks(len(full), seed)
@@ -142,47 +187,120 @@ def evaluate_fidelity(
         Point(
             config.method, config.budget, config.ratio, problems=list(own),
             max_bytes=None if config.max_bytes is None else parse_bytes(config.max_bytes),
+            variant=name.removeprefix(cell_name(config)).strip(),
             **{metric: bootstrap([x[metric] for x in own], chosen) for metric in METRICS},
         )
-        for config, own in zip(configs, rows, strict=True)
+        for name, config, own in ((x.name, x.config, own) for x, own in zip(cells, rows, strict=True))
     ]  # fmt: skip
-    return Fidelity(points, bootstrap(full, chosen), provenance or {})
+    kls = [[x["kl"] for x in own] for own in rows]
+    differences = [] if against is None else _differences(points, kls, against, chosen)
+    return Fidelity(points, bootstrap(full, chosen), provenance or {}, differences=differences)
+
+
+def _batches(texts: Iterable[Text], size: int) -> Iterator[list[Text]]:
+    some: list[Text] = []
+    for text in texts:
+        some.append(text)
+        if len(some) == size:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _differences(
+    points: Sequence[Point], kls: Sequence[Sequence[float]], against: str, chosen: npt.NDArray[np.int64]
+) -> list[Difference]:
+    """Of every point but full caches and the other itself, a plain cell. kls: of each point's texts."""
+    others = {x.setting: own for x, own in zip(points, kls, strict=True) if x.name == against}
+    told = [
+        (x, [a - b for a, b in zip(own, others[x.setting], strict=True)])
+        for x, own in zip(points, kls, strict=True)
+        if x.method != "full" and x.name != against and x.setting in others
+    ]
+    ps = [permutation_test(x) for _, x in told]
+    return [
+        Difference(x.name, against, x.setting, bootstrap(each, chosen), p, adjusted, len(told))
+        for (x, each), p, adjusted in zip(told, ps, holm(ps), strict=True)
+    ]
 
 
 def _chosen(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return log_probs.gather(-1, tokens.to(log_probs.device)[:, None])[:, 0]
 
 
+@dataclass
+class _Sums:
+    """Of the steps of one text so far."""
+
+    text: Text
+    reference: torch.Tensor
+    full_nll: float
+    nll: float = 0.0
+    kl: float = 0.0
+    agreement: int = 0
+    bytes: float = 0.0
+    peak: int = 0
+    slots: float = 0.0
+    step: int = 0
+
+    def add(self, own: torch.Tensor, size: int) -> None:
+        """own: [V] log-probabilities of the next token; size: bytes of the row's pages."""
+        full = self.reference[self.step]
+        self.nll -= float(own[self.text.solution[self.step]])
+        gap = torch.where(full > float("-inf"), full.exp() * (full - own), 0.0)
+        self.kl += float(gap.sum(dtype=torch.float64))
+        self.agreement += int(own.argmax() == full.argmax())
+        self.bytes += size
+        self.peak = max(self.peak, size)
+        self.step += 1
+
+    @property
+    def done(self) -> bool:
+        return self.step == len(self.text.solution)
+
+    def figures(self) -> _Figures:
+        tokens = self.step
+        return {
+            "id": self.text.id,
+            "tokens": tokens,
+            "nll": self.nll / tokens,
+            "excess_nll": self.nll / tokens - self.full_nll,
+            "kl": max(self.kl / tokens, 0.0),  # rounding may leave it a little below
+            "agreement": self.agreement / tokens,
+            "mean_bytes": self.bytes / tokens,
+            "peak_bytes": float(self.peak),
+            "slots_ratio": self.slots / (len(self.text.prompt) + tokens - 1),
+        }
+
+
 def _measure(
     model: Model,
     config: Config,
-    text: Text,
-    reference: torch.Tensor,
-    full_nll: float,
+    texts: Sequence[Text],
+    references: Sequence[torch.Tensor],
+    full_nlls: Sequence[float],
     progress: Callable[[int], None] | None,
-) -> _Figures:
+) -> list[_Figures]:
+    """Figures of each text; those of a batch go through the model side by side, each until its end."""
     cache = ReasonAllocCache(model, config)
-    nll, kl, agreement = 0.0, 0.0, 0
-    for i, own in enumerate(forced_log_probs(model, cache, text.prompt, text.solution)):
-        full = reference[i]
-        nll -= float(own[text.solution[i]])
-        gap = torch.where(full > float("-inf"), full.exp() * (full - own), 0.0)
-        kl += float(gap.sum(dtype=torch.float64))
-        agreement += int(own.argmax() == full.argmax())
+    batch = DecodeBatch(model, cache, [x.prompt for x in texts])
+    every = [_Sums(*x) for x in zip(texts, references, full_nlls, strict=True)]
+    rows = list(every)
+    while rows:
+        logs = torch.log_softmax(batch.forward().float(), dim=-1)
+        for row, own, size in zip(rows, logs, cache.page_bytes_by_row(), strict=True):
+            row.add(own, int(size))
         if progress:
-            progress(1)
-    tokens, stats = len(text.solution), cache.stats()
-    return {
-        "id": text.id,
-        "tokens": tokens,
-        "nll": nll / tokens,
-        "excess_nll": nll / tokens - full_nll,
-        "kl": max(kl / tokens, 0.0),  # rounding may leave it a little below
-        "agreement": agreement / tokens,
-        "mean_bytes": float(stats["mean_bytes"]),
-        "peak_bytes": float(stats["peak_bytes"]),
-        "slots_ratio": float(stats["ratio"]),
-    }
+            progress(len(rows))
+        on = [i for i, row in enumerate(rows) if not row.done]
+        if len(on) < len(rows):
+            for row, slots in zip(rows, cache.slots().mean((1, 2)), strict=True):
+                row.slots = float(slots)
+            rows = [rows[i] for i in on]
+            batch.keep(on)
+        batch.append(torch.tensor([int(row.text.solution[row.step - 1]) for row in rows], dtype=torch.long))
+    return [row.figures() for row in every]
 
 
 def points_of(

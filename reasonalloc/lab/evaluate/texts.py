@@ -1,4 +1,5 @@
-"""Reference texts for teacher forcing: given ones, or the model's own solutions, generated once and kept on disk."""
+"""Reference texts for teacher forcing: given ones, worked answers of a task, pieces of documents, or the model's own
+solutions, generated once and kept on disk."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from reasonalloc.files import cache_folder, json_lines, read_json, replace_text
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab.problems import Problem
+from reasonalloc.lab.tasks import Item
 from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model, Tokenizer
 
@@ -57,6 +60,45 @@ def read(path: str | Path, tokenizer: Tokenizer, tokens: int, count: int | None 
     if not texts:
         raise ValueError(f"{path} holds no text")
     return texts
+
+
+def worked(items: Sequence[Item], tokenizer: Tokenizer, tokens: int) -> list[Text]:
+    """The chains that a task's generator writes, cut to `tokens`; ValueError for items of a task that writes none."""
+    if not items or not all(x.chain for x in items):
+        raise ValueError("only tasks that make their problems have worked answers: ledger and search")
+    found = []
+    for item in items:
+        ids = tokenizer(item.chain, return_tensors="pt", add_special_tokens=False).input_ids[0, :tokens]
+        found.append(Text(item.id, encode_prompt(tokenizer, item.prompt, "cpu")[0], ids.long()))
+    return found
+
+
+def pieces(
+    paths: Sequence[str | Path], tokenizer: Tokenizer, prompt: int, tokens: int, count: int | None = None
+) -> list[Text]:
+    """Documents (UTF-8), cut into pieces that follow on each other: `prompt` tokens that are read, then `tokens` that
+    are fed one by one. A last piece that is shorter is left out. At most `count`, the first of each document before the
+    second of any.
+
+    Raises ValueError for a document without a whole piece; OSError if one cannot be read.
+    """
+    every: list[list[Text]] = []
+    for path in map(Path, paths):
+        try:
+            ids = tokenizer(path.read_text(encoding="utf-8"), return_tensors="pt").input_ids[0].long()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        size = prompt + tokens
+        own = [
+            Text(f"{path.name}/{i}", piece[:prompt], piece[prompt:])
+            for i, piece in enumerate(ids[: len(ids) // size * size].split(size))
+            if len(piece)
+        ]
+        if not own:
+            raise ValueError(f"{path} has {len(ids)} tokens, less than a piece of {prompt} and {tokens}")
+        every.append(own)
+    mixed = [x for round_ in zip_longest(*every) for x in round_ if x is not None]
+    return mixed[:count]
 
 
 def generate(

@@ -44,6 +44,21 @@ class Waves:
         return self._measured[key]
 
 
+@dataclass
+class GivenWave:
+    """Stands in for `Waves` where there is one wave and no other can be measured."""
+
+    task: str
+    wave: WaveProfile | None
+
+    def get(self, count: int = 4, rho: float = 0.93, task: str | None = None) -> WaveProfile:
+        if self.wave is None:
+            raise ValueError("it needs a layer wave: --profile FILE")
+        if (count, rho, task) != (4, 0.93, None):
+            raise ValueError("it compares waves, and --profile is one: `reasonalloc ablate` measures the others")
+        return self.wave
+
+
 def _name(task: str) -> str:
     """Of a task in a file's name; two files of the same name are two tasks."""
     return task if task in REGISTRY else f"{Path(task).stem}-{digest(str(Path(task).resolve()))[:6]}"

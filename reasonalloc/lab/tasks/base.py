@@ -16,7 +16,8 @@ class Item:
     """prompt: the user's turn, instructions included. answers: what the boxes of the chain must hold, in order.
 
     group: the part of the task that it belongs to, for results by group ("" where there are no parts). asked: whose
-    answers they are, for a chain that does not keep the order (`grading.grade`).
+    answers they are, for a chain that does not keep the order (`grading.grade`). chain: a worked answer, where the task
+    makes its problems and writes one ("" elsewhere).
     """
 
     id: str
@@ -24,6 +25,7 @@ class Item:
     answers: tuple[str, ...]
     group: str = ""
     asked: tuple[str, ...] = ()
+    chain: str = ""
 
     @property
     def hash(self) -> str:

@@ -36,7 +36,7 @@ def _items(choice: Choice) -> list[Item]:
 def _of(setting: str, count: int, seed: int) -> list[Item]:
     made = ledger.problems(count, f"{HELD_OUT}/{seed}", dials(setting))
     return [
-        Item(f"ledger/{setting}/{seed}/{i}", x.prompt, tuple(map(str, x.answers)), setting, x.asked)
+        Item(f"ledger/{setting}/{seed}/{i}", x.prompt, tuple(map(str, x.answers)), setting, x.asked, x.chain)
         for i, x in enumerate(made)
     ]
 

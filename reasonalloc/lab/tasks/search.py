@@ -149,7 +149,8 @@ def _items(choice: Choice) -> list[Item]:
         for i in range(choice.count or 8):
             made = problem(f"{HELD_OUT}/{choice.seed}", i, size)
             answers = tuple(map(str, made.answer))
-            found.append(Item(f"search/{setting}/{choice.seed}/{i}", made.prompt, answers, setting))
+            name = f"search/{setting}/{choice.seed}/{i}"
+            found.append(Item(name, made.prompt, answers, setting, chain=made.chain))
     return found
 
 
