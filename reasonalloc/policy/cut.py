@@ -230,8 +230,8 @@ class Cutter:
         for row in cut.rows:
             total = int(cut.totals[row])
             place = self._place(cut, layer, row)
-            held = tuple(int((x < place.protected).sum()) for x in cut.positions(row))
-            shares = heads.shares(cut.scores(row), total, replace(place, held=held))
+            spared = tuple(int((x < place.protected).sum()) for x in cut.positions(row))
+            shares = heads.shares(cut.scores(row), total, replace(place, protected_slots=spared))
             cut.budgets[row] = checked_shares(what, shares, layer.heads, window, total)
 
     def _show(self, cut: CoreCut, layer: CutLayer, row: int) -> None:

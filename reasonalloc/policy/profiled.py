@@ -68,7 +68,7 @@ class ProfiledHeads(HeadAllocator):
             return allocate.robustify(np.ones(view.heads), total, floor=view.window)
         shares = self.table[view.layer]
         if self.correction:
-            chain = [x[held:] for x, held in zip(scores, view.held, strict=True)]
+            chain = [x[spared:] for x, spared in zip(scores, view.protected_slots, strict=True)]
             shares = shares * _claims(chain, rest) ** self.correction
         return spared + allocate.robustify(shares, rest, 1.0, self.head_lo, self.head_hi)
 

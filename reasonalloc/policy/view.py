@@ -69,13 +69,13 @@ class RowView:
 class LayerView(RowView):
     """A row of one layer at a cut. layer: its number in the model. prompt: tokens of the row's prompt.
 
-    held: of each head, how many of the protected tokens it still holds, the first of its scores; () for scorers, which
-    see the positions themselves.
+    protected_slots: of each head, how many of its slots are of protected tokens, the first of its scores; () for
+    scorers, which see the positions themselves.
     """
 
     layer: int
     prompt: int
-    held: tuple[int, ...] = field(default=(), kw_only=True)
+    protected_slots: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
