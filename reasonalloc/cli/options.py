@@ -28,11 +28,11 @@ Group: TypeAlias = argparse._ActionsContainer
 __all__ = ["bar", "wide_console"]  # and all of its own
 
 
-def late(command: str) -> Callable[[argparse.Namespace], int]:
-    """What a command runs: `run` of its module, which is imported only then."""
+def late(command: str, function: str = "run") -> Callable[[argparse.Namespace], int]:
+    """What a command runs: a function of its module, which is imported only then."""
 
     def run(args: argparse.Namespace) -> int:
-        return int(import_module(f"reasonalloc.cli.{command}").run(args))
+        return int(getattr(import_module(f"reasonalloc.cli.{command}"), function)(args))
 
     return run
 

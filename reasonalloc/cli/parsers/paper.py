@@ -35,6 +35,7 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument("--seed", type=options.natural, default=0, help="(0)")
     parser.add_argument("--regrade", action="store_true", help="grade the chains that are there again")
     study.add_ray(parser)
+    study.add_shard(parser)
     study.add_dry_run(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="(paper-MODEL; paper-quick with --quick)")
     options.add_json(parser)

@@ -23,6 +23,20 @@ def add(subparsers: options.Subparsers) -> None:
     run.add_argument("--regrade", action="store_true", help="grade the chains that are there again, from their texts")
     run.add_argument("--pack", action="store_true", help="also write generations.jsonl.gz")
     study.add_ray(run)
+    study.add_shard(run)
     study.add_dry_run(run)
     options.add_json(run)
     run.set_defaults(run=options.late("study_file"))
+    merge = kinds.add_parser(
+        "merge",
+        help="put the chains of shards into one folder",
+        description="Chains that runs with --shard made become those of one study, to go on from or to make tables of"
+        " with the same command without --shard. Shards of other settings, and chains that two of them have and that"
+        " differ, are refused with nothing changed.",
+    )
+    merge.add_argument("folder", metavar="DIR", help="where they go, beside what is there already")
+    merge.add_argument(
+        "shards", nargs="*", metavar="SHARD", help="folders of shards, or above them (default: those inside of DIR)"
+    )
+    options.add_json(merge)
+    merge.set_defaults(run=options.late("study_file", "merge"))

@@ -4,7 +4,7 @@ tables share."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from reasonalloc.lab.evaluate.accuracy import Batch, plan, run_batch
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.records import Record, Records
+from reasonalloc.lab.evaluate.shard import Shard
 from reasonalloc.lab.evaluate.summary import Summary, summarise
 from reasonalloc.lab.evaluate.waves import Waves
 from reasonalloc.lab.evaluate.workers import Source, profile_on_ray, run_on_ray
@@ -53,12 +54,13 @@ class Study:
     batch_size: int = 16
     ray: RaySettings | None = None
     about: dict[str, Any] = field(default_factory=dict)  # what else a table's provenance says
+    shard: Shard | None = None  # only this part of the chains; they lie in a folder of its own inside of `folder`
 
     def __post_init__(self) -> None:
         if self.samples > 1 and not self.sampling.temperature:
             raise ValueError(f"{self.samples} samples need a temperature above 0: greedy ones are all the same")
         self.folder = Path(self.folder)
-        self.records = Records(self.folder)
+        self.records = Records(self.folder if self.shard is None else self.folder / self.shard.folder)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -94,6 +96,12 @@ class Study:
             for x in cells
         ]
 
+    def batches(self, cells: Sequence[Cell], done: Collection[tuple[str, str, int]]) -> list[Batch]:
+        """What is to be made. done: keys of chains that are there."""
+        if self.shard is None:
+            return plan(self.items, cells, self.samples, self.batch_size, done)
+        return self.shard.of(plan(self.items, cells, self.samples, self.batch_size), done)
+
     def run(self, cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> None:
         """Makes what is missing; the folder is others' to write to afterwards. progress: (chains made, chains to make),
         after each chain.
@@ -103,7 +111,7 @@ class Study:
         ready()
         self.records.open(self.settings)
         self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
-        batches = plan(self.items, cells, self.samples, self.batch_size, self.records.by_key)
+        batches = self.batches(cells, self.records.by_key)
         total = sum(len(x.jobs) for x in batches)
         places: list[Place] = []
         try:
