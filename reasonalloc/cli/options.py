@@ -92,13 +92,15 @@ def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
     return parse
 
 
-def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str = "float32") -> None:
-    """reasoner: the default is the embedded reasoner."""
+def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str | None = "float32") -> None:
+    """reasoner: the default is the embedded reasoner. dtype: the default; None: a study's own, bfloat16."""
     base = f"smollm2, {EMBEDDED_LABEL}"
     default, name = (f"{REASONER}, a reasoner; also {base}", REASONER) if reasoner else (base, None)
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=name, metavar="NAME", help=f"hub name or folder (default: {default})")
-    group.add_argument("--dtype", choices=list(DTYPES), default=dtype, help=f"of weights and cache ({dtype})")
+    group.add_argument(
+        "--dtype", choices=list(DTYPES), default=dtype, help=f"of weights and cache ({dtype or 'bfloat16'})"
+    )
     group.add_argument(
         "--device-map",
         metavar="MAP",

@@ -15,6 +15,7 @@ from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.records import PACKED, pack
 from reasonalloc.lab.evaluate.study import RaySettings, Study, write
+from reasonalloc.lab.evaluate.study_file import StudyFile
 from reasonalloc.lab.evaluate.summary import Summary
 from reasonalloc.lab.evaluate.workers import Source
 from reasonalloc.lab.tasks import items
@@ -43,6 +44,17 @@ def study_of(args: argparse.Namespace) -> Study:
     return Study(
         Path(args.output), source_of(args), args.task, asked, sampling, args.samples, args.batch_size, ray_of(args),
         shard=args.shard,
+    )  # fmt: skip
+
+
+def of_file(args: argparse.Namespace, file: StudyFile, folder: Path) -> Study:
+    """What a study file says, where and in how many parts the options say."""
+    given = argparse.Namespace(**{**vars(args), "model": file.model or models.REASONER, "dtype": file.dtype})
+    asked = items(file.task, count=file.problems, seed=file.seed, settings=file.settings)
+    sampling = Sampling(file.temperature, file.top_p, file.max_new_tokens, file.seed)
+    return Study(
+        folder, source_of(given), file.task, asked, sampling, file.samples, file.batch_size, ray_of(args),
+        wave_tokens=file.wave_tokens, shard=args.shard,
     )  # fmt: skip
 
 

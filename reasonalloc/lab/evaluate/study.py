@@ -54,6 +54,7 @@ class Study:
     batch_size: int = 16
     ray: RaySettings | None = None
     about: dict[str, Any] = field(default_factory=dict)  # what else a table's provenance says
+    wave_tokens: int = 512  # of a chain that the task's wave is measured on, at most
     shard: Shard | None = None  # only this part of the chains; they lie in a folder of its own inside of `folder`
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Study:
     def waves(self) -> Waves:
         settings = self.settings  # once: it reads from the weights' files
         about = {key: settings[key] for key in ("model", "weights", "dtype")}
-        return Waves(self._profile, self.task, self.folder, about)
+        return Waves(self._profile, self.task, self.folder, about, self.wave_tokens)
 
     def _profile(self, prompts: Sequence[str], **how: Any) -> WaveProfile:
         if self.ray is None:
