@@ -34,8 +34,9 @@ def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, t
     """Known accuracy by group of the task ("" for all of it), as (low, high): what was measured here on few problems is
     an interval, a published score is a point. None where nothing is known."""
     if split(model)[0] == REASONER and task == "ledger":
-        path = adapter_folder() / "scores.json"
-        if not path.is_file():
+        folder = adapter_folder()
+        path = None if folder is None else folder / "scores.json"
+        if path is None or not path.is_file():
             return None
         found = build(_Measured, read_json(path, "list of measured scores"), str(path), others=True)
         count = found.problems // len(found.accuracy)
