@@ -27,9 +27,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return plan.show(args, options.console(args), [(own, wanted)])
     own.records.open(own.settings)  # and so are other settings
-    wanted = own.with_wave(wanted)
     if args.equal_bytes:
-        wanted = _matched(args, own, wanted, options.console(args))
+        out = options.console(args)
+        with study.telling(out, own):
+            wanted = _matched(args, own, own.with_wave(wanted), out)
     study.run_and_report(args, own, wanted, "accuracy")
     return 0
 

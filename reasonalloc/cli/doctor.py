@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 from rich.table import Table
 from rich.text import Text
 from transformers import CONFIG_MAPPING
@@ -77,8 +78,10 @@ def _packages() -> Iterator[Check]:
         except PackageNotFoundError:
             yield Check(requirement.name, "note" if extra else "broken", f"not installed ({wanted})")
             continue
+        untested = requirement.name == "transformers" and Version(found) > Version(NEWEST_TESTED)
         fits = requirement.specifier.contains(found, prereleases=True)
-        yield Check(requirement.name, "ok" if fits else "note" if extra else "broken", f"{found} ({wanted})")
+        state = "broken" if not (fits or extra) else "note" if untested or not fits else "ok"
+        yield Check(requirement.name, state, f"{found} ({wanted})")
 
 
 def _machine() -> Iterator[Check]:

@@ -23,7 +23,7 @@ from reasonalloc.provenance import provenance
 def run(args: argparse.Namespace) -> int:
     configs = _configs(args)
     out = options.console(args)
-    model, tokenizer, label = options.load_model(args)
+    model, tokenizer, label = options.load_model(args, out)
     chosen = _texts(args, model, tokenizer, out)
     with options.bar(out) as progress:
         task = progress.add_task("teacher forcing", total=len(configs) * sum(len(x.solution) for x in chosen))

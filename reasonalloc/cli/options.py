@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, TypeAlias, TypeVar
 
@@ -109,13 +110,14 @@ def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: st
     group.add_argument("--threads", type=positive, metavar="N", help="of torch (default: torch's own choice)")
 
 
-def load_model(args: argparse.Namespace) -> tuple[Model, Tokenizer, str]:
-    """(model, tokenizer, label) as the options of `add_model` say."""
+def load_model(args: argparse.Namespace, out: Console | None = None) -> tuple[Model, Tokenizer, str]:
+    """(model, tokenizer, label) as the options of `add_model` say. out: a terminal that is told so meanwhile."""
     import torch
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    return load(args.model, args.dtype, args.device_map)
+    with out.status("loading the model") if out is not None and out.is_terminal else nullcontext():
+        return load(args.model, args.dtype, args.device_map)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for _, own in studies:
         own.records.open(own.settings)
     for plan, own, asked in wanted:
-        summary = study.measured(out, own, own.with_wave(asked), folder / plan.task, regrade=args.regrade)
+        summary = study.measured(out, own, asked, folder / plan.task, regrade=args.regrade)
         if summary is None:
             continue
         parts.append((plan, summary))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -58,15 +59,28 @@ def of_file(args: argparse.Namespace, file: StudyFile, folder: Path) -> Study:
     )  # fmt: skip
 
 
+@contextmanager
+def telling(out: Console, study: Study) -> Iterator[None]:
+    """A terminal is told meanwhile what takes its time."""
+    if not out.is_terminal:
+        yield
+        return
+    with out.status(study.task) as status:
+        study.say = status.update
+        yield
+
+
 def measured(
     out: Console, study: Study, cells: Sequence[Cell], stem: Path, question: str = "", regrade: bool = False
 ) -> Summary | None:
-    """Makes what is missing under a progress bar, prints the table, and writes it as stem.json, .md and .png. Of a
-    shard there is no table, and None."""
+    """Makes what is missing under a progress bar, the task's wave too where a cell lacks one; prints the table, and
+    writes it as stem.json, .md and .png. Of a shard there is no table, and None."""
     if regrade:
         study.regrade()
     with options.bar(out) as progress:
-        task = progress.add_task(study.task, total=None)
+        task = progress.add_task("", total=None)
+        study.say = lambda text: progress.update(task, description=text)
+        cells = study.with_wave(cells)
         study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))
     if study.shard is not None:
         made, where = len(study.records.by_key), visible(str(study.records.folder))

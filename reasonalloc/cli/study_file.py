@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
     tables: dict[str, Json] = {}
     if cells:
         tables[file.name] = _compared(args, file, own, cells, out)
-    for ablation, found in file.ablated(own.waves):
+    with study.telling(out, own):
+        ablated = file.ablated(own.waves)
+    for ablation, found in ablated:
         out.print(ablation.question)
         summary = study.measured(out, own, found, own.folder / ablation.name, ablation.question, args.regrade)
         tables[ablation.name] = {} if summary is None else summary.as_json()
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 def _compared(args: argparse.Namespace, file: StudyFile, own: Study, cells: list[Cell], out: Console) -> Json:
     """The table of a file's cells and the comparisons that it names."""
     stem = own.folder / file.name
-    summary = study.measured(out, own, own.with_wave(cells), stem, file.question or file.name, args.regrade)
+    summary = study.measured(out, own, cells, stem, file.question or file.name, args.regrade)
     if summary is None:
         return {}
     comparisons = file.compared(summary)

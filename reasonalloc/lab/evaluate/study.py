@@ -55,6 +55,7 @@ class Study:
     ray: RaySettings | None = None
     about: dict[str, Any] = field(default_factory=dict)  # what else a table's provenance says
     wave_tokens: int = 512  # of a chain that the task's wave is measured on, at most
+    say: Callable[[str], None] = lambda _: None  # told what takes its time: loading, the wave, the chains
     shard: Shard | None = None  # only this part of the chains; they lie in a folder of its own inside of `folder`
 
     def __post_init__(self) -> None:
@@ -73,6 +74,7 @@ class Study:
     @cached_property
     def model(self) -> tuple[Model, Tokenizer]:
         """(model, tokenizer), loaded when first asked for."""
+        self.say("loading the model")
         model, tokenizer, _ = self.source.load()
         warn_of(not_applied(model, self.sampling))
         return model, tokenizer
@@ -84,9 +86,12 @@ class Study:
         return Waves(self._profile, self.task, self.folder, about, self.wave_tokens)
 
     def _profile(self, prompts: Sequence[str], **how: Any) -> WaveProfile:
-        if self.ray is None:
-            return profile(*self.model, prompts, progress=False, **how)
-        return profile_on_ray(self.source, prompts, address=self.ray.address, gpus=self.ray.gpus, **how)
+        if self.ray is not None:
+            self.say("measuring the layer wave")
+            return profile_on_ray(self.source, prompts, address=self.ray.address, gpus=self.ray.gpus, **how)
+        pair = self.model
+        self.say("measuring the layer wave")
+        return profile(*pair, prompts, progress=False, **how)
 
     def with_wave(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells with the task's wave where their method needs one and none was given."""
@@ -105,7 +110,7 @@ class Study:
 
     def run(self, cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> None:
         """Makes what is missing; the folder is others' to write to afterwards. progress: (chains made, chains to make),
-        after each chain.
+        at the start and after each chain.
 
         Raises ValueError, with nothing changed, if the folder's generations were made with other settings.
         """
@@ -115,6 +120,8 @@ class Study:
         batches = self.batches(cells, self.records.by_key)
         total = sum(len(x.jobs) for x in batches)
         places: list[Place] = []
+        if progress:
+            progress(0, total)
         try:
             for i, record in enumerate(self._generate(batches, places.append), 1):
                 self.records.add(record)
@@ -149,12 +156,14 @@ class Study:
         if not batches:
             return
         if self.ray is not None:
+            self.say(self.task)
             yield from run_on_ray(
                 self.source, batches, self.sampling, address=self.ray.address, workers=self.ray.workers,
                 gpus=self.ray.gpus, on_place=on_place,
             )  # fmt: skip
             return
         model, _ = self.model
+        self.say(self.task)
         on_place(place(model))
         with using(model):
             for cell in {x.cell.name: x.cell for x in batches}.values():
