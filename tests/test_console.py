@@ -105,6 +105,17 @@ def test_a_study_says_what_takes_its_time(folder, task, tmp_path):  # noqa: F811
     assert "measuring the layer wave" in out.file.getvalue()
 
 
+def test_a_gpu_that_is_left_unused_is_told_of(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
+    pytest.importorskip("math_verify")
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "accuracy", "--model", folder, "--task", task, "--methods", "full", "--max-new-tokens", "4"]
+    for there in (False, True):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        assert main(command) == 0
+        assert ("--device-map cuda uses it" in capsys.readouterr().out) == there
+    assert main([*command, "--device-map", "cpu"]) == 0 and "uses it" not in capsys.readouterr().out
+
+
 def test_a_profile_s_label():
     out = PlainConsole(file=io.StringIO(), width=200)
     show(ra.WaveProfile((1.0, 2.0), (0, 1), {}), out, HOSTILE)

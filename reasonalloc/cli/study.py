@@ -77,6 +77,8 @@ def measured(
     writes it as stem.json, .md and .png. Of a shard there is no table, and None."""
     if regrade:
         study.regrade()
+    if study.ray is None and study.source.device_map is None and _gpu():
+        out.print("the model lies on the CPU, and there is a GPU: --device-map cuda uses it", highlight=False)
     with options.bar(out) as progress:
         task = progress.add_task("", total=None)
         study.say = lambda text: progress.update(task, description=text)
@@ -90,6 +92,12 @@ def measured(
     out.print(summary.table())
     write(summary, stem, question)
     return summary
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def run_and_report(
