@@ -139,7 +139,9 @@ def system_page(name: str) -> str:
     published = SYSTEMS["published"].get(name, [])
     lines.append("## Published\n")
     lines += [f"- {text}" for text in published] or ["No figure of a reasoning model was found that we could check."]
-    lines.append("\nOf other models, tasks and machines than ours: not to be compared with the figures above.\n")
+    if published:
+        lines.append("\nOf other models, tasks and machines than ours: not to be compared with the figures above.")
+    lines.append("")
     lines.append(f"Code: [methods/{METHODS[name].__module__.rpartition('.')[2]}.py](../../{source(name)})\n")
     return "\n".join(lines)
 
