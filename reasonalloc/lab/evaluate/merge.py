@@ -139,8 +139,8 @@ def _checked(parts: Sequence[_Part]) -> tuple[dict[Key, Record], int]:
         names = sorted({**first.settings, **other.settings})
         differ = [x for x in names if first.settings.get(x) != other.settings.get(x)]
         if differ:
-            told = "; ".join(f"{x} {other.settings.get(x)!r}, not {first.settings.get(x)!r}" for x in differ)
-            raise ValueError(f"{other.path} was made with other settings than {first.path}: {told}")
+            differences = "; ".join(f"{x} {other.settings.get(x)!r}, not {first.settings.get(x)!r}" for x in differ)
+            raise ValueError(f"{other.path} was made with other settings than {first.path}: {differences}")
     _same_revision(parts)
     _same_waves(parts)
     return _together(parts)
@@ -148,10 +148,10 @@ def _checked(parts: Sequence[_Part]) -> tuple[dict[Key, Record], int]:
 
 def _same_revision(parts: Sequence[_Part]) -> None:
     """Of a model of the Hub: its name says nothing of that."""
-    known = {run["revision"]: part.path for part in parts for run in part.runs if run.get("revision")}
-    if len(known) > 1:
-        told = "; ".join(f"{path} {revision}" for revision, path in known.items())
-        raise ValueError(f"shards are of different revisions of the model: {told}")
+    revisions = {run["revision"]: part.path for part in parts for run in part.runs if run.get("revision")}
+    if len(revisions) > 1:
+        differences = "; ".join(f"{path} {revision}" for revision, path in revisions.items())
+        raise ValueError(f"shards are of different revisions of the model: {differences}")
 
 
 def _same_waves(parts: Sequence[_Part]) -> None:
@@ -185,9 +185,9 @@ def _together(parts: Sequence[_Part]) -> tuple[dict[Key, Record], int]:
     return found, again
 
 
-def _one(known: dict[str, tuple[str, Path]], name: str, value: str, path: Path, what: str, how: str) -> None:
+def _one(first: dict[str, tuple[str, Path]], name: str, value: str, path: Path, what: str, how: str) -> None:
     """A name stands for one thing in all shards."""
-    other, where = known.setdefault(name, (value, path))
+    other, where = first.setdefault(name, (value, path))
     if other != value:
         raise ValueError(f"{path}: {what} {name!r} has {how} than in {where} (hash {value}, not {other})")
 

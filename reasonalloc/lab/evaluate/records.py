@@ -167,9 +167,9 @@ class Records:
         """Has these records in place of its own, and runs that it does not know yet beside its own."""
         changed = {x.key: x for x in records}
         replace_bytes(self.path, b"".join(map(_line, changed.values())))
-        known = self.runs()
-        new = [x for i, x in enumerate(runs) if x not in known and x not in runs[:i]]
-        replace_text(self.folder / RUNS, json.dumps([*known, *new], indent=1) + "\n")
+        earlier = self.runs()
+        new = [x for i, x in enumerate(runs) if x not in earlier and x not in runs[:i]]
+        replace_text(self.folder / RUNS, json.dumps([*earlier, *new], indent=1) + "\n")
         self.by_key = changed
 
     def change(self, how: Callable[[Record], Record]) -> None:
