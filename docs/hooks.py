@@ -33,6 +33,7 @@ def on_files(files: Files, config: Any) -> Files:
         "reference/cli.md": generate.cli_page(),
         "reference/config.md": generate.config_page(),
         "reference/stats.md": generate.stats_page(),
+        "reference/c.md": generate.header_page(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     }
     waiting = [(DOCS / x.src_uri, None) for x in files.documentation_pages()]

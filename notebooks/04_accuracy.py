@@ -32,7 +32,7 @@ from reasonalloc.lab.tasks import items
 
 SMALL = os.environ.get("REASONALLOC_NOTEBOOK_SIZE") == "small"  # as the tests run it: quick, and no result
 MODEL = os.environ.get("REASONALLOC_NOTEBOOK_MODEL", "ledger-135m")  # or "smollm2", a hub name, a folder
-PROBLEMS, TOKENS, BUDGETS = (2, 24, (24, 48)) if SMALL else (12, 512, (256, 384))
+PROBLEMS, TOKENS, BUDGETS = (2, 24, (24, 48)) if SMALL else (6, 512, (256, 384))
 METHODS = ("full", "reasonalloc", "rkv", "streaming")
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
@@ -11,7 +12,7 @@ import stat
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
@@ -57,6 +58,18 @@ def replace_bytes(path: str | Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Alone among all that lock this file, on this machine or on others that share the file system; waits for them."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _part_of(path: Path) -> str:
@@ -129,8 +142,9 @@ def read_saved(path: str | Path, kind: str, schema: int) -> dict[str, object]:
     return data
 
 
-def json_lines(path: str | Path | Traversable) -> Iterator[tuple[str, Any]]:
+def json_lines(path: str | Path | Traversable, *, torn: bool = False) -> Iterator[tuple[str, Any]]:
     """(where, value) of each line of a JSON-lines file that is not blank, .gz or not. where: "FILE:LINE", for errors.
+    torn: leave out a last line without a line feed.
 
     Lines end with a line feed alone: others of Unicode's line ends may stand in a JSON string. Raises ValueError naming
     the line that is no JSON or longer than `MOST_LINE`, or the file that is damaged; OSError if it cannot be read.
@@ -144,7 +158,7 @@ def json_lines(path: str | Path | Traversable) -> Iterator[tuple[str, Any]]:
                 line = file.readline(MOST_LINE + 1)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise ValueError(f"{where}: the file is damaged ({error})") from error
-            if not line:
+            if not line or (torn and len(line) <= MOST_LINE and not line.endswith(b"\n")):
                 return
             if len(line) > MOST_LINE:
                 raise ValueError(f"{where}: the line is longer than {MOST_LINE >> 20} MiB")

@@ -28,11 +28,12 @@ class Machine(TypedDict):
 
 
 class Place(TypedDict):
-    """versions: by package. devices: that a model lies on."""
+    """versions: by package. devices: that a model lies on. revision: its commit, of one of the Hub."""
 
     versions: dict[str, str]
     machine: Machine
     devices: NotRequired[list[str]]
+    revision: NotRequired[str]
 
 
 class Provenance(Place):
@@ -76,7 +77,10 @@ def provenance(model: str = "", seed: int | None = None) -> Provenance:
 
 def place(model: Model) -> Place:
     """Where a model computes: versions, machine, and the devices that it lies on."""
-    return {**_here(), "devices": sorted({str(x.device) for x in model.parameters()})}
+    found: Place = {**_here(), "devices": sorted({str(x.device) for x in model.parameters()})}
+    if revision := getattr(model.config, "_commit_hash", None):
+        found["revision"] = str(revision)
+    return found
 
 
 def _here() -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from io import StringIO
 from pathlib import Path
@@ -228,6 +229,17 @@ def test_doctor_finds_what_is_broken(folder, monkeypatch, capsys):
     found = {x["what"]: x["state"] for x in json.loads(capsys.readouterr().out)["checks"]}
     assert found["torch"] == found["no-such-package-here"] == "broken"
     assert found["REASONALLOC_CPU"] == "note"
+
+
+def test_doctor_says_that_a_newer_transformers_was_not_tested(monkeypatch, capsys):
+    version = importlib.metadata.version
+    for found, state in (("5.24.0", "ok"), ("5.99.0", "note"), ("5.1.0", "broken")):
+        monkeypatch.setattr(
+            "reasonalloc.cli.doctor.version", lambda name, own=found: own if name == "transformers" else version(name)
+        )
+        assert main(["doctor", "--json", "-"]) == (state == "broken")
+        checks = {x["what"]: x["state"] for x in json.loads(capsys.readouterr().out)["checks"]}
+        assert checks["transformers"] == state and checks["adapter ledger-135m"] == "ok"
 
 
 def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):

@@ -9,16 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from test_accuracy import folder, task  # noqa: F401  (fixtures)
 from traces import recorded
 
 import reasonalloc as ra
-from reasonalloc.cli import main, options
+from reasonalloc.cli import main, options, study
 from reasonalloc.cli.console import PlainConsole, bar
 from reasonalloc.cli.profile import show
 from reasonalloc.cli.stream import LiveWatch
+from reasonalloc.hf.decode import Sampling
+from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.statistics import Measure
+from reasonalloc.lab.evaluate.study import Study
 from reasonalloc.lab.evaluate.summary import Row, Summary
+from reasonalloc.lab.evaluate.workers import Source
 from reasonalloc.lab.table import Section
+from reasonalloc.lab.tasks import items
 
 HOSTILE = "a[/b]\x1b]0;owned\x07[red]x:smile:|y"
 SHOWN = "a[/b]\\x1b]0;owned\\x07[red]x:smile:|y"
@@ -78,6 +84,36 @@ def test_progress_and_live_views():
         for ids in ([1, 2], [3], [4]):
             watch.put(torch.tensor(ids))
     assert SHOWN in out.file.getvalue() and "owned\x07" not in out.file.getvalue()
+
+
+def test_a_study_says_what_takes_its_time(folder, task, tmp_path):  # noqa: F811
+    """Loading, then the wave, then chains: no bar that stands at 0 of nobody knows how many."""
+    pytest.importorskip("scipy")
+    cells = [Cell("reasonalloc 24", ra.Config("reasonalloc", budget=24, interval=8))]
+    own = Study(tmp_path, Source(folder), task, items(task, count=2), Sampling(max_new_tokens=8))
+    told: list = []
+    own.say = told.append
+    own.run(own.with_wave(cells), lambda *progress: told.append(progress))
+    assert told == ["loading the model", "measuring the layer wave", (0, 2), task, (1, 2), (2, 2)]
+    out = PlainConsole(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    with bar(out) as progress:
+        progress.add_task("loading the model", total=None)
+        progress.refresh()
+    assert "loading the model" in out.file.getvalue() and "/?" not in out.file.getvalue()
+    with study.telling(out, own):
+        own.say("measuring the layer wave")
+    assert "measuring the layer wave" in out.file.getvalue()
+
+
+def test_a_gpu_that_is_left_unused_is_told_of(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
+    pytest.importorskip("math_verify")
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "accuracy", "--model", folder, "--task", task, "--methods", "full", "--max-new-tokens", "4"]
+    for there in (False, True):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        assert main(command) == 0
+        assert ("--device-map cuda uses it" in capsys.readouterr().out) == there
+    assert main([*command, "--device-map", "cpu"]) == 0 and "uses it" not in capsys.readouterr().out
 
 
 def test_a_profile_s_label():

@@ -10,6 +10,7 @@ from test_accuracy import folder  # noqa: F401  (fixture)
 
 from reasonalloc.cli import main, paper
 from reasonalloc.cli import parser as command_line
+from reasonalloc.lab import tasks
 from reasonalloc.lab.evaluate.records import read
 from reasonalloc.lab.evaluate.summary import Summary
 
@@ -68,7 +69,32 @@ def test_what_is_planned():
         for plan in paper.plans(arguments(*given))
     ]
     assert full.task == quick.task == "ledger" and quick.problems < full.problems
-    assert [(x.task, x.samples, x.sampling.temperature) for x in real] == [("math500", 8, 0.6), ("aime24", 8, 0.6)]
+    assert [(x.task, x.samples, x.temperature) for x in real] == [("math500", 8, 0.6), ("aime24", 8, 0.6)]
+
+
+def test_options_change_the_study():
+    given = ["--methods", "full,RKV", "--budgets", "100", "--problems", "3", "--samples", "4", "--seed", "7"]
+    (plan,) = paper.plans(arguments(*given, "--drop-prompt", "--set", "interval=64", "--max-new-tokens", "50"))
+    cells = {x.name: x.config for x in plan.made()}
+    assert list(cells) == ["full", "rkv 100"] and cells["rkv 100"].interval == 64
+    assert (plan.problems, plan.samples, plan.seed, plan.max_new_tokens) == (3, 1, 7, 50)  # it answers greedily
+    assert cells["rkv 100"].keep_prompt is False and paper.plans(arguments())[0].config["keep_prompt"] is True
+    real = paper.plans(arguments("--model", "x/y", "--samples", "2", "--tasks", "aime24", "--set", "alpha=0.3"))
+    assert [(x.task, x.samples, x.model, x.config) for x in real] == [("aime24", 2, "x/y", {"alpha": 0.3})]
+    with pytest.raises(ValueError, match="nosuch"):
+        paper.plans(arguments("--methods", "nosuch"))[0].made()
+
+
+def test_the_study_is_what_made_the_published_table():
+    """Cells of the same settings, problems of the same text."""
+    plan = paper.plans(arguments())[0]
+    chains = list(read(Path(__file__).parents[1] / "benchmarks/results/paper/ledger.jsonl.gz"))
+    made = {x.cell: x.config for x in chains}
+    assert set(made) == {x.name for x in plan.made()}
+    own = {x.name: x.hash for x in plan.made() if not x.config.resolve().needs_wave}
+    assert own == {name: made[name] for name in own} and len(own) > 5
+    asked = {x.id: x.hash for x in tasks.items(plan.task, count=plan.problems, settings=plan.settings)}
+    assert asked.items() <= {x.item: x.asked for x in chains}.items()
 
 
 def test_results_that_are_published_are_not_written_over_by_default():

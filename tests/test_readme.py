@@ -252,6 +252,11 @@ def test_pages_of_the_code(tmp_path, monkeypatch):
         assert f'method="{name}"' in page and (ROOT / generate.source(name)).is_file()
         exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
     assert "100%" in generate.system_page("full") and "54%" in generate.system_page("reasonalloc")
+    names = {x for path in (ROOT / "csrc/stat").glob("*.c") for x in re.findall(r'\.name = "(.*?)"', path.read_text())}
+    assert set(generate.SYSTEMS["costs"]) == names and set(generate.SYSTEMS["published"]) <= set(ra.methods())
+    assert all(re.search(r"arXiv \d{4}\.\d{5}", x) for each in generate.SYSTEMS["published"].values() for x in each)
+    assert "nearest-key: 12 bytes" in generate.cost("rkv") and "queries of the newest" in generate.cost("vatp")
+    assert "typedef struct ra_layer ra_layer;" in generate.header_page()
     page = generate.cli_page()
     assert "## evaluate accuracy" in page and "--dry-run" in page
     assert "`lost_mass`" in generate.stats_page() and "`safeguard`" in generate.config_page()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+
+from reasonalloc.lab import models
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -39,6 +45,44 @@ def test_the_source_distribution_is_complete(tmp_path):
     missing = {x for x in listed.splitlines() if (copy / x).exists() and not LEFT_OUT.fullmatch(x)} - packed
     assert not missing
     assert not [x for x in packed if x.endswith((".so", ".pyc"))]
+
+
+@pytest.mark.slow
+def test_the_adapter_is_a_wheel_of_its_own(tmp_path):
+    """Built, unpacked, and found by a reasonalloc that lies elsewhere; without it the error says what to install."""
+    pytest.importorskip("build")
+    shutil.copytree(ROOT / "ledger", tmp_path / "ledger", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), "ledger"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("reasonalloc_ledger-*-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+    card = tmp_path / "site" / "reasonalloc_ledger" / "ledger-135m"
+    assert {x.name for x in card.iterdir()} == {
+        x.name for x in (ROOT / "ledger/reasonalloc_ledger/ledger-135m").iterdir()
+    }
+    shutil.copytree(ROOT / "reasonalloc", tmp_path / "own" / "reasonalloc")
+    code = (
+        "import importlib.util as u; found = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'reasonalloc_ledger' and {hide} else found(name, *a)\n"
+        "from reasonalloc.lab import models\n"
+        "print(models.fingerprint('ledger-135m'), models.adapter_folder())"
+    )
+    path = {**os.environ, "PYTHONPATH": f"{tmp_path / 'own'}{os.pathsep}{tmp_path / 'site'}"}
+    for hide in (False, True):
+        command = [sys.executable, "-P", "-c", code.format(hide=hide)]
+        done = subprocess.run(command, env=path, cwd=tmp_path, capture_output=True, text=True, check=False)
+        if hide:
+            assert done.returncode and "reasonalloc-ledger: pip install ./ledger" in done.stderr
+        else:
+            assert done.stdout.split() == [models.fingerprint("ledger-135m"), str(card)], done.stderr
+
+
+def test_the_main_wheel_has_no_weights():
+    assert not [x for x in (ROOT / "reasonalloc").rglob("*.safetensors")]
+    assert models.adapter_folder() == ROOT / "ledger/reasonalloc_ledger/ledger-135m"  # a checkout finds it by itself
+    made = json.loads((ROOT / "benchmarks/results/paper/ledger.json").read_text())["provenance"]
+    assert models.fingerprint("ledger-135m") == made["weights"]  # chains that are kept are still gone on from
 
 
 def test_wheels_are_of_the_stable_abi_and_tested():

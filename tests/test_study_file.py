@@ -12,7 +12,7 @@ from test_accuracy import folder, task  # noqa: F401  (fixtures)
 import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.lab.evaluate.statistics import holm, permutation_test
-from reasonalloc.lab.evaluate.study_file import StudyFile
+from reasonalloc.lab.evaluate.study_file import StudyFile, shipped
 
 pytest.importorskip("scipy")
 pytest.importorskip("math_verify")
@@ -134,3 +134,71 @@ def test_the_studies_of_the_benchmarks(path, monkeypatch):
     assert file.made() and file.comparisons and file.name == path.stem
     seeds = Path("benchmarks/seeds.md").read_text()
     assert f"| {file.seed} | [studies/{file.name}]" in seeds
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_studies_that_come_with_the_package(name, capsys):
+    file = StudyFile.load(name)
+    assert file.name == name and file.question
+    cells = [*file.made(), *(x for _, found in file.ablated(Notched()) for x in found)]
+    assert len({x.name for x in cells}) >= 4
+    assert main(["study", "show", name]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == name
+
+
+def test_studies_are_listed(tmp_path, monkeypatch, capsys):
+    assert main(["study", "show"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in shipped()) and {"ablations", "paper-math500"} <= set(shipped())
+    assert main(["study", "show", "nosuch"]) == 2 and "there are ablations, paper-" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)  # a file of one's own comes first
+    write(tmp_path / "ablations", GOOD)
+    assert StudyFile.load("ablations").name == "small"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ablations": ["nosuch"]}, "ablations are among alpha, .*got 'nosuch'"),
+        ({"ablations": ["mu"], "budgets": [24, 32]}, "around one of `budgets`"),
+        ({"ablations": ["mu"], "wave": "own.json"}, "no `wave`"),
+        ({}, "neither cells nor ablations"),
+    ],
+)
+def test_ablations_that_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        StudyFile.load(write(tmp_path / "a.yaml", {"name": "small", "budgets": [24]} | change))
+
+
+@pytest.mark.slow
+def test_ablations_in_a_file_are_those_of_the_command(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    data = {"name": "own", "model": folder, "task": task, "max_new_tokens": 20, "batch_size": 4, "budgets": [24]}
+    data |= {"config": {"interval": 8, "window": 4}, "ablations": ["mu", "parts"]}
+    write(tmp_path / "own.yaml", data)
+    assert main(["study", "run", "own.yaml", "--dry-run", "--json", "-"]) == 0
+    (planned,) = json.loads(capsys.readouterr().out)["studies"]
+    assert main(["study", "run", "own.yaml", "--json", "out.json"]) == 0
+    for name in ("mu", "parts"):
+        assert main(["ablate", name, "--model", folder, "--task", task, "--max-new-tokens", "20", "--batch-size", "4",
+                     "--budget", "24", "--interval", "8", "--set", "window=4", "--output", "by-name"]) == 0  # fmt: skip
+    tables = json.loads(Path("out.json").read_text())["tables"]
+    assert list(tables) == ["mu", "parts"]
+    for name, table in tables.items():
+        rows = json.loads(Path(f"by-name/{name}.json").read_text())["rows"]
+        assert [(x["cell"], x["scores"], x["tokens"]) for x in rows] == [
+            (x["cell"], x["scores"], x["tokens"]) for x in table["rows"]
+        ]  # fmt: skip
+        assert Path(f"studies-out/own/{name}.png").is_file()
+    chains = Path("studies-out/own/generations.jsonl").read_text().splitlines()
+    assert planned["chains"] == len(chains) == 5 * len({x["cell"] for t in tables.values() for x in t["rows"]})
+
+
+class Notched:
+    """Stands in for measured waves: one with a layer of next to nothing."""
+
+    task = "ledger"
+
+    def get(self, count=4, rho=0.93, **other):
+        about = {"task": other.get("task") or self.task, "count": count}
+        return ra.WaveProfile((100.0, 1.0, 300.0, 200.0), (0, 1, 2, 3), about, rho)

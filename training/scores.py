@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from reasonalloc.files import read_json, replace_text
-from reasonalloc.lab.models import adapter_folder
+
+CARD = Path(__file__).parents[1] / "ledger" / "reasonalloc_ledger" / "ledger-135m"
 
 
 def scores(folder: Path) -> dict[str, object]:
@@ -25,4 +26,4 @@ def scores(folder: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    replace_text(adapter_folder() / "scores.json", json.dumps(scores(Path(sys.argv[1])), indent=1) + "\n")
+    replace_text(CARD / "scores.json", json.dumps(scores(Path(sys.argv[1])), indent=1) + "\n")

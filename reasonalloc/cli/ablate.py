@@ -19,10 +19,10 @@ def run(args: argparse.Namespace) -> int:
     if args.name is None:
         raise ValueError("name an ablation (reasonalloc ablate --list shows them)")
     ablation, own = ABLATIONS[args.name], study.study_of(args)
-    waves = plan.UnmeasuredWaves(own.task) if args.dry_run else own.waves
-    cells = cells_of(ablation, Around(waves, args.budget, options.settings_of(args, settings.VARIED)))
-    out = options.console(args)
+    waves, out = plan.UnmeasuredWaves(own.task) if args.dry_run else own.waves, options.console(args)
     out.print(ablation.question)
+    with study.telling(out, own):
+        cells = cells_of(ablation, Around(waves, args.budget, options.settings_of(args, settings.VARIED)))
     if args.dry_run:
         return plan.show(args, out, [(own, cells)])
     study.run_and_report(args, own, cells, ablation.name, ablation.question)

@@ -11,7 +11,7 @@ from rich.console import Console
 from reasonalloc.cli import options, plan, settings, study
 from reasonalloc.cli.parsers.accuracy import BUDGETS
 from reasonalloc.config import Config
-from reasonalloc.files import visible
+from reasonalloc.files import locked, visible
 from reasonalloc.lab.evaluate import equal_bytes
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.cells import Cell
@@ -27,9 +27,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return plan.show(args, options.console(args), [(own, wanted)])
     own.records.open(own.settings)  # and so are other settings
-    wanted = own.with_wave(wanted)
     if args.equal_bytes:
-        wanted = _matched(args, own, wanted, options.console(args))
+        out = options.console(args)
+        with study.telling(out, own):
+            wanted = _matched(args, own, own.with_wave(wanted), out)
     study.run_and_report(args, own, wanted, "accuracy")
     return 0
 
@@ -59,11 +60,12 @@ def _matched(args: argparse.Namespace, own: Study, wanted: Sequence[Cell], out: 
     used = {x.hash for x in own.items}
     if again := sum(x.hash in used for x in pilot):
         out.print(f"warning: {again} of {len(pilot)} pilot problems are among those evaluated: there are no others")
-    matcher = equal_bytes.Matcher(
-        lambda cell: own.mean_bytes(cell, pilot), pilot, own.folder, own.settings, args.tolerance,
-        lambda text: out.print(visible(text), markup=False, highlight=False),
-    )  # fmt: skip
-    found, matches = equal_bytes.matched(matcher, args.equal_bytes, wanted)
+    with locked(own.folder / ".equal-bytes.lock"):  # shards that start together search once
+        matcher = equal_bytes.Matcher(
+            lambda cell: own.mean_bytes(cell, pilot), pilot, own.folder, own.settings, args.tolerance,
+            lambda text: out.print(visible(text), markup=False, highlight=False),
+        )  # fmt: skip
+        found, matches = equal_bytes.matched(matcher, args.equal_bytes, wanted)
     out.print(equal_bytes.table(matches, len(pilot)).rich())
     own.about["equal_bytes"] = [asdict(x) for x in matches]
     return found

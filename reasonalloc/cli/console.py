@@ -31,6 +31,13 @@ class _Description(TextColumn):
         return Text(visible(task.description))
 
 
+class _Count(MofNCompleteColumn):
+    """Says nothing while it is not known how much there is: a model is being loaded."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
+
+
 def wide_console(stderr: bool = False) -> Console:
     """A terminal as it is, a file wide enough for tables."""
     out = PlainConsole(stderr=stderr)
@@ -39,5 +46,5 @@ def wide_console(stderr: bool = False) -> Console:
 
 def bar(out: Console) -> Progress:
     """A progress bar; none where the output is not a terminal."""
-    columns = (_Description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (_Description(), BarColumn(), _Count(), TimeRemainingColumn())
     return Progress(*columns, console=out, disable=not out.is_terminal, transient=True)

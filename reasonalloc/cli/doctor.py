@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 from rich.table import Table
 from rich.text import Text
 from transformers import CONFIG_MAPPING
@@ -23,7 +24,16 @@ from reasonalloc.hf import attention
 from reasonalloc.hf.architectures import ARCHITECTURES, architecture, groups
 from reasonalloc.hf.check import compare
 from reasonalloc.hf.compat import NEWEST_TESTED, is_full_attention, stock_layers
-from reasonalloc.lab.models import EMBEDDED_INSTALL, EMBEDDED_LABEL, embedded_folder, missing_for_embedded
+from reasonalloc.lab.models import (
+    EMBEDDED_INSTALL,
+    EMBEDDED_LABEL,
+    REASONER,
+    REASONER_INSTALL,
+    REASONER_PACKAGE,
+    adapter_folder,
+    embedded_folder,
+    missing_for_embedded,
+)
 from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model
 
@@ -68,8 +78,10 @@ def _packages() -> Iterator[Check]:
         except PackageNotFoundError:
             yield Check(requirement.name, "note" if extra else "broken", f"not installed ({wanted})")
             continue
+        untested = requirement.name == "transformers" and Version(found) > Version(NEWEST_TESTED)
         fits = requirement.specifier.contains(found, prereleases=True)
-        yield Check(requirement.name, "ok" if fits else "note" if extra else "broken", f"{found} ({wanted})")
+        state = "broken" if not (fits or extra) else "note" if untested or not fits else "ok"
+        yield Check(requirement.name, state, f"{found} ({wanted})")
 
 
 def _machine() -> Iterator[Check]:
@@ -109,6 +121,9 @@ def _models() -> Iterator[Check]:
     missing = missing_for_embedded()
     found = str(embedded_folder()) if not missing else f"needs {', '.join(missing)}: {EMBEDDED_INSTALL}"
     yield Check(f"model {EMBEDDED_LABEL}", "note" if missing else "ok", found)
+    reasoner = adapter_folder()
+    found = str(reasoner) if reasoner else f"needs {REASONER_PACKAGE}: {REASONER_INSTALL}"
+    yield Check(f"adapter {REASONER}", "ok" if reasoner else "note", found)
     here = {kind: each for kind, each in ARCHITECTURES.items() if kind in CONFIG_MAPPING}
     for each, kinds in groups(here).items():
         what = {"supported": "models", "limited": "models, with a note", "refused": "models refused"}[each.state]

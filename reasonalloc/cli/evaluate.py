@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     methods = [x.config.method for x in cells]
     against = args.against or ("rkv" if "rkv" in methods else None)
     out = options.console(args)
-    model, tokenizer, label = options.load_model(args)
+    model, tokenizer, label = options.load_model(args, out)
     chosen = _texts(args, model, tokenizer, out)
     with options.bar(out) as progress:
         task = progress.add_task("teacher forcing", total=len(cells) * sum(len(x.solution) for x in chosen))

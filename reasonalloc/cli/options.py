@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, TypeAlias, TypeVar
 
@@ -28,11 +29,11 @@ Group: TypeAlias = argparse._ActionsContainer
 __all__ = ["bar", "wide_console"]  # and all of its own
 
 
-def late(command: str) -> Callable[[argparse.Namespace], int]:
-    """What a command runs: `run` of its module, which is imported only then."""
+def late(command: str, function: str = "run") -> Callable[[argparse.Namespace], int]:
+    """What a command runs: a function of its module, which is imported only then."""
 
     def run(args: argparse.Namespace) -> int:
-        return int(import_module(f"reasonalloc.cli.{command}").run(args))
+        return int(getattr(import_module(f"reasonalloc.cli.{command}"), function)(args))
 
     return run
 
@@ -92,13 +93,15 @@ def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
     return parse
 
 
-def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str = "float32") -> None:
-    """reasoner: the default is the embedded reasoner."""
+def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str | None = "float32") -> None:
+    """reasoner: the default is the embedded reasoner. dtype: the default; None: a study's own, bfloat16."""
     base = f"smollm2, {EMBEDDED_LABEL}"
     default, name = (f"{REASONER}, a reasoner; also {base}", REASONER) if reasoner else (base, None)
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=name, metavar="NAME", help=f"hub name or folder (default: {default})")
-    group.add_argument("--dtype", choices=list(DTYPES), default=dtype, help=f"of weights and cache ({dtype})")
+    group.add_argument(
+        "--dtype", choices=list(DTYPES), default=dtype, help=f"of weights and cache ({dtype or 'bfloat16'})"
+    )
     group.add_argument(
         "--device-map",
         metavar="MAP",
@@ -107,13 +110,14 @@ def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: st
     group.add_argument("--threads", type=positive, metavar="N", help="of torch (default: torch's own choice)")
 
 
-def load_model(args: argparse.Namespace) -> tuple[Model, Tokenizer, str]:
-    """(model, tokenizer, label) as the options of `add_model` say."""
+def load_model(args: argparse.Namespace, out: Console | None = None) -> tuple[Model, Tokenizer, str]:
+    """(model, tokenizer, label) as the options of `add_model` say. out: a terminal that is told so meanwhile."""
     import torch
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    return load(args.model, args.dtype, args.device_map)
+    with out.status("loading the model") if out is not None and out.is_terminal else nullcontext():
+        return load(args.model, args.dtype, args.device_map)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -6,26 +6,21 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from reasonalloc.cli import options, settings, study
+from reasonalloc.cli.parsers.paper import TASKS
 from reasonalloc.cli.plan import show
-from reasonalloc.config import Config
 from reasonalloc.files import replace_text
-from reasonalloc.hf.decode import Sampling
-from reasonalloc.lab.evaluate.accuracy import cells
-from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.records import pack
-from reasonalloc.lab.evaluate.study import Study
+from reasonalloc.lab.evaluate.study_file import StudyFile
 from reasonalloc.lab.evaluate.summary import Row, Summary
-from reasonalloc.lab.models import REASONER
-from reasonalloc.lab.tasks import items
+from reasonalloc.lab.models import REASONER, bare
+from reasonalloc.methods import METHODS as TABLE
 from reasonalloc.provenance import Place, in_words
 
-METHODS = ["full", "reasonalloc", "reasonalloc-wave", "rkv", "pyramid-rkv", "snapkv", "streaming", "random"]
-QUICK = ["full", "reasonalloc", "rkv", "random"]
 PROMPT = {True: "is evicted last", False: "is evicted as any text", None: "is treated as each method has it"}
 
 # arXiv 2606.11164, pass@1 in percent: (model, task, budget) -> method -> figure.
@@ -36,78 +31,53 @@ PUBLISHED = {
 PUBLISHED_SPEED = {"with routing": 218.8, "without routing": 217.4}  # tokens/s, same model, their machine
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One table: a task, its budgets and how much of it is run. problems: of ledger for each setting; None: all.
-    keep_prompt: of every method; None: each method's own."""
-
-    task: str
-    budgets: list[int]
-    problems: int | None
-    sampling: Sampling
-    samples: int = 1
-    settings: tuple[str, ...] | None = None
-    keep_prompt: bool | None = None
-
-
-def plans(args: argparse.Namespace) -> list[Plan]:
+def plans(args: argparse.Namespace) -> list[StudyFile]:
+    """The studies of this package that the options choose, one a table, with what they change of them."""
+    chosen = ["ledger"] if args.model == REASONER else [x for x in TASKS if x in args.tasks]
+    files = [StudyFile.load(f"paper-{task}-quick" if args.quick else f"paper-{task}") for task in chosen]
+    given = {x: getattr(args, x) for x in ("budgets", "problems", "max_new_tokens", "samples", "batch_size", "seed")}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if args.methods:
+        own = [TABLE.own(x) for x in args.methods]
+        changes["cells"] = {name: {"method": name} for name in own}
     if args.model == REASONER:
-        settings = ("plain",) if args.quick else ("doubting",)
-        sampling = Sampling(max_new_tokens=args.max_new_tokens or (480 if args.quick else 1600), seed=args.seed)
-        budgets = args.budgets or ([256] if args.quick else [384, 512])
-        # Questions ask for facts that nothing has looked at before: without the prompt every method only guesses.
-        keep = True if args.keep_prompt is None else args.keep_prompt
-        return [Plan("ledger", budgets, args.problems or (8 if args.quick else 24), sampling, 1, settings, keep)]
-    # As DeepSeek's model cards and R-KV's paper: temperature 0.6, top-p 0.95, chains of up to 32,768 tokens.
-    longest = args.max_new_tokens or (2048 if args.quick else 32_768)
-    sampling = Sampling(0.6, 0.95, longest, args.seed)
-    made = []
-    for task, budgets, few in (("math500", [128, 256, 512, 1024], 8), ("aime24", [256, 512, 1024, 2048], 2)):
-        if task in args.tasks:
-            count = args.problems or (few if args.quick else None)
-            made.append(Plan(task, args.budgets or budgets, count, sampling, args.samples, None, args.keep_prompt))
-    return made
+        changes.pop("samples", None)  # it answers greedily
+    config = options.settings_of(args, settings.VARIED)
+    return [
+        replace(x, **changes, model=args.model, dtype=args.dtype or x.dtype, config={**x.config, **config})
+        for x in files
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
     """Makes what is missing of all tables and writes them; a table that cannot be made is an error at the start."""
     folder, out, parts = args.output or default_folder(args), options.console(args), []
-    studies = [(plan, study_of(args, plan, folder)) for plan in plans(args)]
-    wanted = [(plan, own, _cells(args, plan)) for plan, own in studies]
+    studies = [(plan, study.of_file(args, plan, folder / "raw" / plan.task)) for plan in plans(args)]
+    wanted = [(plan, own, plan.made()) for plan, own in studies]
     if args.dry_run:
         return show(args, out, [(own, cells) for _, own, cells in wanted])
     for _, own in studies:
         own.records.open(own.settings)
-    for plan, own, bare in wanted:
-        if args.quick:
-            own.waves.tokens = 128
-        summary = study.measured(out, own, own.with_wave(bare), folder / plan.task, regrade=args.regrade)
+    for plan, own, asked in wanted:
+        summary = study.measured(out, own, asked, folder / plan.task, regrade=args.regrade)
+        if summary is None:
+            continue
         parts.append((plan, summary))
         pack(own.records.by_key.values(), folder / f"{plan.task}.jsonl.gz")
         replace_text(folder / "README.md", report(parts, args.model))
+    if args.shard:
+        options.write_json(args.json, {"schema": 1, "shards": [study.shard_json(own) for _, own in studies]})
+        return 0
     options.write_json(args.json, {"schema": 1, "tables": {plan.task: summary.as_json() for plan, summary in parts}})
     return 0
 
 
-def _cells(args: argparse.Namespace, plan: Plan) -> list[Cell]:
-    given = {**options.settings_of(args, (*settings.VARIED, "keep_prompt")), "keep_prompt": plan.keep_prompt}
-    return cells(args.methods or (QUICK if args.quick else METHODS), plan.budgets, [], Config(method="full", **given))
-
-
 def default_folder(args: argparse.Namespace) -> Path:
     """One for each model, in the working directory: results that are published are not written over."""
-    return Path("paper-quick" if args.quick else f"paper-{args.model.rstrip('/').rpartition('/')[2]}")
+    return Path("paper-quick" if args.quick else f"paper-{bare(args.model)}")
 
 
-def study_of(args: argparse.Namespace, plan: Plan, folder: Path) -> Study:
-    asked = items(plan.task, count=plan.problems, seed=args.seed, settings=plan.settings)
-    return Study(
-        folder / "raw" / plan.task, study.source_of(args), plan.task, asked, plan.sampling, plan.samples,
-        args.batch_size, study.ray_of(args),
-    )  # fmt: skip
-
-
-def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
+def report(parts: Sequence[tuple[StudyFile, Summary]], model: str) -> str:
     """All tables as Markdown."""
     lines = ["# ReasonAlloc's tables\n", f"Made by `{shlex.join(['reasonalloc', *sys.argv[1:]])}`.\n"]
     for plan, summary in parts:
@@ -118,7 +88,7 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
         count = summary.rows[0].problems
         named = f" ({', '.join(plan.settings)})" if plan.settings else ""
         lines.append(f"{count} problems{named}, {made['samples']} sample(s) each, temperature {made['temperature']:g},")
-        lines.append(f"at most {made['max_new_tokens']} tokens; the prompt {PROMPT[plan.keep_prompt]}.")
+        lines.append(f"at most {made['max_new_tokens']} tokens; the prompt {PROMPT[plan.config.get('keep_prompt')]}.")
         lines.append(f"Generations: `{plan.task}.jsonl.gz`.\n")
         lines += [f"> **Warning:** {x}\n" for x in summary.warnings]
         lines += [_grid(plan, summary, model), f"![accuracy over budget]({plan.task}.png)\n"]
@@ -127,10 +97,10 @@ def report(parts: Sequence[tuple[Plan, Summary]], model: str) -> str:
     return "\n".join(lines)
 
 
-def _grid(plan: Plan, summary: Summary, model: str) -> str:
+def _grid(plan: StudyFile, summary: Summary, model: str) -> str:
     """Accuracy and share of chains cut off, rows methods and columns budgets; then what the paper has of this model on
     this task."""
-    same = (model.rstrip("/").rpartition("/")[2], plan.task)
+    same = (bare(model), plan.task)
     published = {key: value for key, value in PUBLISHED.items() if key[:2] == same}
     heads = [f"b = {x}" for x in plan.budgets] + [f"paper, b = {b}" for _, _, b in published]
     lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]

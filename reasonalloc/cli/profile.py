@@ -21,7 +21,7 @@ _WIDTH = 50
 def run(args: argparse.Namespace) -> int:
     prompts = _prompts(args.prompts)
     out = options.console(args)
-    model, tokenizer, label = options.load_model(args)
+    model, tokenizer, label = options.load_model(args, out)
     profile = wave.profile(
         model, tokenizer, prompts, max_new_tokens=args.max_new_tokens, rho=args.rho, progress=out.is_terminal
     )

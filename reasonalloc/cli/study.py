@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from reasonalloc.cli import options
+from reasonalloc.files import Json, visible
 from reasonalloc.hf.decode import Sampling
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.records import PACKED, pack
 from reasonalloc.lab.evaluate.study import RaySettings, Study, write
+from reasonalloc.lab.evaluate.study_file import StudyFile
 from reasonalloc.lab.evaluate.summary import Summary
 from reasonalloc.lab.evaluate.workers import Source
 from reasonalloc.lab.tasks import items
@@ -40,23 +43,61 @@ def study_of(args: argparse.Namespace) -> Study:
     asked = items(args.task, count=args.problems, fraction=args.fraction or 1.0, seed=args.seed, settings=args.settings)
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
     return Study(
-        Path(args.output), source_of(args), args.task, asked, sampling, args.samples, args.batch_size, ray_of(args)
-    )
+        Path(args.output), source_of(args), args.task, asked, sampling, args.samples, args.batch_size, ray_of(args),
+        shard=args.shard,
+    )  # fmt: skip
+
+
+def of_file(args: argparse.Namespace, file: StudyFile, folder: Path) -> Study:
+    """What a study file says, where and in how many parts the options say."""
+    given = argparse.Namespace(**{**vars(args), "model": file.model or models.REASONER, "dtype": file.dtype})
+    asked = items(file.task, count=file.problems, seed=file.seed, settings=file.settings)
+    sampling = Sampling(file.temperature, file.top_p, file.max_new_tokens, file.seed)
+    return Study(
+        folder, source_of(given), file.task, asked, sampling, file.samples, file.batch_size, ray_of(args),
+        wave_tokens=file.wave_tokens, shard=args.shard,
+    )  # fmt: skip
+
+
+@contextmanager
+def telling(out: Console, study: Study) -> Iterator[None]:
+    """A terminal is told meanwhile what takes its time."""
+    if not out.is_terminal:
+        yield
+        return
+    with out.status(study.task) as status:
+        study.say = status.update
+        yield
 
 
 def measured(
     out: Console, study: Study, cells: Sequence[Cell], stem: Path, question: str = "", regrade: bool = False
-) -> Summary:
-    """Makes what is missing under a progress bar, prints the table, and writes it as stem.json, .md and .png."""
+) -> Summary | None:
+    """Makes what is missing under a progress bar, the task's wave too where a cell lacks one; prints the table, and
+    writes it as stem.json, .md and .png. Of a shard there is no table, and None."""
     if regrade:
         study.regrade()
+    if study.ray is None and study.source.device_map is None and _gpu():
+        out.print("the model lies on the CPU, and there is a GPU: --device-map cuda uses it", highlight=False)
     with options.bar(out) as progress:
-        task = progress.add_task(study.task, total=None)
+        task = progress.add_task("", total=None)
+        study.say = lambda text: progress.update(task, description=text)
+        cells = study.with_wave(cells)
         study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))
+    if study.shard is not None:
+        made, where = len(study.records.by_key), visible(str(study.records.folder))
+        out.print(f"{made:,} chains of shard {study.shard} are in {where}", markup=False, highlight=False)
+        return None
     summary = study.summary(cells)
     out.print(summary.table())
     write(summary, stem, question)
     return summary
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def run_and_report(
@@ -65,5 +106,11 @@ def run_and_report(
     """`measured` as the options of `add` say, written as `name` into the study's folder. question: of an ablation."""
     summary = measured(options.console(args), study, cells, study.folder / name, question, args.regrade)
     if args.pack:
-        pack(study.records.by_key.values(), study.folder / PACKED)
-    options.write_json(args.json, summary.as_json())
+        pack(study.records.by_key.values(), study.records.folder / PACKED)
+    options.write_json(args.json, shard_json(study) if summary is None else summary.as_json())
+
+
+def shard_json(study: Study) -> Json:
+    """What is told of a shard."""
+    chains = len(study.records.by_key)
+    return {"schema": 1, "shard": str(study.shard), "folder": str(study.records.folder), "chains": chains}

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     out = options.console(args)
-    model, tokenizer, label = options.load_model(args)
+    model, tokenizer, label = options.load_model(args, out)
     with options.bar(out) as progress:
         total = len(set(args.tasks)) * args.prompts * args.samples
         task = progress.add_task("waves", total=total)

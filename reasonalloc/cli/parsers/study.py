@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from reasonalloc.cli import options
+from reasonalloc.lab.evaluate.shard import Shard
 from reasonalloc.lab.tasks import GRID, TASKS
 
 
@@ -34,6 +35,7 @@ def add(parser: argparse.ArgumentParser, folder: str) -> None:
     group.add_argument("--regrade", action="store_true", help="grade the chains that are there again, from their texts")
     group.add_argument("--pack", action="store_true", help="also write generations.jsonl.gz")
     add_ray(group)
+    add_shard(group)
     add_dry_run(group)
     options.add_json(parser)
 
@@ -47,6 +49,21 @@ def add_dry_run(group: options.Group) -> None:
         "--speed", type=options.above_0, metavar="TOKENS",
         help="a second, for the hours of --dry-run (that of the folder's chains, else 165)",
     )  # fmt: skip
+
+
+def add_shard(group: options.Group) -> None:
+    group.add_argument(
+        "--shard", type=_shard, metavar="I/N",
+        help="make only the I-th of N parts of the chains, in a folder inside of DIR, without tables; the same command"
+        " for each part, on any machine, then `reasonalloc study merge DIR`",
+    )  # fmt: skip
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_ray(group: options.Group) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,7 @@ from typing import Any, cast
 from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.files import Json
-from reasonalloc.lab.evaluate.accuracy import plan
+from reasonalloc.lab.evaluate.accuracy import Batch
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.records import FILE, PACKED, Record, read
 from reasonalloc.lab.evaluate.study import Study
@@ -104,9 +105,10 @@ def estimate(study: Study, cells: Sequence[Cell], speed: float | None = None) ->
 
     Nothing is written, and no weights are loaded. The model's config is read, from the Hub where it has to be.
     """
-    records = _records(study.folder)
+    records = _records(study.records.folder)
     done = {x.key for x in records}
-    keys = {(c.name, i.id, s) for c in cells for i in study.items for s in range(study.samples)}
+    whole = _counted(study.batches(cells, ()))
+    left = _counted(study.batches(cells, done))
     source, seconds = "assumed; --speed says otherwise", sum(x.seconds for x in records)
     if speed is not None:
         source = "as given"
@@ -117,11 +119,18 @@ def estimate(study: Study, cells: Sequence[Cell], speed: float | None = None) ->
     known, unknown = _shape(study)
     rows = []
     for cell in cells:
-        jobs = sum(len(x.jobs) for x in plan(study.items, [cell], study.samples, study.batch_size, done))
-        made = len({key for key in done & keys if key[0] == cell.name})
+        jobs, made = left[cell.name], whole[cell.name] - left[cell.name]
         size = None if known is None else row_bytes(cell.config, known, _PROMPT + longest, study.source.dtype)
         rows.append(Row(cell.name, jobs, made, jobs * longest, size, jobs * longest / speed / 3600))
     return Estimate(study.task, rows, speed, source, study.batch_size, longest, unknown)
+
+
+def _counted(batches: Iterable[Batch]) -> Counter[str]:
+    """Chains by cell."""
+    found: Counter[str] = Counter()
+    for batch in batches:
+        found[batch.cell.name] += len(batch.jobs)
+    return found
 
 
 def row_bytes(config: Config, shape: dict[str, Any], tokens: int, dtype: str) -> int:
@@ -147,7 +156,7 @@ def _shape(study: Study) -> tuple[dict[str, Any] | None, str]:
 
 def _records(folder: Path) -> list[Record]:
     path = next((folder / name for name in (FILE, PACKED) if (folder / name).is_file()), None)
-    return [] if path is None else list(read(path))
+    return [] if path is None else list(read(path, torn=True))
 
 
 class UnmeasuredWaves:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ FILE = "generations.jsonl"
 PACKED = FILE + ".gz"
 SETTINGS = "settings.json"
 RUNS = "runs.json"
+LOCK = ".lock"
 FINISHES = ("stop", "length")
 
 
@@ -90,12 +91,12 @@ class Records:
         Raises ValueError, with nothing changed, if the folder's records were made with others.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        self.lock()
         path, packed = self.folder / SETTINGS, self.folder / PACKED
         unpack = packed.is_file() and not self.path.is_file()
         self._mend()
         if path.is_file() and (unpack or (self.path.is_file() and self.path.stat().st_size)):
-            earlier = _object(path, "file of settings")
+            earlier = read_settings(self.folder)
             other = [k for k in {**earlier, **settings} if earlier.get(k) != settings.get(k)]
             if other:
                 differences = "; ".join(f"{k} {earlier.get(k)!r}, now {settings.get(k)!r}" for k in sorted(other))
@@ -123,11 +124,11 @@ class Records:
         """made: command, time, machine, versions; JSON-ready."""
         replace_text(self.folder / RUNS, json.dumps([*self.runs(), made], indent=1) + "\n")
 
-    def _lock(self) -> None:
+    def lock(self) -> None:
         """Until `close`, or until this object or its process ends; ValueError if another one writes here."""
         if self._release is not None:
             return
-        lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -162,6 +163,15 @@ class Records:
             os.fsync(file.fileno())
         self.by_key[record.key] = record
 
+    def replace(self, records: Iterable[Record], runs: Sequence[Json]) -> None:
+        """Has these records in place of its own, and runs that it does not know yet beside its own."""
+        changed = {x.key: x for x in records}
+        replace_bytes(self.path, b"".join(map(_line, changed.values())))
+        earlier = self.runs()
+        new = [x for i, x in enumerate(runs) if x not in earlier and x not in runs[:i]]
+        replace_text(self.folder / RUNS, json.dumps([*earlier, *new], indent=1) + "\n")
+        self.by_key = changed
+
     def change(self, how: Callable[[Record], Record]) -> None:
         """Rewrites all records, whole or not at all. how: a record as it shall be."""
         changed = {key: how(record) for key, record in self.by_key.items()}
@@ -183,7 +193,9 @@ class Records:
                 )
 
 
-def _object(path: Path, kind: str) -> Json:
+def read_settings(folder: Path) -> Json:
+    """What all records of a folder have in common."""
+    path, kind = folder / SETTINGS, "file of settings"
     found = read_json(path, kind)
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not a {kind}: it must be an object, got {type(found).__name__}")
@@ -194,9 +206,10 @@ def _line(record: Record) -> bytes:
     return encoded(json.dumps(asdict(record), ensure_ascii=False) + "\n", record.item)
 
 
-def read(path: str | Path) -> Iterator[Record]:
-    """The records of a file, .gz or not. Raises ValueError naming the line that is none or damaged."""
-    for where, row in json_lines(path):
+def read(path: str | Path, *, torn: bool = False) -> Iterator[Record]:
+    """The records of a file, .gz or not. torn: leave out a last line that a kill left without its end. Raises
+    ValueError naming the line that is none or damaged."""
+    for where, row in json_lines(path, torn=torn):
         try:
             record = build(Record, row, "it")
         except ValueError as error:

@@ -4,7 +4,7 @@ tables share."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from reasonalloc.lab.evaluate.accuracy import Batch, plan, run_batch
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.records import Record, Records
+from reasonalloc.lab.evaluate.shard import Shard
 from reasonalloc.lab.evaluate.summary import Summary, summarise
 from reasonalloc.lab.evaluate.waves import Waves
 from reasonalloc.lab.evaluate.workers import Source, profile_on_ray, run_on_ray
@@ -53,12 +54,15 @@ class Study:
     batch_size: int = 16
     ray: RaySettings | None = None
     about: dict[str, Any] = field(default_factory=dict)  # what else a table's provenance says
+    wave_tokens: int = 512  # of a chain that the task's wave is measured on, at most
+    say: Callable[[str], None] = lambda _: None  # told what takes its time: loading, the wave, the chains
+    shard: Shard | None = None  # only this part of the chains; they lie in a folder of its own inside of `folder`
 
     def __post_init__(self) -> None:
         if self.samples > 1 and not self.sampling.temperature:
             raise ValueError(f"{self.samples} samples need a temperature above 0: greedy ones are all the same")
         self.folder = Path(self.folder)
-        self.records = Records(self.folder)
+        self.records = Records(self.folder if self.shard is None else self.folder / self.shard.folder)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -70,6 +74,7 @@ class Study:
     @cached_property
     def model(self) -> tuple[Model, Tokenizer]:
         """(model, tokenizer), loaded when first asked for."""
+        self.say("loading the model")
         model, tokenizer, _ = self.source.load()
         warn_of(not_applied(model, self.sampling))
         return model, tokenizer
@@ -78,12 +83,15 @@ class Study:
     def waves(self) -> Waves:
         settings = self.settings  # once: it reads from the weights' files
         about = {key: settings[key] for key in ("model", "weights", "dtype")}
-        return Waves(self._profile, self.task, self.folder, about)
+        return Waves(self._profile, self.task, self.folder, about, self.wave_tokens)
 
     def _profile(self, prompts: Sequence[str], **how: Any) -> WaveProfile:
-        if self.ray is None:
-            return profile(*self.model, prompts, progress=False, **how)
-        return profile_on_ray(self.source, prompts, address=self.ray.address, gpus=self.ray.gpus, **how)
+        if self.ray is not None:
+            self.say("measuring the layer wave")
+            return profile_on_ray(self.source, prompts, address=self.ray.address, gpus=self.ray.gpus, **how)
+        pair = self.model
+        self.say("measuring the layer wave")
+        return profile(*pair, prompts, progress=False, **how)
 
     def with_wave(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells with the task's wave where their method needs one and none was given."""
@@ -94,18 +102,26 @@ class Study:
             for x in cells
         ]
 
+    def batches(self, cells: Sequence[Cell], done: Collection[tuple[str, str, int]]) -> list[Batch]:
+        """What is to be made. done: keys of chains that are there."""
+        if self.shard is None:
+            return plan(self.items, cells, self.samples, self.batch_size, done)
+        return self.shard.of(plan(self.items, cells, self.samples, self.batch_size), done)
+
     def run(self, cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> None:
         """Makes what is missing; the folder is others' to write to afterwards. progress: (chains made, chains to make),
-        after each chain.
+        at the start and after each chain.
 
         Raises ValueError, with nothing changed, if the folder's generations were made with other settings.
         """
         ready()
         self.records.open(self.settings)
         self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
-        batches = plan(self.items, cells, self.samples, self.batch_size, self.records.by_key)
+        batches = self.batches(cells, self.records.by_key)
         total = sum(len(x.jobs) for x in batches)
         places: list[Place] = []
+        if progress:
+            progress(0, total)
         try:
             for i, record in enumerate(self._generate(batches, places.append), 1):
                 self.records.add(record)
@@ -140,12 +156,14 @@ class Study:
         if not batches:
             return
         if self.ray is not None:
+            self.say(self.task)
             yield from run_on_ray(
                 self.source, batches, self.sampling, address=self.ray.address, workers=self.ray.workers,
                 gpus=self.ray.gpus, on_place=on_place,
             )  # fmt: skip
             return
         model, _ = self.model
+        self.say(self.task)
         on_place(place(model))
         with using(model):
             for cell in {x.cell.name: x.cell for x in batches}.values():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from reasonalloc.config import Config
 from reasonalloc.fields import build
 from reasonalloc.files import Json
+from reasonalloc.lab.evaluate.ablations import ABLATIONS, Ablation, Around, Measured, cells_of
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.statistics import Paired, adjusted, paired, picks
 from reasonalloc.lab.evaluate.summary import Row, Summary
@@ -20,21 +22,38 @@ from reasonalloc.policy.wave import WaveProfile
 INSTALL = "pip install pyyaml"
 _SIZES = ("budget", "ratio", "max_bytes")
 _NO_SIZE: list[None] = [None]
+_SHIPPED = Path(str(files("reasonalloc"))) / "data" / "studies"
+
+
+def shipped() -> list[str]:
+    """Names of the studies that come with this package: the paper's tables and the ablations."""
+    return sorted(x.stem for x in _SHIPPED.glob("*.yaml"))
+
+
+def text_of(name: str) -> str:
+    """A shipped study, to read or to change."""
+    if name not in shipped():
+        raise ValueError(f"there is no study {name!r}; there are {', '.join(shipped())}")
+    return (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class StudyFile:
-    """What a file says; every field but `name` and `cells` has the default of `reasonalloc evaluate accuracy`.
+    """What a file says; every field but `name` and `cells` or `ablations` has the default of `reasonalloc evaluate
+    accuracy`.
 
     name: of the results. question: in a line. cells: by label, fields of `Config` over those of `config`; a label has
     no blanks. budgets: every cell that says no size itself is made at each of these ("LABEL 384"). wave: the file of
     the layer wave, beside this one; without it a cell that needs one gets that of the task. comparisons: pairs of
-    labels, the first less the second at each budget; Holm's p is over all of them. settings, problems, seed and what
+    labels, the first less the second at each budget; Holm's p is over all of them. ablations: names of `reasonalloc
+    ablate`, around the one budget and `config`; each makes a table of its own. wave_tokens: of a chain that the task's
+    wave is measured on, at most. settings, problems, seed and what
     follows: as the options of that command.
     """
 
     name: str
-    cells: dict[str, dict[str, Any]]
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ablations: list[str] = field(default_factory=list)
     question: str = ""
     comparisons: list[tuple[str, str]] = field(default_factory=list)
     budgets: list[int] = field(default_factory=list)
@@ -51,11 +70,19 @@ class StudyFile:
     top_p: float = 1.0
     max_new_tokens: int = 4096
     batch_size: int = 16
+    wave_tokens: int = 512
     digest: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"a study's name is that of its results' files, got {self.name!r}")
+        if not self.cells and not self.ablations:
+            raise ValueError("it compares nothing: it has neither cells nor ablations")
+        for name in self.ablations:
+            if name not in ABLATIONS:
+                raise ValueError(f"ablations are among {', '.join(ABLATIONS)}, got {name!r}")
+        if self.ablations and (len(self.budgets) != 1 or self.wave is not None):
+            raise ValueError("ablations are made around one of `budgets` and measure their waves: no `wave`")
         for label in self.cells:
             if not label or len(label.split()) != 1:
                 raise ValueError(f"a cell's label is one word, got {label!r}")
@@ -63,7 +90,7 @@ class StudyFile:
             for label in pair:
                 if label not in self.cells:
                     raise ValueError(f"comparisons name cells, got {label!r}; there are {', '.join(self.cells)}")
-        for what in ("samples", "max_new_tokens", "batch_size", "problems"):
+        for what in ("samples", "max_new_tokens", "batch_size", "problems", "wave_tokens"):
             value = getattr(self, what)
             if value is not None and value < 1:
                 raise ValueError(f"{what} must be a positive whole number, got {value}")
@@ -72,13 +99,15 @@ class StudyFile:
 
     @classmethod
     def load(cls, path: str | Path) -> StudyFile:
-        """ValueError, naming the file and the field, for one that is not such a file."""
+        """path: of a file, or a name of `shipped`. ValueError, naming the file and the field, for one that is none."""
         try:
             import yaml
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"study files need PyYAML: {INSTALL}") from error
+        source = _SHIPPED / f"{path}.yaml"
+        source = source if str(path) in shipped() and not Path(path).exists() else Path(path)
         try:
-            raw = Path(path).read_bytes()
+            raw = source.read_bytes()
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         try:
@@ -93,6 +122,11 @@ class StudyFile:
             object.__setattr__(found, "wave", str(Path(path).parent / found.wave))
         object.__setattr__(found, "digest", hashlib.sha256(raw).hexdigest())
         return found
+
+    def ablated(self, waves: Measured) -> list[tuple[Ablation, list[Cell]]]:
+        """Each of its ablations, with its cells."""
+        around = [Around(waves, budget, self.config) for budget in self.budgets]
+        return [(ABLATIONS[name], cells_of(ABLATIONS[name], around[0])) for name in self.ablations]
 
     def made(self) -> list[Cell]:
         """Its cells; ValueError, naming the label, for settings that a `Config` refuses."""

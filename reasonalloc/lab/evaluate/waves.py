@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from reasonalloc.files import locked
 from reasonalloc.lab.tasks import REGISTRY, items, prompts
 from reasonalloc.policy.wave import WaveProfile, digest
 
@@ -31,17 +32,25 @@ class Waves:
         if key not in self._measured:
             path = self.folder / f"wave-{_name(task)}-{count}-{rho:g}.json"
             if path.is_file():
-                found = WaveProfile.load(path)
-                for name, own in (self.about | {"max_new_tokens": self.tokens}).items():
-                    if (was := found.source.get(name)) != own:
-                        raise ValueError(f"{path} was measured with {name} {was!r}, now {own!r}: take another folder")
-            else:
-                chosen = [x.problem for x in prompts(task, count, SEED)] if task in REGISTRY else _of_file(task, count)
-                found = self.profile(chosen, max_new_tokens=self.tokens, rho=rho)
-                found = replace(found, source={**found.source, **self.about})
-                found.save(path)
-            self._measured[key] = found
+                self._measured[key] = self._read(path)
+                return self._measured[key]
+            with locked(self.folder / ".waves.lock"):  # shards that start together have one wave
+                self._measured[key] = self._read(path) if path.is_file() else self._measure(path, task, count, rho)
         return self._measured[key]
+
+    def _read(self, path: Path) -> WaveProfile:
+        found = WaveProfile.load(path)
+        for name, own in (self.about | {"max_new_tokens": self.tokens}).items():
+            if (was := found.source.get(name)) != own:
+                raise ValueError(f"{path} was measured with {name} {was!r}, now {own!r}: take another folder")
+        return found
+
+    def _measure(self, path: Path, task: str, count: int, rho: float) -> WaveProfile:
+        chosen = [x.problem for x in prompts(task, count, SEED)] if task in REGISTRY else _of_file(task, count)
+        found = self.profile(chosen, max_new_tokens=self.tokens, rho=rho)
+        found = replace(found, source={**found.source, **self.about})
+        found.save(path)
+        return found
 
 
 @dataclass
