@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.tasks import items
-from reasonalloc.lab.tasks.search import GRID, LEAST, MOST, Size, problem, searched, size_of, ways
+from reasonalloc.lab.tasks.search import GRID, LEAST, MOST, Size, deaths, problem, searched, size_of, ways
 
 SMALL = Size(8, (6, 60))
 
@@ -73,6 +73,18 @@ def test_what_is_live_is_enough(index):
     assert [int(made.lines[i].split()[2][:-1]) for i in taken if "take" in made.lines[i]] == list(made.answer)
     for begin, end in made.spans[:-1]:
         assert made.chain[begin:end].endswith("\n") and "\n" not in made.chain[begin : end - 1]
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_deaths_are_read_off_the_lines(index):
+    made = problem("test", index, SMALL)
+    assert tuple(deaths(made.lines)) == made.dies
+
+
+def test_deaths_in_what_a_model_may_write():
+    lines = ["1: take 50, need 30.", "2: take 20, need 10.", "Hm.", "1: take 40, need 40.", "1: drop 40, need 80."]
+    assert deaths(lines) == [4, 4, 5, 5, 5]  # a number taken at depth 1 again leaves all that was below the last one
+    assert deaths([]) == []
 
 
 def searched_from(numbers, path, need, begin):

@@ -10,6 +10,7 @@ branches and the eviction that loses nothing. Everything follows from (seed, ind
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -124,6 +125,30 @@ def searched(numbers: Sequence[int], target: int) -> tuple[list[str], list[int]]
         begin = place + 1
     lines.append("Found: " + " + ".join(f"\\boxed{{{numbers[place]}}}" for place, _ in path))
     return lines, [dies.get(i, len(lines)) for i in range(len(lines))]
+
+
+_MOVE = re.compile(r"(\d+): (take|drop) (\d+), need -?\d+\.")
+
+
+def deaths(lines: Sequence[str]) -> list[int]:
+    """Of each line how many lines are written when it is of no more use, as `Search.dies`, for any chain of the form.
+
+    A number that is taken dies when one is taken or dropped at its depth or above; a line that drops one, with the next
+    line. A line of another form, as a model may write, stays of use.
+    """
+    found = [len(lines)] * len(lines)
+    path: list[tuple[int, int]] = []  # (depth, line) of numbers that are taken
+    for i, line in enumerate(lines):
+        move = _MOVE.fullmatch(line.rstrip("\n"))
+        if move is None:
+            continue
+        while path and path[-1][0] >= int(move[1]):
+            found[path.pop()[1]] = i + 1
+        if move[2] == "take":
+            path.append((int(move[1]), i))
+        else:
+            found[i] = min(i + 2, len(lines))
+    return found
 
 
 def size_of(setting: str) -> Size:
