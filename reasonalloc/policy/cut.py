@@ -89,9 +89,8 @@ class Cutter:
     def _cut(self, layers: Sequence[CutLayer], due: npt.NDArray[np.bool_]) -> None:
         schedule, protect = self.policy.schedule, self._protect
         for layer in layers:
-            totals = self._totals(layer)
-            self.totals_now[due, layer.order] = totals[due]
-            totals[~due] = -1
+            totals = np.where(due, self._totals(layer), -1)
+            np.copyto(self.totals_now[:, layer.order], totals, where=due)
             parts = self.parts_in_c(layer)
             if layer.pool.backend.capsule is not None and parts is not None:
                 self._run_later(parts, layer, totals, protect)
@@ -121,7 +120,8 @@ class Cutter:
 
     def _totals(self, layer: CutLayer) -> npt.NDArray[np.int64]:
         """[rows] slots that a layer may keep now."""
-        return self.budgets.of_rows(row_tokens(layer))[:, layer.order].copy()
+        totals: npt.NDArray[np.int64] = self.budgets.of_rows(row_tokens(layer))[:, layer.order]
+        return totals
 
     def parts_in_c(self, layer: CutLayer) -> _PartsInC | None:
         """What C needs to know where a cut is one call: nobody in Python has a part in it or looks on."""
@@ -248,13 +248,17 @@ class Cutter:
     # ---- what was done ----
 
     def _record(self, cut: CoreCut | LaterCut, layer: CutLayer) -> None:
-        rows = cut.rows
+        # Every layer of every cut is here: where all rows and heads are meant, a list of them costs more than they do.
+        all_rows = len(cut.rows) == len(cut.budgets)
+        rows = slice(None) if all_rows else cut.rows
         self.budgets_now[rows, layer.order] = cut.budgets[rows]
         self.evicted += int(cut.evicted.sum())
         if self.recalling and isinstance(cut, CoreCut):
             self.recalls += int(cut.recalled.sum())
-        self.lost_sum += float(cut.lost[cut.evicted > 0].sum())
-        self.lost_count += int(np.count_nonzero(cut.evicted))
+        heads = int(np.count_nonzero(cut.evicted))
+        lost = cut.lost if heads == cut.lost.size else cut.lost[cut.evicted > 0]
+        self.lost_sum += float(lost.sum())
+        self.lost_count += heads
 
     def take_flag(self) -> bool:
         """Whether anything was cut since the last call."""
