@@ -274,6 +274,17 @@ def test_a_cache_in_host_memory(on_device):
     assert cache.stats()["backends"] == ["cpu on cpu"]
 
 
+def test_a_module_of_another_build_is_as_good_as_none(monkeypatch):
+    class Stale:
+        backend = object()  # no capsule of this _core
+
+    monkeypatch.setattr(backends, "import_module", lambda name: Stale)
+    monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
+    assert backends.operators_backend() is None
+    with pytest.raises(ValueError, match=r"was not built .*another build of reasonalloc"):
+        backends.backend_for(torch.device("cpu"))
+
+
 def test_backends_that_there_are_not(monkeypatch):
     monkeypatch.setenv(backends.VARIABLE, "tpu")
     with pytest.raises(ValueError, match="must be one of cpu, cuda, cuda-emulated, got 'tpu'"):

@@ -64,9 +64,18 @@ def operators_backend() -> object | None:
     if name == "cuda" and (torch.version.cuda is None or torch.version.hip):
         return None
     try:
-        capsule: object = import_module(_MODULES[name]).backend
+        return _capsule(name)
     except ImportError:
         return None
+
+
+def _capsule(name: str) -> object:
+    """What a backend's module gives `_core`; ImportError where it was not built, or with another `_core`."""
+    capsule: object = import_module(_MODULES[name]).backend
+    try:
+        _core.supports("recency", capsule)
+    except ValueError as error:  # the capsule has another name
+        raise ImportError(f"it is of another build of reasonalloc, {capsule}") from error
     return capsule
 
 
@@ -82,7 +91,7 @@ def _backend_for(device: torch.device, place: str | None) -> Backend:
     if name == "cuda" and (device.type != "cuda" or torch.version.hip):
         raise ValueError(f"there is no backend for {device}: caches lie in host memory or on CUDA devices")
     try:
-        capsule = import_module(_MODULES[name]).backend
+        capsule = _capsule(name)
     except ImportError as error:
         raise ValueError(f"{_MODULES[name]} was not built (REASONALLOC_CUDA=1 builds it with nvcc): {error}") from error
     return Backend(name, device if name == "cuda" else CPU, capsule)
