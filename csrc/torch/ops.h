@@ -1,5 +1,5 @@
-/* The bodies of the operators. stack: the arguments in the order of the schema, still owned by the caller. place: what is
- * told of it is where to compute. *out: an owning handle, also on failure if it was made already. */
+/* The bodies of the operators. stack: the arguments in the order of the schema, still owned by the caller. place:
+ * where to compute. *out: an owning handle, also on failure if it was made already. */
 #ifndef RA_TORCH_OPS_H
 #define RA_TORCH_OPS_H
 

@@ -95,39 +95,24 @@ static bool attend_on_device(ra_place *place, const paged *p, int64_t query_head
                              void *out, ra_failure *failure)
 {
     ra_paged pages;
-    ra_tensor_handle scratch = NULL;
-    void *memory = NULL;
     if (!as_device_has_them(p, query_heads, without_const(p->pages.data), &pages, failure) ||
-        !ra_place_enter(place, failure))
+        !ra_place_enter(place, place->operators->attend_bytes(&pages), failure))
         return false;
-    const size_t bytes = place->operators->attend_bytes(&pages);
-    bool done = ra_new_scratch(place, bytes, &scratch, &memory, failure);
-    if (done) {
-        const ra_status status = place->operators->attend(&pages, query, scale, out, memory, place->stream);
-        done = status == RA_OK || ra_fail_status(failure, status);
-        (void)ra_torch.aoti_torch_delete_tensor_object(scratch);
-    }
+    const ra_status status = place->operators->attend(&pages, query, scale, out, place->memory, place->stream);
     ra_place_leave(place);
-    return done;
+    return status == RA_OK || ra_fail_status(failure, status);
 }
 
 static bool append_on_device(ra_place *place, const paged *p, const void *keys, const void *values, void *data,
                              ra_failure *failure)
 {
     ra_paged pages;
-    ra_tensor_handle scratch = NULL;
-    void *memory = NULL;
-    if (!as_device_has_them(p, p->kv_heads, data, &pages, failure) || !ra_place_enter(place, failure))
+    if (!as_device_has_them(p, p->kv_heads, data, &pages, failure) ||
+        !ra_place_enter(place, place->operators->append_bytes(&pages), failure))
         return false;
-    const size_t bytes = place->operators->append_bytes(&pages);
-    bool done = ra_new_scratch(place, bytes, &scratch, &memory, failure);
-    if (done) {
-        const ra_status status = place->operators->append(&pages, keys, values, memory, place->stream);
-        done = status == RA_OK || ra_fail_status(failure, status);
-        (void)ra_torch.aoti_torch_delete_tensor_object(scratch);
-    }
+    const ra_status status = place->operators->append(&pages, keys, values, place->memory, place->stream);
     ra_place_leave(place);
-    return done;
+    return status == RA_OK || ra_fail_status(failure, status);
 }
 
 bool ra_op_attend(const ra_stable_value *stack, ra_place *place, ra_tensor_handle *out, ra_failure *failure)

@@ -126,18 +126,11 @@ static bool score_on_device(ra_place *place, const score_call *call, ra_failure 
     if (__builtin_mul_overflow(call->tokens + RA_PAGE_TOKENS, call->kv_heads, &slots) || slots > INT32_MAX ||
         call->window * call->group > INT32_MAX || call->config.kernel > INT32_MAX)
         return ra_fail(failure, "its sizes are beyond what kernels count to, 2^31");
-    ra_tensor_handle scratch = NULL;
-    void *memory = NULL;
-    if (!ra_place_enter(place, failure))
+    if (!ra_place_enter(place, place->operators->score_bytes(&keys), failure))
         return false;
-    bool done = ra_new_scratch(place, place->operators->score_bytes(&keys), &scratch, &memory, failure);
-    if (done) {
-        const ra_status status = place->operators->score(&keys, call->out, memory, place->stream);
-        done = status == RA_OK || ra_fail_status(failure, status);
-        (void)ra_torch.aoti_torch_delete_tensor_object(scratch);
-    }
+    const ra_status status = place->operators->score(&keys, call->out, place->memory, place->stream);
     ra_place_leave(place);
-    return done;
+    return status == RA_OK || ra_fail_status(failure, status);
 }
 
 static bool run(score_call *call, int64_t scores, ra_place *place, ra_tensor_handle *out, ra_failure *failure)

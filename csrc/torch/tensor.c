@@ -136,13 +136,7 @@ bool ra_new_tensor(const ra_place *place, int32_t dtype, int64_t dim, const int6
     return true;
 }
 
-bool ra_new_scratch(const ra_place *place, size_t bytes, ra_tensor_handle *out, void **data, ra_failure *failure)
-{
-    const int64_t floats = (int64_t)((bytes + 3) / 4), size[] = {floats > 0 ? floats : 1};
-    return ra_new_tensor(place, ra_torch.aoti_torch_dtype_float32(), 1, size, out, data, failure);
-}
-
-bool ra_place_enter(ra_place *place, ra_failure *failure)
+static bool make_current(ra_place *place, ra_failure *failure)
 {
     if (place->type == ra_torch.aoti_torch_device_type_cpu()) /* the emulation */
         return true;
@@ -151,16 +145,28 @@ bool ra_place_enter(ra_place *place, ra_failure *failure)
         return ra_fail(failure, "torch's CUDA library was not found: %s", missing);
     if (ra_torch_cuda.aoti_torch_create_cuda_guard(place->index, &place->guard) != 0)
         return ra_fail(failure, "cuda:%d cannot be made current", place->index);
-    if (ra_torch_cuda.aoti_torch_get_current_cuda_stream(place->index, &place->stream) == 0)
+    if (ra_torch_cuda.aoti_torch_get_current_cuda_stream(place->index, &place->stream) != 0)
+        return ra_fail(failure, "cuda:%d has no current stream", place->index);
+    return true;
+}
+
+bool ra_place_enter(ra_place *place, size_t bytes, ra_failure *failure)
+{
+    const int64_t floats = (int64_t)((bytes + 3) / 4), size[] = {floats > 0 ? floats : 1};
+    if (make_current(place, failure) &&
+        ra_new_tensor(place, ra_torch.aoti_torch_dtype_float32(), 1, size, &place->scratch, &place->memory, failure))
         return true;
     ra_place_leave(place);
-    return ra_fail(failure, "cuda:%d has no current stream", place->index);
+    return false;
 }
 
 void ra_place_leave(ra_place *place)
 {
+    if (place->scratch != NULL)
+        (void)ra_torch.aoti_torch_delete_tensor_object(place->scratch);
     if (place->guard != NULL)
         (void)ra_torch_cuda.aoti_torch_delete_cuda_guard(place->guard);
+    place->scratch = NULL;
     place->guard = NULL;
 }
 

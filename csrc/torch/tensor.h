@@ -33,10 +33,13 @@ typedef struct ra_place {
     bool has_index;
     ra_cuda_guard guard;
     void *stream; /* a CUDA stream; NULL in the emulation */
+    ra_tensor_handle scratch;
+    void *memory; /* of scratch */
 } ra_place;
 
-/* Until `leave` the place's device is current; its stream is known. */
-bool ra_place_enter(ra_place *place, ra_failure *failure);
+/* Until `leave` the device of an operator's tensors is current, its stream is known, and there are at least `bytes` of
+ * scratch, which torch keeps until the kernels that are started meanwhile are done. */
+bool ra_place_enter(ra_place *place, size_t bytes, ra_failure *failure);
 void ra_place_leave(ra_place *place);
 
 /* Views stack slot `value`. shape: letters for the message ("[B, H, N]"); size[dim]: what each must be or RA_ANY_SIZE.
@@ -51,8 +54,6 @@ bool ra_cache_dtype(const ra_view *view, ra_dtype *out, ra_failure *failure);
 /* A new contiguous tensor at the place, owned by the caller, and its memory. */
 bool ra_new_tensor(const ra_place *place, int32_t dtype, int64_t dim, const int64_t *size, ra_tensor_handle *out,
                    void **data, ra_failure *failure);
-/* Memory for kernels, of at least `bytes`: torch keeps it until those that are started now are done. */
-bool ra_new_scratch(const ra_place *place, size_t bytes, ra_tensor_handle *out, void **data, ra_failure *failure);
 
 static inline ra_tensor_handle ra_handle_of(ra_stable_value value) { return (ra_tensor_handle)(uintptr_t)value; }
 
