@@ -12,8 +12,8 @@ import torch
 
 from reasonalloc.config import Config
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.decode import DecodeBatch
 from reasonalloc.hf.tokens import encode_prompt
+from reasonalloc.lab.evaluate.forcing import forced_log_probs
 from reasonalloc.lab.tasks.base import Item
 from reasonalloc.lab.tasks.search import deaths
 from reasonalloc.policy.observers import CutView
@@ -115,10 +115,9 @@ def spent(model: Model, chain: Chain, config: Config, name: str, *, oracle: bool
         policy = replace(policy, scorer=LiveFirst(ends=chain.ends))
     watch = counts.watch(chain.ends, policy.schedule.window)
     cache = ReasonAllocCache(model, config, observers=[watch], policy=policy if oracle else None)
-    batch, total = DecodeBatch(model, cache, [chain.prompt]), 0.0
-    for token in chain.ids:
-        total -= float(torch.log_softmax(batch.forward()[0].float(), dim=-1)[token])
-        batch.append(token.view(1))
+    total = 0.0
+    for token, own in zip(chain.ids, forced_log_probs(model, cache, chain.prompt, chain.ids), strict=True):
+        total -= float(own[token])
     share = counts.dead / counts.kept if counts.kept else float("nan")
     alive = counts.alive / counts.evicted if counts.evicted else float("nan")
     return Spent(name, chain.id, share, alive, total / len(chain.ids))
