@@ -106,7 +106,7 @@ RA_KERNEL(THREADS, 4) lay_pages(paged_job x)
 extern "C" size_t ra_cuda_attend_paged_bytes(const ra_paged *pages) { return lay_attend(*pages, 0).bytes; }
 
 extern "C" int ra_cuda_attend_paged(const ra_paged *pages, const void *queries, float scale, void *out,
-                               uint32_t *fault, void *scratch, void *stream)
+                                    uint32_t *fault, void *scratch, void *stream)
 {
     const ra_paged &g = *pages;
     paged_job x = lay_attend(g, (char *)scratch);
@@ -216,7 +216,7 @@ extern "C" size_t ra_cuda_append_paged_bytes(const ra_paged *pages)
 }
 
 extern "C" int ra_cuda_append_paged(const ra_paged *pages, const void *keys, const void *values, uint32_t *fault,
-                               void *scratch, void *stream)
+                                    void *scratch, void *stream)
 {
     const append_paged_job x = {*pages, (const char *)keys, (const char *)values, (int32_t *)scratch, fault};
     const unsigned pairs = (unsigned)(pages->rows * pages->kv_heads);
