@@ -100,7 +100,7 @@ def test_a_study_says_what_takes_its_time(folder, task, tmp_path):  # noqa: F811
         progress.add_task("loading the model", total=None)
         progress.refresh()
     assert "loading the model" in out.file.getvalue() and "/?" not in out.file.getvalue()
-    with study.telling(out, own):
+    with study.status_line(out, own):
         own.say("measuring the layer wave")
     assert "measuring the layer wave" in out.file.getvalue()
 

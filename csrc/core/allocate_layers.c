@@ -108,13 +108,13 @@ static void route(const float *const *scores, const int64_t *counts, int64_t lay
     /* As in robustify, the nearest whole bound outside where there is none inside. */
     double most = fmax(floor(r_max * (double)chosen / (double)layers), (double)((chosen + layers - 1) / layers));
     for (int64_t l = 0; l < layers; l++) {
-        int64_t held = 0, demand = 0;
+        int64_t slots = 0, demand = 0;
         for (int64_t i = l * heads; i < (l + 1) * heads; i++) {
-            held += counts[i];
+            slots += counts[i];
             for (int64_t t = 0; t < counts[i]; t++)
                 demand += scores[i][t] >= tau;
         }
-        shares[l] = (share){.claim = demand, .room = most < (double)held ? (int64_t)most : held};
+        shares[l] = (share){.claim = demand, .room = most < (double)slots ? (int64_t)most : slots};
         out[l] = heads * window;
     }
     int64_t left = deal(shares, layers, chosen, out);
@@ -123,10 +123,10 @@ static void route(const float *const *scores, const int64_t *counts, int64_t lay
         shares[l].claim = 1;
     left = deal(shares, layers, left, out);
     for (int64_t l = 0; l < layers && left; l++) {
-        int64_t held = heads * window;
+        int64_t slots = heads * window;
         for (int64_t i = l * heads; i < (l + 1) * heads; i++)
-            held += counts[i];
-        shares[l].room = held - out[l];
+            slots += counts[i];
+        shares[l].room = slots - out[l];
     }
     (void)deal(shares, layers, left, out);
 }

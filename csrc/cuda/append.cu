@@ -4,13 +4,13 @@
  * writes what stands there afterwards. So pages are dealt in the order of heads whatever the order of blocks. */
 #include "append.cuh"
 
-enum { DONE, NOTED }; /* tickets */
+enum { DONE, DEFERRED }; /* tickets */
 
 /* What the last block has to do for heads whose tail was shared: a head and its copy's page, or -1 where the head keeps
  * the page and writes to it when all others have copied it. */
-RA_DEVICE void note(const append_job &j, int pair, int32_t copy)
+RA_DEVICE void defer(const append_job &j, int pair, int32_t copy)
 {
-    const uint32_t at = global_add(&j.l.tickets[NOTED], 1u);
+    const uint32_t at = global_add(&j.l.tickets[DEFERRED], 1u);
     j.lists[2 * at] = pair;
     j.lists[2 * at + 1] = copy;
 }
@@ -90,7 +90,7 @@ template <class E> RA_KERNEL(THREADS, 4) append_token(append_job j)
             if (taken)
                 pool->refs[id] = 1;
             if (tail >= 0)
-                note(j, pair, copied ? id : -1); /* others still look at its list */
+                defer(j, pair, copied ? id : -1); /* others still look at its list */
             else if (taken)
                 *entry = id;
         }
@@ -102,13 +102,13 @@ template <class E> RA_KERNEL(THREADS, 4) append_token(append_job j)
             set_fault(j.l, 0, RA_CUDA_FAULT_PAGES);
         return;
     }
-    const int noted = load_fresh(&j.l.tickets[NOTED]);
-    for (int i = 0; i < noted; i++) {
+    const int deferred = load_fresh(&j.l.tickets[DEFERRED]);
+    for (int i = 0; i < deferred; i++) {
         const int which = load_fresh(&j.lists[2 * i]);
         if (load_fresh(&j.lists[2 * i + 1]) < 0)
             write_token<E>(j, which, pages_of(j.l, which)[j.l.slots[which] / PAGE]);
     }
-    for (int i = threadIdx.x; i < noted; i += THREADS) {
+    for (int i = threadIdx.x; i < deferred; i += THREADS) {
         const int which = load_fresh(&j.lists[2 * i]), copy = load_fresh(&j.lists[2 * i + 1]);
         int32_t *entry = &pages_of(j.l, which)[j.l.slots[which] / PAGE];
         if (copy >= 0) {
@@ -119,7 +119,7 @@ template <class E> RA_KERNEL(THREADS, 4) append_token(append_job j)
     block_sync(); /* all have read slots and tokens */
     settle_lists(j);
     if (threadIdx.x == 0) {
-        j.l.tickets[NOTED] = 0;
+        j.l.tickets[DEFERRED] = 0;
         pool->free_count = free_count - all;
         note_least_free(pool);
     }

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     ablation, own = ABLATIONS[args.name], study.study_of(args)
     waves, out = plan.UnmeasuredWaves(own.task) if args.dry_run else own.waves, options.console(args)
     out.print(ablation.question)
-    with study.telling(out, own):
+    with study.status_line(out, own):
         cells = cells_of(ablation, Around(waves, args.budget, options.settings_of(args, settings.VARIED)))
     if args.dry_run:
         return plan.show(args, out, [(own, cells)])

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     own.records.open(own.settings)  # and so are other settings
     if args.equal_bytes:
         out = options.console(args)
-        with study.telling(out, own):
+        with study.status_line(out, own):
             wanted = _matched(args, own, own.with_wave(wanted), out)
     study.run_and_report(args, own, wanted, "accuracy")
     return 0

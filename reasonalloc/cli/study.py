@@ -60,8 +60,8 @@ def of_file(args: argparse.Namespace, file: StudyFile, folder: Path) -> Study:
 
 
 @contextmanager
-def telling(out: Console, study: Study) -> Iterator[None]:
-    """A terminal is told meanwhile what takes its time."""
+def status_line(out: Console, study: Study) -> Iterator[None]:
+    """Inside the block a terminal shows what takes its time."""
     if not out.is_terminal:
         yield
         return

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     tables: dict[str, Json] = {}
     if cells:
         tables[file.name] = _compared(args, file, own, cells, out)
-    with study.telling(out, own):
+    with study.status_line(out, own):
         ablated = file.ablated(own.waves)
     for ablation, found in ablated:
         out.print(ablation.question)

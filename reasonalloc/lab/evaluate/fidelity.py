@@ -86,7 +86,7 @@ class Point:
 class Difference:
     """KL of a point less that of another method at the same size, paired by text: mean and its bootstrap over texts.
 
-    p: two-sided permutation test on the texts' differences; holm: adjusted for the `family` of all that are told.
+    p: two-sided permutation test on the texts' differences; holm: adjusted for the `family` of all that are compared.
     """
 
     name: str
@@ -213,15 +213,15 @@ def _differences(
 ) -> list[Difference]:
     """Of every point but full caches and the other itself, a plain cell. kls: of each point's texts."""
     others = {x.setting: own for x, own in zip(points, kls, strict=True) if x.name == against}
-    told = [
+    compared = [
         (x, [a - b for a, b in zip(own, others[x.setting], strict=True)])
         for x, own in zip(points, kls, strict=True)
         if x.method != "full" and x.name != against and x.setting in others
     ]
-    ps = [permutation_test(x) for _, x in told]
+    ps = [permutation_test(x) for _, x in compared]
     return [
-        Difference(x.name, against, x.setting, bootstrap(each, chosen), p, adjusted, len(told))
-        for (x, each), p, adjusted in zip(told, ps, holm(ps), strict=True)
+        Difference(x.name, against, x.setting, bootstrap(each, chosen), p, adjusted, len(compared))
+        for (x, each), p, adjusted in zip(compared, ps, holm(ps), strict=True)
     ]
 
 
