@@ -23,6 +23,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # else 
 
 import torch
 from gpu_decode import Lengths, decoding, llama, prompts
+from gpu_kernels import kernels
 from gpu_layers import Case, Shape, attention, compression
 from gpu_timing import Clock, gpu_state
 
@@ -31,7 +32,7 @@ from reasonalloc.lab import models
 from reasonalloc.provenance import in_words, provenance
 
 Row = dict[str, Any]
-PARTS = ("attention", "cuts", "decode", "prompts")
+PARTS = ("attention", "kernels", "cuts", "decode", "prompts")
 
 
 def attention_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
@@ -44,6 +45,12 @@ def attention_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
         yield attention(shape, Case(rows, n), dtype, clock, rounds)
     for rows, n in [(2, 40)] if tiny else [(32, 1024), (256, 1024)]:
         yield attention(shape, Case(rows, n, True), dtype, clock, rounds)
+
+
+def kernel_rows(tiny: bool, clock: Clock) -> Iterator[Row]:
+    shape, dtype = (Shape(2, 2, 64), torch.float32) if tiny else (Shape(), torch.bfloat16)
+    for rows, n in [(2, 24)] if tiny else [(1, 1024), (32, 1024), (256, 1024)]:
+        yield kernels(shape, rows, n, dtype, clock)
 
 
 def cut_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
@@ -93,6 +100,14 @@ def table(part: str, rows: list[Row], copy_rate: float) -> Iterator[str]:
             ours, theirs = (statistics.median(row["seconds"][name]) for name in ("ours", "R-KV's form"))
             yield f"| {row['rows']} | {row['budget']} | {ours * 1e6:.0f} | {theirs * 1e6:.0f} | {theirs / ours:.1f} |"
         return
+    if part == "kernels":
+        yield "| rows | n | of | kernel | us |"
+        yield "|---|---|---|---|---|"
+        for row in rows:
+            for what in ("step", "cut"):
+                for name, us in sorted(row[what].items(), key=lambda x: -x[1]):
+                    yield f"| {row['rows']} | {row['n']} | {what} | `{name}` | {us} |"
+        return
     keys = [name for name in rows[0] if name != "samples"] if rows else []
     yield "| " + " | ".join(keys) + " |"
     yield "|" + "---|" * len(keys)
@@ -118,6 +133,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "attention": lambda: attention_rows(args.tiny, clock, rounds),
+        "kernels": lambda: kernel_rows(args.tiny, clock),
         "cuts": lambda: cut_rows(args.tiny, clock, rounds),
         "decode": lambda: decode_rows(model(), args.tiny, clock),
         "prompts": lambda: prompt_rows(model(), args.tiny, clock),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,28 +109,39 @@ def copies_for(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock) -> in
     return max(1, min(clock.most_copies, math.ceil(3 * clock.cache_bytes / each)))
 
 
-def flashinfer_step(layers: list[Layer]) -> Callable[[], Any] | None:
-    """FlashInfer's paged decode with a request of one KV head for each (row, head), page 16; None without it."""
+def flashinfer_steps(layers: list[Layer]) -> dict[str, Callable[[], Any]]:
+    """FlashInfer's paged decode, a request of one KV head for each (row, head), page 16, on both its kinds of kernels;
+    none where it is missing."""
     try:
         import flashinfer
     except ImportError:
-        return None
-    shape, calls = layers[0].shape, []
-    for layer in layers:
-        requests = len(layer.lengths) * shape.kv_heads
-        lengths = torch.tensor([n + 1 for n in layer.lengths for _ in range(shape.kv_heads)], dtype=torch.int32)
-        pages = (lengths + 15) // 16
-        indptr = torch.cat([torch.zeros(1, dtype=torch.int32), pages.cumsum(0).int()])
-        cache = torch.randn(int(indptr[-1]), 2, 16, 1, shape.head_dim, device=layer.clock.device).to(layer.query.dtype)
-        workspace = torch.empty(128 << 20, dtype=torch.uint8, device=layer.clock.device)
-        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD")
-        wrapper.plan(
-            indptr.to(cache.device), torch.arange(int(indptr[-1]), dtype=torch.int32, device=cache.device),
-            ((lengths - 1) % 16 + 1).to(cache.device), shape.group, 1, shape.head_dim, 16, q_data_type=cache.dtype,
-        )  # fmt: skip
-        query = layer.query.reshape(requests, shape.group, shape.head_dim)
-        calls.append((wrapper, query, cache))
-    return lambda: [wrapper.run(query, cache) for wrapper, query, cache in calls]
+        return {}
+    shape, steps = layers[0].shape, {}
+    for name, matrix in (("FlashInfer", False), ("FlashInfer, tensor cores", True)):
+        calls = []
+        for layer in layers:
+            requests = len(layer.lengths) * shape.kv_heads
+            lengths = torch.tensor([n + 1 for n in layer.lengths for _ in range(shape.kv_heads)], dtype=torch.int32)
+            pages = (lengths + 15) // 16
+            indptr = torch.cat([torch.zeros(1, dtype=torch.int32), pages.cumsum(0).int()])
+            size = (int(indptr[-1]), 2, 16, 1, shape.head_dim)
+            cache = torch.randn(*size, device=layer.clock.device).to(layer.query.dtype)
+            workspace = torch.empty(128 << 20, dtype=torch.uint8, device=layer.clock.device)
+            wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+                workspace, "NHD", use_tensor_cores=matrix, backend="fa2"
+            )
+            wrapper.plan(
+                indptr.to(cache.device), torch.arange(int(indptr[-1]), dtype=torch.int32, device=cache.device),
+                ((lengths - 1) % 16 + 1).to(cache.device), shape.group, 1, shape.head_dim, 16, q_data_type=cache.dtype,
+            )  # fmt: skip
+            calls.append((wrapper, layer.query.reshape(requests, shape.group, shape.head_dim), cache))
+        steps[name] = partial(_run_each, calls)
+    return steps
+
+
+def _run_each(calls: list[tuple[Any, torch.Tensor, torch.Tensor]]) -> None:
+    for wrapper, query, cache in calls:
+        wrapper.run(query, cache)
 
 
 def attention(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock, rounds: int) -> dict[str, Any]:
@@ -148,8 +160,7 @@ def attention(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock, rounds
     for layer in layers:  # no pages are added amid the timing
         layer.prepare(2 * rounds + 4)
     peers: dict[str, Callable[[], Any]] = {"SDPA": lambda: [layer.sdpa() for layer in layers]}
-    if (paged := flashinfer_step(layers)) is not None:
-        peers["FlashInfer"] = paged
+    peers |= flashinfer_steps(layers)
     eager = {"ours": lambda: [layer.step() for layer in layers], **peers}
     samples = in_turn(clock, eager, rounds, copies)
     graphed: Samples = {}

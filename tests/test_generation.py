@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -88,6 +89,49 @@ def test_rows_leave_as_they_end():
         assert x.ids == (free[x.key].ids if cut is None else free[x.key].ids[: cut + 1])
         assert x.finish == ("length" if cut is None else "stop")
     assert [len(x.ids) for x in made] == sorted(len(x.ids) for x in made)
+
+
+class Steps:
+    """In place of a graph, which needs a GPU: the passes themselves."""
+
+    rows: ClassVar[list[int]] = []
+
+    def __init__(self, model, cache):
+        self.model, self.cache = model, cache
+
+    def step(self, ids):
+        positions = [[self.cache.ragged[0].core.tokens(row)] for row in range(self.cache.rows)]
+        self.rows.append(len(ids))
+        with torch.no_grad():
+            out = self.model(ids, position_ids=torch.tensor(positions), past_key_values=self.cache, use_cache=True)
+        return out.logits[:, -1]
+
+
+def test_rows_that_have_ended_stay_in_a_graph_for_a_while(monkeypatch):
+    monkeypatch.setattr(decode, "DecodeGraph", Steps)
+    monkeypatch.setattr(Steps, "rows", [])
+    given, sampling = prompts(12, 20, 7, 15, 9), Sampling(temperature=1.0, max_new_tokens=40)
+    free = {x.key: x.ids for x in generate(tiny(), SMALL, given, frozenset(), sampling)}
+    stop = frozenset({free["0"][5], free["2"][15], free["3"][25]})
+    want = {x.key: x for x in generate(tiny(), SMALL, given, stop, sampling)}
+    counted = []
+    found = list(generate(tiny(), SMALL, given, stop, sampling, progress=counted.append, graphs=True))
+    assert sorted(x.key for x in found) == sorted(want)
+    for x in found:
+        same = ("ids", "finish", "steps", "slots", "mean_bytes", "peak_bytes", "prompt_tokens")
+        assert [getattr(x, name) for name in same] == [getattr(want[x.key], name) for name in same]
+    assert sum(counted) == sum(len(x.ids) for x in found)
+    assert [len(x.ids) for x in found] == sorted(len(x.ids) for x in found)
+    assert any(rows > now for rows, now in zip(Steps.rows, counted[1:], strict=True))
+    assert set(Steps.rows) < {1, 2, 3, 4, 5} and 4 not in Steps.rows  # a row in five that ended is not taken out
+
+
+def test_graphs_need_a_gpu():
+    with pytest.raises(ValueError, match="lies in host memory"):
+        list(generate(tiny(), SMALL, prompts(9), frozenset(), Sampling(max_new_tokens=3), graphs=True))
+    with pytest.raises(ValueError, match="graphs need a ReasonAllocCache, got DynamicCache"):
+        cache = DynamicCache(config=tiny().config)
+        list(chains_of(tiny(), cache, prompts(9), frozenset(), Sampling(max_new_tokens=3), graphs=True))
 
 
 @pytest.mark.parametrize("config", [FULL, SMALL])

@@ -13,6 +13,7 @@ from graphs import Graph
 import reasonalloc as ra
 from reasonalloc.hf import graph as graphs
 from reasonalloc.hf.compat import cache_argument
+from reasonalloc.hf.decode import Sampling, generate
 from reasonalloc.store import backends
 
 TIGHT = {"budget": 24, "interval": 8, "window": 4}
@@ -161,6 +162,21 @@ def test_a_model_decodes_in_graphs(method, rows, on_gpu):
     for _ in range(4):
         graph.step(ids)
     assert graphed.ragged[0].length == plain.ragged[0].length + 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", PARTS_IN_C)
+def test_chains_of_graphs_are_chains(method, on_gpu):
+    model, size = models.tiny().to("cuda"), {} if method == "full" else TIGHT
+    prompts = [(str(n), models.prompt(20 + 7 * n, seed=n)[0].tolist()) for n in range(6)]
+    config, sampling = ra.Config(method=method, **size), Sampling(temperature=1.0, max_new_tokens=60)
+    free = {x.key: x.ids for x in generate(model, config, prompts, frozenset(), sampling)}
+    stop = frozenset({free["0"][10], free["2"][20], free["5"][30]})
+    want, found = (
+        {x.key: (x.ids, x.finish, x.slots) for x in generate(model, config, prompts, stop, sampling, graphs=graphs)}
+        for graphs in (False, True)
+    )
+    assert found == want
 
 
 @pytest.mark.gpu

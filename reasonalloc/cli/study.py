@@ -29,7 +29,9 @@ def source_of(args: argparse.Namespace) -> Source:
     if args.ray is not None and not args.gpus and args.device_map not in (None, "cpu"):
         raise ValueError(f"--device-map {args.device_map} with --ray needs --gpus, the number of each actor")
     threads = args.threads or (1 if args.ray is not None else None)
-    return Source(args.model, args.dtype, threads, args.device_map or ("auto" if args.gpus else None))
+    if args.graphs and args.device_map is None and not args.gpus:
+        raise ValueError("--graphs needs a GPU: --device-map cuda")
+    return Source(args.model, args.dtype, threads, args.device_map or ("auto" if args.gpus else None), args.graphs)
 
 
 def ray_of(args: argparse.Namespace) -> RaySettings | None:

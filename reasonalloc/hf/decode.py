@@ -18,8 +18,11 @@ from reasonalloc.config import Config
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument
+from reasonalloc.hf.graph import DecodeGraph
 from reasonalloc.hf.tokens import left_padded
 from reasonalloc.protocols import Model
+
+RUNNING_SHARE = 0.75  # of the rows of a graph: when fewer are running it is made anew without the others
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,20 @@ def warn_of(ignored: Mapping[str, object]) -> None:
 class DecodeBatch:
     """Rows that go through a model with a cache together: their prompts, padded on the left, then what follows.
 
-    cache: a transformers Cache, empty. prompts: token ids of each row, none empty.
+    cache: a transformers Cache, empty. prompts: token ids of each row, none empty. graphs: steps after the prompt are
+    CUDA graphs; ValueError, at the first of them, for a cache without.
     """
 
     def __init__(
-        self, model: Model, cache: Cache, prompts: Sequence[Sequence[int] | torch.Tensor], pad: int = 0
+        self,
+        model: Model,
+        cache: Cache,
+        prompts: Sequence[Sequence[int] | torch.Tensor],
+        pad: int = 0,
+        graphs: bool = False,
     ) -> None:
-        self.model, self.cache = model, cache
+        self.model, self.cache, self.graphs = model, cache, graphs
+        self._graph: DecodeGraph | None = None
         if isinstance(cache, ReasonAllocCache):
             cache.prompt_columns = 0
         self.tokens, self.mask = (x.to(model.device) for x in left_padded(prompts, pad))
@@ -134,17 +144,26 @@ class DecodeBatch:
 
     def forward(self) -> torch.Tensor:
         """Feeds what is new of each row: logits [rows, V] of the token that follows it."""
+        if self._graph is not None:
+            return self._graph.step(self.tokens)
         # A list, not the number 1: the slice that a number becomes does not lie in one piece, and torch then copies
         # the output matrix for every row of the batch. Nor a tensor: accelerate moves those to the first GPU.
         with torch.no_grad():
-            return self.model(
+            logits: torch.Tensor = self.model(
                 input_ids=self.tokens, attention_mask=self.mask, position_ids=self.positions,
                 **cache_argument(self.cache), use_cache=True, logits_to_keep=[self.tokens.shape[1] - 1],
             ).logits[:, -1]  # fmt: skip
+        if self.graphs:
+            if not isinstance(self.cache, ReasonAllocCache):
+                raise ValueError(f"graphs need a ReasonAllocCache, got {type(self.cache).__name__}")
+            self._graph = DecodeGraph(self.model, self.cache)
+        return logits
 
     def append(self, tokens: torch.Tensor) -> None:
         """The token [rows] that each row is given next."""
         self.tokens = tokens.to(self.mask.device)[:, None]
+        if self._graph is not None:
+            return  # it knows where rows are, and the cache hides the prompts' padding
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         self.positions = self.positions[:, -1:] + 1
 
@@ -156,6 +175,12 @@ class DecodeBatch:
         index = index.to(self.mask.device)
         self.tokens, self.mask, self.positions = self.tokens[index], self.mask[index], self.positions[index]
 
+    def outgrown(self, running: int) -> bool:
+        """Whether rows that have ended are better taken out. A graph is made anew for another number of rows, which
+        costs more than some rows that go on for nothing."""
+        rows = len(self.tokens)
+        return running < rows if self._graph is None else running <= rows * RUNNING_SHARE
+
 
 def generate(
     model: Model,
@@ -165,18 +190,21 @@ def generate(
     sampling: Sampling,
     pad: int = 0,
     progress: Callable[[int], None] | None = None,
+    graphs: bool = False,
 ) -> Iterator[Chain]:
     """Chains of a batch of prompts, each given out as soon as it ends; its row then leaves the batch.
 
     prompts: (key, token ids), keys unique; shorter ones are padded on the left. stop: as `tokens.ends` gives.
-    progress: called with the number of tokens made in a step. Raises ValueError for an empty prompt.
+    progress: called with the number of tokens made in a step. graphs: decode steps are CUDA graphs. Raises ValueError
+    for an empty prompt and, with the reason, where no graph can be made.
     """
     empty = [key for key, ids in prompts if not len(ids)]
     if empty:
         raise ValueError(f"prompt {empty[0]!r} has no token")
     if prompts:
         with using(model):
-            yield from chains(model, ReasonAllocCache(model, config), prompts, stop, sampling, pad, progress)
+            cache = ReasonAllocCache(model, config)
+            yield from chains(model, cache, prompts, stop, sampling, pad, progress, graphs=graphs)
 
 
 def chains(
@@ -188,14 +216,15 @@ def chains(
     pad: int = 0,
     progress: Callable[[int], None] | None = None,
     watch: Callable[[torch.Tensor, Sequence[str], Sequence[int]], None] | None = None,
+    graphs: bool = False,
 ) -> Iterator[Chain]:
     """As `generate`, with any empty cache of transformers; bytes and slots are those of a ReasonAllocCache, else 0.
 
     watch: called at each step with the logits [rows, V], the rows' keys and the tokens that were chosen.
     """
     picker, ours = _Picker(sampling), cache if isinstance(cache, ReasonAllocCache) else None
-    batch = DecodeBatch(model, cache, [ids for _, ids in prompts], pad)
-    rows = [Chain(key, len(ids)) for key, ids in prompts]
+    batch = DecodeBatch(model, cache, [ids for _, ids in prompts], pad, graphs)
+    rows = [Chain(key, len(ids)) for key, ids in prompts]  # of the batch; with graphs also some that have ended
     numbers = [picker.numbers(row.key) for row in rows]
     while rows:
         start = time.perf_counter()
@@ -204,22 +233,26 @@ def chains(
         if watch:
             watch(logits, [row.key for row in rows], picked)
         sizes = ours.page_bytes_by_row() if ours is not None else np.zeros(len(rows), np.int64)
-        seconds = (time.perf_counter() - start) / len(rows)
-        for row, token, size in zip(rows, picked, sizes, strict=True):
-            row.add(token, int(size), seconds)
+        running = [i for i, row in enumerate(rows) if not row.finish]
+        seconds, ended = (time.perf_counter() - start) / len(running), []
+        for i in running:
+            row, token = rows[i], picked[i]
+            row.add(token, int(sizes[i]), seconds)
             if token in stop:
                 row.finish = "stop"
             elif len(row.ids) >= sampling.max_new_tokens:
                 row.finish = "length"
+            if row.finish:
+                ended.append(i)
         if progress:
-            progress(len(rows))
-        on = [i for i, row in enumerate(rows) if not row.finish]
-        if len(on) < len(rows):
+            progress(len(running))
+        if ended:
             slots = ours.slots().mean((1, 2)) if ours is not None else np.zeros(len(rows))
-            for row, mean in zip(rows, slots, strict=True):
-                if row.finish:
-                    row.slots = float(mean)
-                    yield row
-            rows, numbers, picked = [rows[i] for i in on], [numbers[i] for i in on], [picked[i] for i in on]
-            batch.keep(on)
+            for i in ended:
+                rows[i].slots = float(slots[i])
+                yield rows[i]
+            if batch.outgrown(len(running) - len(ended)):
+                on = [i for i in running if not rows[i].finish]
+                rows, numbers, picked = [rows[i] for i in on], [numbers[i] for i in on], [picked[i] for i in on]
+                batch.keep(on)
         batch.append(torch.tensor(picked, dtype=torch.long))

@@ -67,7 +67,7 @@ def _shard(text: str) -> Shard:
 
 
 def add_ray(group: options.Group) -> None:
-    """Options of a run that is spread over Ray."""
+    """Options of where and how a run's batches are decoded."""
     group.add_argument(
         "--ray", nargs="?", const="", metavar="ADDRESS", help="spread over Ray actors, each of --threads (1) threads"
     )
@@ -79,6 +79,10 @@ def add_ray(group: options.Group) -> None:
         metavar="N",
         help="of each actor (0); its model lies on them",
     )
+    group.add_argument(
+        "--graphs", action="store_true",
+        help="decode steps are CUDA graphs; for a cache on the GPU (REASONALLOC_BACKEND=cuda in the environment)",
+    )  # fmt: skip
 
 
 def settings_type(text: str) -> list[str]:

@@ -78,13 +78,19 @@ def plan(
 
 
 def run_batch(
-    model: Model, tokenizer: Tokenizer, batch: Batch, sampling: Sampling, progress: Callable[[int], None] | None = None
+    model: Model,
+    tokenizer: Tokenizer,
+    batch: Batch,
+    sampling: Sampling,
+    progress: Callable[[int], None] | None = None,
+    graphs: bool = False,
 ) -> Iterator[Record]:
-    """The records of a batch, each as its chain ends."""
+    """The records of a batch, each as its chain ends. graphs: decode steps are CUDA graphs."""
     jobs = {job.key: job for job in batch.jobs}
     prompts = [(key, encode_prompt(tokenizer, job.item.prompt, "cpu")[0].tolist()) for key, job in jobs.items()]
     stop = ends(model, tokenizer)
-    for chain in generate(model, batch.cell.config, prompts, stop, sampling, tokenizer.pad_token_id or 0, progress):
+    pad = tokenizer.pad_token_id or 0
+    for chain in generate(model, batch.cell.config, prompts, stop, sampling, pad, progress, graphs):
         yield _record(batch.cell, jobs[chain.key], chain, tokenizer, sampling)
 
 

@@ -169,7 +169,7 @@ class Study:
             for cell in {x.cell.name: x.cell for x in batches}.values():
                 ReasonAllocCache(model, cell.config)  # what does not fit the model is said before hours of work
         for batch in batches:
-            yield from run_batch(*self.model, batch, self.sampling)
+            yield from run_batch(*self.model, batch, self.sampling, graphs=self.source.graphs)
 
     def summary(self, cells: Sequence[Cell]) -> Summary:
         """Of the cells named, over this study's problems. A table may be made from chains of other machines: they are

@@ -24,12 +24,14 @@ ATTEMPTS = 4  # of a batch whose worker dies, before the run gives up
 
 @dataclass(frozen=True)
 class Source:
-    """How a worker gets its model. device_map: as accelerate takes it ("auto", "cpu", ...), None for the CPU."""
+    """How a worker gets its model. device_map: as accelerate takes it ("auto", "cpu", ...), None for the CPU. graphs:
+    decode steps are CUDA graphs."""
 
     model: str | None
     dtype: str = "float32"
     threads: int | None = None
     device_map: str | None = None
+    graphs: bool = False
 
     def load(self) -> tuple[Model, Tokenizer, str]:
         if self.threads:
@@ -44,6 +46,7 @@ class Worker:
 
     def __init__(self, source: Source) -> None:
         self.model, self.tokenizer, _ = source.load()
+        self.graphs = source.graphs
 
     def ready(self, sampling: Sampling) -> tuple[Json, Place]:
         """Comes back when the model is loaded, with what it asks for that is not applied, and where it is."""
@@ -53,7 +56,7 @@ class Worker:
         return profile(self.model, self.tokenizer, prompts, progress=False, **how)
 
     def run(self, batch: Batch, sampling: Sampling) -> Iterator[Record]:
-        yield from run_batch(self.model, self.tokenizer, batch, sampling)
+        yield from run_batch(self.model, self.tokenizer, batch, sampling, graphs=self.graphs)
 
 
 def run_on_ray(
