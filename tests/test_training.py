@@ -38,7 +38,9 @@ class Characters:
 
 @pytest.fixture
 def tiny_model(monkeypatch):
-    monkeypatch.setattr(training.models, "load", lambda dtype: (build("llama", torch.bfloat16), Characters(), "tiny"))
+    monkeypatch.setattr(
+        training.models, "load", lambda dtype, device_map=None: (build("llama", torch.bfloat16), Characters(), "tiny")
+    )
 
 
 SETTINGS = training.Settings(

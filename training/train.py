@@ -6,34 +6,40 @@ Seeded and resumable: a run that is killed goes on from its last checkpoint when
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import re
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from batches import Batch, batch, searches
+from loading import loaded
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from targets import Targets, targets
 
 from reasonalloc.fields import build
 from reasonalloc.files import parse_json, read_json, replace_text
 from reasonalloc.lab import models
 from reasonalloc.provenance import provenance
 
-RIVALS = 4096
+BEFORE = {"task": "ledger", "by_steps": False}  # of runs that were begun before there was another
 
 
 @dataclass(frozen=True)
 class Settings:
     """tokens: of the whole run. task: "ledger" or "search". longest: tokens of a sequence at the end of the curriculum,
-    which rises to it from `shortest` over the first `rise` of the run. drill: share of steps that are only sums, of
-    ledger. The rate warms up, stays, falls over the last `decay`. first_layer: the adapters of the layers below stay as
-    they are, which saves their part of the backward pass."""
+    which rises to it from `shortest` over the first `rise` of the run. by_steps: that counts steps instead of tokens
+    seen, so that the lengths of coming steps are known. drill: share of steps that are only sums, of ledger. The rate
+    warms up, stays, falls over the last `decay`. first_layer: the adapters of the layers below stay as they are, which
+    saves their part of the backward pass."""
 
     tokens: int
     task: str = "ledger"
@@ -49,6 +55,7 @@ class Settings:
     decay: float = 0.7
     seed: int = 0
     compiled: bool = False
+    by_steps: bool = False
 
 
 @dataclass
@@ -72,12 +79,19 @@ def main() -> None:
     parser.add_argument("--rise", type=float, default=0.6, help="share in which sequences grow (%(default)g)")
     parser.add_argument("--decay", type=float, default=0.7, help="share in which the rate falls (%(default)g)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (%(default)g)")
+    parser.add_argument("--warmup-steps", type=int, default=20, help="in which the rate rises (%(default)s)")
+    parser.add_argument("--rank", type=int, default=16, help="of the adapter (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first-layer", type=int, default=0, help="that is trained (%(default)s)")
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the layers: a tenth faster, needs a C++ compiler"
     )
     parser.add_argument("--threads", type=int, help="of torch (all cores)")
+    parser.add_argument("--device", metavar="NAME", help="where the model learns: cuda, cuda:1, ... (cpu)")
+    parser.add_argument("--loaders", type=int, default=0, help="processes that make coming batches (none)")
+    parser.add_argument(
+        "--by-steps", action="store_true", help="sequences grow with the steps, not the tokens seen, as loaders need"
+    )
     parser.add_argument("--init", type=Path, help="adapter to begin from instead of a fresh one")
     parser.add_argument("--minutes", type=float, help="stop after this time; start again to go on")
     args = parser.parse_args()
@@ -85,22 +99,40 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     settings = Settings(
         int(args.tokens), args.task, args.longest, args.shortest, args.batch_tokens, args.drill,
-        first_layer=args.first_layer, rise=args.rise, decay=args.decay, rate=args.rate, seed=args.seed,
-        compiled=args.compile,
+        args.rank, args.first_layer, args.rate, args.warmup_steps, args.rise, args.decay, args.seed, args.compile,
+        args.by_steps,
     )  # fmt: skip
     try:
-        train(args.folder, settings, args.init, args.minutes)
+        train(args.folder, settings, args.init, args.minutes, args.device, args.loaders)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
-def train(folder: Path, settings: Settings, init: Path | None = None, minutes: float | None = None) -> None:
-    """Runs or goes on, until all tokens are seen or the time is up. ValueError if the folder is of another run."""
+def train(
+    folder: Path,
+    settings: Settings,
+    init: Path | None = None,
+    minutes: float | None = None,
+    device: str | None = None,
+    loaders: int = 0,
+) -> None:
+    """Runs or goes on, until all tokens are seen or the time is up.
+
+    device: of torch, None for the CPU; loaders: processes that make coming batches. Both may change when a run goes on.
+    ValueError if the folder is of another run, or where loaders cannot know the lengths of coming steps.
+    """
+    if loaders < 0:
+        raise ValueError(f"loaders must be from 0, got {loaders}")
+    if loaders and not settings.by_steps and settings.shortest != settings.longest:
+        raise ValueError(
+            "loaders need sequences that grow with the steps (--by-steps) or not (--shortest as --longest)"
+        )
     said = asdict(settings) | {"init": str(init or "")}
     check(folder, said)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    model, tokenizer, label = models.load(dtype="bfloat16")
+    model, tokenizer, label = models.load(dtype="bfloat16", device_map=device)
+    place, vocabulary = model.device, model.get_output_embeddings().weight.shape[0]
     model = get_peft_model(
         model, LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear")
     )
@@ -121,28 +153,20 @@ def train(folder: Path, settings: Settings, init: Path | None = None, minutes: f
         for layer in model.get_base_model().model.layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
     (folder / "settings.json").write_text(
-        json.dumps(said | provenance(label, settings.seed), indent=1) + "\n", encoding="utf-8"
+        json.dumps(said | {"device": str(place)} | provenance(label, settings.seed), indent=1) + "\n", encoding="utf-8"
     )
+    coming = loaded(maker(settings, tokenizer), lengths(settings, state), loaders)
     start, before = time.monotonic(), state.seconds
     while state.seen < settings.tokens:
-        share = state.seen / settings.tokens
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(settings, state.step, share)
-        longest = int(settings.shortest + (settings.longest - settings.shortest) * min(1.0, share / settings.rise))
-        if settings.task == "search":
-            chosen = searches(tokenizer, settings.seed, state.step, longest, settings.batch_tokens)
-        else:
-            chosen = batch(tokenizer, settings.seed, state.step, longest, settings.batch_tokens, settings.drill)
-        loss, right = learn(model, chosen)
-        for name, x in learned.items():
-            weights[name].grad, x.grad = x.grad.float(), None
-        norm = torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
-        optimizer.step()
-        hand_over(weights, learned)
+            group["lr"] = rate_at(settings, state.step, state.seen / settings.tokens)
+        chosen = next(coming)
+        figures = update(model, targets(chosen, vocabulary).to(place), weights, learned, optimizer)
+        loss, right, norm = figures.tolist()  # the only wait for a GPU
         state.step, state.seen = state.step + 1, state.seen + chosen.tokens
         state.seconds = before + time.monotonic() - start
         line = {
-            **asdict(state), "loss": round(loss, 5), "right": round(right, 5), "norm": round(float(norm), 4),
+            **asdict(state), "loss": round(loss, 5), "right": round(right, 5), "norm": round(norm, 4),
             "rate": optimizer.param_groups[0]["lr"], "length": chosen.inputs.shape[1], "rows": len(chosen.inputs),
             "dials": list(asdict(chosen.dials).values()) if chosen.dials else settings.task.replace("ledger", "sums"),
         }  # fmt: skip
@@ -165,26 +189,48 @@ def rate_at(settings: Settings, step: int, share: float) -> float:
     return settings.rate * min(1, (step + 1) / settings.warmup_steps) * level
 
 
-def learn(model: Any, chosen: Batch) -> tuple[float, float]:
-    """Gradients of one batch; (loss, share of the chain's tokens that were the likeliest), both among `rivals_of`."""
+def lengths(settings: Settings, state: State) -> Iterator[tuple[int, int]]:
+    """(step, the longest sequence in it) of all steps from where the run stands."""
+    for step in itertools.count(state.step):
+        seen = step * settings.batch_tokens if settings.by_steps else state.seen
+        share = min(1.0, seen / settings.tokens / settings.rise)
+        yield step, int(settings.shortest + (settings.longest - settings.shortest) * share)
+
+
+def maker(settings: Settings, tokenizer: Any) -> Callable[[int, int], Batch]:
+    """Makes the batch of (step, longest)."""
+    own = {"tokens": settings.batch_tokens}
+    if settings.task == "search":
+        return partial(searches, tokenizer, settings.seed, **own)
+    return partial(batch, tokenizer, settings.seed, **own, drill=settings.drill)
+
+
+def update(
+    model: Any,
+    given: Targets,
+    weights: dict[str, torch.Tensor],
+    learned: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> torch.Tensor:
+    """One step, all of it where the model lies; [loss, share of right tokens, norm of the gradient] there."""
+    loss, right = learn(model, given)
+    for name, x in learned.items():
+        weights[name].grad, x.grad = x.grad.float(), None
+    norm = torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+    optimizer.step()
+    hand_over(weights, learned)
+    return torch.stack([loss, right, norm])
+
+
+def learn(model: Any, given: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of one batch; (loss, share of the chain's tokens that were the likeliest), both among the rivals."""
     inner = model.get_base_model()
-    labels = chosen.labels[:, 1:]
-    counted = labels != -100
-    hidden = inner.model(input_ids=chosen.inputs[:, :-1], use_cache=False).last_hidden_state[counted]
-    rivals = rivals_of(chosen, inner.lm_head.weight.shape[0])
-    logits = (hidden @ inner.lm_head.weight[rivals].T).float()
-    aims = torch.searchsorted(rivals, labels[counted])
-    weights = chosen.weights[:, 1:][counted]
-    losses = torch.nn.functional.cross_entropy(logits, aims, reduction="none")
-    ((losses * weights).sum() / weights.sum()).backward()
-    return float(losses.detach().mean()), float((logits.argmax(-1) == aims).float().mean())
-
-
-def rivals_of(chosen: Batch, vocabulary: int) -> torch.Tensor:
-    """Tokens that the softmax runs over: those of the batch and RIVALS drawn ones, which saves a seventh of a step."""
-    numbers = torch.Generator().manual_seed(chosen.tokens)
-    drawn = torch.randint(vocabulary, (RIVALS,), generator=numbers)
-    return torch.unique(torch.cat([chosen.inputs.flatten(), drawn]))
+    # No mask: sequences are padded on the right, so a causal model does not see the padding, and attention is fused.
+    hidden = inner.model(input_ids=given.inputs, use_cache=False).last_hidden_state.flatten(0, 1)[given.places]
+    logits = (hidden @ inner.lm_head.weight[given.rivals].T).float()
+    losses = torch.nn.functional.cross_entropy(logits, given.aims, reduction="none")
+    ((losses * given.weights).sum() / given.weights.sum()).backward()
+    return losses.detach().mean(), (logits.argmax(-1) == given.aims).float().mean()
 
 
 def hand_over(weights: dict[str, torch.Tensor], learned: dict[str, torch.nn.Parameter]) -> None:
@@ -209,7 +255,7 @@ def check(folder: Path, said: dict[str, Any]) -> None:
     if not (folder / "checkpoint.safetensors").is_file() or not path.is_file():
         return
     given = read_json(path, "file of settings")
-    given = {"task": "ledger", **given}  # what was begun before there was another
+    given = {**BEFORE, **given}
     other = [k for k in said if k not in ("tokens", "compiled") and given.get(k) != said[k]]
     if other:
         told = "; ".join(f"{k} {given.get(k)!r}, now {said[k]!r}" for k in other)
@@ -226,7 +272,9 @@ def restore(folder: Path, weights: dict[str, torch.Tensor], optimizer: torch.opt
         state = build(State, parse_json(file.metadata()["state"], str(path)), str(path))
         for name, x in weights.items():
             x.data.copy_(file.get_tensor(f"weight/{name}"))
-            optimizer.state[x] = {key: file.get_tensor(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[x] = {
+                key: file.get_tensor(f"{key}/{name}").to(x.device) for key in ("exp_avg", "exp_avg_sq")
+            }
             optimizer.state[x]["step"] = torch.tensor(float(state.step))
     log = folder / "log.jsonl"
     lines = log.read_text(encoding="utf-8").split("\n")[: state.step]  # a line is a step; a kill may tear the last

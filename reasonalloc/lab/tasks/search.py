@@ -95,11 +95,11 @@ def problem(seed: int | str, index: int, size: Size) -> Search:
 
 def ways(numbers: Sequence[int], target: int) -> int:
     """How many choices of the numbers have the sum."""
-    counts = [1] + [0] * target
+    bits = len(numbers) + 1  # of a count; counts of all sums lie in one whole number, which a shift and an addition update
+    counts = 1
     for x in numbers:
-        for total in range(target, x - 1, -1):
-            counts[total] += counts[total - x]
-    return counts[target]
+        counts += counts << x * bits
+    return counts >> target * bits & ((1 << bits) - 1)
 
 
 def searched(numbers: Sequence[int], target: int) -> tuple[list[str], list[int]]:
