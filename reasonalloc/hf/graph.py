@@ -118,7 +118,7 @@ class DecodeGraph:
         self.model, self.cache = model, cache
         self.replays = self.captures = 0
         self._device = cache.ragged[0].pool.backend.device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
         self._graphs: dict[tuple[bool, ...], tuple[Key, Graph, torch.Tensor]] = {}
         self._warm: set[tuple[bool, ...]] = set()
         self._tokens: list[int] = []  # of the rows, which `_positions` says
@@ -167,6 +167,8 @@ class DecodeGraph:
             self.replays += 1
             return captured[2]
         self._graphs.pop(key.cut, None)
+        if not self._graphs:  # with its last graph torch gives up a pool, whose handle is of no use then
+            self._pool = torch.cuda.graph_pool_handle()
         self.cache.capturing = True
         try:
             graph, logits = capture(self._forward, self._pool)
