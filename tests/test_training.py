@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from elsewhere import Elsewhere
 from models import SMOL_FILE, build, smol_directory
 from transformers import AutoTokenizer
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import batches
 import scores
 import train as training
+from targets import targets
 
 
 class Characters:
@@ -38,9 +40,10 @@ class Characters:
 
 @pytest.fixture
 def tiny_model(monkeypatch):
-    monkeypatch.setattr(
-        training.models, "load", lambda dtype, device_map=None: (build("llama", torch.bfloat16), Characters(), "tiny")
-    )
+    def load(dtype, device_map=None):
+        return build("llama", torch.bfloat16).to(device_map or "cpu"), Characters(), "tiny"
+
+    monkeypatch.setattr(training.models, "load", load)
 
 
 SETTINGS = training.Settings(
@@ -124,6 +127,56 @@ def test_it_learns_and_goes_on_where_it_stopped(tiny_model, tmp_path):
         "log.jsonl",
         "settings.json",
     }
+
+
+def test_loaders_change_nothing(tiny_model, tmp_path):
+    settings = replace(SETTINGS, tokens=5000, batch_tokens=1000, shortest=800, longest=1200, by_steps=True)
+    training.train(tmp_path / "whole", settings)
+    training.train(tmp_path / "parts", settings, minutes=0)
+    training.train(tmp_path / "parts", settings, loaders=1)
+    whole, parts = log(tmp_path / "whole"), log(tmp_path / "parts")
+    assert len(whole) > 3 and len({x["length"] for x in whole}) > 1
+    for a, b in zip(whole, parts, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "loaders", "reason"),
+    [(SETTINGS, -1, "loaders must be from 0, got -1"), (SETTINGS, 1, "--by-steps")],
+)
+def test_loaders_that_cannot_be(tiny_model, tmp_path, settings, loaders, reason):
+    with pytest.raises(ValueError, match=reason):
+        training.train(tmp_path / "run", settings, loaders=loaders)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_on_a_device(tiny_model, tmp_path, monkeypatch):
+    """All of a step lies there, and it waits once: transformers looks whether positions are those of one sequence."""
+    waits, update = [], training.update
+
+    def watched(*given):
+        before = len(there.waits)
+        figures = update(*given)
+        waits.append(len(there.waits) - before)
+        assert figures.is_meta
+        return figures
+
+    training.train(tmp_path, SETTINGS, minutes=0)
+    monkeypatch.setattr(training, "update", watched)
+    with Elsewhere() as there:
+        training.train(tmp_path, SETTINGS, minutes=0, device="meta")
+        training.train(tmp_path, SETTINGS, device="meta")
+    assert len(log(tmp_path)) == 1 + len(waits) > 3 and max(waits) <= 1
+    assert json.loads((tmp_path / "settings.json").read_text())["device"] == "meta"
+
+
+def test_what_is_left_on_the_cpu_is_noticed(tiny_model):
+    model = training.get_peft_model(
+        build("llama", torch.bfloat16), training.LoraConfig(r=2, target_modules="all-linear")
+    )
+    given = targets(batches.batch(Characters(), 0, 0, 1500, 1500), 64)
+    with Elsewhere(), pytest.raises(AssertionError, match="over tensors on"):
+        training.learn(model.to("meta"), given)
 
 
 def log_of(folder):
