@@ -201,7 +201,8 @@ def test_batches_of_searches():
         one, again = (batches.searches(tokenizer, 1, step, longest, 1500) for _ in range(2))
         assert torch.equal(one.inputs, again.inputs) and len(one.inputs[0]) >= 100
         first = one.labels[0] != -100
-        assert int(first.sum()) < longest and one.tokens <= max(2 * 1500, longest)
+        assert one.inputs.shape[1] <= longest and one.inputs.numel() <= max(1500, longest)
+        assert one.tokens == int((one.labels != -100).sum()) + sum(int((x != -100).nonzero()[0]) for x in one.labels)
         text = tokenizer.decode(one.labels[0][first])
         assert text.startswith("1: take ") and "Found: \\boxed{" in text
         digits = one.weights[0][first] == batches.SUM_WEIGHT
@@ -209,3 +210,12 @@ def test_batches_of_searches():
         assert told.isdecimal() and len(told) == sum(c.isdecimal() for c in text)
     others = [batches.searches(tokenizer, seed, 0, 300, 500).inputs for seed in (1, 2)]
     assert not torch.equal(*others)
+    # Of six numbers no search has so many lines.
+    assert batches.rows_of(tokenizer, "train/0/0", batches.search.Size(6, (1500, 2000)), 4000, 8000) == []
+
+
+def test_half_of_the_searches_are_of_the_sizes_that_are_judged():
+    grid, rng = list(batches.search.GRID.values()), random.Random(0)
+    drawn = [batches.draw_size(rng, 4352) for _ in range(300)]
+    assert 120 < sum(x in grid for x in drawn) < 180 and all(x in drawn for x in grid)
+    assert all(x.lines[1] <= 600 // batches.LINE_TOKENS for x in (batches.draw_size(rng, 600) for _ in range(100)))
