@@ -9,6 +9,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from elsewhere import Elsewhere
 
 import reasonalloc as ra
 from reasonalloc.hf.compat import cache_argument
@@ -212,8 +213,8 @@ def problems(tmp_path):
     return str(path)
 
 
-def trainer(folder, problems, **changes):
-    model = models.build("llama")
+def trainer(folder, problems, device="cpu", **changes):
+    model = models.build("llama").to(device)
     model.generation_config.eos_token_id = list(range(1, 30))
     return Trainer(folder, model, Digits(), "", Settings(**{**SMALL, **changes}), problems)
 
@@ -254,6 +255,18 @@ def test_a_run_that_is_killed_goes_on(tmp_path, problems, objective, monkeypatch
     assert said["settings"]["recent"] == 4
     assert len(said["reward"]) == 4
     ra.Config(method="rlkv", options={"gates": str(path)}, window=4)
+
+
+@pytest.mark.parametrize("objective", ["rlkv", "duo"])
+def test_a_run_goes_on_on_a_device(tmp_path, problems, objective):
+    """Nothing of a step is left on the CPU."""
+    trainer(tmp_path, problems, objective=objective, steps=2).run()
+    with Elsewhere():
+        run = trainer(tmp_path, problems, "meta", objective=objective)
+        assert run.gates.is_meta and run.state.step == 2
+        run.run()
+        run.write()
+    assert [x.step for x in run.lines] == [1, 2, 3, 4]
 
 
 def test_samples_are_as_likely_in_training_as_they_were(tmp_path, problems):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from elsewhere import Elsewhere
 from models import SMOL_FILE, build, smol_directory
 from transformers import AutoTokenizer
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import batches
 import scores
 import train as training
+from targets import targets
 
 
 class Characters:
@@ -38,9 +40,10 @@ class Characters:
 
 @pytest.fixture
 def tiny_model(monkeypatch):
-    monkeypatch.setattr(
-        training.models, "load", lambda dtype, device_map=None: (build("llama", torch.bfloat16), Characters(), "tiny")
-    )
+    def load(dtype, device_map=None):
+        return build("llama", torch.bfloat16).to(device_map or "cpu"), Characters(), "tiny"
+
+    monkeypatch.setattr(training.models, "load", load)
 
 
 SETTINGS = training.Settings(
@@ -126,6 +129,56 @@ def test_it_learns_and_goes_on_where_it_stopped(tiny_model, tmp_path):
     }
 
 
+def test_loaders_change_nothing(tiny_model, tmp_path):
+    settings = replace(SETTINGS, tokens=5000, batch_tokens=1000, shortest=800, longest=1200, by_steps=True)
+    training.train(tmp_path / "whole", settings)
+    training.train(tmp_path / "parts", settings, minutes=0)
+    training.train(tmp_path / "parts", settings, loaders=1)
+    whole, parts = log(tmp_path / "whole"), log(tmp_path / "parts")
+    assert len(whole) > 3 and len({x["length"] for x in whole}) > 1
+    for a, b in zip(whole, parts, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "loaders", "reason"),
+    [(SETTINGS, -1, "loaders must be from 0, got -1"), (SETTINGS, 1, "--by-steps")],
+)
+def test_loaders_that_cannot_be(tiny_model, tmp_path, settings, loaders, reason):
+    with pytest.raises(ValueError, match=reason):
+        training.train(tmp_path / "run", settings, loaders=loaders)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_on_a_device(tiny_model, tmp_path, monkeypatch):
+    """All of a step lies there, and it waits once: transformers looks whether positions are those of one sequence."""
+    waits, update = [], training.update
+
+    def watched(*given):
+        before = len(there.waits)
+        figures = update(*given)
+        waits.append(len(there.waits) - before)
+        assert figures.is_meta
+        return figures
+
+    training.train(tmp_path, SETTINGS, minutes=0)
+    monkeypatch.setattr(training, "update", watched)
+    with Elsewhere() as there:
+        training.train(tmp_path, SETTINGS, minutes=0, device="meta")
+        training.train(tmp_path, SETTINGS, device="meta")
+    assert len(log(tmp_path)) == 1 + len(waits) > 3 and max(waits) <= 1
+    assert json.loads((tmp_path / "settings.json").read_text())["device"] == "meta"
+
+
+def test_what_is_left_on_the_cpu_is_noticed(tiny_model):
+    model = training.get_peft_model(
+        build("llama", torch.bfloat16), training.LoraConfig(r=2, target_modules="all-linear")
+    )
+    given = targets(batches.batch(Characters(), 0, 0, 1500, 1500), 64)
+    with Elsewhere(), pytest.raises(AssertionError, match="over tensors on"):
+        training.learn(model.to("meta"), given)
+
+
 def log_of(folder):
     return log(folder) if (folder / "log.jsonl").exists() else []
 
@@ -148,7 +201,8 @@ def test_batches_of_searches():
         one, again = (batches.searches(tokenizer, 1, step, longest, 1500) for _ in range(2))
         assert torch.equal(one.inputs, again.inputs) and len(one.inputs[0]) >= 100
         first = one.labels[0] != -100
-        assert int(first.sum()) < longest and one.tokens <= max(2 * 1500, longest)
+        assert one.inputs.shape[1] <= longest and one.inputs.numel() <= max(1500, longest)
+        assert one.tokens == int((one.labels != -100).sum()) + sum(int((x != -100).nonzero()[0]) for x in one.labels)
         text = tokenizer.decode(one.labels[0][first])
         assert text.startswith("1: take ") and "Found: \\boxed{" in text
         digits = one.weights[0][first] == batches.SUM_WEIGHT
@@ -156,3 +210,12 @@ def test_batches_of_searches():
         assert told.isdecimal() and len(told) == sum(c.isdecimal() for c in text)
     others = [batches.searches(tokenizer, seed, 0, 300, 500).inputs for seed in (1, 2)]
     assert not torch.equal(*others)
+    # Of six numbers no search has so many lines.
+    assert batches.rows_of(tokenizer, "train/0/0", batches.search.Size(6, (1500, 2000)), 4000, 8000) == []
+
+
+def test_half_of_the_searches_are_of_the_sizes_that_are_judged():
+    grid, rng = list(batches.search.GRID.values()), random.Random(0)
+    drawn = [batches.draw_size(rng, 4352) for _ in range(300)]
+    assert 120 < sum(x in grid for x in drawn) < 180 and all(x in drawn for x in grid)
+    assert all(x.lines[1] <= 600 // batches.LINE_TOKENS for x in (batches.draw_size(rng, 600) for _ in range(100)))

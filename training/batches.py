@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -75,22 +76,50 @@ def batch(tokenizer: Any, seed: int, step: int, longest: int, tokens: int, drill
     return Batch(inputs, labels, weigh(tokenizer, labels), dials, sum(len(ids) for ids, _ in rows))
 
 
+def draw_size(rng: random.Random, longest: int) -> search.Size:
+    """Half from the grid that is judged, as far as it fits, the rest of any length."""
+    fitting = [x for x in search.GRID.values() if x.lines[1] * LINE_TOKENS <= longest]
+    if fitting and rng.random() < 0.5:
+        return rng.choice(fitting)
+    most = rng.randint(8, max(8, longest // LINE_TOKENS))
+    return search.Size(rng.randint(*next(span for lines, span in NUMBERS if most <= lines)), (max(4, most // 2), most))
+
+
 def searches(tokenizer: Any, seed: int, step: int, longest: int, tokens: int) -> Batch:
-    """The batch of a step of the task "search", of one size; the same for the same arguments."""
+    """The batch of a step of the task "search", of one size; the same for the same arguments.
+
+    tokens: of a batch with its padding, which may be a third of it, unless one sequence alone has more.
+    """
     rng = random.Random(f"search/{seed}/{step}")
-    while True:
-        most = rng.randint(8, max(8, longest // LINE_TOKENS))
-        numbers = rng.randint(*next(span for lines, span in NUMBERS if most <= lines))
-        size = search.Size(numbers, (max(4, most // 2), most))
-        rows = [encode(tokenizer, search.problem(f"{SPLIT}/{seed}/{step}", 0, size))]
-        if len(rows[0][0]) <= longest:
-            break
-    count = max(1, tokens // len(rows[0][0]))
-    rows += [encode(tokenizer, search.problem(f"{SPLIT}/{seed}/{step}", i, size)) for i in range(1, count)]
+    rows: list[tuple[list[int], list[int]]] = []
+    while not rows:
+        rows = rows_of(tokenizer, f"{SPLIT}/{seed}/{step}", draw_size(rng, longest), longest, tokens)
     inputs, labels = padded(rows, tokenizer.eos_token_id)
     digits = torch.isin(labels, torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789"))))
     weights = torch.where(digits, SUM_WEIGHT, 1.0)
     return Batch(inputs, labels, weights, None, sum(len(ids) for ids, _ in rows))
+
+
+def rows_of(
+    tokenizer: Any, seed: str, size: search.Size, longest: int, tokens: int
+) -> list[tuple[list[int], list[int]]]:
+    """As many searches as fit; none where the first is too long, or hardly to be found."""
+    rows: list[tuple[list[int], list[int]]] = []
+    width = 0
+    for i in itertools.count():
+        try:
+            row = encode(tokenizer, search.problem(seed, i, size))
+        except ValueError:  # of some sizes one search in thousands has so many lines
+            row = None
+        if row is None or len(row[0]) > longest:
+            if not rows:
+                break
+            continue
+        width = max(width, len(row[0]))
+        if rows and width * (len(rows) + 1) > tokens:
+            break
+        rows.append(row)
+    return rows
 
 
 def sums(tokenizer: Any, rng: random.Random, count: int) -> Batch:

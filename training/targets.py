@@ -39,4 +39,5 @@ def rivals_of(chosen: Batch, vocabulary: int) -> torch.Tensor:
     """Those of the batch and RIVALS drawn ones, which saves a seventh of a step on a CPU."""
     numbers = torch.Generator().manual_seed(chosen.tokens)
     drawn = torch.randint(vocabulary, (RIVALS,), generator=numbers)
-    return torch.unique(torch.cat([chosen.inputs.flatten(), drawn]))
+    found: torch.Tensor = torch.unique(torch.cat([chosen.inputs.flatten(), drawn]))
+    return found

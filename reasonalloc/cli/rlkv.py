@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
         trainer.run(args.minutes, show, lambda n: progress.update(pool, completed=n))
     path = trainer.write()
-    picture.gates(trainer.lines, trainer.gates.detach().numpy(), settings.objective, args.folder / "gates.png")
+    picture.gates(trainer.lines, trainer.values(), settings.objective, args.folder / "gates.png")
     out.print(f"gates are in {path}", highlight=False)
     options.write_json(args.json, {"gates": str(path), "log": [asdict(x) for x in trainer.lines]})
     return 0

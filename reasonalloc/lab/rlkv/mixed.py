@@ -70,7 +70,8 @@ def _attention(
     full, local = (
         sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)[0] for mask in masks
     )
-    gates = mixture.gates[order].repeat_interleave(query.shape[1] // key.shape[1])[:, None]  # [Hq, 1]
+    gates = mixture.gates[order].to(query.device)  # layers may lie on several devices
+    gates = gates.repeat_interleave(query.shape[1] // key.shape[1])[:, None]  # [Hq, 1]
     exact = torch.promote_types(full.dtype, torch.float32)
     mixed = local.to(exact) + gates * (full.to(exact) - local.to(exact))
     return mixed.to(full.dtype), None

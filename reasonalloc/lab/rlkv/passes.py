@@ -43,7 +43,7 @@ def check_head(model: Model) -> None:
 
 def hidden_states(model: Model, batch: Sequence[Text]) -> torch.Tensor:
     """[rows, n, D] last hidden states; rows are padded on the left."""
-    ids, mask = left_padded([[*x.prompt, *x.chain] for x in batch])
+    ids, mask = (x.to(model.device) for x in left_padded([[*x.prompt, *x.chain] for x in batch]))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     out: torch.Tensor = model.get_decoder()(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
@@ -77,8 +77,8 @@ def backward_policy(
     loss: of (log-probabilities, number of each token's row in the batch). Logits are made for a few tokens at a time.
     """
     states = chain_states(hidden_states(model, batch), batch)
-    ids = torch.tensor([t for x in batch for t in x.chain])
-    rows = torch.tensor([i for i, x in enumerate(batch) for _ in x.chain])
+    ids = torch.tensor([t for x in batch for t in x.chain], device=states.device)
+    rows = torch.tensor([i for i, x in enumerate(batch) for _ in x.chain], device=states.device)
     flat = states.detach().requires_grad_(states.requires_grad)
     total, found = 0.0, []
     for i in range(0, len(ids), _CHUNK):

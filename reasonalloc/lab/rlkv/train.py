@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -64,7 +65,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         for x in model.parameters():
             x.requires_grad_(False)
-        self.gates = torch.nn.Parameter(torch.ones(gate_shape(model)))
+        self.gates = torch.nn.Parameter(torch.ones(gate_shape(model), device=model.device))
         self.mixture = Mixture(self.gates, settings.sinks, settings.recent)
         self.optimizer = torch.optim.AdamW([self.gates], lr=settings.rate, betas=(0.9, 0.999), weight_decay=0.0)
         self.state = State()
@@ -96,7 +97,7 @@ class Trainer:
         with safe_open(path, "pt") as file:
             self.state = build(State, parse_json(file.metadata()["state"], str(path)), str(path))
             self.gates.data.copy_(file.get_tensor("gates"))
-            moments = {key: file.get_tensor(key) for key in ("exp_avg", "exp_avg_sq")}
+            moments = {key: file.get_tensor(key).to(self.gates.device) for key in ("exp_avg", "exp_avg_sq")}
         self.optimizer.state[self.gates] = {"step": torch.tensor(float(self.state.step)), **moments}
         kept = read_text(log).split("\n")[: self.state.step] if log.is_file() else []
         self.lines = [build(Line, parse_json(x, str(log)), str(log)) for x in kept]
@@ -112,11 +113,16 @@ class Trainer:
         data_ = save(tensors, metadata={"state": json.dumps(asdict(self.state))})
         replace_bytes(self.folder / "checkpoint.safetensors", data_)
 
+    def values(self) -> npt.NDArray[np.float32]:
+        """The gates [layers with a budget, KV heads], in host memory."""
+        found: npt.NDArray[np.float32] = self.gates.detach().cpu().numpy()
+        return found
+
     def write(self) -> Path:
         """The gates in the published form, and beside them where they come from, as JSON."""
         names = {"rlkv": "adapter_weights.tsv", "duo": "full_attention_heads.tsv"}
         path = self.folder / names[self.settings.objective]
-        text = write_gates(path, self.gates.detach().numpy())
+        text = write_gates(path, self.values())
         said = {
             "schema": SCHEMA,
             "gates": path.name,
@@ -191,7 +197,7 @@ class Trainer:
 
         def watch(logits: torch.Tensor, names: Any, picked: Any) -> None:
             scaled = logits.float() / s.temperature
-            own = scaled.gather(-1, torch.tensor(picked)[:, None])[:, 0] - scaled.logsumexp(-1)
+            own = scaled.gather(-1, torch.tensor(picked, device=scaled.device)[:, None])[:, 0] - scaled.logsumexp(-1)
             for name, x in zip(names, own.tolist(), strict=True):
                 logprobs[name].append(x)
 
@@ -225,12 +231,12 @@ class Trainer:
 
                 def loss(logprobs: torch.Tensor, rows: torch.Tensor, own: torch.Tensor = own) -> torch.Tensor:
                     # One update a batch: the policy that sampled is the one that learns.
-                    return policy_loss(logprobs, logprobs.detach(), own[rows], s.clip) / every
+                    return policy_loss(logprobs, logprobs.detach(), own.to(rows.device)[rows], s.clip) / every
 
                 with torch.set_grad_enabled(bool(own.any())):
                     _, logprobs = backward_policy(self.model, batch, loss, s.temperature)
                 before = torch.tensor([x for text in batch for x in sampled[text.place]])
-                gaps.append((logprobs - before).abs())
+                gaps.append((logprobs.cpu() - before).abs())
         cost = torch.autograd.grad(penalty(self.gates, reward, s.beta, s.tau), self.gates)[0]
         policy_norm, penalty_norm = self._move(self.gates.grad, cost)
         return self._line(

@@ -95,7 +95,9 @@ def problem(seed: int | str, index: int, size: Size) -> Search:
 
 def ways(numbers: Sequence[int], target: int) -> int:
     """How many choices of the numbers have the sum."""
-    bits = len(numbers) + 1  # of a count; counts of all sums lie in one whole number, which a shift and an addition update
+    bits = (
+        len(numbers) + 1
+    )  # of a count; counts of all sums lie in one whole number, which a shift and an addition update
     counts = 1
     for x in numbers:
         counts += counts << x * bits
