@@ -1,0 +1,54 @@
+"""The comparisons that order.md planned, from the chains alone:
+
+    python benchmarks/studies/order.py [FOLDER]
+
+Imports nothing of reasonalloc.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from chains import records, score
+from notch import RKV, WAVE, adjusted, compare
+from scipy.stats import spearmanr
+
+RESULTS = Path(__file__).parents[1] / "results"
+FIVE = f"{WAVE} wave=notch-kept-5"
+ONLY = f"{WAVE} wave=notch-only"
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "order"
+    here, rng = scores(folder), np.random.default_rng(1)
+    primary = [compare(here[FIVE], here[x], rng) for x in (WAVE, RKV)]
+    for name, found, holm in zip(("the wave", "R-KV"), primary, adjusted([x[-1] for x in primary]), strict=True):
+        tell(f"order 5 less {name}", found, f", Holm {holm:.2g}")
+    tell("secondary: the wave less R-KV", compare(here[WAVE], here[RKV], rng))
+    tell("the wave less notch-only", compare(here[WAVE], here[ONLY], rng))
+    before = scores(RESULTS / "notch")
+    orders = [WAVE, *(x for x in here if "notch-kept" in x)]
+    then, now = ([float(np.mean(list(x[cell].values()))) for cell in orders] for x in (before, here))
+    found = spearmanr(then, now)
+    print(f"{len(orders)} orders, seeds 4101 and 4105: Spearman's correlation {found.statistic:.2f} (p {found.pvalue:.2g})")
+    print(f"the wave is {1 + sum(x > now[0] for x in now)} of {len(now)} here, {1 + sum(x > then[0] for x in then)} before")
+    for cell, a, b in sorted(zip(orders, then, now, strict=True), key=lambda x: -x[2]):
+        print(f"  {cell.removeprefix(WAVE).strip() or 'the wave':22s} {a:6.1%} {b:6.1%}")
+
+
+def scores(folder: Path) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for x in records(folder):
+        found.setdefault(x["cell"], {})[x["item"]] = score(x)
+    return found
+
+
+def tell(what: str, found: tuple[float, float, float, float], more: str = "") -> None:
+    mean, low, high, p = found
+    print(f"{what}: {mean:+.1%} [{low:+.1%}, {high:+.1%}], p {p:.2g}{more}")
+
+
+if __name__ == "__main__":
+    main()
