@@ -128,8 +128,14 @@ template <class E> struct eight {
 /* Lists of slots, tokens and queries; one block. */
 RA_DEVICE void settle_lists(const append_job &j)
 {
-    for (int pair = threadIdx.x; pair < pairs_of(j); pair += THREADS)
-        j.l.slots[pair] += fresh_of(j.s, pair / j.l.kv_heads);
+    constexpr int SOME = 4; /* loads under way together: the compiler cannot know that no store comes in between */
+    for (int first = threadIdx.x; first < pairs_of(j); first += SOME * THREADS) {
+        int slots[SOME] = {};
+        RA_UNROLL for (int i = 0; i < SOME; i++) if (first + i * THREADS < pairs_of(j))
+            slots[i] = j.l.slots[first + i * THREADS] + fresh_of(j.s, (first + i * THREADS) / j.l.kv_heads);
+        RA_UNROLL for (int i = 0; i < SOME; i++) if (first + i * THREADS < pairs_of(j))
+            j.l.slots[first + i * THREADS] = slots[i];
+    }
     for (int row = threadIdx.x; row < j.l.rows; row += THREADS) {
         const int fresh = fresh_of(j.s, row), end = j.l.tokens[row] + fresh;
         if (fresh) {

@@ -14,10 +14,12 @@ static bool is_fast(int head_dim)
     return false;
 }
 
+/* Of any head with so many slots or less: where chunks grow there are fewer of them. */
 static int most_chunks(int slots)
 {
-    int chunks = chunks_of(slots);
-    return slots > 4096 ? most(chunks, chunks_of(4096)) : chunks; /* not monotone where chunks grow */
+    int chunks = chunks_of(slots, chunk_slots(slots));
+    chunks = slots > SHORT_HEAD ? most(chunks, chunks_of(SHORT_HEAD, chunk_slots(SHORT_HEAD))) : chunks;
+    return slots > LONG_HEAD ? most(chunks, chunks_of(LONG_HEAD, chunk_slots(LONG_HEAD))) : chunks;
 }
 
 /* Queries of a head whose chunks may lie in scratch: of whole tiles, however many queries these have. */

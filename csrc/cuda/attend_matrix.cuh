@@ -47,10 +47,25 @@ template <class T> RA_DEVICE constexpr bool has_matrix_units()
 #endif
 }
 
+/* Id of the page of a step that a lane sees to, number lane / 8, which is on its way to the cache; -1 past the end. */
+RA_DEVICE int32_t coming_page(const split_params &p, const int32_t *table, int start, int end, int page_bytes)
+{
+    const int lane = threadIdx.x % 32, page = start / PAGE + lane / 8;
+    if (page * PAGE >= end)
+        return -1;
+    const char *at = (const char *)p.a.l.pool->memory[table[page]] + lane % 8 * CACHE_LINE;
+    RA_UNROLL_BY(2) for (int line = 0; line < page_bytes / CACHE_LINE; line += 8) prefetch(at + line * CACHE_LINE);
+    return table[page];
+}
+
+/* Blocks that an SM is to hold: what hides the latency of the first loads and of the merge. */
+constexpr int blocks_for(int dims, int tiles) { return dims <= 128 && tiles == 1 ? 3 : 2; }
+
 /* N: tiles of 8 queries. Dimensions are taken in rounds of 64; lane = 4 g + t throughout. */
-template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_params p)
+template <class T, int D, int N> RA_KERNEL(THREADS, blocks_for(D, N)) attend_matrix(split_params p)
 {
     constexpr int K_STEPS = D / 16, ROUNDS = (D + 63) / 64, TILE = 8 * N;
+    constexpr int V_STEPS = D > 128 || (D > 64 && N == 1) ? 1 : 4; /* of 4, loaded together: what registers hold */
     constexpr size_t result_at = matrix_shared<D, N>::result, flag_at = matrix_shared<D, N>::flag;
     work w;
     if (!has_matrix_units<T>() || !find_work(p, TILE, &w))
@@ -58,6 +73,8 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int32_t *table = pages_of(p.a.l, w.pair);
     void *const *memory = p.a.l.pool->memory;
+    constexpr int PAGE_BYTES = 2 * PAGE * D * (int)sizeof(T);
+    int32_t coming = coming_page(p, table, w.begin + warp * STEP, w.end, PAGE_BYTES);
 
     /* Queries into shared memory in the order in which lanes want them: [k][n][lane][4] with dims t, t+4, t+8, t+12. */
     const shared<uint16_t> queries = shared_at<uint16_t>(0);
@@ -96,10 +113,12 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
     }
 
     for (int start = w.begin + warp * STEP; start < w.end; start += WARPS * STEP) {
-        const int k_page = start / PAGE + g / 2, v_page = start / PAGE + t;
-        const bool k_there = k_page * PAGE < w.end, v_there = v_page * PAGE < w.end;
-        const T *keys = k_there ? (const T *)memory[table[k_page]] + g % 2 * 8 : 0;
-        const T *values = v_there ? (const T *)memory[table[v_page]] + D * PAGE : 0;
+        const int v_page = start / PAGE + t;
+        const int32_t v_id = shuffle(coming, 8 * t);
+        const bool k_there = coming >= 0;
+        const T *keys = k_there ? (const T *)memory[coming] + g % 2 * 8 : 0;
+        const T *values = v_id >= 0 ? (const T *)memory[v_id] + D * PAGE : 0;
+        coming = coming_page(p, table, start + WARPS * STEP, w.end, PAGE_BYTES);
 
         /* S^T: row g of m-tile i is slot i of the lane's 8, row g + 8 slot i + 4. */
         float s[N][4][4];
@@ -167,15 +186,15 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
 
         /* O^T: k-step i takes of the lane's page slots i, i + 8, i + 4, i + 12; row g of m-tile j is dimension j of the
          * lane's 8, row g + 8 dimension j + 4. */
-        RA_UNROLL_BY(D > 128 ? 1 : 4) for (int i = 0; i < 4; i++)
-        { /* registers do not hold more of large heads */
-            RA_UNROLL for (int r = 0; r < ROUNDS; r++)
+        RA_NO_UNROLL for (int first = 0; first < 4; first += V_STEPS)
+        {
+            RA_UNROLL for (int i = 0; i < V_STEPS; i++) RA_UNROLL for (int r = 0; r < ROUNDS; r++)
             {
                 const int c = 64 * r + 8 * g;
                 vec16 row[4];
                 RA_UNROLL for (int m = 0; m < 4; m++)
                 {
-                    const int u = i + m % 2 * 8 + m / 2 * 4;
+                    const int u = first + i + m % 2 * 8 + m / 2 * 4;
                     row[m] = load16(values + u * D + c, v_page * PAGE + u < w.end && c < D);
                 }
                 RA_UNROLL for (int j = 0; j < 4; j++)
@@ -184,18 +203,18 @@ template <class T, int D, int N> RA_KERNEL(THREADS, 2) attend_matrix(split_param
                                            pair_at(row[2], row[3], j), pair_at(row[2], row[3], j + 4)};
                     RA_UNROLL for (int n = 0; n < N; n++)
                     {
-                        mma(T, acc[n][r][j], a, high[n][D > 128 ? 0 : i]);
-                        mma(T, acc[n][r][j], a, low[n][D > 128 ? 0 : i]);
+                        mma(T, acc[n][r][j], a, high[n][i]);
+                        mma(T, acc[n][r][j], a, low[n][i]);
                     }
                 }
             }
-            if constexpr (D > 128) /* the next ones come to the front: registers have no index */
-                RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int next = 0; next < 3; next++)
-                    RA_UNROLL for (int half = 0; half < 2; half++)
-                {
-                    high[n][next][half] = high[n][next + 1][half];
-                    low[n][next][half] = low[n][next + 1][half];
-                }
+            /* The next ones come to the front: registers have no index. */
+            RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int next = 0; next < 4 - V_STEPS; next++)
+                RA_UNROLL for (int half = 0; half < 2; half++)
+            {
+                high[n][next][half] = high[n][next + V_STEPS][half];
+                low[n][next][half] = low[n][next + V_STEPS][half];
+            }
         }
     }
 

@@ -10,13 +10,11 @@
 constexpr int SPLIT_TOKENS = 8; /* rows with more new tokens fill the machine without a split */
 constexpr float LOG2_E = 1.44269504088896341f;
 
-/* Slots of a chunk: at most 1 part in 32 of the bytes read goes into partial results. */
-RA_HOST_DEVICE int chunk_slots(int slots) { return slots <= 4096 ? 512 : 1024; }
-RA_HOST_DEVICE int chunks_of(int slots)
-{
-    const int chunk = chunk_slots(slots);
-    return slots <= chunk ? 1 : (slots + chunk - 1) / chunk;
-}
+/* Slots of a chunk; the last one has from two thirds to five thirds as many. So what goes into partial results and comes back
+ * is less than a tenth of the bytes read, for groups of up to 8. */
+constexpr int SHORT_HEAD = 2048, LONG_HEAD = 16384;
+RA_HOST_DEVICE int chunk_slots(int slots) { return slots <= SHORT_HEAD ? 256 : slots <= LONG_HEAD ? 512 : 1024; }
+RA_HOST_DEVICE int chunks_of(int slots, int chunk) { return slots <= chunk ? 1 : (slots + chunk / 3) / chunk; }
 
 struct split_params {
     attend_params a;
@@ -54,9 +52,9 @@ RA_DEVICE bool find_work(const split_params &p, int tile_queries, work *w)
     /* The tile's last query sees most. */
     const int seen = w->slots - (w->fresh - 1 - (w->first + w->count - 1) / p.a.l.group);
     const int chunk = w->fresh > SPLIT_TOKENS ? most(seen, 1) : chunk_slots(w->slots);
-    w->chunks = most(1, (seen + chunk - 1) / chunk);
+    w->chunks = chunks_of(seen, chunk);
     w->begin = w->chunk * chunk;
-    w->end = least(w->begin + chunk, seen);
+    w->end = w->chunk == w->chunks - 1 ? seen : w->begin + chunk;
     return w->chunk < w->chunks;
 }
 
@@ -156,25 +154,43 @@ template <int D, int TILE> RA_DEVICE void merge_chunks(const split_params &p, co
     if (!last[0])
         return;
     device_fence();
-    constexpr int FLOATS = TILE * (D + 4);
+    constexpr int FLOATS = TILE * (D + 4), SOME = 4; /* parts whose loads are under way together */
     const float *parts = part_of<D, TILE>(p, w, 0);
     for (int item = threadIdx.x; item < w.count * (D / 8); item += THREADS) {
         const int query = item / (D / 8), c = item % (D / 8) * 8;
         float top = -INFINITY, sum = 0, acc[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        RA_NO_UNROLL for (int chunk = 0; chunk < w.chunks; chunk++)
-            top = fmaxf(top, load_fresh(&parts[(int64_t)chunk * FLOATS + TILE * D + 2 * query]));
-        RA_NO_UNROLL for (int chunk = 0; chunk < w.chunks; chunk++)
+        RA_NO_UNROLL for (int first = 0; first < w.chunks; first += SOME)
         {
-            const float *part = parts + (int64_t)chunk * FLOATS, *ends = part + TILE * D + 2 * query;
-            const float by = weight_log2(load_fresh(&ends[0]), top);
-            sum = fmaf(load_fresh(&ends[1]), by, sum);
-            RA_UNROLL for (int i = 0; i < 8; i += 4)
+            float2 ends[SOME];
+            float4 x[SOME][2];
+            RA_UNROLL for (int i = 0; i < SOME; i++)
             {
-                const float4 x = load_fresh((const float4 *)(part + query * D + c + i));
-                acc[i] = fmaf(x.x, by, acc[i]);
-                acc[i + 1] = fmaf(x.y, by, acc[i + 1]);
-                acc[i + 2] = fmaf(x.z, by, acc[i + 2]);
-                acc[i + 3] = fmaf(x.w, by, acc[i + 3]);
+                ends[i] = {-INFINITY, 0};
+                x[i][0] = x[i][1] = {0, 0, 0, 0};
+                if (first + i >= w.chunks)
+                    continue;
+                const float *part = parts + (int64_t)(first + i) * FLOATS;
+                ends[i] = load_fresh((const float2 *)(part + TILE * D + 2 * query));
+                RA_UNROLL for (int j = 0; j < 2; j++) x[i][j] =
+                    load_fresh((const float4 *)(part + query * D + c + 4 * j));
+            }
+            float best = top;
+            RA_UNROLL for (int i = 0; i < SOME; i++) best = fmaxf(best, ends[i].x);
+            const float shrink = weight_log2(top, best);
+            top = best;
+            sum *= shrink;
+            RA_UNROLL for (int i = 0; i < 8; i++) acc[i] *= shrink;
+            RA_UNROLL for (int i = 0; i < SOME; i++)
+            {
+                const float by = weight_log2(ends[i].x, top);
+                sum = fmaf(ends[i].y, by, sum);
+                RA_UNROLL for (int j = 0; j < 2; j++)
+                {
+                    acc[4 * j] = fmaf(x[i][j].x, by, acc[4 * j]);
+                    acc[4 * j + 1] = fmaf(x[i][j].y, by, acc[4 * j + 1]);
+                    acc[4 * j + 2] = fmaf(x[i][j].z, by, acc[4 * j + 2]);
+                    acc[4 * j + 3] = fmaf(x[i][j].w, by, acc[4 * j + 3]);
+                }
             }
         }
         const asked q = query_of(p, w, query);

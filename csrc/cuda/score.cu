@@ -13,7 +13,8 @@ RA_KERNEL(THREADS, 4) begin_cut(ra_cuda_layer l, ra_cuda_cut cut)
     }
 }
 
-/* ---- Importance and redundancy of a head, by a block ---- */
+/* ---- Importance and redundancy of a head, by a block of COMBINE threads: there are fewer heads than an SM has room for ---- */
+constexpr int COMBINE = 512;
 
 /* Top of a softmax over logits [older] and one over its sum, by a warp, in one pass of 16 bytes at a time; the list has whole
  * pages of room. */
@@ -55,15 +56,15 @@ RA_DEVICE void importance(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pa
     float *logits = s.logits + (int64_t)pair * s.queries * s.stride, *sum = logits; /* in the first list's place */
     float *softmaxes = s.softmaxes + (int64_t)pair * l.window * 2;
     if (count < 1) { /* nothing was observed: no token matters more than another */
-        for (int i = threadIdx.x; i < older; i += THREADS)
+        for (int i = threadIdx.x; i < older; i += COMBINE)
             score[i] = 1 / (float)older;
         return;
     }
-    for (int w = threadIdx.x / 32; w < count; w += WARPS)
+    for (int w = threadIdx.x / 32; w < count; w += COMBINE / 32)
         softmax_of(logits + w * s.stride, older, softmaxes + 2 * w);
     device_fence();
     block_sync();
-    for (int i = threadIdx.x; i < older; i += THREADS) {
+    for (int i = threadIdx.x; i < older; i += COMBINE) {
         float all = 0;
         for (int w = 0; w < count; w++) {
             const float x = logits[w * s.stride + i];
@@ -73,7 +74,7 @@ RA_DEVICE void importance(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pa
     }
     device_fence();
     block_sync();
-    for (int i = threadIdx.x; i < older; i += THREADS) {
+    for (int i = threadIdx.x; i < older; i += COMBINE) {
         float best = -INFINITY;
         bool is_number = true; /* the maximum would hide what is none */
         for (int j = most(0, i - half); j <= least(older - 1, i + half); j++) {
@@ -90,14 +91,14 @@ RA_DEVICE void weigh(const ra_cuda_cut &cut, int pair, int n, int older, const c
 {
     const float *mean = s.mean + pair * s.stride;
     float top = -INFINITY, sum = 0;
-    for (int i = threadIdx.x; i < n; i += THREADS)
+    for (int i = threadIdx.x; i < n; i += COMBINE)
         top = fmaxf(top, mean[i]);
     top = block_max(top, scratch);
-    for (int i = threadIdx.x; i < n; i += THREADS)
+    for (int i = threadIdx.x; i < n; i += COMBINE)
         sum += expf(mean[i] - top);
     sum = 1 / block_sum(sum, scratch);
     const float level = cut.scorer == RA_CUDA_RKV_CENTRED ? 1 / (float)n : 0;
-    for (int i = threadIdx.x; i < older; i += THREADS)
+    for (int i = threadIdx.x; i < older; i += COMBINE)
         score[i] = cut.alpha * score[i] - (1 - cut.alpha) * (expf(mean[i] - top) * sum - level);
 }
 
@@ -111,7 +112,7 @@ RA_DEVICE float hash_to_unit(uint64_t seed, int64_t head, int32_t position)
 }
 
 /* A block a head. */
-RA_KERNEL(THREADS, 4) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
+RA_KERNEL(COMBINE, 2) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
 {
     const shared<float> scratch = shared_at<float>(0);
     const int pair = blockIdx.x, row = pair / l.kv_heads, n = l.slots[pair], older = n - l.window;
@@ -126,7 +127,7 @@ RA_KERNEL(THREADS, 4) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     float *score = cut.scores + pair * entries_of(l);
     const int32_t *positions = positions_of(l, pair);
     if (cut.scorer == RA_CUDA_RECENCY || cut.scorer == RA_CUDA_RANDOM) {
-        for (int i = threadIdx.x; i < older; i += THREADS)
+        for (int i = threadIdx.x; i < older; i += COMBINE)
             score[i] = cut.scorer == RA_CUDA_RECENCY ? (float)positions[i]
                                                      : hash_to_unit(cut.seed, pair % l.kv_heads, positions[i]);
         return;
@@ -135,7 +136,7 @@ RA_KERNEL(THREADS, 4) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     if (cut.scorer != RA_CUDA_IMPORTANCE)
         weigh(cut, pair, n, older, s, scratch, score); /* each thread its own slots */
     bool finite = true;
-    for (int i = threadIdx.x; i < older; i += THREADS)
+    for (int i = threadIdx.x; i < older; i += COMBINE)
         finite &= is_finite(score[i]);
     if (!finite)
         set_fault(l, row, RA_CUDA_FAULT_SCORES);
@@ -161,5 +162,5 @@ extern "C" int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut,
     if (!error && (cut->scorer == RA_CUDA_RKV || cut->scorer == RA_CUDA_RKV_CENTRED))
         error = ra_cuda_redundancy(*layer, *cut, s, stream);
     return error ? error
-                 : RA_LAUNCH(combine_scores, layer->rows * layer->kv_heads, THREADS, 64, stream, *layer, *cut, s);
+                 : RA_LAUNCH(combine_scores, layer->rows * layer->kv_heads, COMBINE, 64, stream, *layer, *cut, s);
 }

@@ -78,60 +78,106 @@ RA_DEVICE split split_of(const logits_job &j, int pair, const asked_queries &q, 
     return s;
 }
 
-/* TILES are taken at a time. A tile is 8 queries: a group of up to 8 is filled up to a power of two, which changes no maximum; a larger one takes several
- * tiles, one after the other. grid_of_slots. */
-template <class T, int TILES> RA_KERNEL(THREADS, 2) logits_matrix(logits_job j)
+/* How a head's queries lie in tiles of 8: a group of up to 8 is filled up to a power of two, which changes no maximum; a larger
+ * one takes several tiles, one after the other. */
+struct tiling {
+    int width;    /* queries of a list in a tile */
+    int per_list; /* tiles of a list */
+    int tiles;
+};
+RA_DEVICE tiling tiling_of(const asked_queries &q)
 {
-    const int pair = blockIdx.x, d = j.l.head_dim, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    tiling w = {1, (q.group + 7) / 8, 0};
+    while (w.width < q.group && w.width < 8)
+        w.width *= 2;
+    w.tiles = w.per_list > 1 ? q.lists * w.per_list : (q.lists * w.width + 7) / 8;
+    return w;
+}
+/* Column g of a tile. */
+RA_DEVICE const float *query_of_tile(const logits_job &j, int pair, const asked_queries &q, const tiling &w, int tile, int g)
+{
+    const int list = w.per_list > 1 ? tile / w.per_list : least(tile * (8 / w.width) + g / w.width, q.lists - 1);
+    const int member = w.per_list > 1 ? tile % w.per_list * 8 + g : g % w.width;
+    return queries_of_list(j, pair, q, list) + (int64_t)least(member, q.group - 1) * j.l.head_dim;
+}
+
+/* Shared memory: words of reductions; queries as the matrix units want them, [part][k][tile][lane], of STAGED k-steps. */
+constexpr int STAGED = 8, PARTS = 3;
+constexpr size_t STAGED_AT = 64;
+constexpr size_t logits_bytes(int tiles) { return STAGED_AT + (size_t)PARTS * STAGED * tiles * 32 * 8; }
+template <int TILES> RA_DEVICE size_t staged_at(int part, int k, int n, int lane)
+{
+    return STAGED_AT + (size_t)(((part * STAGED + k) * TILES + n) * 32 + lane) * 8;
+}
+
+template <class T, int TILES>
+RA_DEVICE void stage_queries(const logits_job &j, int pair, const asked_queries &q, const tiling &w, const split &by, int first,
+                             int first_k)
+{
+    for (int item = threadIdx.x; item < STAGED * TILES * 32; item += THREADS) {
+        const int lane = item % 32, n = item / 32 % TILES, k = item / 32 / TILES;
+        const float *query = query_of_tile(j, pair, q, w, least(first + n, w.tiles - 1), lane / 4);
+        float x[4];
+        RA_UNROLL for (int m = 0; m < 4; m++)
+        {
+            const int c = 16 * (first_k + k) + 4 * m + lane % 4;
+            x[m] = c < j.l.head_dim ? query[c] * by.up : 0;
+        }
+        RA_NO_UNROLL for (int part = 0; part < by.parts; part++)
+        {
+            const shared<uint32_t> to = shared_at<uint32_t>(staged_at<TILES>(part, k, n, lane));
+            const uint32_t b[2] = {pack<T>(x[0], x[1]), pack<T>(x[2], x[3])};
+            RA_UNROLL for (int i = 0; i < 2; i++) to[i] = b[i];
+            RA_UNROLL for (int m = 0; m < 4; m++) x[m] -= unpack<T>(b[m / 2], m % 2);
+        }
+    }
+}
+
+/* TILES are taken at a time. grid_of_slots. */
+template <class T, int TILES> RA_KERNEL(THREADS, 4) logits_matrix(logits_job j)
+{
+    const int pair = blockIdx.x, steps = (j.l.head_dim + 15) / 16, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const asked_queries q = queries_of(j, pair);
     const int start = blockIdx.y * BLOCK_SLOTS + threadIdx.x / 32 * 64;
     if ((int)blockIdx.y * BLOCK_SLOTS >= q.limit)
         return;
     const split by = split_of<T>(j, pair, q, shared_at<float>(0));
-    if (start >= q.limit)
-        return;
-    int width = 1; /* queries of a list in a tile */
-    while (width < q.group && width < 8)
-        width *= 2;
-    const int per_list = (q.group + 7) / 8, tiles = per_list > 1 ? q.lists * per_list : (q.lists * width + 7) / 8;
+    const tiling w = tiling_of(q);
+    const int width = w.width, per_list = w.per_list, tiles = w.tiles;
+    const bool there = start < q.limit;
     key_chunk<T> keys;
-    keys.find(j.l, pair, j.l.slots[pair], start, g);
+    keys.find(j.l, pair, there ? (int)j.l.slots[pair] : 0, start, g);
     float *logits = j.s.logits + (int64_t)pair * j.s.queries * j.s.stride + keys.first;
     const float factor = by.finite ? j.scale : NAN;
     RA_NO_UNROLL for (int first = 0; first < tiles; first += TILES)
     {
-        const float *query[TILES];
         float s[TILES][4][4];
         RA_UNROLL for (int n = 0; n < TILES; n++)
-        {
-            const int tile = least(first + n, tiles - 1);
-            const int list = per_list > 1 ? tile / per_list : least(tile * (8 / width) + g / width, q.lists - 1);
-            const int member = per_list > 1 ? tile % per_list * 8 + g : g % width;
-            query[n] = queries_of_list(j, pair, q, list) + (int64_t)least(member, q.group - 1) * d;
             RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int c = 0; c < 4; c++) s[n][i][c] = 0;
-        }
-        RA_UNROLL_BY(2) for (int k = 0; k < (d + 15) / 16; k++)
+        RA_NO_UNROLL for (int first_k = 0; first_k < steps; first_k += STAGED)
         {
-            vec16 row[4];
-            uint32_t a[4][4];
-            keys.load(k, t, row);
-            RA_UNROLL for (int i = 0; i < 4; i++) as_rows(row, i, a[i]);
-            RA_UNROLL for (int n = 0; n < TILES; n++)
+            block_sync(); /* those before are read */
+            stage_queries<T, TILES>(j, pair, q, w, by, first, first_k);
+            block_sync();
+            if (!there)
+                continue;
+            const int some = least(STAGED, steps - first_k);
+            RA_UNROLL_BY(2) for (int k = 0; k < some; k++)
             {
-                float x[4];
-                RA_UNROLL for (int m = 0; m < 4; m++)
+                vec16 row[4];
+                uint32_t a[4][4];
+                keys.load(first_k + k, t, row);
+                RA_UNROLL for (int i = 0; i < 4; i++) as_rows(row, i, a[i]);
+                RA_UNROLL for (int n = 0; n < TILES; n++) RA_NO_UNROLL for (int part = 0; part < by.parts; part++)
                 {
-                    const int c = 16 * k + 4 * m + t;
-                    x[m] = c < d ? query[n][c] * by.up : 0;
-                }
-                RA_NO_UNROLL for (int part = 0; part < by.parts; part++)
-                {
-                    const uint32_t b[2] = {pack<T>(x[0], x[1]), pack<T>(x[2], x[3])};
+                    const shared<uint32_t> at = shared_at<uint32_t>(staged_at<TILES>(part, k, n, lane));
+                    const uint32_t b[2] = {at[0], at[1]};
                     RA_UNROLL for (int i = 0; i < 4; i++) mma(T, s[n][i], a[i], b);
-                    RA_UNROLL for (int m = 0; m < 4; m++) x[m] -= unpack<T>(b[m / 2], m % 2);
                 }
             }
         }
+        if (!there)
+            continue;
         RA_UNROLL for (int n = 0; n < TILES; n++)
         {
             const int tile = first + n;
@@ -216,8 +262,8 @@ int ra_cuda_logits(const logits_job &job, void *stream)
         return RA_LAUNCH(logits_plain, grid, THREADS, 64, stream, job);
     const bool few = job.newest || job.l.window * job.l.group <= 8;
     if (job.l.format == RA_BF16)
-        return few ? RA_LAUNCH((logits_matrix<bf16, 1>), grid, THREADS, 64, stream, job)
-                   : RA_LAUNCH((logits_matrix<bf16, 4>), grid, THREADS, 64, stream, job);
-    return few ? RA_LAUNCH((logits_matrix<f16, 1>), grid, THREADS, 64, stream, job)
-               : RA_LAUNCH((logits_matrix<f16, 4>), grid, THREADS, 64, stream, job);
+        return few ? RA_LAUNCH((logits_matrix<bf16, 1>), grid, THREADS, (logits_bytes(1)), stream, job)
+                   : RA_LAUNCH((logits_matrix<bf16, 4>), grid, THREADS, (logits_bytes(4)), stream, job);
+    return few ? RA_LAUNCH((logits_matrix<f16, 1>), grid, THREADS, (logits_bytes(1)), stream, job)
+               : RA_LAUNCH((logits_matrix<f16, 4>), grid, THREADS, (logits_bytes(4)), stream, job);
 }

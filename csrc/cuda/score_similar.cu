@@ -40,20 +40,31 @@ RA_DEVICE float cosine(const ra_cuda_layer &l, int pair, int i, int j, float inv
     return dot * inverse_i;
 }
 
-/* A row's search has ended. Whole numbers, so that the order of rows does not matter. */
-RA_DEVICE void end_search(const ra_cuda_layer &l, const cut_scratch &s, int pair, int slot, int found, float with)
+/* What the means lose; whole numbers, so that the order of rows does not matter. */
+using lost_part = unsigned long long;
+RA_DEVICE void remove(const cut_scratch &s, int pair, int slot, lost_part part)
 {
-    if (is_finite(with)) /* else the means are no numbers either */
-        global_add((unsigned long long *)&s.removed[pair * s.stride + most(0, found)],
-                   (unsigned long long)(long long)((double)with * 0x1p40));
-    if (!l.similar)
-        return;
-    l.similar[pair * entries_of(l) + slot] = found;
-    l.cosine[pair * entries_of(l) + slot] = with;
+    if (part)
+        global_add((lost_part *)&s.removed[pair * s.stride + slot], part);
+}
+
+/* A row's search has ended. Returns what slot 0 loses by it: with no similar keys that is of all rows. */
+RA_DEVICE lost_part end_search(const ra_cuda_layer &l, const cut_scratch &s, int pair, int slot, int found, float with)
+{
+    if (l.similar) {
+        l.similar[pair * entries_of(l) + slot] = found;
+        l.cosine[pair * entries_of(l) + slot] = with;
+    }
+    /* Where it is not finite the means are no numbers either. */
+    const lost_part part = is_finite(with) ? (lost_part)(long long)((double)with * 0x1p40) : 0;
+    if (found <= 0)
+        return part;
+    remove(s, pair, found, part);
+    return 0;
 }
 
 /* A row by one thread. */
-RA_DEVICE void search(const ra_cuda_layer &l, const cut_scratch &s, int pair, int n, int cached, int i, float threshold)
+RA_DEVICE lost_part search(const ra_cuda_layer &l, const cut_scratch &s, int pair, int n, int cached, int i, float threshold)
 {
     const float *inverse = s.inverse + pair * s.stride;
     row_search row = begin_search(l, pair, cached, i);
@@ -69,10 +80,12 @@ RA_DEVICE void search(const ra_cuda_layer &l, const cut_scratch &s, int pair, in
             break;
         }
     }
-    end_search(l, s, pair, i, row.found, row.with);
+    return end_search(l, s, pair, i, row.found, row.with);
 }
 
-/* ---- On matrix units: a block takes 64 rows and goes through the columns, a warp 64 at a time, from the newest ---- */
+/* ---- On matrix units: a block takes 64 rows and goes through the columns from the newest, a warp half of 64 at a time ----
+ */
+constexpr int ROUND = WARPS / 2; /* tiles of columns that a block takes at a time */
 
 /* What the warps of a block share. */
 struct shared_rows {
@@ -81,8 +94,9 @@ struct shared_rows {
     shared<int> hits;          /* [WARPS][TILE] of this round */
     shared<float> hit_with;
     shared<int> overflow; /* [WARPS] */
+    shared<lost_part> lost; /* [WARPS] */
 };
-constexpr size_t SIMILAR_BYTES = (4 * TILE + 2 * WARPS * TILE + WARPS) * 4;
+constexpr size_t SIMILAR_BYTES = (4 * TILE + 2 * WARPS * TILE + WARPS) * 4 + WARPS * 8;
 RA_DEVICE shared_rows lay_rows()
 {
     constexpr size_t rows = TILE * 4, warps = WARPS * rows;
@@ -92,7 +106,8 @@ RA_DEVICE shared_rows lay_rows()
             shared_at<float>(3 * rows),
             shared_at<int>(4 * rows),
             shared_at<float>(4 * rows + warps),
-            shared_at<int>(4 * rows + 2 * warps)};
+            shared_at<int>(4 * rows + 2 * warps),
+            shared_at<lost_part>(4 * rows + 2 * warps + WARPS * 4)};
 }
 
 /* One past the columns before `end` that a row still has to see; 0: none. */
@@ -119,10 +134,11 @@ struct lane_hits {
     float with[4][2];
 };
 
-/* Compares 64 rows with the columns from `from` on. False where float32 cannot hold a product. */
+/* Compares 64 rows with the columns from `from` on: of each chunk of 8 those from 4 part on. False where float32 cannot hold
+ * a product. */
 template <class T>
 RA_DEVICE bool compare(const ra_cuda_layer &l, const key_chunk<T> &own, const float *inverse, const shared_rows &rows,
-                       int pair, int n, int cached, int from, float threshold, lane_hits *hits)
+                       int pair, int n, int cached, int from, int part, float threshold, lane_hits *hits)
 {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, steps = (l.head_dim + 15) / 16;
     const int start = own.first - 8 * g;
@@ -131,65 +147,64 @@ RA_DEVICE bool compare(const ra_cuda_layer &l, const key_chunk<T> &own, const fl
     key_chunk<T> other;
     other.find(l, pair, n, from, g);
     bool overflow = false;
-    RA_UNROLL for (int part = 0; part < 2; part++) /* columns 0 to 3, then 4 to 7 of each chunk: fewer registers */
+    float dot[4][4][4];
+    RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int c = 0; c < 4; c++)
+        RA_UNROLL for (int j = 0; j < 4; j++) dot[i][c][j] = 0;
+    RA_UNROLL_BY(2) for (int k = 0; k < steps; k++)
     {
-        float dot[4][4][4];
-        RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int c = 0; c < 4; c++)
-            RA_UNROLL for (int j = 0; j < 4; j++) dot[i][c][j] = 0;
-        RA_UNROLL_BY(2) for (int k = 0; k < steps; k++)
+        vec16 own_row[4], columns[4];
+        own.load(k, t, own_row);
+        other.load(k, t, columns);
+        RA_UNROLL for (int m = 0; m < 4; m++) RA_UNROLL for (int w = 0; w < 2; w++) /* registers have no index */
+            columns[m].w[w] = part ? columns[m].w[2 + w] : columns[m].w[w];
+        uint32_t a[4][4];
+        RA_UNROLL for (int i = 0; i < 4; i++) as_rows(own_row, i, a[i]);
+        RA_UNROLL for (int c = 0; c < 4; c++)
         {
-            vec16 own_row[4], columns[4];
-            own.load(k, t, own_row);
-            other.load(k, t, columns);
-            uint32_t a[4][4];
-            RA_UNROLL for (int i = 0; i < 4; i++) as_rows(own_row, i, a[i]);
-            RA_UNROLL for (int c = 0; c < 4; c++)
+            uint32_t b[2];
+            as_columns(columns, c, b);
+            RA_UNROLL for (int i = 0; i < 4; i++) mma(T, dot[i][c], a[i], b);
+        }
+    }
+    /* The lane's columns: slots 4 part + c of chunks 2t and 2t + 1. */
+    float by[4][2];
+    RA_UNROLL for (int c = 0; c < 4; c++) RA_UNROLL for (int side = 0; side < 2; side++)
+    {
+        const int column = from + (2 * t + side) * 8 + 4 * part + c;
+        by[c][side] = column < n ? inverse[column] : 0;
+    }
+    if (plain) {
+        bool hit = false;
+        float check = 0; /* stays 0 while products are finite */
+        RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int half = 0; half < 2; half++)
+        {
+            const float scale = rows.scale[g * 8 + i + 4 * half];
+            RA_UNROLL for (int c = 0; c < 4; c++) RA_UNROLL for (int side = 0; side < 2; side++)
             {
-                uint32_t b[2];
-                as_columns(columns, 4 * part + c, b);
-                RA_UNROLL for (int i = 0; i < 4; i++) mma(T, dot[i][c], a[i], b);
+                check = fmaf(dot[i][c][2 * half + side], 0, check);
+                hit |= dot[i][c][2 * half + side] * scale * by[c][side] > threshold;
             }
         }
-        /* The lane's columns: slots 4 part + c of chunks 2t and 2t + 1. */
-        float by[4][2];
+        overflow |= check != 0;
+        if (!ballot(hit))
+            return !overflow;
+    }
+    RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int half = 0; half < 2; half++)
+    {
+        const int row = g * 8 + i + 4 * half, slot = start + row, bound = rows.bound[row];
+        const float scale = rows.scale[row];
         RA_UNROLL for (int c = 0; c < 4; c++) RA_UNROLL for (int side = 0; side < 2; side++)
         {
             const int column = from + (2 * t + side) * 8 + 4 * part + c;
-            by[c][side] = column < n ? inverse[column] : 0;
-        }
-        if (plain) {
-            bool hit = false;
-            float check = 0; /* stays 0 while products are finite */
-            RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int half = 0; half < 2; half++)
-            {
-                const float scale = rows.scale[g * 8 + i + 4 * half];
-                RA_UNROLL for (int c = 0; c < 4; c++) RA_UNROLL for (int side = 0; side < 2; side++)
-                {
-                    check = fmaf(dot[i][c][2 * half + side], 0, check);
-                    hit |= dot[i][c][2 * half + side] * scale * by[c][side] > threshold;
-                }
-            }
-            overflow |= check != 0;
-            if (!ballot(hit))
+            const float product = dot[i][c][2 * half + side];
+            if (column >= n || slot >= n || (column < cached && column >= bound))
                 continue;
-        }
-        RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int half = 0; half < 2; half++)
-        {
-            const int row = g * 8 + i + 4 * half, slot = start + row, bound = rows.bound[row];
-            const float scale = rows.scale[row];
-            RA_UNROLL for (int c = 0; c < 4; c++) RA_UNROLL for (int side = 0; side < 2; side++)
-            {
-                const int column = from + (2 * t + side) * 8 + 4 * part + c;
-                const float product = dot[i][c][2 * half + side];
-                if (column >= n || slot >= n || (column < cached && column >= bound))
-                    continue;
-                overflow |= !is_finite(product);
-                const float x = column == slot ? 0 : product * scale * by[c][side]; /* the diagonal is zero */
-                const bool similar = x > threshold;
-                if (similar ? column > hits->found[i][half] : column == 0 && hits->found[i][half] < NONE_SIMILAR) {
-                    hits->found[i][half] = similar ? column : (int)NONE_SIMILAR;
-                    hits->with[i][half] = x;
-                }
+            overflow |= !is_finite(product);
+            const float x = column == slot ? 0 : product * scale * by[c][side]; /* the diagonal is zero */
+            const bool similar = x > threshold;
+            if (similar ? column > hits->found[i][half] : column == 0 && hits->found[i][half] < NONE_SIMILAR) {
+                hits->found[i][half] = similar ? column : (int)NONE_SIMILAR;
+                hits->with[i][half] = x;
             }
         }
     }
@@ -219,7 +234,7 @@ template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda
     own.find(l, pair, n, start, g);
     int overflow = 0;
     for (int end = columns_left(rows, count, cached, n); end > 0 && !overflow;) {
-        const int top = (end - 1) / TILE * TILE, from = top - warp * TILE;
+        const int top = (end - 1) / TILE * TILE, from = top - warp / 2 * TILE;
         lane_hits hits;
         RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int half = 0; half < 2; half++)
         {
@@ -228,7 +243,7 @@ template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda
         }
         bool fits = true;
         if (from >= 0 && columns_left(rows, count, cached, from + TILE) > from)
-            fits = compare(l, own, inverse, rows, pair, n, cached, from, cut.threshold, &hits);
+            fits = compare(l, own, inverse, rows, pair, n, cached, from, warp % 2, cut.threshold, &hits);
         RA_UNROLL for (int i = 0; i < 4; i++) RA_UNROLL for (int half = 0; half < 2; half++)
         { /* a lane sees a quarter of the columns */
             int found = hits.found[i][half];
@@ -258,13 +273,17 @@ template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda
         for (int w = 0; w < WARPS; w++)
             overflow |= rows.overflow[w];
         block_sync();
-        end = columns_left(rows, count, cached, most(0, top - (WARPS - 1) * TILE));
+        end = columns_left(rows, count, cached, most(0, top - (ROUND - 1) * TILE));
     }
+    lost_part lost = 0;
     for (int row = threadIdx.x; row < count; row += THREADS)
         if (overflow) /* long keys, whose products float32 cannot hold */
-            search(l, s, pair, n, cached, start + row, cut.threshold);
+            lost += search(l, s, pair, n, cached, start + row, cut.threshold);
         else
-            end_search(l, s, pair, start + row, rows.found[row], rows.with[row]);
+            lost += end_search(l, s, pair, start + row, rows.found[row], rows.with[row]);
+    lost = block_sum(lost, rows.lost);
+    if (threadIdx.x == 0)
+        remove(s, pair, 0, lost);
 }
 
 /* The same in float32, a slot a thread. grid_of_slots. */
@@ -275,7 +294,7 @@ RA_KERNEL(THREADS, 4) similar_plain(ra_cuda_layer l, ra_cuda_cut cut, cut_scratc
         return;
     const int cached = cached_slots(l, cut, pair);
     for (int i = begin + threadIdx.x; i < least(n, begin + BLOCK_SLOTS); i += THREADS)
-        search(l, s, pair, n, cached, i, cut.threshold);
+        remove(s, pair, 0, search(l, s, pair, n, cached, i, cut.threshold));
 }
 
 int ra_cuda_similar(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream)

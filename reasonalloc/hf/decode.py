@@ -18,7 +18,7 @@ from reasonalloc.config import Config
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument
-from reasonalloc.hf.graph import DecodeGraph
+from reasonalloc.hf.graph import DecodeGraph, why_not
 from reasonalloc.hf.tokens import left_padded
 from reasonalloc.protocols import Model
 
@@ -124,7 +124,7 @@ class DecodeBatch:
     """Rows that go through a model with a cache together: their prompts, padded on the left, then what follows.
 
     cache: a transformers Cache, empty. prompts: token ids of each row, none empty. graphs: steps after the prompt are
-    CUDA graphs; ValueError, at the first of them, for a cache without.
+    CUDA graphs; a warning says why where none can be made.
     """
 
     def __init__(
@@ -154,10 +154,17 @@ class DecodeBatch:
                 **cache_argument(self.cache), use_cache=True, logits_to_keep=[self.tokens.shape[1] - 1],
             ).logits[:, -1]  # fmt: skip
         if self.graphs:
-            if not isinstance(self.cache, ReasonAllocCache):
-                raise ValueError(f"graphs need a ReasonAllocCache, got {type(self.cache).__name__}")
-            self._graph = DecodeGraph(self.model, self.cache)
+            self._begin_graphs()
         return logits
+
+    def _begin_graphs(self) -> None:
+        self.graphs = False
+        ours = isinstance(self.cache, ReasonAllocCache)
+        reason = why_not(self.cache) if ours else f"they are of a ReasonAllocCache, not of {type(self.cache).__name__}"
+        if reason:
+            warnings.warn(f"no CUDA graphs: {reason}", stacklevel=2)
+        else:
+            self._graph = DecodeGraph(self.model, self.cache)
 
     def append(self, tokens: torch.Tensor) -> None:
         """The token [rows] that each row is given next."""
@@ -195,8 +202,8 @@ def generate(
     """Chains of a batch of prompts, each given out as soon as it ends; its row then leaves the batch.
 
     prompts: (key, token ids), keys unique; shorter ones are padded on the left. stop: as `tokens.ends` gives.
-    progress: called with the number of tokens made in a step. graphs: decode steps are CUDA graphs. Raises ValueError
-    for an empty prompt and, with the reason, where no graph can be made.
+    progress: called with the number of tokens made in a step. graphs: decode steps are CUDA graphs; a warning says why
+    where none can be made. Raises ValueError for an empty prompt.
     """
     empty = [key for key, ids in prompts if not len(ids)]
     if empty:

@@ -40,12 +40,15 @@ def why_not(cache: ReasonAllocCache) -> str:
     host = next((x for x in cache.ragged if x.pool.backend.capsule is None), None)
     if host is not None:
         return f'layer {host.index} lies in host memory; Config(device="model") keeps layers on a GPU'
-    if len({x.pool.backend.device for x in cache.ragged}) > 1:
+    devices = {x.pool.backend.device for x in cache.ragged}
+    if len(devices) > 1:
         return "its layers lie on several devices"
     if type(cache.cutter) is not Cutter:
         return "its layers are cut together, which the host looks at"
     if not cache.policy.unlimited and cache.cutter.parts_in_c(cache.ragged[0]) is None:
         return "observers, or parts of its method in Python, look at each cut"
+    if (device := devices.pop()).type != "cuda":
+        return f"CUDA graphs need a GPU, the cache lies on {device}"
     return ""
 
 
@@ -113,8 +116,6 @@ class DecodeGraph:
     def __init__(self, model: Model, cache: ReasonAllocCache) -> None:
         if reason := why_not(cache):
             raise ValueError(f"no CUDA graph of a pass can be made: {reason}")
-        if cache.ragged[0].pool.backend.device.type != "cuda":
-            raise ValueError(f"CUDA graphs need a GPU, the cache lies on {cache.ragged[0].pool.backend.device}")
         self.model, self.cache = model, cache
         self.replays = self.captures = 0
         self._device = cache.ragged[0].pool.backend.device
