@@ -46,6 +46,21 @@ def test_cells_at_every_budget(tmp_path):
     assert made["tenth"].budget is None and made["tenth"].ratio == 0.1 and made["full"].budget is None
 
 
+def test_a_part_of_a_file(tmp_path):
+    file = StudyFile.load(write(tmp_path / "a.yaml", GOOD))
+    part = file.part([32], ["kept", "R-KV"], 5)
+    assert [x.name for x in part.made()] == ["R-KV 32", "kept 32"]
+    assert [tuple(x) for x in part.comparisons] == [("kept", "R-KV")]
+    assert part.batch_size == 5 and part.digest == file.digest
+    whole = {x.name: x.hash for x in file.made()}
+    assert all(whole[x.name] == x.hash for x in part.made())
+    assert file.part() == file
+    with pytest.raises(ValueError, match="the budgets of small are 24, 32, got 48"):
+        file.part([48])
+    with pytest.raises(ValueError, match="the cells of small are full, R-KV, kept, tenth, got wave"):
+        file.part(cells=["kept", "wave"])
+
+
 def test_a_wave_beside_the_file(tmp_path):
     wave = ra.WaveProfile((1.0, 2.0), (0, 1), {"model_type": "llama"})
     wave.save(tmp_path / "own.json")

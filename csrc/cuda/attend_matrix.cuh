@@ -65,7 +65,7 @@ constexpr int blocks_for(int dims, int tiles) { return dims <= 128 && tiles == 1
 template <class T, int D, int N> RA_KERNEL(THREADS, blocks_for(D, N)) attend_matrix(split_params p)
 {
     constexpr int K_STEPS = D / 16, ROUNDS = (D + 63) / 64, TILE = 8 * N;
-    constexpr int V_STEPS = D > 128 || (D > 64 && N == 1) ? 1 : 4; /* of 4, loaded together: what registers hold */
+    constexpr int V_STEPS = D > 128 ? 1 : D > 64 && N == 1 ? 2 : 4; /* of 4, loaded together: what registers hold */
     constexpr size_t result_at = matrix_shared<D, N>::result, flag_at = matrix_shared<D, N>::flag;
     work w;
     if (!has_matrix_units<T>() || !find_work(p, TILE, &w))
@@ -124,8 +124,8 @@ template <class T, int D, int N> RA_KERNEL(THREADS, blocks_for(D, N)) attend_mat
         float s[N][4][4];
         RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int i = 0; i < 4; i++)
             RA_UNROLL for (int j = 0; j < 4; j++) s[n][i][j] = 0;
-        RA_UNROLL_BY(4) for (int k = 0; k < K_STEPS; k++)
-        { /* 16 loads in flight */
+        RA_UNROLL_BY(N == 1 ? 2 : 4) for (int k = 0; k < K_STEPS; k++)
+        {
             vec16 row[4];
             RA_UNROLL for (int m = 0; m < 4; m++) row[m] = load16(keys + (16 * k + 4 * m + t) * PAGE, k_there);
             RA_UNROLL for (int n = 0; n < N; n++)

@@ -21,7 +21,7 @@ from reasonalloc.lab.table import Section
 
 
 def run(args: argparse.Namespace) -> int:
-    file = StudyFile.load(args.file)
+    file = StudyFile.load(args.file).part(args.budgets, args.cells, args.batch_size)
     cells = file.made()
     own = study.of_file(args, file, Path(args.output or Path("studies-out") / file.name))
     own.about |= {"study": f"{file.name}.yaml", "study_sha256": file.digest}

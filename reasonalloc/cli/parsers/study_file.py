@@ -21,6 +21,11 @@ def add(subparsers: options.Subparsers) -> None:
     run.add_argument("--output", metavar="DIR", help="for generations and results (studies-out/NAME)")
     run.add_argument("--device-map", metavar="MAP", help="where the model lies: auto, cuda, cuda:1, ... (cpu)")
     run.add_argument("--threads", type=options.positive, metavar="N", help="of torch (default: torch's own choice)")
+    run.add_argument(
+        "--budgets", type=options.comma(options.positive), metavar="N,N", help="only these of the file's (all)"
+    )
+    run.add_argument("--cells", type=options.comma(str), metavar="A,B", help="only these of the file's (all)")
+    run.add_argument("--batch-size", type=options.positive, metavar="N", help="that decode together (the file's)")
     run.add_argument("--regrade", action="store_true", help="grade the chains that are there again, from their texts")
     run.add_argument("--pack", action="store_true", help="also write generations.jsonl.gz")
     study.add_ray(run)

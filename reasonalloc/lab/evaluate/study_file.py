@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,27 @@ class StudyFile:
         if found.wave is not None:
             object.__setattr__(found, "wave", str(Path(path).parent / found.wave))
         object.__setattr__(found, "digest", hashlib.sha256(raw).hexdigest())
+        return found
+
+    def part(
+        self, budgets: Sequence[int] | None = None, cells: Sequence[str] | None = None, batch_size: int | None = None
+    ) -> StudyFile:
+        """The same with some of its budgets and cells only, and with the comparisons whose cells are left; batch_size:
+        another number of chains that decode together. ValueError for what the file does not have."""
+        for given, own, what in ((budgets, self.budgets, "budgets"), (cells, self.cells, "cells")):
+            for x in given or ():
+                if x not in own:
+                    raise ValueError(f"the {what} of {self.name} are {', '.join(map(str, own)) or 'none'}, got {x}")
+        left = self.cells if cells is None else {x: self.cells[x] for x in self.cells if x in cells}
+        found = replace(
+            self,
+            budgets=self.budgets if budgets is None else [x for x in self.budgets if x in budgets],
+            cells=left,
+            ablations=self.ablations if cells is None else [],
+            comparisons=[pair for pair in self.comparisons if set(pair) <= set(left)],
+            batch_size=batch_size or self.batch_size,
+        )
+        object.__setattr__(found, "digest", self.digest)
         return found
 
     def ablated(self, waves: Measured) -> list[tuple[Ablation, list[Cell]]]:
