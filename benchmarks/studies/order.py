@@ -32,12 +32,9 @@ def main() -> None:
     orders = [WAVE, *(x for x in here if "notch-kept" in x)]
     then, now = ([float(np.mean(list(x[cell].values()))) for cell in orders] for x in (before, here))
     found = spearmanr(then, now)
-    print(
-        f"{len(orders)} orders, seeds 4101 and 4105: Spearman's correlation {found.statistic:.2f} (p {found.pvalue:.2g})"
-    )
-    print(
-        f"the wave is {1 + sum(x > now[0] for x in now)} of {len(now)} here, {1 + sum(x > then[0] for x in then)} before"
-    )
+    print(f"{len(orders)} orders on two seeds: Spearman's correlation {found.statistic:.2f} (p {found.pvalue:.2g})")
+    place, former = (1 + sum(x > each[0] for x in each) for each in (now, then))
+    print(f"the wave is {place} of {len(now)} here, {former} before")
     for cell, a, b in sorted(zip(orders, then, now, strict=True), key=lambda x: -x[2]):
         print(f"  {cell.removeprefix(WAVE).strip() or 'the wave':22s} {a:6.1%} {b:6.1%}")
 
