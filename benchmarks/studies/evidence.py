@@ -1,0 +1,88 @@
+"""The comparisons that evidence.md planned, from the chains alone, of the budgets whose cells are there:
+
+    python benchmarks/studies/evidence.py [FOLDER]
+
+A problem's score is the mean over its samples of the share of its questions that are right, by the first box. Imports
+nothing of reasonalloc.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from chains import interval, records, score
+from notch import adjusted, compare
+
+FOLDER = Path(__file__).parents[1] / "results" / "evidence"
+BUDGETS = (384, 512, 288)
+PLANNED = [
+    ("wave-kept", "R-KV-kept"),
+    ("reasonalloc-kept", "R-KV-kept"),
+    ("heads-kept", "R-KV-kept"),
+    ("wave-heads-kept", "R-KV-kept"),
+    ("newer-kept", "R-KV-kept"),
+    ("R-KV-kept", "R-KV"),
+    ("order-kept", "wave-kept"),
+]
+FAMILY = len(PLANNED) * len(BUDGETS)
+SECONDARY = [
+    ("wave-heads-kept", "wave-kept"),
+    ("reasonalloc-kept", "wave-kept"),
+    ("routing-kept", "R-KV-kept"),
+    ("order-kept", "R-KV-kept"),
+    ("order-kept", "newer-kept"),
+    ("wave", "R-KV"),
+    ("reasonalloc", "R-KV"),
+    ("heads", "R-KV"),
+    ("order", "R-KV"),
+]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    scores: dict[str, dict[str, list[float]]] = {}
+    told: dict[str, list[tuple[bool, int, float, float]]] = {}
+    for x in records(folder):
+        scores.setdefault(x["cell"], {}).setdefault(x["item"], []).append(score(x))
+        told.setdefault(x["cell"], []).append((x["finish"] == "length", x["tokens"], x["mean_bytes"], x["slots"]))
+    most = max(sum(map(len, x.values())) for x in scores.values())
+    cells = {
+        cell: {item: float(np.mean(each)) for item, each in x.items()}
+        for cell, x in scores.items()
+        if sum(map(len, x.values())) == most  # whole cells
+    }
+    rng = np.random.default_rng(1)
+    print(f"{len(next(iter(cells.values())))} problems, {most} chains a cell")
+    print(f"  {'':24s} right              cut off  tokens  MB a row  slots at the end")
+    for cell, each in cells.items():
+        values = np.array(list(each.values()))
+        low, high = interval(values, rng)
+        cut, tokens, size, slots = np.mean(told[cell], 0)
+        bounds = f"[{low:.1%}, {high:.1%}]"
+        print(f"  {cell:24s} {values.mean():6.1%} {bounds} {cut:5.0%} {tokens:8,.0f} {size / 1e6:7.1f} {slots:7.0f}")
+    planned = there(PLANNED, cells)
+    results = [compare(cells[a], cells[b], rng) for a, b in planned]
+    # The family stays as large as it was planned, whatever has been made.
+    holm = adjusted([x[-1] for x in results] + [1.0] * (FAMILY - len(results)))
+    print(f"planned, Holm over {FAMILY}")
+    for pair, found, by_holm in zip(planned, results, holm, strict=False):
+        tell(pair, found, f", Holm {by_holm:.2g}")
+    print("secondary, no claim")
+    for pair in there(SECONDARY, cells):
+        tell(pair, compare(cells[pair[0]], cells[pair[1]], rng))
+
+
+def there(pairs: list[tuple[str, str]], cells: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
+    every = [(f"{a} {budget}", f"{b} {budget}") for budget in BUDGETS for a, b in pairs]
+    return [(a, b) for a, b in every if a in cells and b in cells]
+
+
+def tell(pair: tuple[str, str], found: tuple[float, float, float, float], more: str = "") -> None:
+    mean, low, high, p = found
+    print(f"  {pair[0] + ' less ' + pair[1]:44s} {mean:+6.1%} [{low:+.1%}, {high:+.1%}]  p {p:.2g}{more}")
+
+
+if __name__ == "__main__":
+    main()
