@@ -1,7 +1,6 @@
 """Writes what the reasoner is known for, from an evaluation with the full cache: `python training/scores.py DIR`.
 
-DIR is the output of `reasonalloc evaluate accuracy --methods full` of a reasoner that comes with reasonalloc, on its
-task. The gate of later evaluations compares with what is written into its folder.
+DIR is the output of `reasonalloc evaluate accuracy --methods full`. The gate of later evaluations compares with it.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import sys
 from pathlib import Path
 
 from reasonalloc.files import read_json, replace_text
-from reasonalloc.lab.models import REASONERS
 
-CARDS = Path(__file__).parents[1] / "ledger" / "reasonalloc_ledger"
+CARD = Path(__file__).parents[1] / "ledger" / "reasonalloc_ledger" / "ledger-135m"
 
 
 def scores(folder: Path) -> dict[str, object]:
@@ -21,14 +19,11 @@ def scores(folder: Path) -> dict[str, object]:
     found = read_json(folder / "accuracy.json", "summary of accuracies")
     row = next((x for x in found["rows"] if x["cell"] == "full"), None)
     made = found["provenance"]
-    if row is None or REASONERS.get(made["model"]) != made["task"]:
-        named = ", ".join(f"{model} on {task}" for model, task in REASONERS.items())
-        raise ValueError(f"{folder} is no evaluation with the full cache of one of {named}")
+    if row is None or made["task"] != "ledger":
+        raise ValueError(f"{folder} is no evaluation of ledger with the full cache")
     kept = ("weights", "dtype", "seed", "max_new_tokens", "temperature", "runs")
-    own = {"model": made["model"], "accuracy": row["groups"], "problems": row["problems"]}
-    return {**own, **{k: made[k] for k in kept}}
+    return {"accuracy": row["groups"], "problems": row["problems"], **{k: made[k] for k in kept}}
 
 
 if __name__ == "__main__":
-    found = scores(Path(sys.argv[1]))
-    replace_text(CARDS / str(found.pop("model")) / "scores.json", json.dumps(found, indent=1) + "\n")
+    replace_text(CARD / "scores.json", json.dumps(scores(Path(sys.argv[1])), indent=1) + "\n")

