@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationConfig, cache_utils
 
 import reasonalloc as ra
 from reasonalloc.hf import decode
+from reasonalloc.hf.attention import using
 from reasonalloc.hf.decode import Sampling, generate, not_applied
 from reasonalloc.hf.decode import chains as chains_of
 from reasonalloc.hf.tokens import encode_prompt, ends
@@ -124,6 +125,17 @@ def test_rows_that_have_ended_stay_in_a_graph_for_a_while(monkeypatch):
     assert sum(counted) == sum(len(x.ids) for x in found)
     assert [len(x.ids) for x in found] == sorted(len(x.ids) for x in found)
     assert any(rows > now for rows, now in zip(Steps.rows, counted[1:], strict=True))
+    watched: dict[str, list[int]] = {}
+
+    def watch(logits, keys, picked):
+        assert len(logits) == len(keys) == len(picked)
+        for key, token in zip(keys, picked, strict=True):
+            watched.setdefault(key, []).append(token)
+
+    cache = ra.ReasonAllocCache(tiny(), SMALL)
+    with using(tiny()):
+        list(chains_of(tiny(), cache, given, stop, sampling, watch=watch, graphs=True))
+    assert watched == {x.key: x.ids for x in found}
     assert set(Steps.rows) < {1, 2, 3, 4, 5} and 4 not in Steps.rows  # a row in five that ended is not taken out
 
 

@@ -237,10 +237,11 @@ def chains(
         start = time.perf_counter()
         logits = batch.forward()
         picked = picker.pick(logits, numbers)
-        if watch:
-            watch(logits, [row.key for row in rows], picked)
-        sizes = ours.page_bytes_by_row() if ours is not None else np.zeros(len(rows), np.int64)
         running = [i for i, row in enumerate(rows) if not row.finish]
+        if watch:
+            seen = logits if len(running) == len(rows) else logits[running]
+            watch(seen, [rows[i].key for i in running], [picked[i] for i in running])
+        sizes = ours.page_bytes_by_row() if ours is not None else np.zeros(len(rows), np.int64)
         seconds, ended = (time.perf_counter() - start) / len(running), []
         for i in running:
             row, token = rows[i], picked[i]
