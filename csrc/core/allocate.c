@@ -65,25 +65,15 @@ static void uniform(int64_t heads, int64_t total, int64_t *out)
         out[h] = total / heads + (h < total % heads);
 }
 
-/* Heads with a limit get it, the others share the rest. */
 static ra_status given(const int64_t *limits, int64_t heads, int64_t window, int64_t total, int64_t *out)
 {
-    int64_t others = 0, at = 0;
     for (int64_t h = 0; h < heads; h++) {
         if (limits[h] > RA_MAX_TOTAL)
             return RA_ERR_ARGUMENT;
         if (limits[h] >= 0 && limits[h] < window)
             return RA_ERR_INFEASIBLE;
-        others += limits[h] < 0;
-        total -= ra_max(limits[h], 0);
     }
-    if (others && total < others * window)
-        return RA_ERR_INFEASIBLE;
-    for (int64_t h = 0; h < heads; h++) {
-        out[h] = limits[h] >= 0 ? limits[h] : total / others + (at < total % others);
-        at += limits[h] < 0;
-    }
-    return RA_OK;
+    return rb_given(limits, heads, window, total, out) ? RA_OK : RA_ERR_INFEASIBLE;
 }
 
 /* claims[h] = window + number of the head's scores among the `chosen` best of the layer, ties all in. pool: [all]. */

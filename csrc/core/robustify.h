@@ -201,4 +201,21 @@ RB_FUNCTION void rb_safeguard(double *claims, int64_t n, int64_t total, double s
         claims[i] = (1 - share) * claims[i] * (sum > 0 ? (double)total / sum : 1) + share * mean;
 }
 
+/* Heads with a limit from 0 on get it, the others share the rest. 0 where that is less than `window` for each of them. */
+RB_FUNCTION int rb_given(const int64_t *limits, int64_t heads, int64_t window, int64_t total, int64_t *out)
+{
+    int64_t others = 0, at = 0;
+    for (int64_t h = 0; h < heads; h++) {
+        others += limits[h] < 0;
+        total -= limits[h] < 0 ? 0 : limits[h];
+    }
+    if (others && total < others * window)
+        return 0;
+    for (int64_t h = 0; h < heads; h++) {
+        out[h] = limits[h] >= 0 ? limits[h] : total / others + (at < total % others);
+        at += limits[h] < 0;
+    }
+    return 1;
+}
+
 #endif

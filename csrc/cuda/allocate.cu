@@ -24,23 +24,6 @@ RA_DEVICE int spared(const ra_cuda_layer &l, const ra_cuda_cut &cut, int row, in
     return base;
 }
 
-/* Heads with a limit get it, the others share the rest: as `given` of core/allocate.c. False where that has no room. */
-RA_DEVICE bool give(const int64_t *limits, int heads, int64_t window, int64_t total, int32_t *budgets)
-{
-    int64_t others = 0, at = 0;
-    for (int h = 0; h < heads; h++) {
-        others += limits[h] < 0;
-        total -= limits[h] < 0 ? 0 : limits[h];
-    }
-    if (others && total < others * window)
-        return false;
-    for (int h = 0; h < heads; h++) {
-        budgets[h] = (int32_t)(limits[h] >= 0 ? limits[h] : total / others + (at < total % others));
-        at += limits[h] < 0;
-    }
-    return true;
-}
-
 /* A block a row. Rows whose scores are no numbers, or whose total has no room for the windows, are not cut. */
 RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
 {
@@ -102,16 +85,17 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     }
     if (threadIdx.x)
         return;
+    int64_t *out = (int64_t *)(claims + 4 * H);
     if (are_given) {
-        if (!give(cut.route.limits, H, l.window, total, budgets)) {
-            for (int h = 0; h < H; h++)
-                budgets[h] = l.slots[row * H + h];
+        const bool fits = rb_given(cut.route.limits, H, l.window, total, out);
+        for (int h = 0; h < H; h++)
+            budgets[h] = fits ? (int32_t)out[h] : l.slots[row * H + h];
+        if (!fits) {
             set_fault(l, row, RA_CUDA_FAULT_INFEASIBLE);
             cut.cut[row] = 0;
         }
         return;
     }
-    int64_t *out = (int64_t *)(claims + 4 * H);
     const ra_route_config &route = cut.route;
     const double mean = (double)rest / (double)H, window = (double)l.window;
     if (route.heads == RA_HEADS_ROUTE) {
