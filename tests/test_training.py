@@ -8,10 +8,10 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from characters import Characters
 from elsewhere import Elsewhere
 from models import SMOL_FILE, build, smol_directory
 from transformers import AutoTokenizer
@@ -25,17 +25,6 @@ import batches
 import scores
 import train as training
 from targets import targets
-
-
-class Characters:
-    """A tokenizer: a character is a token."""
-
-    chat_template = None
-    eos_token_id, pad_token_id = 1, 0
-
-    def __call__(self, text, return_tensors=None, add_special_tokens=True):
-        ids = [2 + ord(x) % 90 for x in text]
-        return SimpleNamespace(input_ids=torch.tensor([ids]) if return_tensors else ids)
 
 
 @pytest.fixture
