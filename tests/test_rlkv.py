@@ -9,7 +9,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from elsewhere import Elsewhere
+from elsewhere import Elsewhere, needs_meta
 
 import reasonalloc as ra
 from reasonalloc.hf.compat import cache_argument
@@ -257,6 +257,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path, problems, objective, monkeypatch
     ra.Config(method="rlkv", options={"gates": str(path)}, window=4)
 
 
+@needs_meta
 @pytest.mark.parametrize("objective", ["rlkv", "duo"])
 def test_a_run_goes_on_on_a_device(tmp_path, problems, objective):
     """Nothing of a step is left on the CPU."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from characters import Characters
-from elsewhere import Elsewhere
+from elsewhere import Elsewhere, needs_meta
 from models import SMOL_FILE, build, smol_directory
 from transformers import AutoTokenizer
 
@@ -139,6 +139,7 @@ def test_loaders_that_cannot_be(tiny_model, tmp_path, settings, loaders, reason)
     assert not (tmp_path / "run").exists()
 
 
+@needs_meta
 def test_a_run_goes_on_on_a_device(tiny_model, tmp_path, monkeypatch):
     """All of a step lies there, and it waits once: transformers looks whether positions are those of one sequence."""
     waits, update = [], training.update
