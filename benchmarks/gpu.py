@@ -35,8 +35,12 @@ Row = dict[str, Any]
 PARTS = ("attention", "kernels", "cuts", "decode", "prompts")
 
 
+def layer_shape(tiny: bool) -> tuple[Shape, torch.dtype]:
+    return (Shape(2, 2, 64), torch.float32) if tiny else (Shape(), torch.bfloat16)
+
+
 def attention_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
-    shape, dtype = (Shape(2, 2, 64), torch.float32) if tiny else (Shape(), torch.bfloat16)
+    shape, dtype = layer_shape(tiny)
     sizes = [(1, 40), (2, 33)] if tiny else [
         (1, 128), (1, 1024), (1, 8192), (1, 32_768), (8, 1024), (32, 128), (32, 512), (32, 1024), (32, 4096),
         (256, 128), (256, 1024),
@@ -48,13 +52,13 @@ def attention_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
 
 
 def kernel_rows(tiny: bool, clock: Clock) -> Iterator[Row]:
-    shape, dtype = (Shape(2, 2, 64), torch.float32) if tiny else (Shape(), torch.bfloat16)
+    shape, dtype = layer_shape(tiny)
     for rows, n in [(2, 24)] if tiny else [(1, 1024), (32, 1024), (256, 1024)]:
         yield kernels(shape, rows, n, dtype, clock)
 
 
 def cut_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
-    shape, dtype = (Shape(2, 2, 64), torch.float32) if tiny else (Shape(), torch.bfloat16)
+    shape, dtype = layer_shape(tiny)
     for rows, budget in [(2, 24)] if tiny else [(1, 1024), (32, 128), (32, 512), (32, 1024), (32, 2048)]:
         yield compression(shape, rows, budget, dtype, clock, max(3, rounds // 4))
 

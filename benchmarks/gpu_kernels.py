@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_layers import INTERVAL, ROUTED, Case, Layer, Shape, copies_for, cut
+from gpu_layers import INTERVAL, ROUTED, Case, Layer, Shape, copies_for, cut, feeder
 from gpu_timing import Clock
 
 ROUNDS = 8
@@ -17,13 +17,8 @@ def kernels(shape: Shape, rows: int, n: int, dtype: torch.dtype, clock: Clock) -
     """Microseconds of each kernel of a decode step over n slots a head, and of a cut from n + 128 to n."""
     step = _step(shape, Case(rows, n), dtype, clock)
     layer = Layer(shape, [n + INTERVAL] * rows, dtype, clock, dense=False)
-    fresh = [clock.random(dtype, rows, heads, INTERVAL, shape.head_dim)
-             for heads in (shape.kv_heads * shape.group, shape.kv_heads, shape.kv_heads)]  # fmt: skip
+    feed = feeder(layer, dtype)
     cut(layer, ROUTED, n)  # the first one compares all keys
-
-    def feed() -> None:
-        layer.pool.step(layer.core, *fresh, None, layer.scale)
-
     feed()
     return {"rows": rows, "n": n, "step": step, "cut": _profiled(clock, lambda: cut(layer, ROUTED, n), feed)}
 

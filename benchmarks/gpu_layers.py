@@ -206,6 +206,18 @@ def cut(layer: Layer, route: tuple[float, ...], budget: int) -> None:
         layer.pool.grow(missing)
 
 
+def feeder(layer: Layer, dtype: torch.dtype) -> Callable[[], None]:
+    """Gives each row the tokens between two cuts, without attention."""
+    rows, shape = len(layer.lengths), layer.shape
+    fresh = [layer.clock.random(dtype, rows, heads, INTERVAL, shape.head_dim)
+             for heads in (shape.kv_heads * shape.group, shape.kv_heads, shape.kv_heads)]  # fmt: skip
+
+    def feed() -> None:
+        layer.pool.step(layer.core, *fresh, None, layer.scale)
+
+    return feed
+
+
 def compression(shape: Shape, rows: int, budget: int, dtype: torch.dtype, clock: Clock, rounds: int) -> dict[str, Any]:
     """A cut (score, route, evict) of one layer from budget + interval to budget, beside R-KV's published form: score,
     top-k, gather, of all rows in one batch."""
@@ -217,11 +229,7 @@ def compression(shape: Shape, rows: int, budget: int, dtype: torch.dtype, clock:
     heads = rows * shape.kv_heads
     keys, values = (clock.random(dtype, heads, n, shape.head_dim) for _ in range(2))
     queries = clock.random(dtype, heads * shape.group, WINDOW, shape.head_dim)
-    fresh = [clock.random(dtype, rows, h, INTERVAL, shape.head_dim)
-             for h in (shape.kv_heads * shape.group, shape.kv_heads, shape.kv_heads)]  # fmt: skip
-
-    def feed() -> None:
-        layer.pool.step(layer.core, *fresh, None, layer.scale)
+    feed = feeder(layer, dtype)
 
     def published() -> None:
         best = rkv_published_form(queries, keys).topk(budget - WINDOW, dim=-1).indices

@@ -43,9 +43,13 @@ def test_results(path):
     assert own == written
 
 
+SMALL = {"h2o": 48, "newer": 216}  # chains of the studies that have few: cells times problems
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.jsonl.gz")), ids=lambda x: str(x.relative_to(RESULTS)))
 def test_generations(path):
-    assert len(list(read(path))) > 40
+    chains = len(list(read(path)))
+    assert chains == SMALL.get(path.parent.name, chains) and (chains > 300 or path.parent.name in SMALL)
 
 
 def test_benchmarks():

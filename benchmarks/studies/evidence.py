@@ -43,10 +43,10 @@ SECONDARY = [
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     scores: dict[str, dict[str, list[float]]] = {}
-    told: dict[str, list[tuple[bool, int, float, float]]] = {}
+    figures: dict[str, list[tuple[bool, int, float, float]]] = {}
     for x in records(folder):
         scores.setdefault(x["cell"], {}).setdefault(x["item"], []).append(score(x))
-        told.setdefault(x["cell"], []).append((x["finish"] == "length", x["tokens"], x["mean_bytes"], x["slots"]))
+        figures.setdefault(x["cell"], []).append((x["finish"] == "length", x["tokens"], x["mean_bytes"], x["slots"]))
     most = max(sum(map(len, x.values())) for x in scores.values())
     cells = {
         cell: {item: float(np.mean(each)) for item, each in x.items()}
@@ -59,7 +59,7 @@ def main() -> None:
     for cell, each in cells.items():
         values = np.array(list(each.values()))
         low, high = interval(values, rng)
-        cut, tokens, size, slots = np.mean(told[cell], 0)
+        cut, tokens, size, slots = np.mean(figures[cell], 0)
         bounds = f"[{low:.1%}, {high:.1%}]"
         print(f"  {cell:24s} {values.mean():6.1%} {bounds} {cut:5.0%} {tokens:8,.0f} {size / 1e6:7.1f} {slots:7.0f}")
     planned = there(PLANNED, cells)
