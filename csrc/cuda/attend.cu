@@ -1,4 +1,6 @@
 /* Which kernel serves a step's attention. */
+#include <initializer_list>
+
 #include "attend_split.cuh"
 
 int ra_cuda_attend_any(const ra_cuda_layer *layer, const ra_cuda_step *step, void *stream);
@@ -17,9 +19,10 @@ static bool is_fast(int head_dim)
 /* Of any head with so many slots or less: where chunks grow there are fewer of them. */
 static int most_chunks(int slots)
 {
-    int chunks = chunks_of(slots, chunk_slots(slots));
-    chunks = slots > SHORT_HEAD ? most(chunks, chunks_of(SHORT_HEAD, chunk_slots(SHORT_HEAD))) : chunks;
-    return slots > LONG_HEAD ? most(chunks, chunks_of(LONG_HEAD, chunk_slots(LONG_HEAD))) : chunks;
+    int chunks = 0;
+    for (int n : {slots, least(slots, SHORT_HEAD), least(slots, LONG_HEAD)})
+        chunks = most(chunks, chunks_of(n, chunk_slots(n)));
+    return chunks;
 }
 
 /* Queries of a head whose chunks may lie in scratch: of whole tiles, however many queries these have. */

@@ -95,9 +95,8 @@ def problem(seed: int | str, index: int, size: Size) -> Search:
 
 def ways(numbers: Sequence[int], target: int) -> int:
     """How many choices of the numbers have the sum."""
-    bits = (
-        len(numbers) + 1
-    )  # of a count; counts of all sums lie in one whole number, which a shift and an addition update
+    # The counts of all sums lie in one whole number, so many bits each: a shift and an addition update them.
+    bits = len(numbers) + 1
     counts = 1
     for x in numbers:
         counts += counts << x * bits
