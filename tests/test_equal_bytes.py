@@ -12,10 +12,10 @@ import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.cells import Cell
-from reasonalloc.lab.evaluate.equal_bytes import FILE, MOST_TRIES, Matcher, matched, pilot_items, search
+from reasonalloc.lab.evaluate.equal_bytes import FILE, MOST_TRIES, Matcher, matched, search
 from reasonalloc.lab.evaluate.records import read
 from reasonalloc.lab.evaluate.summary import Summary
-from reasonalloc.lab.tasks import items
+from reasonalloc.lab.tasks import items, other_items
 
 BASE = ra.Config(method="full")
 
@@ -61,14 +61,16 @@ def test_where_there_is_none_it_ends():
 
 def test_a_pilot_has_problems_of_its_own(task):  # noqa: F811
     asked = items("ledger", count=3, settings=["plain"])
-    pilot = pilot_items("ledger", 2, 0, ["plain"], asked)
+    own = {"count": 2, "settings": ["plain"]}
+    pilot = other_items("ledger", asked, seed=7, **own)
     assert len(pilot) == 2
     assert not {x.hash for x in pilot} & {x.hash for x in asked}
-    assert pilot == pilot_items("ledger", 2, 0, ["plain"], asked) != pilot_items("ledger", 2, 1, ["plain"], asked)
+    assert pilot == other_items("ledger", asked, seed=7, **own) != other_items("ledger", asked, seed=8, **own)
     asked = items("math500", count=490)
-    pilot = pilot_items("math500", 10, 0, None, asked)
+    pilot = other_items("math500", asked, count=10, seed=7)
     assert len(pilot) == 10 and not {x.id for x in pilot} & {x.id for x in asked}
-    assert len(pilot_items(task, 3, 0, None, items(task))) == 3  # a file has no others
+    assert len(other_items("math500", asked[:200], count=None, seed=7)) == 200
+    assert len(other_items(task, items(task), count=3, seed=7)) == 3  # a file has no others
 
 
 # ---- Cells -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from reasonalloc.lab.evaluate import equal_bytes
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.study import Study
+from reasonalloc.lab.tasks import other_items
 from reasonalloc.methods import METHODS as TABLE
 from reasonalloc.methods import methods
 from reasonalloc.policy.size import parse_bytes
@@ -56,7 +57,8 @@ def _cells(args: argparse.Namespace) -> list[Cell]:
 
 
 def _matched(args: argparse.Namespace, own: Study, wanted: Sequence[Cell], out: Console) -> list[Cell]:
-    pilot = equal_bytes.pilot_items(args.task, args.pilot, args.seed, args.settings, own.items)
+    seed = args.seed + equal_bytes.SEED
+    pilot = other_items(args.task, own.items, count=args.pilot, seed=seed, settings=args.settings)
     used = {x.hash for x in own.items}
     if again := sum(x.hash in used for x in pilot):
         out.print(f"warning: {again} of {len(pilot)} pilot problems are among those evaluated: there are no others")

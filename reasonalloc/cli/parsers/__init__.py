@@ -14,6 +14,7 @@ from reasonalloc.cli.parsers import (
     report,
     rlkv,
     study_file,
+    tune,
 )
 
 COMMANDS = (
@@ -24,6 +25,7 @@ COMMANDS = (
     evaluate,
     ablate,
     study_file,
+    tune,
     paper,
     report,
     bench,

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from reasonalloc import allocate
 from reasonalloc.config import Config
 from reasonalloc.lab.evaluate.cells import Cell, cell_name
+from reasonalloc.lab.evaluate.orders import LOW, Shares, deal, demand_of, followed, shares_of
 from reasonalloc.lab.tasks import REGISTRY
-from reasonalloc.policy.layers import Wave
 from reasonalloc.policy.wave import WaveProfile
 
 
@@ -150,34 +148,25 @@ def _spared(around: Around) -> list[Cell]:
     return found
 
 
-NOTCH = 0.5  # of the mean: layers with less keep hardly more than a prompt
 PERMUTATIONS = 19  # with the wave itself 20 orders: the best of them by chance is the wave once in 20
 
 
 @_enter("notch", "Is it the order of the layers, or the few that hold next to nothing of the chain?")
 def _notch(around: Around) -> list[Cell]:
     # As "wave", but layers of less than half the mean stay where they are, or are alone, or are made as the others.
-    wave = around.waves.get()
-    part = around.cell("reasonalloc-wave").config.policy().layers
-    if not isinstance(part, Wave) or not part.gamma:
-        raise ValueError("the ablation 'notch' needs a wave that is followed: gamma above 0")
-    shares = np.asarray(allocate.robustify(wave.demand, 10**6, part.gamma, part.lo, part.hi) * len(wave.demand) / 10**6)
-    low = shares < NOTCH
+    part = followed(around.cell("reasonalloc-wave").config)
+    shares = shares_of(around.waves.get(), part)
+    low = shares < LOW
     if not low.any():
-        raise ValueError(f"the wave leaves no layer less than {NOTCH:g} of the mean: it has no notch to ask about")
+        raise ValueError(f"the wave leaves no layer less than {LOW:g} of the mean: it has no notch to ask about")
 
-    def of(shares: npt.NDArray[np.float64], variant: str) -> Cell:
-        return around.with_demand((shares ** (1 / part.gamma)).tolist(), variant)
+    def of(shares: Shares, variant: str) -> Cell:
+        return around.with_demand(list(demand_of(shares, part)), variant)
 
     alone, without = np.where(low, shares, shares[~low].mean()), np.where(low, 1.0, shares)
     made = [around.cell(x) for x in ("rkv", "reasonalloc-wave")]
     made += [of(alone, "notch-only"), of(without, "no-notch")]
-    for seed in range(PERMUTATIONS):
-        others, mixed = shares[~low].tolist(), shares.copy()
-        random.Random(f"permuted/{seed}").shuffle(others)
-        mixed[~low] = others
-        made.append(of(mixed, f"notch-kept-{seed}"))
-    return made
+    return [*made, *(of(deal(shares, low, seed), f"notch-kept-{seed}") for seed in range(PERMUTATIONS))]
 
 
 @_enter("parts", "Which part helps: layers by the wave, heads by routing, both or neither?")

@@ -13,7 +13,7 @@ from reasonalloc.fields import build
 from reasonalloc.files import read_json, replace_text
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.table import Section
-from reasonalloc.lab.tasks import REGISTRY, Item, items
+from reasonalloc.lab.tasks import Item
 from reasonalloc.policy.size import parse_bytes
 from reasonalloc.policy.wave import digest
 
@@ -86,19 +86,6 @@ def _next(last: Try, target: float, low: Try | None, high: Try | None) -> float:
         return last.size * min(max(target / max(last.mean_bytes, 1.0), 0.25), 4.0)
     share = (target - low.mean_bytes) / (high.mean_bytes - low.mean_bytes)
     return low.size + (high.size - low.size) * min(max(share, 0.1), 0.9)  # from the ends, so that it closes in
-
-
-def pilot_items(task: str, count: int, seed: int, settings: Sequence[str] | None, asked: Sequence[Item]) -> list[Item]:
-    """Problems of the task for the search, by another seed than those that are evaluated and none of them, as long as
-    the task has others.
-
-    count: problems, of a task that makes them for each setting.
-    """
-    made = task in REGISTRY and REGISTRY[task].made
-    drawn = items(task, count=count if made else None, seed=seed + SEED, settings=settings)
-    used = {x.hash for x in asked}
-    drawn.sort(key=lambda x: x.hash in used)  # the sort is stable
-    return drawn if made else drawn[:count]
 
 
 @dataclass

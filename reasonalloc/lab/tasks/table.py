@@ -14,7 +14,7 @@ REGISTRY: dict[str, Task] = {
 }  # fmt: skip
 TASKS = tuple(name for name, task in REGISTRY.items() if task.items is not None)  # whose chains can be graded
 
-__all__ = ["HELD_OUT", "REGISTRY", "TASKS", "dials", "items", "prompts"]
+__all__ = ["HELD_OUT", "REGISTRY", "TASKS", "dials", "items", "other_items", "prompts"]
 
 
 def items(
@@ -39,6 +39,20 @@ def items(
     if task.endswith(".jsonl"):
         return file.items(task, choice)
     raise ValueError(f"task {task!r} is unknown; there are {', '.join(TASKS)} and FILE.jsonl")
+
+
+def other_items(
+    task: str, asked: Sequence[Item], *, count: int | None, seed: int, settings: Sequence[str] | None = None
+) -> list[Item]:
+    """Items of the task by another seed, and none of those asked as long as the task has others.
+
+    count, settings: as of `items`, but for a dataset None stands for as many as are asked.
+    """
+    made = task in REGISTRY and REGISTRY[task].made
+    drawn = items(task, count=count if made else None, seed=seed, settings=settings)
+    used = {x.hash for x in asked}
+    drawn.sort(key=lambda x: x.hash in used)  # the sort is stable
+    return drawn if made else drawn[: count or len(asked)]
 
 
 def prompts(task: str, count: int, seed: int = 0) -> list[Problem]:
