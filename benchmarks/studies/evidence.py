@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from chains import interval, records, score
-from notch import adjusted, compare
+from chains import adjusted, compare, interval, records, score
 
 FOLDER = Path(__file__).parents[1] / "results" / "evidence"
 BUDGETS = (384, 512, 288)
@@ -65,23 +64,18 @@ def main() -> None:
     planned = there(PLANNED, cells)
     results = [compare(cells[a], cells[b], rng) for a, b in planned]
     # The family stays as large as it was planned, whatever has been made.
-    holm = adjusted([x[-1] for x in results] + [1.0] * (FAMILY - len(results)))
+    holm = adjusted([x.p for x in results] + [1.0] * (FAMILY - len(results)))
     print(f"planned, Holm over {FAMILY}")
-    for pair, found, by_holm in zip(planned, results, holm, strict=False):
-        tell(pair, found, f", Holm {by_holm:.2g}")
+    for (a, b), found, by_holm in zip(planned, results, holm, strict=False):
+        print(f"  {a + ' less ' + b:44s} {found}, Holm {by_holm:.2g}")
     print("secondary, no claim")
-    for pair in there(SECONDARY, cells):
-        tell(pair, compare(cells[pair[0]], cells[pair[1]], rng))
+    for a, b in there(SECONDARY, cells):
+        print(f"  {a + ' less ' + b:44s} {compare(cells[a], cells[b], rng)}")
 
 
 def there(pairs: list[tuple[str, str]], cells: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
     every = [(f"{a} {budget}", f"{b} {budget}") for budget in BUDGETS for a, b in pairs]
     return [(a, b) for a, b in every if a in cells and b in cells]
-
-
-def tell(pair: tuple[str, str], found: tuple[float, float, float, float], more: str = "") -> None:
-    mean, low, high, p = found
-    print(f"  {pair[0] + ' less ' + pair[1]:44s} {mean:+6.1%} [{low:+.1%}, {high:+.1%}]  p {p:.2g}{more}")
 
 
 if __name__ == "__main__":

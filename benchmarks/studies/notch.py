@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from chains import interval, p_value, records, score
+from chains import adjusted, compare, interval, records, score
 
 FOLDER = Path(__file__).parents[1] / "results" / "notch"
 WAVE, RKV = "reasonalloc-wave 384", "rkv 384"
@@ -51,9 +51,9 @@ def main() -> None:
         told = [pair for pair in pairs if pair[0] in scores and pair[1] in scores]
         print(f"{title} {len(told)}")
         results = [compare(scores[a], scores[b], rng) for a, b in told]
-        holm = adjusted([p for *_, p in results])
-        for (a, b), (mean, low, high, p), by_holm in zip(told, results, holm, strict=True):
-            print(f"  {a + ' less ' + b:80s} {mean:+6.1%} [{low:+.1%}, {high:+.1%}]  p {p:.2g}, Holm {by_holm:.2g}")
+        holm = adjusted([x.p for x in results])
+        for (a, b), found, by_holm in zip(told, results, holm, strict=True):
+            print(f"  {a + ' less ' + b:80s} {found}, Holm {by_holm:.2g}")
     orders = {x: np.mean(list(y.values())) for x, y in scores.items() if "notch-kept" in x}
     if orders and WAVE in scores:
         own = np.mean(list(scores[WAVE].values()))
@@ -61,20 +61,6 @@ def main() -> None:
         values, p = list(orders.values()), (better + 1) / (len(orders) + 1)
         spread = f"{min(values):.1%} to {max(values):.1%}, mean {np.mean(values):.1%}"
         print(f"{len(orders)} orders that keep the notch: {spread}; the wave has {own:.1%}, p {p:.2g}")
-
-
-def compare(
-    ours: dict[str, float], theirs: dict[str, float], rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-    difference = np.array([ours[x] - theirs[x] for x in ours])
-    return float(difference.mean()), *map(float, interval(difference, rng)), p_value(difference, rng)
-
-
-def adjusted(ps: list[float]) -> list[float]:
-    found, least = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        least = found[i] = max(least, min(1.0, (len(ps) - rank) * ps[i]))
-    return found
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from chains import records, score
-from notch import RKV, WAVE, adjusted, compare
+from chains import adjusted, compare, records, score
+from notch import RKV, WAVE
 from scipy.stats import spearmanr
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -24,10 +24,10 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "order"
     here, rng = scores(folder), np.random.default_rng(1)
     primary = [compare(here[FIVE], here[x], rng) for x in (WAVE, RKV)]
-    for name, found, holm in zip(("the wave", "R-KV"), primary, adjusted([x[-1] for x in primary]), strict=True):
-        tell(f"order 5 less {name}", found, f", Holm {holm:.2g}")
-    tell("secondary: the wave less R-KV", compare(here[WAVE], here[RKV], rng))
-    tell("the wave less notch-only", compare(here[WAVE], here[ONLY], rng))
+    for name, found, holm in zip(("the wave", "R-KV"), primary, adjusted([x.p for x in primary]), strict=True):
+        print(f"order 5 less {name}: {found}, Holm {holm:.2g}")
+    print(f"secondary: the wave less R-KV: {compare(here[WAVE], here[RKV], rng)}")
+    print(f"the wave less notch-only: {compare(here[WAVE], here[ONLY], rng)}")
     before = scores(RESULTS / "notch")
     orders = [WAVE, *(x for x in here if "notch-kept" in x)]
     then, now = ([float(np.mean(list(x[cell].values()))) for cell in orders] for x in (before, here))
@@ -44,11 +44,6 @@ def scores(folder: Path) -> dict[str, dict[str, float]]:
     for x in records(folder):
         found.setdefault(x["cell"], {})[x["item"]] = score(x)
     return found
-
-
-def tell(what: str, found: tuple[float, float, float, float], more: str = "") -> None:
-    mean, low, high, p = found
-    print(f"{what}: {mean:+.1%} [{low:+.1%}, {high:+.1%}], p {p:.2g}{more}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from chains import interval, p_value, records, score
+from chains import of_differences, records, score
 
 RESULTS = Path(__file__).parents[1] / "results"
 PAIRS = {
@@ -29,14 +29,9 @@ def main() -> None:
                 scores[x["cell"]][x["item"]] = score(x)
         difference = np.array([scores[ours][x] - scores[theirs][x] for x in scores[ours]])
         every.append(difference)
-        tell(name, difference, rng)
-    tell("together", np.concatenate(every), rng)
-
-
-def tell(name: str, difference: np.ndarray, rng: np.random.Generator) -> None:
-    low, high = interval(difference, rng)
-    p = p_value(difference, rng)
-    print(f"{name:9s} {len(difference)} problems {difference.mean():+6.1%} [{low:+.1%}, {high:+.1%}]  p {p:.2g}")
+        print(f"{name:9s} {len(difference)} problems {of_differences(difference, rng)}")
+    together = np.concatenate(every)
+    print(f"together  {len(together)} problems {of_differences(together, rng)}")
 
 
 if __name__ == "__main__":
