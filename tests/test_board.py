@@ -60,11 +60,9 @@ def test_ours_are_the_results(name):
     commits = {x["commit"] for x in own.values()}
     assert len(commits) == 1
     results = json.loads((RESULTS / f"{name}.json").read_text())
-    data = f"benchmarks/results/{name.split('/')[0]}"
-    assert own == build["entries"](results, commits.pop(), build["US"], data)
-    assert len(own) == len(results["rows"]) and all(
-        x["method"]["settings"] == {"keep_prompt": True} for x in own.values()
-    )
+    data, cells = f"benchmarks/results/{name.split('/')[0]}", build["OURS"][name]
+    assert own == build["entries"](results, commits.pop(), build["US"], data, cells)
+    assert len(own) == len(cells or results["rows"])
 
 
 def test_settings_are_read_out_of_the_command():
@@ -74,11 +72,28 @@ def test_settings_are_read_out_of_the_command():
     assert build["settings_of"]("reasonalloc paper --drop-prompt", "ledger") == {}
 
 
+def test_cells_of_a_study_are_its_methods(tmp_path):
+    heads = json.loads((BOARD / "entries" / "heads" / "wave-heads-384.json").read_text())["method"]
+    assert heads["name"] == "reasonalloc-wave"
+    assert heads["settings"] == {"keep_prompt": True, "variant": "wave-heads"}
+    dropped = json.loads((BOARD / "entries" / "prompt" / "r-kv-384.json").read_text())["method"]
+    assert dropped["name"] == "rkv" and dropped["settings"] == {}
+    kept = json.loads((BOARD / "entries" / "prompt" / "r-kv-kept-384.json").read_text())["method"]
+    assert kept["name"] == "rkv" and kept["settings"] == {"keep_prompt": True}
+    other = tmp_path / "prompt.yaml"
+    other.write_text("name: prompt")
+    results = json.loads((RESULTS / "prompt" / "prompt.json").read_text())
+    with pytest.raises(SystemExit, match="not the study that made the results"):
+        build["entries"](results, "abcdef1", "A Reader", "here", study=other)
+
+
 def test_results_of_others_become_entries(tmp_path, monkeypatch, validator):
     copy = tmp_path / "benchmarks" / "board"
     shutil.copytree(BOARD, copy)
-    shutil.copytree(RESULTS / "paper", tmp_path / "benchmarks" / "results" / "paper")
-    shutil.copytree(RESULTS / "restated", tmp_path / "benchmarks" / "results" / "restated")
+    for name in build["OURS"]:
+        path = tmp_path / "benchmarks" / "results" / f"{name}.json"
+        path.parent.mkdir(parents=True)
+        shutil.copy(RESULTS / f"{name}.json", path)
     study = tmp_path / "my-study"
     study.mkdir()
     results = json.loads((RESULTS / "paper" / "ledger.json").read_text())
@@ -115,7 +130,9 @@ def test_the_page_sorts_and_plots():
         tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         tab.goto(BOARD.joinpath("index.html").as_uri())
         doubting = [json.loads(x.read_text()) for x in ENTRIES if x.parent.name == "paper"]
-        assert tab.locator("#group option").count() == 2
+        groups = tab.locator("#group option").all_inner_texts()
+        assert len(groups) == 6 and all("seed" in x for x in groups)
+        tab.locator("#group").select_option(label=next(x for x in groups if "64 problems x 1, seed 0" in x))
         assert tab.locator("#body tr").count() == tab.locator("circle").count() == len(doubting)
         assert tab.locator("#body tr td:first-child").first.inner_text() == "full"  # most are right
         tab.locator("th button", has_text="mean MB").click()
@@ -125,7 +142,7 @@ def test_the_page_sorts_and_plots():
         assert tab.locator("#body tr td:nth-child(4)").first.inner_text() == f"{min(shown)}"
         places = [float(x) for x in tab.locator("circle").evaluate_all("x => x.map(y => y.getAttribute('cx'))")]
         assert len(set(places)) > 10
-        tab.locator("#group").select_option(index=1)
-        assert tab.locator("#body tr").count() == len(ENTRIES) - len(doubting)
+        tab.locator("#group").select_option(label=next(x for x in groups if "restated" in x))
+        assert tab.locator("#body tr").count() == sum(x.parent.name == "restated" for x in ENTRIES)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390 and not errors
         chromium.close()

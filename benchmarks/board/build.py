@@ -8,6 +8,7 @@ python benchmarks/board/build.py RESULTS.json ...    entries of your own results
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import shlex
@@ -15,20 +16,37 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENTRIES = HERE / "entries"
-OURS = ("paper/ledger", "restated/accuracy")  # of benchmarks/results
+STUDIES = ROOT / "benchmarks" / "studies"
+WAVE = "reasonalloc-wave 384"
+# Of benchmarks/results, with the cells that are shown; none: all.
+OURS: dict[str, tuple[str, ...]] = {
+    "paper/ledger": (),
+    "restated/accuracy": (),
+    "prompt/prompt": (),
+    "heads/heads": (),
+    "order/notch": ("full", "rkv 384", WAVE, f"{WAVE} wave=notch-kept-5"),
+}
 US = "the reasonalloc authors"
 
 
-def entries(results: dict[str, Any], commit: str, by: str, data: str) -> dict[str, dict[str, Any]]:
-    """An entry for each row of an accuracy's JSON, by the name of its file."""
+def entries(
+    results: dict[str, Any], commit: str, by: str, data: str, cells: tuple[str, ...] = (), study: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """An entry for each row of an accuracy's JSON, by the name of its file.
+
+    cells: that are wanted; none: all. study: the file that made the results, where one did."""
     made = results["provenance"]
     machine = {name: made["machine"][name] for name in ("processor", "cpus", "gpus")}
-    settings, found = settings_of(made["command"], made["task"]), {}
+    plan, found = plan_of(made, study), {}
     for row in results["rows"]:
-        variant = row["cell"].split()[2:]
+        if cells and row["cell"] not in cells:
+            continue
+        method, settings, variant = cell_of(row, made, plan)
         found[re.sub(r"[^a-z0-9.=-]+", "-", row["cell"].lower())] = {
             "schema": 1,
             "model": {"name": made["model"], "revision": made["weights"], "dtype": made["dtype"]},
@@ -37,15 +55,16 @@ def entries(results: dict[str, Any], commit: str, by: str, data: str) -> dict[st
                 "setting": ", ".join(x for x in row["groups"] if x),
                 "problems": row["problems"],
                 "samples": row["samples"],
+                "seed": made["seed"],
                 "temperature": made["temperature"],
                 "top_p": made["top_p"],
                 "max_new_tokens": made["max_new_tokens"],
             },
             "method": {
-                "name": row["method"],
+                "name": method,
                 "budget": row["budget"],
                 "ratio": row["ratio"],
-                "settings": settings | ({"variant": " ".join(variant)} if variant else {}),
+                "settings": settings | ({"variant": variant} if variant else {}),
             },
             "bytes": {"mean": round(row["mean_bytes"]), "peak": row["peak_bytes"]},
             "score": {"metric": "pass@1"} | {name: round(row["accuracy"][name], 6) for name in ("mean", "low", "high")},
@@ -59,6 +78,28 @@ def entries(results: dict[str, Any], commit: str, by: str, data: str) -> dict[st
             "data": data,
         }
     return found
+
+
+def plan_of(made: dict[str, Any], study: Path | None) -> dict[str, Any]:
+    """What a study file says of its cells; nothing for results that none made."""
+    if "study" not in made:
+        return {}
+    path = study or STUDIES / made["study"]
+    text = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(text).hexdigest() != made["study_sha256"]:
+        raise SystemExit(f"{path} is not the study that made the results: name it by --study FILE")
+    return dict(yaml.safe_load(text))
+
+
+def cell_of(row: dict[str, Any], made: dict[str, Any], plan: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+    """Method, what all cells of the results have set, and what tells a row from others of its method."""
+    if not plan:
+        return row["method"], settings_of(made["command"], made["task"]), " ".join(row["cell"].split()[2:])
+    label, common = row["cell"].split()[0], plan.get("config", {})
+    own = {**common, **plan["cells"][label]}
+    settings = {key: value for key, value in own.items() if key in common or key == "keep_prompt"}
+    said = {*settings, "method", "budget", "ratio", "max_bytes"}
+    return own["method"], {k: x for k, x in settings.items() if x is not False}, label if own.keys() - said else ""
 
 
 def settings_of(command: str, task: str) -> dict[str, Any]:
@@ -96,23 +137,28 @@ def page() -> str:
     return (HERE / "template.html").read_text(encoding="utf-8").replace("/*DATA*/", data)
 
 
+def made_of(path: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    return entries(json.loads(path.read_text()), args.commit, args.by, args.data, study=args.study)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json")
     parser.add_argument("--by", help="who measured them")
     parser.add_argument("--data", help="address of the chains")
     parser.add_argument("--commit", default=commit_of(ROOT), help="of the code that ran (this checkout's)")
+    parser.add_argument("--study", type=Path, metavar="FILE", help="that made them, if it was a study file of your own")
     args = parser.parse_args()
     if args.results and not (args.by and args.data and args.commit):
         parser.error("results of your own need --by, --data and, outside of a git checkout, --commit")
-    for name in OURS:
+    for name, cells in OURS.items():
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
         if commit := commit_of(path):  # without git ours stay as they are
             data = f"benchmarks/results/{Path(name).parent}"
-            write(ENTRIES / name.split("/")[0], entries(json.loads(path.read_text()), commit, US, data))
+            write(ENTRIES / name.split("/")[0], entries(json.loads(path.read_text()), commit, US, data, cells))
     for path in args.results:
         folder = re.sub(r"[^a-z0-9-]+", "-", f"{args.by}-{path.resolve().parent.name}".lower())
-        write(ENTRIES / folder, entries(json.loads(path.read_text()), args.commit, args.by, args.data))
+        write(ENTRIES / folder, made_of(path, args))
     (HERE / "index.html").write_text(page(), encoding="utf-8")
 
 
