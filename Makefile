@@ -220,11 +220,12 @@ build/sanitize/.built: $(VENV)/.packages $(C_FILES)
 
 # A package of its own beside the normal one. Python itself is not instrumented, hence the preload; it leaks by design.
 SANITIZED := $(C_TESTS:tests/c/%.c=build/sanitize/c/%) build/sanitize/c/engine $(CUDA_TESTS:tests/cuda/%.cpp=build/sanitize/cuda/%)
+EMULATED_SAMPLE := 4# of the emulated CUDA backend's cases one in so many, the others run without sanitizers
 sanitize: install build/sanitize/.built $(SANITIZED) ## the C programs and pytest's `core` tests under ASan and UBSan
 	for each in $(SANITIZED); do ./$$each; done
 	$(BIN)/python setup.py --quiet build_py --build-lib build/sanitize/lib
 	export PYTHONPATH=$(CURDIR)/build/sanitize/lib PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
-	export LD_PRELOAD="$(PRELOAD)"; \
+	export LD_PRELOAD="$(PRELOAD)" REASONALLOC_EMULATED_SAMPLE=$(EMULATED_SAMPLE); \
 	$(BIN)/python -P -c 'from reasonalloc import _core; assert "sanitize" in _core.__file__, _core.__file__'; \
 	$(BIN)/$(PYTEST) -m "core and not slow" tests
 

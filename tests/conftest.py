@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers for minutes on a busy machine
@@ -24,6 +25,17 @@ torch.set_num_threads(1)
 
 settings.register_profile("reasonalloc", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("reasonalloc")
+
+
+# One in so many of the cases on the emulated CUDA backend, always the same ones: they are slow under `make sanitize`.
+_EMULATED_SAMPLE = int(os.environ.get("REASONALLOC_EMULATED_SAMPLE", "1"))
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = [x for x in items if "cuda-emulated" in x.nodeid and zlib.crc32(x.nodeid.encode()) % _EMULATED_SAMPLE]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [x for x in items if x not in set(left_out)]
 
 
 @pytest.fixture(params=_core.isas())
