@@ -151,6 +151,18 @@ def newer():
     yield README, f"({ours} where R-KV has {theirs.replace(' %', '')};"
 
 
+def recent():
+    name = "recent/recent"
+    for cell, what in (("h2o", "all queries: `h2o`**"), ("snapkv-window-192", "`snapkv`, window 192"),
+                       ("R-KV-window-192", "`rkv`, window 192"), ("streaming", "`streaming`"),
+                       ("wave-h2o", "the wave's layer budgets"), ("order-h2o", "order 5 of them")):  # fmt: skip
+        found, row = right(name, f"{cell} 384"), rows(name)[f"{cell} 384"]
+        found = f"**{found}**" if cell == "h2o" else found
+        yield DOCS, f"{what} | {found} | {cut(name, f'{cell} 384')} | {row['mean_bytes'] / 1e6:.1f} |"
+    for cell, what in (("wave-h2o", "the wave"), ("order-h2o", "order 5")):
+        yield DOCS, f"{what} {planned(name, cell, 'h2o')}"
+
+
 def heads():
     name = "heads/heads"
     for label, what in (("R-KV", "R-KV"), ("heads", "R-KV with head shares"), ("wave", "the wave"),
@@ -214,7 +226,7 @@ def kernels():
         yield DOCS, f"| {dtype}, batch 1 / 8 | {' | '.join(said)} |"
 
 
-KINDS = (answers, parts, prompt, notch, order, newer, heads, fidelity, speed, kernels)
+KINDS = (answers, parts, prompt, notch, order, newer, recent, heads, fidelity, speed, kernels)
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 
 

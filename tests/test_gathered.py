@@ -69,6 +69,23 @@ def test_the_newest_half_stays():
             assert held[0] < 44
 
 
+def test_under_a_kept_prompt_the_newest_half_can_be_all_that_is_left():
+    """docs/methods.md: prompt and recent half fill the budget, and it keeps what the newest tokens alone would be."""
+    model = models.tiny()
+
+    def kept(method, budget):
+        cache = cache_of(model, method, budget=budget, keep_prompt=True)
+        models.step(model, cache, models.prompt(20))
+        for i in range(60):  # the same tokens, whatever each would have chosen
+            models.step(model, cache, models.prompt(1, seed=5 + i))
+        return [list(map(list, cache.positions(x.index))) for x in cache.ragged]
+
+    with pytest.warns(UserWarning, match="keeps 15 newest tokens of 30 a head, and 20 of the prompt"):
+        newest = kept("h2o", 30)
+    assert newest == kept("streaming", 30)
+    assert kept("h2o", 60) != kept("streaming", 60)  # 20 of the prompt, 30 newest, 10 by attention
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_saved_and_loaded(method, tmp_path):
     model, path = models.tiny(), tmp_path / "cache"

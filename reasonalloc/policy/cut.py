@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -112,6 +113,9 @@ class Cutter:
     def prompt(self, tokens: npt.NDArray[np.int64]) -> None:
         self._prompt = tokens
         self.budgets.protect = np.array([self.policy.schedule.protected(int(n)) for n in tokens], dtype=np.int64)
+        slots = self.budgets.fixed
+        if slots is not None and (text := self.policy.scorer.remark(int(self.budgets.protect.max(initial=0)), slots)):
+            warnings.warn(text, stacklevel=2)
 
     @property
     def _protect(self) -> npt.NDArray[np.int64]:

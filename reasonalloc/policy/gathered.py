@@ -39,6 +39,16 @@ class H2O(CoreScorer):
     def arguments(self, layer: int) -> ScoreArguments:
         return ScoreArguments(self.core, recent=self.recent)
 
+    def remark(self, protected: int, slots: int) -> str:
+        recent = int(self.recent * slots)
+        if protected + recent < slots:
+            return ""
+        return (
+            f"h2o keeps {recent} newest tokens of {slots} a head, and {protected} of the prompt stay before them: no"
+            " slot is left for what was attended to, so it keeps the newest tokens alone (take a smaller option"
+            " 'recent', a larger budget, or no kept prompt)"
+        )
+
     @property
     def statistics(self) -> StatArguments:
         return StatArguments(PROMPT_STATISTICS.index(self.prompt_statistics), decay=self.decay)

@@ -77,6 +77,10 @@ class Scorer(Part):
     def check(self, model: Model, layers: Sequence[int]) -> None:
         """ValueError for a model that it cannot score. layers: those with a budget."""
 
+    def remark(self, protected: int, slots: int) -> str:
+        """What a user should know where a head has so many slots and protected tokens; "" for nothing."""
+        return ""
+
     @property
     def in_python(self) -> bool:
         """Whether `score` is called; otherwise the C scorer of `arguments` runs."""
