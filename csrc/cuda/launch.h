@@ -52,6 +52,9 @@ typedef struct ra_cuda_layer {
     float *cosine;     /* [R, H, S] with it, or with slot 0 where there is none */
     uint32_t *tickets; /* [RA_CUDA_TICKETS], zero between launches */
     uint32_t *fault;   /* [R] bits; host memory that the device writes */
+    /* What attention has gathered of each slot; NULL: not kept. */
+    float *accumulated;  /* [R, H, S] as stat/accumulated.c */
+    int32_t *recurrence; /* [R, H, 2, S] as stat/recurrence.c: last active, longest gap */
 } ra_cuda_layer;
 
 #define RA_CUDA_TICKETS 16
@@ -84,6 +87,20 @@ size_t ra_cuda_attend_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step
 int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *step, uint32_t *tickets, void *scratch,
                    void *stream);
 
+/* ---- After it, where a layer keeps what attention gathers ---- */
+
+typedef struct ra_cuda_gathering {
+    ra_stat_config config;
+    const uint8_t *prompt; /* [R] as in ra_step, or NULL: none */
+    int32_t tokens;        /* most queries of a row that are taken in, by its new tokens, prompt and config */
+} ra_cuda_gathering;
+
+/* Takes the queries of the step's new tokens into the layer's columns, or those that the config wants of a prompt, and gives
+ * new slots their first entries: what cpu/gather.c does. It looks at the keys once more. */
+size_t ra_cuda_gather_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step, const ra_cuda_gathering *how);
+int ra_cuda_gather(const ra_cuda_layer *layer, const ra_cuda_step *step, const ra_cuda_gathering *how, void *scratch,
+                   void *stream);
+
 /* ---- A cut: begin, score, allocate, choose, apply ---- */
 
 typedef enum ra_cuda_scorer {
@@ -91,7 +108,10 @@ typedef enum ra_cuda_scorer {
     RA_CUDA_RKV_CENTRED,
     RA_CUDA_IMPORTANCE,
     RA_CUDA_RECENCY,
-    RA_CUDA_RANDOM
+    RA_CUDA_RANDOM,
+    RA_CUDA_H2O,
+    RA_CUDA_LAZY,
+    RA_CUDA_RAAS
 } ra_cuda_scorer;
 
 typedef struct ra_cuda_cut {
@@ -101,6 +121,8 @@ typedef struct ra_cuda_cut {
     float alpha, threshold; /* ra_score_config */
     int32_t kernel;
     uint64_t seed;
+    float recent;
+    bool published_code;
     float scale, softcap; /* of the logits in scores and in lost */
     ra_route_config route;
     /* Results, device memory. */
