@@ -91,6 +91,7 @@ def test_saved_and_loaded(method, tmp_path):
 def test_a_backend_without_the_scorer(monkeypatch):
     """Host memory, and stats() says so; asked for by name it is refused."""
     pytest.importorskip("reasonalloc._cuda_emulated")
+    monkeypatch.setattr(backends.Backend, "supports", lambda _self, scorer: scorer != "h2o")
     monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
     model = models.tiny()
     cache = cache_of(model, "h2o")
