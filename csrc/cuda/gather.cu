@@ -1,17 +1,20 @@
 /* What attention gathers of each slot (stat/accumulated.c, stat/recurrence.c), after the step's attention.
  *
- * Queries come in tiles of tokens, so that memory grows with the slots alone: their logits against the keys, once more, their
- * softmaxes, and then the columns, a slot a thread, query by query in order. A query's weights do not depend on the tile that
- * it is in, so that a row gives the same bits in any batch. */
+ * Logits of a row's one new token attention may have left. Others are computed once more, in tiles of tokens, so that memory
+ * grows with the slots alone. Then come their softmaxes, and the columns, a slot a thread, query by query in order. What becomes
+ * of a query depends neither on its tile nor on other rows, so that a row gives the same bits in any batch. */
 #include "score.cuh"
 
 constexpr int TILE_QUERIES = 256;               /* of a head in a tile, where its token has no more */
 constexpr size_t TILE_BYTES = (size_t)128 << 20; /* of logits, likewise */
 
+enum which_rows { ALL, LEFT, OTHERS }; /* LEFT: those whose logits attention has left */
+
 struct gather_job {
     ra_cuda_layer l;
     ra_cuda_step s;
     ra_cuda_gathering how;
+    which_rows which;
     int first, tokens; /* of the tile, among the queries of a row that are taken in */
     int queries;       /* of a head: room */
     int64_t stride;    /* S of logits */
@@ -36,7 +39,14 @@ RA_DEVICE taking taking_of(const gather_job &j, int row)
         t.kept = t.anew = true;
         t.count = j.how.config.prompt == RA_PROMPT_WINDOW ? j.l.q_end[row] - j.l.q_begin[row] : 0;
     }
+    if (j.which != ALL && (j.which == LEFT) != (t.fresh == 1 && !t.anew))
+        t.fresh = t.count = 0;
     return t;
+}
+/* Queries of a head in the tile. */
+RA_DEVICE int queries_here(const gather_job &j, const taking &t)
+{
+    return most(0, least(j.tokens, t.count - j.first)) * j.l.group;
 }
 /* Number of a query's token among the step's new ones of its row; negative: it came before. */
 RA_DEVICE int fresh_place(const taking &t, int token) { return t.fresh - t.count + token; }
@@ -51,12 +61,12 @@ RA_KERNEL(THREADS, 4) load_queries(gather_job j)
     const int pair = blockIdx.x, row = pair / j.l.kv_heads, head = pair % j.l.kv_heads, d = j.l.head_dim;
     const int lane = threadIdx.x % 32, group = j.l.group;
     const taking t = taking_of(j, row);
-    const int here = most(0, least(j.tokens, t.count - j.first)), token = j.first + blockIdx.y;
+    const int here = queries_here(j, t), token = j.first + blockIdx.y;
     if (head == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
-        j.counts[2 * row] = here * group;
-        j.counts[2 * row + 1] = t.count - j.first - here;
+        j.counts[2 * row] = here;
+        j.counts[2 * row + 1] = t.count - j.first - here / group;
     }
-    if ((int)blockIdx.y >= here)
+    if ((int)blockIdx.y * group >= here)
         return;
     for (int g = threadIdx.x / 32; g < group; g += WARPS) {
         const int64_t to = (int64_t)pair * j.queries + blockIdx.y * group + g;
@@ -91,9 +101,9 @@ RA_KERNEL(THREADS, 4) softmax_ends(gather_job j)
 {
     const shared<float> scratch = shared_at<float>(0);
     const int pair = blockIdx.x, row = pair / j.l.kv_heads, query = blockIdx.y, group = j.l.group;
-    if (query >= j.counts[2 * row])
-        return;
     const taking t = taking_of(j, row);
+    if (query >= queries_here(j, t))
+        return;
     const int token = j.first + query / group, sees = j.l.slots[pair] - (t.count - 1 - token),
               place = fresh_place(t, token);
     const int64_t at = (int64_t)pair * j.queries + query;
@@ -101,13 +111,14 @@ RA_KERNEL(THREADS, 4) softmax_ends(gather_job j)
         j.s.visible && place >= 0 ? j.s.visible + number_of(j, row, place) * j.s.visible_stride : 0;
     const int32_t *positions = positions_of(j.l, pair);
     float *logits = j.logits + at * j.stride;
-    const float back = j.scales[at], sink = j.l.sinks[pair % j.l.kv_heads * group + query % group];
+    const float back = j.which == LEFT ? 0 : j.scales[at], sink = j.l.sinks[pair % j.l.kv_heads * group + query % group];
     float top = sink, sum = 0;
     for (int i = threadIdx.x; i < sees; i += THREADS) {
-        const bool shown = !visible || visible[positions[i]];
-        const float x = shown ? softcapped(logits[i] * back * j.s.scale, j.s.softcap) : -INFINITY;
-        logits[i] = x;
-        top = fmaxf(top, x);
+        if (j.which != LEFT) {
+            const bool shown = !visible || visible[positions[i]];
+            logits[i] = shown ? softcapped(logits[i] * back * j.s.scale, j.s.softcap) : -INFINITY;
+        }
+        top = fmaxf(top, logits[i]);
     }
     top = block_max(top, scratch);
     for (int i = threadIdx.x; i < sees; i += THREADS) /* the thread's own */
@@ -143,7 +154,7 @@ RA_KERNEL(THREADS, 4) fill_columns(gather_job j)
         last = lasts ? lasts[i] : 0;
         gap = lasts ? lasts[entries_of(j.l) + i] : 0;
     }
-    const int here = most(0, least(j.tokens, t.count - j.first));
+    const int here = queries_here(j, t) / group;
     const int64_t at = (int64_t)pair * j.queries;
     for (int token = 0; token < here; token++) {
         const int later = t.count - 1 - (j.first + token);
@@ -180,7 +191,7 @@ static size_t lay(gather_job *j, void *memory)
     char *at = (char *)memory;
     size_t used = 0;
     const size_t pairs = (size_t)j->l.rows * j->l.kv_heads, d = j->l.head_dim, group = j->l.group;
-    j->stride = (int64_t)pages_for(most(1, j->s.most_slots)) * PAGE;
+    j->stride = list_room(j->s.most_slots);
     const size_t token = pairs * group * j->stride * sizeof(float), room = token > TILE_BYTES ? token : TILE_BYTES;
     const int some = least(most(1, j->how.tokens), most(1, TILE_QUERIES / (int)group));
     const size_t most_queries = some * group, bytes = some * token < room ? some * token : room;
@@ -198,6 +209,25 @@ static size_t lay(gather_job *j, void *memory)
     return used;
 }
 
+/* With the logits there. */
+static int weigh_tile(const gather_job &j, bool any, void *stream)
+{
+    const unsigned pairs = j.l.rows * j.l.kv_heads, parts = (unsigned)((j.stride + THREADS - 1) / THREADS);
+    const int error = any ? RA_LAUNCH(softmax_ends, dim3(pairs, j.queries), THREADS, 64, stream, j) : 0;
+    return error ? error : RA_LAUNCH(fill_columns, dim3(pairs, parts), THREADS, 0, stream, j);
+}
+
+static int take_left(gather_job j, void *stream)
+{
+    j.which = LEFT;
+    j.tokens = 1;
+    j.queries = j.l.group;
+    j.stride = list_room(j.s.most_slots);
+    j.logits = j.s.left;
+    j.ends = j.logits + (int64_t)j.l.rows * j.l.kv_heads * j.queries * j.stride;
+    return weigh_tile(j, true, stream);
+}
+
 extern "C" size_t ra_cuda_gather_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step, const ra_cuda_gathering *how)
 {
     gather_job j = {};
@@ -213,21 +243,21 @@ extern "C" int ra_cuda_gather(const ra_cuda_layer *layer, const ra_cuda_step *st
     j.l = *layer, j.s = *step, j.how = *how;
     if (!pairs || step->tokens < 1)
         return 0;
+    int error = step->left ? take_left(j, stream) : 0;
+    if (error || how->tokens < 0)
+        return error;
+    j.which = step->left ? OTHERS : ALL;
     lay(&j, scratch);
     logits_job keys = {*layer, 0, {}, 1, 0, false, j.asked, j.counts};
     keys.s.stride = j.stride, keys.s.queries = j.queries, keys.s.logits = j.logits;
     keys.s.parts = (int32_t)((j.stride + BLOCK_SLOTS - 1) / BLOCK_SLOTS);
-    int error = 0;
     do { /* once at least: new slots get their first entries */
         if (how->tokens > 0)
             error = RA_LAUNCH(load_queries, dim3(pairs, j.tokens), THREADS, 0, stream, j);
         if (how->tokens > 0 && !error)
             error = ra_cuda_logits(keys, stream);
-        if (how->tokens > 0 && !error)
-            error = RA_LAUNCH(softmax_ends, dim3(pairs, j.queries), THREADS, 64, stream, j);
         if (!error)
-            error = RA_LAUNCH(fill_columns, dim3(pairs, (unsigned)((j.stride + THREADS - 1) / THREADS)), THREADS, 0,
-                              stream, j);
+            error = weigh_tile(j, how->tokens > 0, stream);
         j.first += j.tokens;
     } while (!error && j.first < how->tokens);
     return error;

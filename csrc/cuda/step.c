@@ -25,22 +25,45 @@ static int64_t total_of(const ra_layer *layer, const ra_step *step)
     return step->begin ? step->begin[layer->rows] : layer->rows * step->tokens;
 }
 
-/* Whether some row's new tokens are of its prompt, and that makes a difference. */
+/* Whether a row's new tokens are of its prompt, and statistics do not take all of that in. */
+static bool begins_anew(const ra_layer *layer, const ra_step *step, int64_t row)
+{
+    return step->prompt && step->prompt[row] && layer->stats.prompt != RA_PROMPT_ALL;
+}
+
 static bool takes_prompt(const ra_layer *layer, const ra_step *step)
 {
     bool any = false;
-    for (int64_t row = 0; step->prompt && row < layer->rows; row++)
-        any |= step->prompt[row];
-    return any && gathers(layer) && layer->stats.prompt != RA_PROMPT_ALL;
+    for (int64_t row = 0; row < layer->rows; row++)
+        any |= begins_anew(layer, step, row);
+    return any && gathers(layer);
 }
 
-/* Most queries of a row that its statistics take in. */
-static int64_t most_queries(const ra_layer *layer, const ra_step *step)
+/* Whether attention can leave a row's logits for its statistics. */
+static bool leaves(const ra_layer *layer, const ra_step *step, int64_t row)
 {
-    int64_t most = 0;
+    return fresh_of(step, row) == 1 && !begins_anew(layer, step, row);
+}
+
+/* Whether it does of any row: where its kernel can, and there is one. */
+static bool any_leaves(const ra_layer *layer, const ra_step *step, const ra_cuda_step *job)
+{
+    bool any = false;
+    for (int64_t row = 0; row < layer->rows; row++)
+        any |= leaves(layer, step, row);
+    return any && gathers(layer) && step->out.data && ra_cuda_left_bytes(&ra_cuda_layer_of(layer)->lists, job);
+}
+
+/* Most queries of a row that its statistics take in; left: of those rows whose logits attention does not leave, -1 where
+ * there are none. */
+static int64_t most_queries(const ra_layer *layer, const ra_step *step, bool left)
+{
+    int64_t most = -1;
     for (int64_t row = 0; row < layer->rows; row++) {
         int64_t queries = fresh_of(step, row);
-        if (step->prompt && step->prompt[row] && layer->stats.prompt != RA_PROMPT_ALL)
+        if (!queries || (left && leaves(layer, step, row)))
+            continue;
+        if (begins_anew(layer, step, row))
             queries = layer->stats.prompt == RA_PROMPT_WINDOW ? layer->window : 0;
         most = ra_max(most, queries);
     }
@@ -63,10 +86,18 @@ static step_pieces lay_step(const ra_layer *layer, const ra_step *step, cuda_pie
     return out;
 }
 
+/* Where in scratch attention leaves logits: behind its own. */
+static size_t left_at(const ra_cuda_layer *lists, const ra_cuda_step *step)
+{
+    return (ra_cuda_attend_bytes(lists, step) + 255) / 256 * 256;
+}
+
 static size_t kernel_bytes(const ra_cuda_layer *lists, const ra_cuda_step *step, const ra_cuda_gathering *how)
 {
     size_t bytes = ra_cuda_append_bytes(lists, step), attend = ra_cuda_attend_bytes(lists, step);
     size_t gather = how ? ra_cuda_gather_bytes(lists, step, how) : 0;
+    if (how)
+        attend = left_at(lists, step) + ra_cuda_left_bytes(lists, step);
     bytes = attend > bytes ? attend : bytes;
     return gather > bytes ? gather : bytes;
 }
@@ -86,8 +117,8 @@ static ra_status reserve(ra_layer *layer, int64_t tokens, int64_t slots)
         return status;
     const ra_cuda_layer *lists = &ra_cuda_layer_of(layer)->lists;
     /* Any strides will do: sizes do not depend on them. */
-    ra_cuda_step one = {.tokens = 1, .most_slots = (int32_t)slots},
-                 many = {.tokens = (int32_t)tokens, .most_slots = (int32_t)slots};
+    ra_cuda_step one = {.tokens = 1, .queries.dtype = lists->format, .most_slots = (int32_t)slots}, many = one;
+    many.tokens = (int32_t)tokens;
     ra_cuda_gathering few = {.tokens = 1}, all = {.tokens = (int32_t)tokens};
     if (layer->stats.prompt == RA_PROMPT_WINDOW && tokens > 1) /* a prompt's last part may be shorter */
         all.tokens = (int32_t)ra_max(tokens, layer->window);
@@ -126,8 +157,8 @@ static ra_status run(ra_layer *layer, const ra_step *step)
                         .visible_stride = step->visible_stride,
                         .out = step->out,
                         .most_slots = (int32_t)slots};
-    ra_cuda_gathering how = {.config = layer->stats, .tokens = (int32_t)most_queries(layer, step)};
-    bool kept = gathers(layer);
+    bool kept = gathers(layer), left = any_leaves(layer, step, &job);
+    ra_cuda_gathering how = {.config = layer->stats, .tokens = (int32_t)most_queries(layer, step, left)};
     cuda_pieces pieces = {0};
     (void)lay_step(layer, step, &pieces);
     status = ra_cuda_scratch(pool, pieces.used + kernel_bytes(lists, &job, kept ? &how : NULL));
@@ -148,6 +179,7 @@ static ra_status run(ra_layer *layer, const ra_step *step)
     if (at.prompt && !error)
         error = ra_device_up(at.prompt, step->prompt, (size_t)layer->rows, stream);
     how.prompt = at.prompt;
+    job.left = left ? (float *)(void *)(at.rest + left_at(lists, &job)) : NULL;
     job.begin = at.begin;
     job.index = at.index;
     job.visible = at.visible;

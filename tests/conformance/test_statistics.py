@@ -47,7 +47,11 @@ def pieces(chunked):
 @pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize("prompt", [0, 1, 2])
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize(("group", "dim"), [(1, 8), (3, 20), (20, 5), (6, 1024)])
+@pytest.mark.parametrize(
+    ("page_format", "group", "dim"),
+    [("float32", 1, 8), ("bfloat16", 3, 20), ("float32", 20, 5), ("float16", 6, 1024), ("bfloat16", 4, 64),
+     ("float16", 12, 128), ("float32", 2, 64)],
+)  # fmt: skip
 def test_prompts_chunks_and_masks(backend, page_format, scorer, prompt, chunked, group, dim):
     random = np.random.default_rng(group + 7 * prompt)
     stats = gathered.Stats(prompt, 0.9, 0.03, relative=False)
@@ -63,8 +67,9 @@ def test_prompts_chunks_and_masks(backend, page_format, scorer, prompt, chunked,
     if chunked and prompt == 1:
         visible[:PROMPT] = np.tri(PROMPT, TOKENS, dtype=bool)  # of earlier chunks' queries the masks are gone
     for begin, end, in_prompt in pieces(chunked):
-        new = [backend.tensor(x[:, :, begin:end].copy()) for x in (q, k, k)]
-        out = None if begin == 0 else torch.empty(1, end - begin, HEADS * group, dim, device=backend.device)
+        new = [backend.tensor(x[:, :, begin:end].copy(), DTYPES[page_format]) for x in (q, k, k)]
+        shape = (1, end - begin, HEADS * group, dim)
+        out = None if begin == 0 else torch.empty(shape, dtype=new[0].dtype, device=backend.device)
         arguments = (
             *new,
             out,
@@ -86,17 +91,20 @@ def test_prompts_chunks_and_masks(backend, page_format, scorer, prompt, chunked,
                 gathered.check_columns(layer, 0, h, head.slots(visible, end), scorer, atol=1e-5 * group)
 
 
-def test_rows_in_a_prompt_beside_others(backend):
-    """Each row says for itself whether it is in its prompt."""
-    random, stats, dim = np.random.default_rng(0), gathered.Stats(2, 1.0, 0.02), 16
-    pool = backend.pool("float32", dim)
-    make = lambda rows: _core.Layer(pool, rows, 1, 2, 4, "h2o", 0, tuple(stats))  # noqa: E731
+@pytest.mark.parametrize("scorer", ["h2o", "lazy"])
+@pytest.mark.parametrize("prompt", [0, 1, 2])
+@pytest.mark.parametrize(("page_format", "dim"), [("float32", 16), ("bfloat16", 64), ("float16", 128), ("float16", 24)])
+def test_rows_in_a_prompt_beside_others(backend, page_format, dim, prompt, scorer):
+    """Each row says for itself whether it is in its prompt, and gathers the same bits as alone."""
+    random, stats, dtype = np.random.default_rng(0), gathered.Stats(prompt, 0.9, 0.02), DTYPES[page_format]
+    pool = backend.pool(page_format, dim)
+    make = lambda rows: _core.Layer(pool, rows, 1, 2, 4, scorer, 0, tuple(stats))  # noqa: E731
     both, alone = make(2), [make(1), make(1)]
 
     def step(layer, tokens, prompt):
         begin = np.concatenate([[0], np.cumsum([x[0].shape[1] for x in tokens])])
         q, k = (torch.cat([x[i] for x in tokens], 1)[None] for i in range(2))
-        out = torch.empty(1, q.shape[2], 2, dim, device=backend.device)
+        out = torch.empty(1, q.shape[2], 2, dim, dtype=dtype, device=backend.device)
         arguments = (q, k, k, out, 0.3, None, begin, np.arange(begin[-1]), 0.0, None, None, np.array(prompt))
         while missing := layer.step(*arguments):
             backend.add_pages(pool, missing)
@@ -106,13 +114,15 @@ def test_rows_in_a_prompt_beside_others(backend):
         ([1, 6], [False, True]),
         ([1, 1], [False, True]),
         ([3, 1], [False] * 2),
+        ([1, 90], [False, True]),
+        ([1, 30], [False, False]),
     ):
-        tokens = [[backend.tensor(random.standard_normal((h, n, dim))) for h in (2, 1)] for n in lengths]
+        tokens = [[backend.tensor(random.standard_normal((h, n, dim)), dtype) for h in (2, 1)] for n in lengths]
         step(both, tokens, prompt)
         for row in range(2):
             step(alone[row], tokens[row : row + 1], prompt[row : row + 1])
             assert both.columns(row, 0) == alone[row].columns(0, 0)
-    assert np.frombuffer(both.columns(1, 0)[1], np.float32).sum() > 0
+    assert np.frombuffer(both.columns(1, 0)[1], np.float32 if scorer == "h2o" else np.int32).sum() > 0
 
 
 @pytest.mark.parametrize(
