@@ -30,9 +30,14 @@ static const struct {
     const char *name;
     ra_cuda_scorer number;
 } scorers[] = {
-    {"rkv", RA_CUDA_RKV},         {"rkv-centred", RA_CUDA_RKV_CENTRED}, {"importance", RA_CUDA_IMPORTANCE},
-    {"recency", RA_CUDA_RECENCY}, {"random", RA_CUDA_RANDOM},           {"h2o", RA_CUDA_H2O},
-    {"lazy", RA_CUDA_LAZY},       {"raas", RA_CUDA_RAAS},
+    {"rkv", RA_CUDA_RKV},
+    {"rkv-centred", RA_CUDA_RKV_CENTRED},
+    {"importance", RA_CUDA_IMPORTANCE},
+    {"recency", RA_CUDA_RECENCY},
+    {"random", RA_CUDA_RANDOM},
+    {"h2o", RA_CUDA_H2O},
+    {"lazy", RA_CUDA_LAZY},
+    {"raas", RA_CUDA_RAAS},
 };
 
 bool ra_cuda_supports(const ra_scorer *scorer)
