@@ -55,6 +55,8 @@ def kernel_rows(tiny: bool, clock: Clock) -> Iterator[Row]:
     shape, dtype = layer_shape(tiny)
     for rows, n in [(2, 24)] if tiny else [(1, 1024), (32, 1024), (256, 1024)]:
         yield kernels(shape, rows, n, dtype, clock)
+    for scorer in ("h2o", "lazy"):  # what gathering costs a step
+        yield kernels(shape, 2 if tiny else 32, 24 if tiny else 1024, dtype, clock, scorer)
 
 
 def cut_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
@@ -105,12 +107,12 @@ def table(part: str, rows: list[Row], copy_rate: float) -> Iterator[str]:
             yield f"| {row['rows']} | {row['budget']} | {ours * 1e6:.0f} | {theirs * 1e6:.0f} | {theirs / ours:.1f} |"
         return
     if part == "kernels":
-        yield "| rows | n | of | kernel | us |"
-        yield "|---|---|---|---|---|"
+        yield "| rows | n | scorer | of | kernel | us |"
+        yield "|---|---|---|---|---|---|"
         for row in rows:
             for what in ("step", "cut"):
                 for name, us in sorted(row[what].items(), key=lambda x: -x[1]):
-                    yield f"| {row['rows']} | {row['n']} | {what} | `{name}` | {us} |"
+                    yield f"| {row['rows']} | {row['n']} | {row['scorer']} | {what} | `{name}` | {us} |"
         return
     keys = [name for name in rows[0] if name != "samples"] if rows else []
     yield "| " + " | ".join(keys) + " |"

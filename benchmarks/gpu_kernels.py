@@ -13,19 +13,21 @@ from gpu_timing import Clock
 ROUNDS = 8
 
 
-def kernels(shape: Shape, rows: int, n: int, dtype: torch.dtype, clock: Clock) -> dict[str, Any]:
-    """Microseconds of each kernel of a decode step over n slots a head, and of a cut from n + 128 to n."""
-    step = _step(shape, Case(rows, n), dtype, clock)
-    layer = Layer(shape, [n + INTERVAL] * rows, dtype, clock, dense=False)
+def kernels(shape: Shape, rows: int, n: int, dtype: torch.dtype, clock: Clock, scorer: str = "rkv") -> dict[str, Any]:
+    """Microseconds of each kernel of a decode step over n slots a head, and of a cut from n + 128 to n, with a scorer
+    and the statistics that it needs."""
+    step = _step(shape, Case(rows, n), dtype, clock, scorer)
+    layer = Layer(shape, [n + INTERVAL] * rows, dtype, clock, dense=False, scorer=scorer)
     feed = feeder(layer, dtype)
     cut(layer, ROUTED, n)  # the first one compares all keys
     feed()
-    return {"rows": rows, "n": n, "step": step, "cut": _profiled(clock, lambda: cut(layer, ROUTED, n), feed)}
+    parts = _profiled(clock, lambda: cut(layer, ROUTED, n), feed)
+    return {"rows": rows, "n": n, "scorer": scorer, "step": step, "cut": parts}
 
 
-def _step(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock) -> dict[str, float]:
+def _step(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock, scorer: str) -> dict[str, float]:
     copies = copies_for(shape, case, dtype, clock)
-    layers = [Layer(shape, case.lengths(), dtype, clock, dense=False) for _ in range(copies)]
+    layers = [Layer(shape, case.lengths(), dtype, clock, dense=False, scorer=scorer) for _ in range(copies)]
     for layer in layers:
         layer.step()
         layer.prepare(ROUNDS + 1)

@@ -54,11 +54,19 @@ class Case:
 class Layer:
     """A layer of ours and, where they are wanted, the same keys and values in one piece."""
 
-    def __init__(self, shape: Shape, lengths: list[int], dtype: torch.dtype, clock: Clock, dense: bool = True) -> None:
-        self.shape, self.lengths, self.clock = shape, lengths, clock
+    def __init__(
+        self,
+        shape: Shape,
+        lengths: list[int],
+        dtype: torch.dtype,
+        clock: Clock,
+        dense: bool = True,
+        scorer: str = SCORE[0],
+    ) -> None:
+        self.shape, self.lengths, self.clock, self.scorer = shape, lengths, clock, scorer
         rows, heads, size = len(lengths), shape.kv_heads, shape.head_dim
         self.pool = PagePool(str(dtype).removeprefix("torch."), size, backend_for(clock.device, "model"))
-        self.core = _core.Layer(self.pool.core, rows, heads, heads * shape.group, WINDOW, "rkv", 2 * INTERVAL)
+        self.core = _core.Layer(self.pool.core, rows, heads, heads * shape.group, WINDOW, scorer, 2 * INTERVAL)
         self.keys = self.values = torch.zeros(0)
         most = max(lengths)
         if dense:
@@ -201,8 +209,8 @@ def kept_as_published(layer: Layer, budget: int) -> float:
 
 
 def cut(layer: Layer, route: tuple[float, ...], budget: int) -> None:
-    totals = np.full(len(layer.lengths), budget * layer.shape.kv_heads)
-    while missing := layer.core.cut(totals, np.zeros_like(totals), SCORE, route, None, None, None):
+    totals, score = np.full(len(layer.lengths), budget * layer.shape.kv_heads), (layer.scorer, *SCORE[1:])
+    while missing := layer.core.cut(totals, np.zeros_like(totals), score, route, None, None, None):
         layer.pool.grow(missing)
 
 

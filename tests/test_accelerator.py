@@ -79,7 +79,7 @@ def test_a_row_in_a_batch_is_the_row_alone(device):
                 assert np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("method", ["reasonalloc", "rkv", "snapkv", "random", "streaming"])
+@pytest.mark.parametrize("method", ["reasonalloc", "rkv", "snapkv", "random", "streaming", "h2o", "raas"])
 def test_the_cut_is_that_of_a_model_on_the_cpu(method, device):
     ids = models.prompt(120)
     caches = []

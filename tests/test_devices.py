@@ -49,8 +49,9 @@ def results(layer):
 # ---- Layers ----
 
 
-def test_steps_and_cuts_do_not_wait_and_allocate_nothing():
-    pool, layer = made()
+@pytest.mark.parametrize("scorer", ["rkv", "h2o", "lazy"])
+def test_steps_and_cuts_do_not_wait_and_allocate_nothing(scorer):
+    pool, layer = made(scorer=scorer)
     random, totals, protect = np.random.default_rng(0), np.full(2, 60), np.zeros(2, np.int64)
     pool.add_slab(torch.full((64 * pool.page_bytes,), 255, dtype=torch.uint8))
     for turn in range(120):
@@ -58,7 +59,7 @@ def test_steps_and_cuts_do_not_wait_and_allocate_nothing():
             before = emulated.waits(), emulated.allocations(), _core.allocations()
         step(pool, layer, random)
         if turn % 8 == 7:
-            assert layer.cut(totals, protect, RKV, ROUTE, None, None, None) == 0
+            assert layer.cut(totals, protect, (scorer, *RKV[1:]), ROUTE, None, None, None) == 0
     assert (emulated.waits(), emulated.allocations(), _core.allocations()) == before
     assert slots(layer, HEADS).sum(1).tolist() == [60, 60]  # this waits
     assert emulated.waits() > before[0]
@@ -186,24 +187,26 @@ def test_wrong_places_are_refused():
         _core.Pool("float32", 16, "cuda")
 
 
+@pytest.mark.parametrize("scorer", ["rkv", "h2o", "raas"])
 @pytest.mark.parametrize("order", [1, 2])
-def test_the_order_of_threads_changes_nothing(order):
+def test_the_order_of_threads_changes_nothing(order, scorer):
     def run(number):
         emulated.set_order(number)
         try:
             random = np.random.default_rng(6)
-            pool, layer = made(3)
+            pool, layer = made(3, scorer)
             shown = [step(pool, layer, random, 70)]
             for _ in range(3):
                 shown.append(step(pool, layer, random))
                 budgets, lost, flags = results(layer)
-                layer.cut(np.array([90, 40, 60]), np.full(3, 2), RKV, ROUTE, budgets, lost, flags)
+                layer.cut(np.array([90, 40, 60]), np.full(3, 2), (scorer, *RKV[1:]), ROUTE, budgets, lost, flags)
                 shown += [torch.from_numpy(x) for x in (budgets, lost)]
             kept = [positions(layer, row, head).tolist() for row in range(3) for head in range(HEADS)]
             room, table = layer.table()
             pages = np.frombuffer(table, np.int32).reshape(6, room)
             used = [row[: -(-len(held) // 16)].tolist() for row, held in zip(pages, kept, strict=True)]
-            return [x.numpy().tobytes() for x in shown], kept, used
+            columns = [layer.columns(row, head) for row in range(3) for head in range(HEADS)]
+            return [x.numpy().tobytes() for x in shown], kept, used, columns
         finally:
             emulated.set_order(0)
 

@@ -13,6 +13,15 @@ METHODS = ["h2o", "lazyeviction", "raas"]
 SMALL = {"budget": 24, "interval": 8, "window": 4}
 
 
+@pytest.fixture(params=["cpu", "cuda-emulated"], autouse=True)
+def where(request, monkeypatch):
+    """Name of the backend."""
+    if request.param != "cpu":
+        pytest.importorskip("reasonalloc._cuda_emulated")
+        monkeypatch.setenv(backends.VARIABLE, request.param)
+    return request.param
+
+
 def cache_of(model, method, **changes):
     return ra.ReasonAllocCache(model, ra.Config(method=method, **(SMALL | changes)))
 
@@ -47,11 +56,12 @@ def test_a_padded_row_gathers_what_it_gathers_alone(method, prompt):
     assert any(np.frombuffer(x, np.int32).any() for x in columns(batch)) or prompt == "none"
 
 
-def test_sums_are_those_of_all_queries():
+def test_sums_are_those_of_all_queries(where):
     """Nothing evicted: what all heads have been given is one for each query head and query."""
     model = models.tiny()
     cache = cache_of(model, "h2o", budget=500)
     models.step(model, cache, models.prompt(30))
+    assert cache.stats()["backends"] == [f"{where} on cpu"]
     go_on(model, cache, 9)
     for layer in cache.ragged:
         for h in range(layer.heads):
@@ -108,6 +118,7 @@ def test_saved_and_loaded(method, tmp_path):
 def test_a_backend_without_the_scorer(monkeypatch):
     """Host memory, and stats() says so; asked for by name it is refused."""
     pytest.importorskip("reasonalloc._cuda_emulated")
+    monkeypatch.setattr(backends.Backend, "supports", lambda _self, scorer: scorer != "h2o")
     monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
     model = models.tiny()
     cache = cache_of(model, "h2o")

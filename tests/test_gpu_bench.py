@@ -33,7 +33,7 @@ def test_every_part_runs(emulated, tmp_path, capsys):
     output = tmp_path / "gpu.json"
     gpu.main(["--device", "cpu", "--tiny", "--output", str(output)])
     result = json.loads(output.read_text())
-    assert [len(result[part]) for part in gpu.PARTS] == [3, 1, 1, 3, 2]
+    assert [len(result[part]) for part in gpu.PARTS] == [3, 3, 1, 3, 2]
     for row in result["attention"]:
         assert row["errors"]["ours"] < 1e-5 and len(row["seconds"]["ours"]) == len(row["seconds"]["SDPA"]) == 3
     (cut,) = result["cuts"]

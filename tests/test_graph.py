@@ -17,7 +17,7 @@ from reasonalloc.hf.decode import Sampling, generate
 from reasonalloc.store import backends
 
 TIGHT = {"budget": 24, "interval": 8, "window": 4}
-PARTS_IN_C = ["reasonalloc", "rkv", "snapkv", "random", "streaming", "full"]
+PARTS_IN_C = ["reasonalloc", "rkv", "snapkv", "random", "streaming", "full", "h2o", "lazyeviction", "raas"]
 
 
 def made(model, prompts, **changes):

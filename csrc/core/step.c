@@ -211,6 +211,15 @@ static bool all_finite(const ra_layer *layer, const ra_step *step)
     return true;
 }
 
+/* Whether statistics take a row's new tokens otherwise than a decoded one's, because they are of its prompt. */
+static bool treats_prompts(const ra_layer *layer, const ra_step *step)
+{
+    bool any = false;
+    for (int64_t row = 0; step->prompt && row < layer->rows; row++)
+        any |= step->prompt[row];
+    return any && layer->stats.prompt != RA_PROMPT_ALL && ra_stats_gather(layer);
+}
+
 ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parallel)
 {
     if (!layer || !step || !begins_well(layer, step->begin, step->tokens) || (step->index && !step->begin) ||
@@ -233,7 +242,8 @@ ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parall
     if (looks && !all_finite(layer, step))
         return RA_ERR_NOT_FINITE;
     if (!looks && pool->backend->device->capturing(pool) &&
-        (need.tokens != 1 || step->begin || step->visible || !ra_lists_fit_capture(layer)))
+        (need.tokens != 1 || step->begin || step->visible || treats_prompts(layer, step) ||
+         !ra_lists_fit_capture(layer)))
         return RA_ERR_CAPTURE;
     ra_cut_abandon(layer);
     pool->reserved -= layer->reserved;

@@ -279,6 +279,24 @@ RA_DEVICE void move_cached(const apply_job &j, int pair)
         j.l.cached[pair] = survivors;
 }
 
+/* ---- So do columns ---- */
+
+RA_DEVICE void move_column(const apply_job &j, int pair, uint32_t *column)
+{
+    const int keep = j.keep[pair], prefix = j.plan[PLANS * pair + PREFIX];
+    const int32_t *kept = j.kept + pair * entries_of(j.l);
+    for (int first = prefix; first < keep; first += THREADS) {
+        const int i = first + threadIdx.x;
+        uint32_t x = 0;
+        if (i < keep)
+            x = load_part(column + kept[i]);
+        block_sync(); /* i <= kept[i]: later ones are read from behind */
+        if (i < keep)
+            column[i] = x;
+        block_sync();
+    }
+}
+
 /* ---- Home: head by head, from the last page down ---- */
 
 RA_KERNEL(THREADS, 4) settle_pages(apply_job j)
@@ -318,6 +336,10 @@ RA_KERNEL(THREADS, 4) settle_pages(apply_job j)
             pages[stay + i] = j.taken[pair * j.stride + i];
         if (j.l.cached)
             move_cached(j, pair);
+        if (j.l.accumulated)
+            move_column(j, pair, (uint32_t *)j.l.accumulated + pair * entries_of(j.l));
+        for (int field = 0; field < 2 && j.l.recurrence; field++)
+            move_column(j, pair, (uint32_t *)j.l.recurrence + (2 * (int64_t)pair + field) * entries_of(j.l));
     }
     if (!last_block(&j.l.tickets[0], 64))
         return;

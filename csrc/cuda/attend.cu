@@ -47,6 +47,20 @@ extern "C" size_t ra_cuda_attend_bytes(const ra_cuda_layer *layer, const ra_cuda
            (size_t)(layer->head_dim + 4) * sizeof(float);
 }
 
+/* Whether matrix units serve it: queries are of the pages' dtype. */
+static bool is_matrix(const ra_cuda_layer *layer, const ra_cuda_step *step)
+{
+    const int needs = layer->format == RA_BF16 ? 80 : 75;
+    return is_fast(layer->head_dim) && layer->format != RA_F32 && step->queries.dtype == layer->format &&
+           ra_cuda_capability() >= needs;
+}
+
+extern "C" size_t ra_cuda_left_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step)
+{
+    const size_t queries = (size_t)layer->rows * layer->kv_heads * layer->group;
+    return is_matrix(layer, step) ? queries * (list_room(step->most_slots) + 2) * sizeof(float) : 0;
+}
+
 static bool aligned_to_vectors(const void *data, int dtype, int64_t a, int64_t b, int64_t c)
 {
     const int64_t elements = 16 / size_of(dtype);
@@ -74,12 +88,12 @@ extern "C" int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *st
     p.cap_log2 = step->softcap > 0 ? step->softcap * LOG2_E : 0;
     p.partial = (float *)scratch;
     p.tickets = tickets;
-    const bool same = q.dtype == layer->format;
+    if (step->left)
+        return layer->format == RA_BF16 ? ra_attend_matrix_left_bf16(p, stream) : ra_attend_matrix_left_f16(p, stream);
     switch (layer->format) {
     case RA_F32: return ra_attend_plain_f32(p, stream);
-    case RA_BF16:
-        return same && ra_cuda_capability() >= 80 ? ra_attend_matrix_bf16(p, stream) : ra_attend_plain_bf16(p, stream);
-    case RA_F16: return same ? ra_attend_matrix_f16(p, stream) : ra_attend_plain_f16(p, stream);
+    case RA_BF16: return is_matrix(layer, step) ? ra_attend_matrix_bf16(p, stream) : ra_attend_plain_bf16(p, stream);
+    case RA_F16: return is_matrix(layer, step) ? ra_attend_matrix_f16(p, stream) : ra_attend_plain_f16(p, stream);
     default: return -1;
     }
 }

@@ -61,8 +61,26 @@ RA_DEVICE int32_t coming_page(const split_params &p, const int32_t *table, int s
 /* Blocks that an SM is to hold: what hides the latency of the first loads and of the merge. */
 constexpr int blocks_for(int dims, int tiles) { return dims <= 128 && tiles == 1 ? 3 : 2; }
 
-/* N: tiles of 8 queries. Dimensions are taken in rounds of 64; lane = 4 g + t throughout. */
-template <class T, int D, int N> RA_KERNEL(THREADS, blocks_for(D, N)) attend_matrix(split_params p)
+/* The lane's logits of queries first + 2t and first + 2t + 1 of the tile, of 8 slots from `slot` on, to step.left. */
+RA_DEVICE void leave_logits(const split_params &p, const work &w, int first, int t, int slot, const float (&s)[4][4])
+{
+    RA_UNROLL for (int c = 0; c < 2; c++)
+    {
+        const int query = first + 2 * t + c;
+        if (query >= w.count)
+            continue;
+        float *to = p.a.s.left + ((int64_t)w.pair * p.a.l.group + w.first + query) * list_room(p.a.s.most_slots) + slot;
+        RA_UNROLL for (int half = 0; half < 2; half++)
+        {
+            vec16 v;
+            RA_UNROLL for (int i = 0; i < 4; i++) v.w[i] = as_bits(s[i][2 * half + c] * LN_2);
+            store16(to + 4 * half, v);
+        }
+    }
+}
+
+/* N: tiles of 8 queries. Dimensions are taken in rounds of 64; lane = 4 g + t throughout. LEFT: see step.left. */
+template <class T, int D, int N, bool LEFT> RA_KERNEL(THREADS, blocks_for(D, N)) attend_matrix(split_params p)
 {
     constexpr int K_STEPS = D / 16, ROUNDS = (D + 63) / 64, TILE = 8 * N;
     constexpr int V_STEPS = D > 128 ? 1 : D > 64 && N == 1 ? 2 : 4; /* of 4, loaded together: what registers hold */
@@ -157,6 +175,9 @@ template <class T, int D, int N> RA_KERNEL(THREADS, blocks_for(D, N)) attend_mat
                 s[n][i][j] = sees ? logit_log2(p, s[n][i][j]) : -INFINITY;
                 best[c] = fmaxf(best[c], s[n][i][j]);
             }
+            if constexpr (LEFT)
+                if (w.fresh == 1 && k_there)
+                    leave_logits(p, w, 8 * n, t, slot, s[n]);
             RA_UNROLL for (int c = 0; c < 2; c++)
             {
                 RA_UNROLL for (int mask = 4; mask < 32; mask *= 2) best[c] = fmaxf(best[c], shuffle_xor(best[c], mask));
@@ -269,25 +290,25 @@ template <class T, int D, int N> RA_KERNEL(THREADS, blocks_for(D, N)) attend_mat
     merge_chunks<D, TILE>(p, w, flag_at);
 }
 
-template <class T, int D, int N> static int launch_matrix(const split_params &p, void *stream)
+template <class T, int D, int N, bool LEFT> static int launch_matrix(const split_params &p, void *stream)
 {
-    return RA_LAUNCH((attend_matrix<T, D, N>), split_grid(p, 8 * N), THREADS, (matrix_shared<D, N>::bytes), stream, p);
+    return RA_LAUNCH((attend_matrix<T, D, N, LEFT>), split_grid(p, 8 * N), THREADS, (matrix_shared<D, N>::bytes), stream, p);
 }
 
-/* 16 queries at a time where their accumulators fit the registers. */
-template <class T, int D> static int launch_matrix_of_size(const split_params &p, void *stream)
+/* 16 queries at a time where their accumulators fit the registers; bits do not depend on it. */
+template <class T, int D, bool LEFT> static int launch_matrix_of_size(const split_params &p, void *stream)
 {
-    if constexpr (D == 64 || D == 128)
+    if constexpr (D == 64 || (D == 128 && !LEFT))
         if (p.a.l.group * p.a.s.tokens > 8)
-            return launch_matrix<T, D, 2>(p, stream);
-    return launch_matrix<T, D, 1>(p, stream);
+            return launch_matrix<T, D, 2, LEFT>(p, stream);
+    return launch_matrix<T, D, 1, LEFT>(p, stream);
 }
 
-template <class T> static int launch_matrix_any_size(const split_params &p, void *stream)
+template <class T, bool LEFT> static int launch_matrix_any_size(const split_params &p, void *stream)
 {
     switch (p.a.l.head_dim) {
 #define CASE(D)                                                                                                        \
-    case D: return launch_matrix_of_size<T, D>(p, stream);
+    case D: return launch_matrix_of_size<T, D, LEFT>(p, stream);
         RA_HEAD_SIZES(CASE)
 #undef CASE
     }

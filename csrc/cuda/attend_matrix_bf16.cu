@@ -1,3 +1,3 @@
 #include "attend_matrix.cuh"
 
-int ra_attend_matrix_bf16(const split_params &p, void *stream) { return launch_matrix_any_size<bf16>(p, stream); }
+int ra_attend_matrix_bf16(const split_params &p, void *stream) { return launch_matrix_any_size<bf16, false>(p, stream); }

@@ -1,3 +1,3 @@
 #include "attend_matrix.cuh"
 
-int ra_attend_matrix_f16(const split_params &p, void *stream) { return launch_matrix_any_size<f16>(p, stream); }
+int ra_attend_matrix_f16(const split_params &p, void *stream) { return launch_matrix_any_size<f16, false>(p, stream); }

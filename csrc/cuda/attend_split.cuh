@@ -8,7 +8,7 @@
 #include "attend.cuh"
 
 constexpr int SPLIT_TOKENS = 8; /* rows with more new tokens fill the machine without a split */
-constexpr float LOG2_E = 1.44269504088896341f;
+constexpr float LOG2_E = 1.44269504088896341f, LN_2 = 0.693147180559945309f;
 
 /* Slots of a chunk; the last one has from two thirds to five thirds as many. So what goes into partial results and comes back
  * is less than a tenth of the bytes read, for groups of up to 8. */
@@ -211,6 +211,9 @@ static inline dim3 split_grid(const split_params &p, int tile_queries)
 /* The kernels by element of the pages: -1 where the head size has none. */
 int ra_attend_matrix_bf16(const split_params &p, void *stream);
 int ra_attend_matrix_f16(const split_params &p, void *stream);
+/* The same that also fill step.left. */
+int ra_attend_matrix_left_bf16(const split_params &p, void *stream);
+int ra_attend_matrix_left_f16(const split_params &p, void *stream);
 int ra_attend_plain_f32(const split_params &p, void *stream);
 int ra_attend_plain_bf16(const split_params &p, void *stream);
 int ra_attend_plain_f16(const split_params &p, void *stream);

@@ -11,6 +11,8 @@ int ra_cuda_capability();
 RA_HOST_DEVICE int pages_for(int slots) { return (slots + PAGE - 1) / PAGE; }
 RA_HOST_DEVICE int least(int a, int b) { return a < b ? a : b; }
 RA_HOST_DEVICE int most(int a, int b) { return a > b ? a : b; }
+/* Entries of a head's list that has room for that many slots. */
+RA_HOST_DEVICE int64_t list_room(int slots) { return (int64_t)pages_for(most(1, slots)) * PAGE; }
 RA_HOST_DEVICE int64_t size_of(int dtype) { return dtype == RA_F32 ? 4 : 2; }
 RA_HOST_DEVICE size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 

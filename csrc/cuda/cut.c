@@ -30,8 +30,14 @@ static const struct {
     const char *name;
     ra_cuda_scorer number;
 } scorers[] = {
-    {"rkv", RA_CUDA_RKV},         {"rkv-centred", RA_CUDA_RKV_CENTRED}, {"importance", RA_CUDA_IMPORTANCE},
-    {"recency", RA_CUDA_RECENCY}, {"random", RA_CUDA_RANDOM},
+    {"rkv", RA_CUDA_RKV},
+    {"rkv-centred", RA_CUDA_RKV_CENTRED},
+    {"importance", RA_CUDA_IMPORTANCE},
+    {"recency", RA_CUDA_RECENCY},
+    {"random", RA_CUDA_RANDOM},
+    {"h2o", RA_CUDA_H2O},
+    {"lazy", RA_CUDA_LAZY},
+    {"raas", RA_CUDA_RAAS},
 };
 
 bool ra_cuda_supports(const ra_scorer *scorer)
@@ -51,6 +57,8 @@ static ra_status set_scorer(ra_cuda_cut *job, const ra_score_config *config)
             job->threshold = config->threshold;
             job->kernel = (int32_t)config->kernel;
             job->seed = config->seed;
+            job->recent = config->recent;
+            job->published_code = config->published_code;
             return RA_OK;
         }
     return RA_ERR_ARGUMENT;

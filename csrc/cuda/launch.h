@@ -52,6 +52,9 @@ typedef struct ra_cuda_layer {
     float *cosine;     /* [R, H, S] with it, or with slot 0 where there is none */
     uint32_t *tickets; /* [RA_CUDA_TICKETS], zero between launches */
     uint32_t *fault;   /* [R] bits; host memory that the device writes */
+    /* What attention has gathered of each slot; NULL: not kept. */
+    float *accumulated;  /* [R, H, S] as stat/accumulated.c */
+    int32_t *recurrence; /* [R, H, 2, S] as stat/recurrence.c: last active, longest gap */
 } ra_cuda_layer;
 
 #define RA_CUDA_TICKETS 16
@@ -69,6 +72,7 @@ typedef struct ra_cuda_step {
     int64_t visible_stride;
     ra_output out;      /* data NULL: no attention */
     int32_t most_slots; /* bound on the slots of a head after the step: fixes grids */
+    float *left;        /* where attention leaves the logits of rows that have one new token, or NULL */
 } ra_cuda_step;
 
 /* Takes pages (in the order of heads, whatever the order of blocks; a shared tail page is copied to a fresh one first),
@@ -84,6 +88,25 @@ size_t ra_cuda_attend_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step
 int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *step, uint32_t *tickets, void *scratch,
                    void *stream);
 
+/* ---- After it, where a layer keeps what attention gathers ---- */
+
+typedef struct ra_cuda_gathering {
+    ra_stat_config config;
+    const uint8_t *prompt; /* [R] as in ra_step, or NULL: none whose queries do not all count */
+    /* Most queries of a row that are taken in, by its new tokens, prompt and config; with step.left of the rows whose logits
+     * are not in it, -1: there is none. */
+    int32_t tokens;
+} ra_cuda_gathering;
+
+/* Takes the queries of the step's new tokens into the layer's columns, or those that the config wants of a prompt, and gives
+ * new slots their first entries: what cpu/gather.c does. Where attention has left no logits it looks at the keys once more.
+ * step.left: 16 bytes aligned, ra_cuda_left_bytes of them, which is 0 where this attention leaves none. Rows with an entry in
+ * `prompt` are not looked for in it. */
+size_t ra_cuda_left_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step);
+size_t ra_cuda_gather_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step, const ra_cuda_gathering *how);
+int ra_cuda_gather(const ra_cuda_layer *layer, const ra_cuda_step *step, const ra_cuda_gathering *how, void *scratch,
+                   void *stream);
+
 /* ---- A cut: begin, score, allocate, choose, apply ---- */
 
 typedef enum ra_cuda_scorer {
@@ -91,7 +114,10 @@ typedef enum ra_cuda_scorer {
     RA_CUDA_RKV_CENTRED,
     RA_CUDA_IMPORTANCE,
     RA_CUDA_RECENCY,
-    RA_CUDA_RANDOM
+    RA_CUDA_RANDOM,
+    RA_CUDA_H2O,
+    RA_CUDA_LAZY,
+    RA_CUDA_RAAS
 } ra_cuda_scorer;
 
 typedef struct ra_cuda_cut {
@@ -101,6 +127,8 @@ typedef struct ra_cuda_cut {
     float alpha, threshold; /* ra_score_config */
     int32_t kernel;
     uint64_t seed;
+    float recent;
+    bool published_code;
     float scale, softcap; /* of the logits in scores and in lost */
     ra_route_config route;
     /* Results, device memory. */

@@ -183,6 +183,13 @@ static void lay_figures(cuda_figures *figures, cuda_pieces *pieces, size_t rows,
     figures->keep = ra_piece(pieces, pairs, sizeof(int32_t));
 }
 
+/* Room for a statistic's column; NULL where the layer does not keep it. */
+static void *column_piece(const ra_layer *layer, int stat, size_t fields, cuda_pieces *pieces)
+{
+    size_t entries = (size_t)ra_pairs(layer) * (size_t)layer->pages * PAGE;
+    return layer->columns[stat] ? ra_piece(pieces, entries * fields, sizeof(int32_t)) : NULL;
+}
+
 static void lay_lists(const ra_layer *layer, cuda_layer *own, cuda_pieces *pieces)
 {
     size_t rows = (size_t)layer->rows, pairs = (size_t)ra_pairs(layer), pages = (size_t)layer->pages;
@@ -211,6 +218,8 @@ static void lay_lists(const ra_layer *layer, cuda_layer *own, cuda_pieces *piece
                                  .cached_threshold = cached_threshold,
                                  .similar = similar ? ra_piece(pieces, pairs * pages * PAGE, sizeof(int32_t)) : NULL,
                                  .cosine = similar ? ra_piece(pieces, pairs * pages * PAGE, sizeof(float)) : NULL,
+                                 .accumulated = column_piece(layer, RA_STAT_ACCUMULATED, 1, pieces),
+                                 .recurrence = column_piece(layer, RA_STAT_RECURRENCE, 2, pieces),
                                  .tickets = ra_piece(pieces, RA_CUDA_TICKETS, sizeof(uint32_t)),
                                  .fault = own->fault};
 }
@@ -309,20 +318,27 @@ static ra_status make_room(ra_layer *layer)
     return ra_cuda_status(ra_device_zero(own->lists.tickets, RA_CUDA_TICKETS * sizeof(uint32_t), pool->stream));
 }
 
-enum { LISTS = 5 };
+enum { LISTS = 7 };
 
-/* What a device alone knows; tokens and the ends of the ring the host counts itself. */
-static void lists_of(const ra_layer *layer, list *out)
+/* What a device alone knows; tokens and the ends of the ring the host counts itself. Returns how many there are. */
+static size_t lists_of(const ra_layer *layer, list *out)
 {
     const ra_cuda_layer *there = &ra_cuda_layer_of(layer)->lists;
     size_t pairs = (size_t)ra_pairs(layer), pages = pairs * (size_t)layer->pages;
     size_t floats = (size_t)(layer->rows * layer->window * layer->query_heads * layer->pool->head_dim);
+    size_t column = pages * PAGE * sizeof(int32_t);
     const list all[LISTS] = {{layer->table, there->table, pages * sizeof(int32_t)},
                              {layer->slots, there->slots, pairs * sizeof(int32_t)},
                              {layer->positions, there->positions, pages * PAGE * sizeof(int32_t)},
                              {layer->queries, there->queries, floats * sizeof(float)},
-                             {layer->sinks, there->sinks, (size_t)layer->query_heads * sizeof(float)}};
-    memcpy(out, all, sizeof all);
+                             {layer->sinks, there->sinks, (size_t)layer->query_heads * sizeof(float)},
+                             {layer->columns[RA_STAT_ACCUMULATED], there->accumulated, column},
+                             {layer->columns[RA_STAT_RECURRENCE], there->recurrence, 2 * column}};
+    size_t count = 0;
+    for (size_t i = 0; i < LISTS; i++)
+        if (all[i].here)
+            out[count++] = all[i];
+    return count;
 }
 
 static ra_status push_layer(ra_layer *layer)
@@ -333,8 +349,7 @@ static ra_status push_layer(ra_layer *layer)
     const ra_cuda_layer *to = &ra_cuda_layer_of(layer)->lists;
     void *stream = layer->pool->stream;
     list lists[LISTS];
-    lists_of(layer, lists);
-    int error = up_lists(lists, LISTS, stream);
+    int error = up_lists(lists, lists_of(layer, lists), stream);
     if (!error)
         error = ra_cuda_up_narrow(to->tokens, layer->tokens, layer->rows, stream);
     if (!error)
@@ -362,8 +377,7 @@ static ra_status pull(ra_pool *pool, ra_layer *layer)
     int error = pool->lists == RA_LISTS_DEVICE ? pull_pool(pool) : 0;
     if (!error && layer && layer->lists == RA_LISTS_DEVICE) {
         list lists[LISTS];
-        lists_of(layer, lists);
-        error = down_lists(lists, LISTS, pool->stream);
+        error = down_lists(lists, lists_of(layer, lists), pool->stream);
     }
     return ra_cuda_status(error);
 }

@@ -155,6 +155,8 @@ extern "C" size_t ra_cuda_cut_bytes(const ra_cuda_layer *layer, int32_t most_slo
 
 extern "C" int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
 {
+    if (cut->scorer == RA_CUDA_H2O || cut->scorer == RA_CUDA_LAZY || cut->scorer == RA_CUDA_RAAS)
+        return ra_cuda_score_gathered(*layer, *cut, stream);
     const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
     int error = 0;
     if (cut->scorer != RA_CUDA_RECENCY && cut->scorer != RA_CUDA_RANDOM)

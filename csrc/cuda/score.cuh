@@ -11,10 +11,14 @@ struct logits_job {
     float scale, softcap;
     bool newest; /* a list for each head of the group, of the newest query against all slots; else one for each query of the
                     window, the largest of the group, against the older slots */
+    const float *given = 0;    /* or a list for each of these queries, [R, H, s.queries, D] */
+    const int32_t *counts = 0; /* [R][2] how many of them a row has, and newest slots that none of these asks */
 };
 
 /* s.logits. If a query is not finite they are no numbers. */
 int ra_cuda_logits(const logits_job &job, void *stream);
+/* Scores by what attention has gathered. */
+int ra_cuda_score_gathered(const ra_cuda_layer &l, const ra_cuda_cut &cut, void *stream);
 /* s.inverse, s.unit_sum, s.removed, s.mean; l.similar and l.cosine where they are kept. */
 int ra_cuda_redundancy(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream);
 /* Its part of the newest similar keys: adds to s.removed; s.inverse is there. */

@@ -4,13 +4,70 @@
 /* Where the small arrays of a step lie in scratch, in front of what kernels need. */
 typedef struct step_pieces {
     int32_t *begin, *index;
-    uint8_t *visible;
+    uint8_t *visible, *prompt;
     char *rest;
 } step_pieces;
+
+static int64_t fresh_of(const ra_step *step, int64_t row)
+{
+    return step->begin ? step->begin[row + 1] - step->begin[row] : step->tokens;
+}
+
+/* Whether attention gathers something for the layer. */
+static bool gathers(const ra_layer *layer)
+{
+    const ra_cuda_layer *lists = &ra_cuda_layer_of(layer)->lists;
+    return lists->accumulated || lists->recurrence;
+}
 
 static int64_t total_of(const ra_layer *layer, const ra_step *step)
 {
     return step->begin ? step->begin[layer->rows] : layer->rows * step->tokens;
+}
+
+/* Whether a row's new tokens are of its prompt, and statistics do not take all of that in. */
+static bool begins_anew(const ra_layer *layer, const ra_step *step, int64_t row)
+{
+    return step->prompt && step->prompt[row] && layer->stats.prompt != RA_PROMPT_ALL;
+}
+
+static bool takes_prompt(const ra_layer *layer, const ra_step *step)
+{
+    bool any = false;
+    for (int64_t row = 0; row < layer->rows; row++)
+        any |= begins_anew(layer, step, row);
+    return any && gathers(layer);
+}
+
+/* Whether attention can leave a row's logits for its statistics. */
+static bool leaves(const ra_layer *layer, const ra_step *step, int64_t row)
+{
+    return fresh_of(step, row) == 1 && !begins_anew(layer, step, row);
+}
+
+/* Whether it does of any row: where its kernel can, and there is one. */
+static bool any_leaves(const ra_layer *layer, const ra_step *step, const ra_cuda_step *job)
+{
+    bool any = false;
+    for (int64_t row = 0; row < layer->rows; row++)
+        any |= leaves(layer, step, row);
+    return any && gathers(layer) && step->out.data && ra_cuda_left_bytes(&ra_cuda_layer_of(layer)->lists, job);
+}
+
+/* Most queries of a row that its statistics take in; left: of those rows whose logits attention does not leave, -1 where
+ * there are none. */
+static int64_t most_queries(const ra_layer *layer, const ra_step *step, bool left)
+{
+    int64_t most = -1;
+    for (int64_t row = 0; row < layer->rows; row++) {
+        int64_t queries = fresh_of(step, row);
+        if (!queries || (left && leaves(layer, step, row)))
+            continue;
+        if (begins_anew(layer, step, row))
+            queries = layer->stats.prompt == RA_PROMPT_WINDOW ? layer->window : 0;
+        most = ra_max(most, queries);
+    }
+    return most;
 }
 
 static step_pieces lay_step(const ra_layer *layer, const ra_step *step, cuda_pieces *pieces)
@@ -23,21 +80,33 @@ static step_pieces lay_step(const ra_layer *layer, const ra_step *step, cuda_pie
         out.index = ra_piece(pieces, total, sizeof(int32_t));
     if (step->visible)
         out.visible = ra_piece(pieces, total, (size_t)step->visible_stride);
+    if (takes_prompt(layer, step))
+        out.prompt = ra_piece(pieces, (size_t)layer->rows, 1);
     out.rest = ra_piece(pieces, 0, 1);
     return out;
 }
 
-static size_t kernel_bytes(const ra_cuda_layer *lists, const ra_cuda_step *step)
+/* Where in scratch attention leaves logits: behind its own. */
+static size_t left_at(const ra_cuda_layer *lists, const ra_cuda_step *step)
 {
-    size_t append = ra_cuda_append_bytes(lists, step), attend = ra_cuda_attend_bytes(lists, step);
-    return append > attend ? append : attend;
+    return (ra_cuda_attend_bytes(lists, step) + 255) / 256 * 256;
+}
+
+static size_t kernel_bytes(const ra_cuda_layer *lists, const ra_cuda_step *step, const ra_cuda_gathering *how)
+{
+    size_t bytes = ra_cuda_append_bytes(lists, step), attend = ra_cuda_attend_bytes(lists, step);
+    size_t gather = how ? ra_cuda_gather_bytes(lists, step, how) : 0;
+    if (how)
+        attend = left_at(lists, step) + ra_cuda_left_bytes(lists, step);
+    bytes = attend > bytes ? attend : bytes;
+    return gather > bytes ? gather : bytes;
 }
 
 static int64_t most_tokens(const ra_layer *layer, const ra_step *step)
 {
     int64_t most = step->begin ? 0 : step->tokens;
     for (int64_t row = 0; step->begin && row < layer->rows; row++)
-        most = ra_max(most, step->begin[row + 1] - step->begin[row]);
+        most = ra_max(most, fresh_of(step, row));
     return most;
 }
 
@@ -48,10 +117,14 @@ static ra_status reserve(ra_layer *layer, int64_t tokens, int64_t slots)
         return status;
     const ra_cuda_layer *lists = &ra_cuda_layer_of(layer)->lists;
     /* Any strides will do: sizes do not depend on them. */
-    ra_cuda_step one = {.tokens = 1, .most_slots = (int32_t)slots},
-                 many = {.tokens = (int32_t)tokens, .most_slots = (int32_t)slots};
-    size_t bytes = kernel_bytes(lists, &one), other = kernel_bytes(lists, &many),
-           cut = ra_cuda_cut_scratch(layer, slots);
+    ra_cuda_step one = {.tokens = 1, .queries.dtype = lists->format, .most_slots = (int32_t)slots}, many = one;
+    many.tokens = (int32_t)tokens;
+    ra_cuda_gathering few = {.tokens = 1}, all = {.tokens = (int32_t)tokens};
+    if (layer->stats.prompt == RA_PROMPT_WINDOW && tokens > 1) /* a prompt's last part may be shorter */
+        all.tokens = (int32_t)ra_max(tokens, layer->window);
+    bool kept = gathers(layer);
+    size_t bytes = kernel_bytes(lists, &one, kept ? &few : NULL),
+           other = kernel_bytes(lists, &many, kept ? &all : NULL), cut = ra_cuda_cut_scratch(layer, slots);
     size_t tickets = ra_cuda_attend_tickets(lists, &one), more = ra_cuda_attend_tickets(lists, &many);
     bytes = other > bytes ? other : bytes;
     bytes = cut > bytes ? cut : bytes;
@@ -84,9 +157,11 @@ static ra_status run(ra_layer *layer, const ra_step *step)
                         .visible_stride = step->visible_stride,
                         .out = step->out,
                         .most_slots = (int32_t)slots};
+    bool kept = gathers(layer), left = any_leaves(layer, step, &job);
+    ra_cuda_gathering how = {.config = layer->stats, .tokens = (int32_t)most_queries(layer, step, left)};
     cuda_pieces pieces = {0};
     (void)lay_step(layer, step, &pieces);
-    status = ra_cuda_scratch(pool, pieces.used + kernel_bytes(lists, &job));
+    status = ra_cuda_scratch(pool, pieces.used + kernel_bytes(lists, &job, kept ? &how : NULL));
     if (status == RA_OK)
         status = ra_cuda_tickets(pool, ra_cuda_attend_tickets(lists, &job));
     if (status != RA_OK)
@@ -101,6 +176,10 @@ static ra_status run(ra_layer *layer, const ra_step *step)
     if (at.visible && !error)
         error = ra_device_up(at.visible, step->visible, (size_t)total_of(layer, step) * (size_t)step->visible_stride,
                              stream);
+    if (at.prompt && !error)
+        error = ra_device_up(at.prompt, step->prompt, (size_t)layer->rows, stream);
+    how.prompt = at.prompt;
+    job.left = left ? (float *)(void *)(at.rest + left_at(lists, &job)) : NULL;
     job.begin = at.begin;
     job.index = at.index;
     job.visible = at.visible;
@@ -109,6 +188,8 @@ static ra_status run(ra_layer *layer, const ra_step *step)
     int64_t start = ra_now_ns();
     if (!error && step->out.data)
         error = ra_cuda_attend(lists, &job, own->tickets, at.rest, stream);
+    if (!error && kept)
+        error = ra_cuda_gather(lists, &job, &how, at.rest, stream);
     layer->times.attend_ns += ra_now_ns() - start;
     return ra_cuda_status(error);
 }

@@ -199,6 +199,8 @@ static PyObject *do_restore_columns(layer_object *self, PyObject *const *args, P
     (void)count;
     ra_buffers b = {.count = 0};
     int64_t row, head;
+    if (wait_for(self))
+        return NULL;
     if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
         return NULL;
     int64_t fields = ra_layer_columns(self->layer, row, head, NULL);

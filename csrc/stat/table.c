@@ -1,7 +1,7 @@
 /* The statistics by number, and what happens to all of a head's. */
 #include <string.h>
 
-#include "layer.h"
+#include "backend.h"
 
 const ra_stat *const ra_stats[RA_STATS] = {
     [RA_STAT_WINDOW_ATTENTION] = &ra_stat_window_attention,
@@ -103,6 +103,9 @@ ra_status ra_layer_restore_columns(ra_layer *layer, int64_t row, int64_t head, c
     int64_t fields = ra_layer_columns(layer, row, head, NULL);
     if (fields < 0 || (fields && !columns))
         return RA_ERR_ARGUMENT;
+    ra_status status = ra_lists_write(layer);
+    if (status != RA_OK)
+        return status;
     int64_t pair = ra_pair(layer, row, head), slots = layer->slots[pair];
     const int32_t *from = columns;
     for (int s = 0; s < RA_STATS; s++) {
@@ -117,5 +120,6 @@ ra_status ra_layer_restore_columns(ra_layer *layer, int64_t row, int64_t head, c
             memcpy(ra_column_of(layer, s, field, pair), columns, (size_t)slots * sizeof *columns);
             columns += slots;
         }
+    ra_lists_changed(layer);
     return RA_OK;
 }

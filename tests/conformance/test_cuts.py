@@ -71,7 +71,7 @@ class Layer:
         """Everything that it shows of a row."""
         shown = [self.core.tokens(row), self.core.queries(row)]
         for head in range(HEADS):
-            shown.append(positions(self.core, row, head).tolist())
+            shown += [positions(self.core, row, head).tolist(), self.core.columns(row, head)]
             shown += [read(self.core, row, head, DIM, values).tobytes() for values in (False, True)]
         return shown
 

@@ -22,10 +22,10 @@ def backend(request):
 class Run:
     """A layer whose steps read tensors that stay where they are."""
 
-    def __init__(self, backend, page_format, rows=3, ahead=32, pages=400):
-        self.backend, self.rows = backend, rows
+    def __init__(self, backend, page_format, rows=3, ahead=32, pages=400, scorer="rkv"):
+        self.backend, self.rows, self.scorer = backend, rows, scorer
         self.pool = backend.pool(page_format, DIM)
-        self.layer = _core.Layer(self.pool, rows, HEADS, HEADS * GROUP, WINDOW, "rkv", ahead)
+        self.layer = _core.Layer(self.pool, rows, HEADS, HEADS * GROUP, WINDOW, scorer, ahead)
         backend.add_pages(self.pool, pages)
         dtype = torch.float32 if page_format == "float32" else getattr(torch, page_format)
         self.q, self.k, self.v = (
@@ -48,7 +48,7 @@ class Run:
         assert self.layer.step(self.q, self.k, self.v, self.out, 0.125) == 0
 
     def cut(self, wanted=(None, None, None)):
-        assert self.layer.cut(self.totals, self.protect, RKV, ROUTE, *wanted) == 0
+        assert self.layer.cut(self.totals, self.protect, (self.scorer, *RKV[1:]), ROUTE, *wanted) == 0
 
     def figures(self):
         shape = (self.rows, HEADS)
@@ -66,7 +66,7 @@ class Run:
         used = [x[: -(-len(p) // 16)].tolist() for x, p in zip(pages, held, strict=True)]
         kept = [read(self.layer, *pair, DIM, values).tobytes() for pair in heads for values in (False, True)]
         tokens = [self.layer.tokens(row) for row in range(self.rows)]
-        return held, used, kept, tokens
+        return held, used, kept, tokens, [self.layer.columns(*pair) for pair in heads]
 
 
 def prepared(run, steps, cut=False):
@@ -74,12 +74,15 @@ def prepared(run, steps, cut=False):
     assert run.layer.prepare(steps, *arguments) == 0
 
 
-@pytest.mark.parametrize("page_format", ["float32", "bfloat16", "float16"])
-def test_replays_are_steps_and_cuts(backend, page_format):
+@pytest.mark.parametrize(
+    ("page_format", "scorer"),
+    [("float32", "rkv"), ("bfloat16", "rkv"), ("float16", "rkv"), ("bfloat16", "h2o"), ("float32", "lazy")],
+)
+def test_replays_are_steps_and_cuts(backend, page_format, scorer):
     interval, intervals = 6, 4
     outs, figures, states = [], [], []
     for graphed in (False, True):
-        run = Run(backend, page_format)
+        run = Run(backend, page_format, scorer=scorer)
         run.prompt(40)
         shown, found = [], []
         step = cut = None
@@ -143,8 +146,9 @@ def test_many_replays_before_they_are_counted(backend):
     assert plain.state() == graphed.state()
 
 
-def test_nothing_but_launches_happens(backend):
-    run = Run(backend, "bfloat16")
+@pytest.mark.parametrize("scorer", ["rkv", "h2o"])
+def test_nothing_but_launches_happens(backend, scorer):
+    run = Run(backend, "bfloat16", scorer=scorer)
     run.prompt(60)
     run.step()
     run.cut()  # its scratch is there

@@ -4,7 +4,7 @@ import numpy as np
 import oracle_statistics as gathered
 import pytest
 import torch
-from layers import add_pages
+from backends import DTYPES
 
 from reasonalloc import _core
 
@@ -47,21 +47,29 @@ def pieces(chunked):
 @pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize("prompt", [0, 1, 2])
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize(("group", "dim"), [(1, 8), (3, 20), (20, 5), (6, 1024)])
-def test_prompts_chunks_and_masks(isa, scorer, prompt, chunked, group, dim):
+@pytest.mark.parametrize(
+    ("page_format", "group", "dim"),
+    [("float32", 1, 8), ("bfloat16", 3, 20), ("float32", 20, 5), ("float16", 6, 1024), ("bfloat16", 4, 64),
+     ("float16", 12, 128), ("float32", 2, 64)],
+)  # fmt: skip
+def test_prompts_chunks_and_masks(backend, page_format, scorer, prompt, chunked, group, dim):
     random = np.random.default_rng(group + 7 * prompt)
     stats = gathered.Stats(prompt, 0.9, 0.03, relative=False)
-    pool = _core.Pool("float32", dim)
+    pool = backend.pool(page_format, dim)
     layer = _core.Layer(pool, 1, HEADS, HEADS * group, WINDOW, scorer, 0, tuple(stats))
-    q, k = (random.standard_normal((1, h, TOKENS, dim)).astype(np.float32) for h in (HEADS * group, HEADS))
+    q, k = (
+        torch.from_numpy(random.standard_normal((1, h, TOKENS, dim))).to(DTYPES[page_format]).float().numpy()
+        for h in (HEADS * group, HEADS)
+    )  # as pages have them
     sinks, scale = random.standard_normal(HEADS * group).astype(np.float32), float(np.float32(1.5 / dim**0.5))
     visible = np.tril(random.random((TOKENS, TOKENS)) < 0.8)
     visible[3] = False  # it sees nothing
     if chunked and prompt == 1:
         visible[:PROMPT] = np.tri(PROMPT, TOKENS, dtype=bool)  # of earlier chunks' queries the masks are gone
     for begin, end, in_prompt in pieces(chunked):
-        new = [torch.from_numpy(x[:, :, begin:end].copy()) for x in (q, k, k)]
-        out = None if begin == 0 else torch.empty(1, end - begin, HEADS * group, dim)
+        new = [backend.tensor(x[:, :, begin:end].copy(), DTYPES[page_format]) for x in (q, k, k)]
+        shape = (1, end - begin, HEADS * group, dim)
+        out = None if begin == 0 else torch.empty(shape, dtype=new[0].dtype, device=backend.device)
         arguments = (
             *new,
             out,
@@ -70,12 +78,12 @@ def test_prompts_chunks_and_masks(isa, scorer, prompt, chunked, group, dim):
             None,
             None,
             SOFTCAP,
-            sinks,
+            backend.sinks(sinks),
             visible[begin:end, :end].copy(),
             np.full(1, in_prompt),
         )
         while missing := layer.step(*arguments):
-            add_pages(pool, missing)
+            backend.add_pages(pool, missing)
         if not chunked or end >= PROMPT:
             for h in range(HEADS) if end in (PROMPT, TOKENS) else ():
                 own = slice(h * group, (h + 1) * group)
@@ -83,33 +91,38 @@ def test_prompts_chunks_and_masks(isa, scorer, prompt, chunked, group, dim):
                 gathered.check_columns(layer, 0, h, head.slots(visible, end), scorer, atol=1e-5 * group)
 
 
-def test_rows_in_a_prompt_beside_others(isa):
-    """Each row says for itself whether it is in its prompt."""
-    random, stats, dim = np.random.default_rng(0), gathered.Stats(2, 1.0, 0.02), 16
-    pool = _core.Pool("float32", dim)
-    make = lambda rows: _core.Layer(pool, rows, 1, 2, 4, "h2o", 0, tuple(stats))  # noqa: E731
+@pytest.mark.parametrize("scorer", ["h2o", "lazy"])
+@pytest.mark.parametrize("prompt", [0, 1, 2])
+@pytest.mark.parametrize(("page_format", "dim"), [("float32", 16), ("bfloat16", 64), ("float16", 128), ("float16", 24)])
+def test_rows_in_a_prompt_beside_others(backend, page_format, dim, prompt, scorer):
+    """Each row says for itself whether it is in its prompt, and gathers the same bits as alone."""
+    random, stats, dtype = np.random.default_rng(0), gathered.Stats(prompt, 0.9, 0.02), DTYPES[page_format]
+    pool = backend.pool(page_format, dim)
+    make = lambda rows: _core.Layer(pool, rows, 1, 2, 4, scorer, 0, tuple(stats))  # noqa: E731
     both, alone = make(2), [make(1), make(1)]
 
     def step(layer, tokens, prompt):
         begin = np.concatenate([[0], np.cumsum([x[0].shape[1] for x in tokens])])
         q, k = (torch.cat([x[i] for x in tokens], 1)[None] for i in range(2))
-        out = torch.empty(1, q.shape[2], 2, dim)
+        out = torch.empty(1, q.shape[2], 2, dim, dtype=dtype, device=backend.device)
         arguments = (q, k, k, out, 0.3, None, begin, np.arange(begin[-1]), 0.0, None, None, np.array(prompt))
         while missing := layer.step(*arguments):
-            add_pages(pool, missing)
+            backend.add_pages(pool, missing)
 
     for lengths, prompt in (
         ([9, 4], [True, True]),
         ([1, 6], [False, True]),
         ([1, 1], [False, True]),
         ([3, 1], [False] * 2),
+        ([1, 90], [False, True]),
+        ([1, 30], [False, False]),
     ):
-        tokens = [[torch.from_numpy(random.standard_normal((h, n, dim)).astype("f")) for h in (2, 1)] for n in lengths]
+        tokens = [[backend.tensor(random.standard_normal((h, n, dim)), dtype) for h in (2, 1)] for n in lengths]
         step(both, tokens, prompt)
         for row in range(2):
             step(alone[row], tokens[row : row + 1], prompt[row : row + 1])
             assert both.columns(row, 0) == alone[row].columns(0, 0)
-    assert np.frombuffer(both.columns(1, 0)[1], np.float32).sum() > 0
+    assert np.frombuffer(both.columns(1, 0)[1], np.float32 if scorer == "h2o" else np.int32).sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -120,11 +133,11 @@ def test_bad_settings(stats):
         _core.Layer(_core.Pool("float32", 8), 1, 1, 1, 4, "h2o", 0, stats)
 
 
-def test_the_codes_time_starts_with_the_first_decoded_token():
+def test_the_codes_time_starts_with_the_first_decoded_token(backend):
     """Birth in a prompt that is not taken in: every slot was last active at its end."""
-    pool = _core.Pool("float32", 8)
+    pool = backend.pool("float32", 8)
     layer = _core.Layer(pool, 1, 1, 1, 4, "lazy", 0, (2, 1.0, 0.9, False, True))
-    x = torch.randn(1, 1, 6, 8)
+    x = backend.tensor(torch.randn(1, 1, 6, 8))
     while missing := layer.step(x, x, x, None, 1.0, None, None, None, 0.0, None, None, np.ones(1, bool)):
-        add_pages(pool, missing)
+        backend.add_pages(pool, missing)
     assert np.frombuffer(layer.columns(0, 0)[1], np.int32).tolist() == [5] * 6 + [0] * 6

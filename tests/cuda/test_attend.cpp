@@ -154,18 +154,14 @@ struct attention {
         return true;
     }
 
-    /* One query in float64, and in *size what its error is measured by: the root of sum over c of (sum p |v|)^2. */
-    std::vector<double> want(int row, int head, int group, int i, double *size) const
+    /* Logits of one query in float64, of the slots that it sees. */
+    std::vector<double> logits(int row, int head, int group, int i) const
     {
         const int pair = row * l.kv_heads + head, fresh = first[row + 1] - first[row];
         const int limit = l.slots[pair] - (fresh - 1 - i), number = first[row] + i, query_head = head * l.group + group;
         const int64_t at = row * s.queries.stride_row + query_head * s.queries.stride_head +
                            place[number] * s.queries.stride_token;
-        const float sink = s.sinks ? s.sinks[query_head] : -INFINITY;
-        std::vector<double> p(limit, -INFINITY), out(D, 0), sizes(D, 0);
-        *size = 1;
-        double top = sink, sum = 0;
-        std::vector<double> query(D);
+        std::vector<double> p(limit, -INFINITY), query(D);
         for (int c = 0; c < D; c++)
             query[c] = load_element(s.queries.data, at + c, s.queries.dtype);
         for (int slot = 0; slot < limit; slot++) {
@@ -177,8 +173,21 @@ struct attention {
                 dot += query[c] * load_element(page, c * PAGE + slot % PAGE, l.format);
             dot *= s.scale;
             p[slot] = s.softcap > 0 ? s.softcap * std::tanh(dot / s.softcap) : dot;
-            top = std::max(top, p[slot]);
         }
+        return p;
+    }
+
+    /* One query in float64, and in *size what its error is measured by: the root of sum over c of (sum p |v|)^2. */
+    std::vector<double> want(int row, int head, int group, int i, double *size) const
+    {
+        const int pair = row * l.kv_heads + head;
+        const float sink = s.sinks ? s.sinks[head * l.group + group] : -INFINITY;
+        std::vector<double> p = logits(row, head, group, i), out(D, 0), sizes(D, 0);
+        const int limit = (int)p.size();
+        *size = 1;
+        double top = sink, sum = 0;
+        for (double x : p)
+            top = std::max(top, x);
         if (top == -INFINITY)
             return out;
         sum = std::exp(sink - top);
@@ -227,6 +236,31 @@ struct attention {
         return worst;
     }
 
+    /* What rows with one new token leave behind beside the same output; their keys are those of all. */
+    bool leave(const std::vector<char> &out)
+    {
+        ra_cuda_step step = s;
+        const size_t bytes = ra_cuda_left_bytes(&l, &step);
+        const int64_t room = list_room(s.most_slots);
+        std::vector<char> again;
+        arena own;
+        if (!bytes)
+            return true;
+        step.left = own.array<float>(bytes / sizeof(float), 0xff);
+        if (!run(l, step, &again) || again != out)
+            return fail("other bits where logits are left");
+        for (int row = 0; row < l.rows; row++)
+            for (int query = 0; query < l.kv_heads * l.group && first[row + 1] - first[row] == 1; query++) {
+                const float *got = step.left + ((int64_t)row * l.kv_heads * l.group + query) * room;
+                const std::vector<double> right = logits(row, query / l.group, query % l.group, 0);
+                for (size_t slot = 0; slot < right.size(); slot++)
+                    if (!(got[slot] == right[slot] || std::fabs(got[slot] - right[slot]) <= 1e-5))
+                        return fail("row %d, query %d, slot %zu: logit %.9g, not %.9g", row, query, slot,
+                                    (double)got[slot], right[slot]);
+            }
+        return true;
+    }
+
     /* Row `row` as a layer of its own. */
     bool alone(int row, std::vector<char> *out)
     {
@@ -272,6 +306,8 @@ static void attend(int D, const shape &x, const types &t)
     worst_of_all[t.out] = std::max(worst_of_all[t.out], worst);
     if (!(worst <= t.tolerance))
         fail("%s: error %.3g", name, worst);
+    if (!a.leave(out))
+        fail("%s", name);
     emulate::options().seed = 17 + (unsigned)below(1000);
     if (!a.run(a.l, a.s, &again) || out != again)
         fail("%s: another order of blocks and threads gives other bits", name);
