@@ -14,6 +14,8 @@
 
 static bool needs(const ra_layer *layer, int stat)
 {
+    if (ra_stats[stat]->of_pages && layer->pool->backend->device)
+        return false;
     for (int i = 0; layer->scorer && i < layer->scorer->stat_count; i++)
         if (layer->scorer->stats[i] == stat)
             return true;

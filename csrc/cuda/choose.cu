@@ -90,6 +90,6 @@ extern "C" int ra_cuda_choose(const ra_cuda_layer *layer, const ra_cuda_cut *cut
     const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
     int error = RA_LAUNCH(choose_slots, pairs, THREADS, SELECT_INTS * 4, stream, *layer, *cut);
     if (!error)
-        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, true}, stream);
+        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, NEWEST, 1, true, false}, stream);
     return error ? error : RA_LAUNCH(lost_mass, pairs, THREADS, 128, stream, *layer, *cut, s);
 }

@@ -31,7 +31,8 @@ static const struct {
     ra_cuda_scorer number;
 } scorers[] = {
     {"rkv", RA_CUDA_RKV},         {"rkv-centred", RA_CUDA_RKV_CENTRED}, {"importance", RA_CUDA_IMPORTANCE},
-    {"recency", RA_CUDA_RECENCY}, {"random", RA_CUDA_RANDOM},
+    {"recency", RA_CUDA_RECENCY}, {"random", RA_CUDA_RANDOM},           {"snapkv-published", RA_CUDA_SNAPKV},
+    {"vatp", RA_CUDA_VATP},
 };
 
 bool ra_cuda_supports(const ra_scorer *scorer)
@@ -49,8 +50,9 @@ static ra_status set_scorer(ra_cuda_cut *job, const ra_score_config *config)
             job->scorer = scorers[i].number;
             job->alpha = config->alpha;
             job->threshold = config->threshold;
-            job->kernel = (int32_t)config->kernel;
+            job->kernel = (int32_t)ra_min(config->kernel, INT32_MAX); /* odd as well, and as wide as any */
             job->seed = config->seed;
+            job->average = config->average;
             return RA_OK;
         }
     return RA_ERR_ARGUMENT;

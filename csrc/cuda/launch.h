@@ -91,7 +91,9 @@ typedef enum ra_cuda_scorer {
     RA_CUDA_RKV_CENTRED,
     RA_CUDA_IMPORTANCE,
     RA_CUDA_RECENCY,
-    RA_CUDA_RANDOM
+    RA_CUDA_RANDOM,
+    RA_CUDA_SNAPKV,
+    RA_CUDA_VATP
 } ra_cuda_scorer;
 
 typedef struct ra_cuda_cut {
@@ -101,6 +103,7 @@ typedef struct ra_cuda_cut {
     float alpha, threshold; /* ra_score_config */
     int32_t kernel;
     uint64_t seed;
+    bool average;
     float scale, softcap; /* of the logits in scores and in lost */
     ra_route_config route;
     /* Results, device memory. */

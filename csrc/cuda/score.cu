@@ -13,76 +13,32 @@ RA_KERNEL(THREADS, 4) begin_cut(ra_cuda_layer l, ra_cuda_cut cut)
     }
 }
 
-/* ---- Importance and redundancy of a head, by a block of COMBINE threads: there are fewer heads than an SM has room for ---- */
-constexpr int COMBINE = 512;
-
-/* Top of a softmax over logits [older] and one over its sum, by a warp, in one pass of 16 bytes at a time; the list has whole
- * pages of room. */
-RA_DEVICE void softmax_of(const float *logits, int older, float *out)
-{
-    const int lane = threadIdx.x % 32;
-    float top = -INFINITY, sum = 0;
-    for (int first = 4 * lane; first < older; first += 4 * 32) {
-        const vec16 v = load16(logits + first, true);
-        float x[4], best = top;
-        RA_UNROLL for (int i = 0; i < 4; i++)
-        {
-            x[i] = first + i < older ? as_float(v.w[i]) : -INFINITY;
-            best = fmaxf(best, x[i]);
-        }
-        sum *= top == best ? 1 : expf(top - best);
-        RA_UNROLL for (int i = 0; i < 4; i++) sum += x[i] == -INFINITY ? 0 : expf(x[i] - best);
-        top = best;
-    }
-    RA_UNROLL for (int mask = 1; mask < 32; mask *= 2)
-    {
-        const float their_top = shuffle_xor(top, mask), their_sum = shuffle_xor(sum, mask),
-                    best = fmaxf(top, their_top);
-        sum = (top == best ? sum : sum * expf(top - best)) +
-              (their_top == best ? their_sum : their_sum * expf(their_top - best));
-        top = best;
-    }
-    if (lane == 0) {
-        out[0] = top;
-        out[1] = 1 / sum;
-    }
-}
-
 /* score[i] of the older slots: mean of the window's softmaxes, max-pooled. */
 RA_DEVICE void importance(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair, int older, const cut_scratch &s,
                           float *score)
 {
     const int row = pair / l.kv_heads, count = l.q_end[row] - l.q_begin[row], half = least(cut.kernel / 2, older);
     float *logits = s.logits + (int64_t)pair * s.queries * s.stride, *sum = logits; /* in the first list's place */
-    float *softmaxes = s.softmaxes + (int64_t)pair * l.window * 2;
+    float *softmaxes = s.softmaxes + (int64_t)pair * s.queries * 2;
     if (count < 1) { /* nothing was observed: no token matters more than another */
         for (int i = threadIdx.x; i < older; i += COMBINE)
             score[i] = 1 / (float)older;
         return;
     }
     for (int w = threadIdx.x / 32; w < count; w += COMBINE / 32)
-        softmax_of(logits + w * s.stride, older, softmaxes + 2 * w);
+        softmax_of(logits + w * s.stride, older, -INFINITY, softmaxes + 2 * w);
     device_fence();
     block_sync();
     for (int i = threadIdx.x; i < older; i += COMBINE) {
         float all = 0;
-        for (int w = 0; w < count; w++) {
-            const float x = logits[w * s.stride + i];
-            all += x == -INFINITY ? 0 : expf(x - softmaxes[2 * w]) * softmaxes[2 * w + 1];
-        }
+        for (int w = 0; w < count; w++)
+            all += softmaxed(logits[w * s.stride + i], softmaxes + 2 * w);
         sum[i] = all;
     }
     device_fence();
     block_sync();
-    for (int i = threadIdx.x; i < older; i += COMBINE) {
-        float best = -INFINITY;
-        bool is_number = true; /* the maximum would hide what is none */
-        for (int j = most(0, i - half); j <= least(older - 1, i + half); j++) {
-            best = fmaxf(best, sum[j]);
-            is_number &= sum[j] == sum[j];
-        }
-        score[i] = is_number ? best * (1 / (float)count) : NAN;
-    }
+    for (int i = threadIdx.x; i < older; i += COMBINE)
+        score[i] = pooled(sum, older, i, half, false) * (1 / (float)count);
 }
 
 /* Subtracts (1 - alpha) (redundancy - level) of alpha * score: redundancy is the softmax of the column means over all slots. */
@@ -135,11 +91,7 @@ RA_KERNEL(COMBINE, 2) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     importance(l, cut, pair, older, s, score);
     if (cut.scorer != RA_CUDA_IMPORTANCE)
         weigh(cut, pair, n, older, s, scratch, score); /* each thread its own slots */
-    bool finite = true;
-    for (int i = threadIdx.x; i < older; i += COMBINE)
-        finite &= is_finite(score[i]);
-    if (!finite)
-        set_fault(l, row, RA_CUDA_FAULT_SCORES);
+    tell_faults(l, row, score, older);
 }
 
 extern "C" int ra_cuda_cut_begin(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
@@ -157,8 +109,10 @@ extern "C" int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut,
 {
     const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
     int error = 0;
+    if (cut->scorer == RA_CUDA_SNAPKV || cut->scorer == RA_CUDA_VATP)
+        return ra_cuda_score_attention(*layer, *cut, s, stream);
     if (cut->scorer != RA_CUDA_RECENCY && cut->scorer != RA_CUDA_RANDOM)
-        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, false}, stream);
+        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, 0, layer->window, false, true}, stream);
     if (!error && (cut->scorer == RA_CUDA_RKV || cut->scorer == RA_CUDA_RKV_CENTRED))
         error = ra_cuda_redundancy(*layer, *cut, s, stream);
     return error ? error

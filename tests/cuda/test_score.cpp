@@ -11,10 +11,13 @@ struct how {
     ra_cuda_scorer scorer = RA_CUDA_RKV;
     float alpha = 0.3f, threshold = 0.5f;
     int kernel = 7;
+    bool average = false;
 };
 
-static const char *const names[] = {"rkv", "rkv-centred", "importance", "recency", "random"};
+static const char *const names[] = {"rkv", "rkv-centred", "importance", "recency", "random", "snapkv-published", "vatp"};
 static double worst;
+
+static bool is_exact(ra_cuda_scorer scorer) { return scorer == RA_CUDA_RECENCY || scorer == RA_CUDA_RANDOM; }
 
 static bool launch(twin &x)
 {
@@ -28,16 +31,17 @@ static bool launch(twin &x)
 static void score(twin &x, const how &how, int capability, double tolerance)
 {
     const std::string name = x.name() + ", " + names[how.scorer] + ", kernel " + std::to_string(how.kernel) +
-                             ", threshold " + std::to_string(how.threshold) + ", sm_" + std::to_string(capability);
+                             (how.average ? ", average" : "") + ", threshold " + std::to_string(how.threshold) + ", sm_" + std::to_string(capability);
     ra_emulate_capability = capability;
     x.cut.scorer = how.scorer, x.cut.alpha = how.alpha, x.cut.threshold = how.threshold, x.cut.kernel = how.kernel;
-    x.cut.seed = 12345;
+    x.cut.seed = 12345, x.cut.average = how.average;
     for (int row = 0; row < x.shape.rows; row++)
         x.totals()[row] = row % 3 == 1 ? -1 : row % 4 == 3 ? x.held(row) : x.held(row) / 2;
     std::vector<char> flags(x.shape.rows);
     ra_score_config config = {}; // by name: later fields keep their zeros
     config.scorer = ra_scorer_find(names[how.scorer]), config.alpha = how.alpha;
     config.threshold = how.threshold, config.kernel = how.kernel, config.seed = 12345;
+    config.average = how.average;
     demand(ra_cut_score(x.layer, x.totals(), &config, (bool *)flags.data(), nullptr) == RA_OK, "score of the C core");
     if (!launch(x))
         return;
@@ -61,14 +65,14 @@ static void score(twin &x, const how &how, int capability, double tolerance)
                 continue;
             }
             const double off = std::fabs((double)got[i] - (double)want[i]) / size;
-            if (how.scorer < RA_CUDA_RECENCY)
+            if (!is_exact(how.scorer))
                 worst = std::max(worst, off);
-            if (!(how.scorer < RA_CUDA_RECENCY ? off <= tolerance : got[i] == want[i]))
+            if (!(!is_exact(how.scorer) ? off <= tolerance : got[i] == want[i]))
                 return void(fail("%s: head %d, slot %d of %d: %.9g, C has %.9g", name.c_str(), pair, i, x.l.slots[pair],
                                  (double)got[i], (double)want[i]));
         }
     }
-    if (how.scorer > RA_CUDA_IMPORTANCE)
+    if (is_exact(how.scorer))
         return;
     const std::vector<float> first(x.cut.scores, x.cut.scores + x.pairs * entries_of(x.l));
     emulate::options().seed = 1 + below(1000);
@@ -81,14 +85,14 @@ static void score(twin &x, const how &how, int capability, double tolerance)
 
 /* A query, or the length of a key, that is no number: the C core refuses, here the row's fault is set and its scores are no
  * numbers. */
-static void not_finite(ra_dtype format)
+static void not_finite(ra_dtype format, ra_cuda_scorer scorer)
 {
     case_shape s;
     s.format = format, s.dim = 64, s.ragged = false, s.rows = 3, s.slots = {70, 90};
     for (int kind = 0; kind < 3; kind++) {
         twin x(s);
         ra_emulate_capability = 90;
-        x.cut.scorer = RA_CUDA_RKV, x.cut.alpha = 0.5f, x.cut.threshold = 0.5f, x.cut.kernel = 3;
+        x.cut.scorer = scorer, x.cut.alpha = 0.5f, x.cut.threshold = 0.5f, x.cut.kernel = 3;
         std::fill_n(x.totals(), 3, 40);
         query_of(x.l, 2, x.l.q_end[2] - 1, 1)[70] = kind == 0 ? INFINITY : kind == 1 ? NAN : 3.0f;
         launch(x);
@@ -101,8 +105,8 @@ static void not_finite(ra_dtype format)
         if (finite != (kind == 2))
             fail("format %d: scores of a query of kind %d", format, kind);
     }
-    if (format == RA_F16)
-        return; /* their squares fit */
+    if (format == RA_F16 || scorer != RA_CUDA_RKV)
+        return; /* their squares fit, or are not asked for */
     twin x(s);
     for (int c = 0; c < s.dim; c++) /* longer than float32 can say */
         store_element(page_at(x.l, 0, 1), c * PAGE + 3, format, 3e38f);
@@ -131,6 +135,8 @@ int main()
     add([](case_shape &s) { s.rows = 1, s.group = 4, s.window = 8, s.slots = {330}, s.queries = RA_BF16; });
     add([](case_shape &s) { s.crop = 3, s.ragged = false, s.slots = {60}, s.queries = RA_F16; });
     add([](case_shape &s) { s.crop = 9, s.ragged = false, s.window = 5, s.slots = {60}; }); /* no query is left */
+    add([](case_shape &s) { s.group = 5, s.window = 3, s.slots = {80, 21}, s.sinks = true; });
+    add([](case_shape &s) { s.group = 2, s.window = 9, s.slots = {60, 130}, s.sinks = true, s.softcap = 2, s.crop = 4; });
     add([](case_shape &s) { s.scale = 1e-3f, s.slots = {50}, s.large = 3e3f; });
     const how ways[] = {{RA_CUDA_RKV, 0.3f, 0.5f, 7},
                         {RA_CUDA_RKV_CENTRED, 0.1f, 0.8f, 1},
@@ -140,6 +146,8 @@ int main()
                         {RA_CUDA_RECENCY, 0, 0, 1},
                         {RA_CUDA_RANDOM, 0, 0, 1},
                         {RA_CUDA_RKV, 0, 0, 1}};
+    const how of_heads[] = {{RA_CUDA_SNAPKV, 0, 0, 7},      {RA_CUDA_VATP, 0, 0, 5, true}, {RA_CUDA_SNAPKV, 0, 0, 1, true},
+                            {RA_CUDA_SNAPKV, 0, 0, 99, true}, {RA_CUDA_VATP, 0, 0, 1}};
     int turn = 0, count = 0;
     for (int D : {64, 128, 5, 24, 80, 96, 256, 1, 300})
         for (ra_dtype format : {RA_BF16, RA_F16, RA_F32})
@@ -151,6 +159,7 @@ int main()
                 twin x(s);
                 for (int i = 0; i < 2; i++, count++)
                     score(x, ways[(turn + i * 3) % 8], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5);
+                score(x, of_heads[turn % 5], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5), count++;
             }
     for (ra_dtype format : {RA_F32, RA_BF16}) { /* squares that float32 cannot hold */
         case_shape s;
@@ -160,7 +169,8 @@ int main()
             score(x, h, 90, 1e-5);
     }
     for (ra_dtype format : {RA_F32, RA_BF16, RA_F16})
-        not_finite(format);
+        for (ra_cuda_scorer scorer : {RA_CUDA_RKV, RA_CUDA_SNAPKV})
+            not_finite(format, scorer);
     std::printf("scores: %d cases, at most %.1e of a head's largest off the C core's, %d failures, %.1f s\n", count,
                 worst, failures(), seconds());
     return failures() != 0;
