@@ -32,7 +32,7 @@ static const struct {
 } scorers[] = {
     {"rkv", RA_CUDA_RKV},         {"rkv-centred", RA_CUDA_RKV_CENTRED}, {"importance", RA_CUDA_IMPORTANCE},
     {"recency", RA_CUDA_RECENCY}, {"random", RA_CUDA_RANDOM},           {"snapkv-published", RA_CUDA_SNAPKV},
-    {"vatp", RA_CUDA_VATP},
+    {"vatp", RA_CUDA_VATP},       {"vase", RA_CUDA_VASE},
 };
 
 bool ra_cuda_supports(const ra_scorer *scorer)
@@ -53,6 +53,8 @@ static ra_status set_scorer(ra_cuda_cut *job, const ra_score_config *config)
             job->kernel = (int32_t)ra_min(config->kernel, INT32_MAX); /* odd as well, and as wide as any */
             job->seed = config->seed;
             job->average = config->average;
+            job->n_large = (int32_t)ra_min(config->n_large, INT32_MAX);
+            job->n_sink = (int32_t)ra_min(config->n_sink, INT32_MAX);
             return RA_OK;
         }
     return RA_ERR_ARGUMENT;

@@ -1,4 +1,5 @@
 /* What begins a cut, and its scores: what scorer/ and stat/ of the C core define. */
+#include "../scorer/hash.h"
 #include "score.cuh"
 
 RA_KERNEL(THREADS, 4) begin_cut(ra_cuda_layer l, ra_cuda_cut cut)
@@ -58,15 +59,6 @@ RA_DEVICE void weigh(const ra_cuda_cut &cut, int pair, int n, int older, const c
         score[i] = cut.alpha * score[i] - (1 - cut.alpha) * (expf(mean[i] - top) * sum - level);
 }
 
-/* splitmix64, as scorer/random.c. */
-RA_DEVICE float hash_to_unit(uint64_t seed, int64_t head, int32_t position)
-{
-    uint64_t z = seed + 0x9e3779b97f4a7c15u * ((uint64_t)head * 0x100000001u + (uint64_t)position + 1);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (float)((z ^ (z >> 31)) >> 40) * 0x1p-24f;
-}
-
 /* A block a head. */
 RA_KERNEL(COMBINE, 2) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
 {
@@ -84,8 +76,9 @@ RA_KERNEL(COMBINE, 2) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     const int32_t *positions = positions_of(l, pair);
     if (cut.scorer == RA_CUDA_RECENCY || cut.scorer == RA_CUDA_RANDOM) {
         for (int i = threadIdx.x; i < older; i += COMBINE)
-            score[i] = cut.scorer == RA_CUDA_RECENCY ? (float)positions[i]
-                                                     : hash_to_unit(cut.seed, pair % l.kv_heads, positions[i]);
+            score[i] = cut.scorer == RA_CUDA_RECENCY
+                           ? (float)positions[i]
+                           : ra_unit_float(ra_hash(cut.seed, pair % l.kv_heads, positions[i]));
         return;
     }
     importance(l, cut, pair, older, s, score);
@@ -109,7 +102,7 @@ extern "C" int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut,
 {
     const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
     int error = 0;
-    if (cut->scorer == RA_CUDA_SNAPKV || cut->scorer == RA_CUDA_VATP)
+    if (cut->scorer == RA_CUDA_SNAPKV || cut->scorer == RA_CUDA_VATP || cut->scorer == RA_CUDA_VASE)
         return ra_cuda_score_attention(*layer, *cut, s, stream);
     if (cut->scorer != RA_CUDA_RECENCY && cut->scorer != RA_CUDA_RANDOM)
         error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, 0, layer->window, false, true}, stream);

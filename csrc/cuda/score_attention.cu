@@ -1,6 +1,10 @@
-/* Attention of the window's queries with a softmax for each query head, as scorer/head_attention.c: SnapKV's as published, and
- * weighed by values. */
+/* Attention of the window's queries with a softmax for each query head, as scorer/head_attention.c: SnapKV's as published,
+ * weighed by values, and VaSE's draw. */
+#include <float.h>
+
+#include "../scorer/hash.h"
 #include "score.cuh"
+#include "select.cuh"
 
 /* Queries of the window whose heads' logits there is room for at a time. */
 static int queries_at_a_time(const ra_cuda_layer &l, const cut_scratch &s) { return s.queries / l.group; }
@@ -41,6 +45,48 @@ RA_DEVICE void pool_attention(const ra_cuda_layer &l, const ra_cuda_cut &cut, in
         score[i] = count < 1 ? 1 / (float)older : pooled(sum, older, i, half, average) * factor;
 }
 
+/* ---- VaSE, as scorer/vase.c ---- */
+
+/* The published number. */
+RA_DEVICE int large_of(const ra_cuda_cut &cut, int64_t share, int older)
+{
+    const int64_t large = cut.n_large >= 0 ? cut.n_large : share <= 512 ? share / 2 : 200;
+    return large < older ? (int)large : older;
+}
+/* To 12 bits. */
+RA_DEVICE float coarse(float range) { return fminf(as_float((as_bits(range) + 0x800u) & ~0xfffu), FLT_MAX); }
+
+/* Keeping the smallest -log(u) / p is drawing by the weights p without replacement. score: p, then below 0; what is
+ * no number stays so. */
+RA_DEVICE void draw(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair, int older, float *score)
+{
+    const int row = pair / l.kv_heads;
+    const int32_t *positions = positions_of(l, pair);
+    for (int i = threadIdx.x; i < older; i += COMBINE) {
+        const uint64_t hash = ra_hash_at(ra_hash(cut.seed, pair % l.kv_heads, positions[i]), l.tokens[row]);
+        const double drawn = -log(ra_unit(hash)) / (double)score[i];
+        score[i] = drawn == drawn ? (float)-fmin(drawn, (double)FLT_MAX) : NAN;
+    }
+}
+/* The largest ranges in place of what was drawn, first of all the first n_sink slots. counts: SELECT_INTS of shared memory. */
+RA_DEVICE void put_large(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair, int older, const float *range,
+                         shared<int> counts, shared<float> scratch, float *score)
+{
+    const int large = large_of(cut, cut.totals[pair / l.kv_heads] / l.kv_heads, older), sinks = least(cut.n_sink, older);
+    float top = 0;
+    block_sync(); /* what was drawn is there */
+    take_best([&](int i) { return coarse(range[i]); }, older, sinks, large, counts, [&](int i, int) {
+        score[i] = coarse(range[i]);
+        top = fmaxf(top, coarse(range[i]));
+    });
+    top = block_max(top, scratch); /* and all that is written */
+    for (int i = threadIdx.x; i < sinks; i += COMBINE)
+        if (score[i] >= 0) /* it was taken */
+            score[i] = fminf(2 * top + 1, FLT_MAX);
+}
+
+constexpr size_t COUNTS_AT = 64;
+
 /* A block a head. */
 RA_KERNEL(COMBINE, 2) attention_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
 {
@@ -48,10 +94,17 @@ RA_KERNEL(COMBINE, 2) attention_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     if (!cut.cut[row] || older < 1)
         return;
     float *score = cut.scores + pair * entries_of(l);
-    pool_attention(l, cut, pair, older, s, cut.average, score);
+    const float *values = s.values + pair * s.stride;
+    pool_attention(l, cut, pair, older, s, cut.average || cut.scorer == RA_CUDA_VASE, score);
+    tell_faults(l, row, score, older); /* before ranges are in their place */
+    if (cut.scorer == RA_CUDA_VASE) {
+        draw(l, cut, pair, older, score);
+        put_large(l, cut, pair, older, values, shared_at<int>(COUNTS_AT), shared_at<float>(0), score);
+        return;
+    }
     if (cut.scorer == RA_CUDA_VATP)
         for (int i = threadIdx.x; i < older; i += COMBINE)
-            score[i] *= s.values[pair * s.stride + i];
+            score[i] *= values[i];
     tell_faults(l, row, score, older);
 }
 
@@ -59,14 +112,15 @@ int ra_cuda_score_attention(const ra_cuda_layer &l, const ra_cuda_cut &cut, cons
 {
     const unsigned pairs = (unsigned)(l.rows * l.kv_heads);
     const int some = queries_at_a_time(l, s);
-    const bool everything = true;
+    const bool everything = cut.scorer != RA_CUDA_VASE;
     int error = 0;
     for (int first = 0; !error && first < l.window; first += some) {
         error = ra_cuda_logits({l, cut.cut, s, cut.scale, cut.softcap, first, some, true, !everything}, stream);
         if (!error)
             error = RA_LAUNCH(add_softmaxes, pairs, COMBINE, 0, stream, l, cut, s, first, some, everything);
     }
-    if (!error && cut.scorer == RA_CUDA_VATP)
-        error = ra_cuda_measure_values(l, cut, s, false, stream);
-    return error ? error : RA_LAUNCH(attention_scores, pairs, COMBINE, 64, stream, l, cut, s);
+    if (!error && cut.scorer != RA_CUDA_SNAPKV)
+        error = ra_cuda_measure_values(l, cut, s, cut.scorer == RA_CUDA_VASE, stream);
+    return error ? error
+                 : RA_LAUNCH(attention_scores, pairs, COMBINE, COUNTS_AT + SELECT_INTS * 4, stream, l, cut, s);
 }
