@@ -219,7 +219,7 @@ def generated(model, ids, **changes):
     return cache
 
 
-OF_HEADS = ("snapkv-published", "vatp", "vase")
+SCORERS = ("rkv", "rkv-centred", "importance", "recency", "random", "snapkv-published", "vatp", "vase", "spans")
 
 
 @pytest.mark.parametrize("method", caches.BUDGETED)
@@ -240,7 +240,7 @@ def test_every_method_keeps_the_same_positions(method, monkeypatch):
     assert ours["lost_mass"] == pytest.approx(theirs["lost_mass"], abs=1e-5)
 
 
-@pytest.mark.parametrize("scorer", ["rkv", "rkv-centred", "importance", "recency", "random", *OF_HEADS])
+@pytest.mark.parametrize("scorer", SCORERS)
 def test_scorers_that_it_has(scorer):
     assert _core.supports(scorer, emulated.backend)
 

@@ -30,9 +30,15 @@ static const struct {
     const char *name;
     ra_cuda_scorer number;
 } scorers[] = {
-    {"rkv", RA_CUDA_RKV},         {"rkv-centred", RA_CUDA_RKV_CENTRED}, {"importance", RA_CUDA_IMPORTANCE},
-    {"recency", RA_CUDA_RECENCY}, {"random", RA_CUDA_RANDOM},           {"snapkv-published", RA_CUDA_SNAPKV},
-    {"vatp", RA_CUDA_VATP},       {"vase", RA_CUDA_VASE},
+    {"rkv", RA_CUDA_RKV},
+    {"rkv-centred", RA_CUDA_RKV_CENTRED},
+    {"importance", RA_CUDA_IMPORTANCE},
+    {"recency", RA_CUDA_RECENCY},
+    {"random", RA_CUDA_RANDOM},
+    {"snapkv-published", RA_CUDA_SNAPKV},
+    {"vatp", RA_CUDA_VATP},
+    {"vase", RA_CUDA_VASE},
+    {"spans", RA_CUDA_SPANS},
 };
 
 bool ra_cuda_supports(const ra_scorer *scorer)
@@ -55,6 +61,7 @@ static ra_status set_scorer(ra_cuda_cut *job, const ra_score_config *config)
             job->average = config->average;
             job->n_large = (int32_t)ra_min(config->n_large, INT32_MAX);
             job->n_sink = (int32_t)ra_min(config->n_sink, INT32_MAX);
+            job->span = (int32_t)ra_min(config->span, INT32_MAX);
             return RA_OK;
         }
     return RA_ERR_ARGUMENT;

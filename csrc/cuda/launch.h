@@ -94,7 +94,8 @@ typedef enum ra_cuda_scorer {
     RA_CUDA_RANDOM,
     RA_CUDA_SNAPKV,
     RA_CUDA_VATP,
-    RA_CUDA_VASE
+    RA_CUDA_VASE,
+    RA_CUDA_SPANS
 } ra_cuda_scorer;
 
 typedef struct ra_cuda_cut {
@@ -105,7 +106,7 @@ typedef struct ra_cuda_cut {
     int32_t kernel;
     uint64_t seed;
     bool average;
-    int32_t n_large, n_sink;
+    int32_t n_large, n_sink, span;
     float scale, softcap; /* of the logits in scores and in lost */
     ra_route_config route;
     /* Results, device memory. */

@@ -54,9 +54,36 @@ RA_DEVICE void weigh(const ra_cuda_cut &cut, int pair, int n, int older, const c
     for (int i = threadIdx.x; i < n; i += COMBINE)
         sum += expf(mean[i] - top);
     sum = 1 / block_sum(sum, scratch);
-    const float level = cut.scorer == RA_CUDA_RKV_CENTRED ? 1 / (float)n : 0;
+    const float level = cut.scorer != RA_CUDA_RKV ? 1 / (float)n : 0;
     for (int i = threadIdx.x; i < older; i += COMBINE)
         score[i] = cut.alpha * score[i] - (1 - cut.alpha) * (expf(mean[i] - top) * sum - level);
+}
+
+/* Tokens of a span share their mean or largest score, as scorer/spans.c: a thread takes those whose oldest is its own. */
+RA_DEVICE void share(const ra_cuda_cut &cut, const int32_t *positions, int older, float *score)
+{
+    block_sync(); /* all scores are there */
+    for (int begin = threadIdx.x; begin < older; begin += COMBINE) {
+        const int number = positions[begin] / cut.span;
+        if (begin && positions[begin - 1] / cut.span == number)
+            continue;
+        double sum = 0;
+        float best = score[begin];
+        int end = begin;
+        for (; end < older && positions[end] / cut.span == number; end++) {
+            sum += (double)score[end];
+            best = fmaxf(best, score[end]);
+        }
+        const float own = cut.average ? (float)(sum / (double)(end - begin)) : best;
+        for (int i = begin; i < end; i++)
+            score[i] = own;
+    }
+    block_sync();
+}
+
+RA_HOST_DEVICE bool has_redundancy(ra_cuda_scorer scorer)
+{
+    return scorer == RA_CUDA_RKV || scorer == RA_CUDA_RKV_CENTRED || scorer == RA_CUDA_SPANS;
 }
 
 /* A block a head. */
@@ -66,7 +93,7 @@ RA_KERNEL(COMBINE, 2) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     const int pair = blockIdx.x, row = pair / l.kv_heads, n = l.slots[pair], older = n - l.window;
     if (!cut.cut[row])
         return;
-    if (l.cached && threadIdx.x == 0 && (cut.scorer == RA_CUDA_RKV || cut.scorer == RA_CUDA_RKV_CENTRED)) {
+    if (l.cached && threadIdx.x == 0 && has_redundancy(cut.scorer)) {
         l.cached[pair] = n;
         l.cached_threshold[pair] = cut.threshold;
     }
@@ -84,7 +111,9 @@ RA_KERNEL(COMBINE, 2) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     importance(l, cut, pair, older, s, score);
     if (cut.scorer != RA_CUDA_IMPORTANCE)
         weigh(cut, pair, n, older, s, scratch, score); /* each thread its own slots */
-    tell_faults(l, row, score, older);
+    tell_faults(l, row, score, older); /* before a maximum hides what is no number */
+    if (cut.scorer == RA_CUDA_SPANS && cut.span > 1)
+        share(cut, positions, older, score);
 }
 
 extern "C" int ra_cuda_cut_begin(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
@@ -106,7 +135,7 @@ extern "C" int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut,
         return ra_cuda_score_attention(*layer, *cut, s, stream);
     if (cut->scorer != RA_CUDA_RECENCY && cut->scorer != RA_CUDA_RANDOM)
         error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, 0, layer->window, false, true}, stream);
-    if (!error && (cut->scorer == RA_CUDA_RKV || cut->scorer == RA_CUDA_RKV_CENTRED))
+    if (!error && has_redundancy(cut->scorer))
         error = ra_cuda_redundancy(*layer, *cut, s, stream);
     return error ? error
                  : RA_LAUNCH(combine_scores, layer->rows * layer->kv_heads, COMBINE, 64, stream, *layer, *cut, s);

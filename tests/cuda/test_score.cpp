@@ -12,11 +12,12 @@ struct how {
     float alpha = 0.3f, threshold = 0.5f;
     int kernel = 7;
     bool average = false;
-    int n_large = -1, n_sink = 0;
+    int n_large = -1, n_sink = 0, span = 0;
 };
 
 static const char *const names[] = {"rkv",    "rkv-centred",      "importance", "recency",
-                                    "random", "snapkv-published", "vatp",       "vase"};
+                                    "random", "snapkv-published", "vatp",       "vase",
+                                    "spans"};
 static double worst;
 
 /* VaSE's ranges are the same; what it draws are quotients by attention, down to the smallest: each is compared by itself. */
@@ -47,7 +48,7 @@ static void score(twin &x, const how &how, int capability, double tolerance)
     ra_emulate_capability = capability;
     x.cut.scorer = how.scorer, x.cut.alpha = how.alpha, x.cut.threshold = how.threshold, x.cut.kernel = how.kernel;
     x.cut.seed = 12345, x.cut.average = how.average;
-    x.cut.n_large = how.n_large, x.cut.n_sink = how.n_sink;
+    x.cut.n_large = how.n_large, x.cut.n_sink = how.n_sink, x.cut.span = how.span;
     for (int row = 0; row < x.shape.rows; row++)
         x.totals()[row] = row % 3 == 1 ? -1 : row % 4 == 3 ? x.held(row) : x.held(row) / 2;
     std::vector<char> flags(x.shape.rows);
@@ -55,6 +56,7 @@ static void score(twin &x, const how &how, int capability, double tolerance)
     config.scorer = ra_scorer_find(names[how.scorer]), config.alpha = how.alpha;
     config.threshold = how.threshold, config.kernel = how.kernel, config.seed = 12345;
     config.average = how.average, config.n_large = how.n_large, config.n_sink = how.n_sink;
+    config.span = how.span;
     demand(ra_cut_score(x.layer, x.totals(), &config, (bool *)flags.data(), nullptr) == RA_OK, "score of the C core");
     if (!launch(x))
         return;
@@ -159,10 +161,12 @@ int main()
                         {RA_CUDA_RECENCY, 0, 0, 1},
                         {RA_CUDA_RANDOM, 0, 0, 1},
                         {RA_CUDA_RKV, 0, 0, 1}};
-    const how of_heads[] = {{RA_CUDA_SNAPKV, 0, 0, 7},      {RA_CUDA_VATP, 0, 0, 5, true}, {RA_CUDA_SNAPKV, 0, 0, 1, true},
+    const how others[] = {{RA_CUDA_SNAPKV, 0, 0, 7},      {RA_CUDA_VATP, 0, 0, 5, true}, {RA_CUDA_SNAPKV, 0, 0, 1, true},
                             {RA_CUDA_SNAPKV, 0, 0, 99, true}, {RA_CUDA_VATP, 0, 0, 1},
                             {RA_CUDA_VASE, 0, 0, 5}, {RA_CUDA_VASE, 0, 0, 3, false, 7, 3}, {RA_CUDA_VASE, 0, 0, 1, false, 0, 2},
-                            {RA_CUDA_VASE, 0, 0, 9, true, 1 << 30, 4}, {RA_CUDA_VASE, 0, 0, 1, false, 2, 5}};
+                            {RA_CUDA_VASE, 0, 0, 9, true, 1 << 30, 4}, {RA_CUDA_VASE, 0, 0, 1, false, 2, 5},
+                            {RA_CUDA_SPANS, 0.1f, 0.5f, 7, true, 0, 0, 16}, {RA_CUDA_SPANS, 0.3f, 0.8f, 5, false, 0, 0, 7},
+                            {RA_CUDA_SPANS, 0.3f, 0.5f, 1, false, 0, 0, 1}, {RA_CUDA_SPANS, 0.5f, 0.5f, 1, true, 0, 0, 1 << 30}};
     int turn = 0, count = 0;
     for (int D : {64, 128, 5, 24, 80, 96, 256, 1, 300})
         for (ra_dtype format : {RA_BF16, RA_F16, RA_F32})
@@ -174,7 +178,7 @@ int main()
                 twin x(s);
                 for (int i = 0; i < 2; i++, count++)
                     score(x, ways[(turn + i * 3) % 8], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5);
-                score(x, of_heads[turn % 10], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5), count++;
+                score(x, others[turn % 14], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5), count++;
             }
     for (ra_dtype format : {RA_F32, RA_BF16}) { /* squares that float32 cannot hold */
         case_shape s;
