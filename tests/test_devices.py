@@ -219,7 +219,7 @@ def generated(model, ids, **changes):
     return cache
 
 
-SCORERS = ("rkv", "rkv-centred", "importance", "recency", "random", "snapkv-published", "vatp", "vase", "spans")
+SCORERS = ("rkv", "rkv-centred", "importance", "recency", "random", "snapkv-published", "vatp", "vase", "spans", "dkv")
 
 
 @pytest.mark.parametrize("method", caches.BUDGETED)

@@ -39,6 +39,7 @@ static const struct {
     {"vatp", RA_CUDA_VATP},
     {"vase", RA_CUDA_VASE},
     {"spans", RA_CUDA_SPANS},
+    {"dkv", RA_CUDA_DKV},
 };
 
 bool ra_cuda_supports(const ra_scorer *scorer)

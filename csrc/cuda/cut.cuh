@@ -15,6 +15,7 @@ struct cut_scratch {
     float *mean;       /* [R, H, S] column means of the cosine matrix */
     float *attention;  /* [R, H, S] sum of softmaxes, of scorers without redundancy: in the place of `mean` */
     float *values;     /* [R, H, S] what they know of values: in that of `inverse` */
+    double *products;  /* [R, H, S] what dkv sums up: in that of `removed` */
     int64_t *removed;  /* [R, H, S] sums of the zeroed entries of a column, in units of 2^-40 */
     float *unit_parts; /* [R, H, parts, D] sums of the unit keys of a block */
     float *unit_sum;   /* [R, H, D] of all */
@@ -51,6 +52,7 @@ RA_HOST_DEVICE cut_scratch lay_scratch(const ra_cuda_layer &l, int most_slots, v
 #undef RA_LAY
     s.attention = s.mean;
     s.values = s.inverse;
+    s.products = (double *)s.removed;
     s.bytes = used;
     return s;
 }

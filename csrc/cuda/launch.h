@@ -95,7 +95,8 @@ typedef enum ra_cuda_scorer {
     RA_CUDA_SNAPKV,
     RA_CUDA_VATP,
     RA_CUDA_VASE,
-    RA_CUDA_SPANS
+    RA_CUDA_SPANS,
+    RA_CUDA_DKV
 } ra_cuda_scorer;
 
 typedef struct ra_cuda_cut {

@@ -133,6 +133,8 @@ extern "C" int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut,
     int error = 0;
     if (cut->scorer == RA_CUDA_SNAPKV || cut->scorer == RA_CUDA_VATP || cut->scorer == RA_CUDA_VASE)
         return ra_cuda_score_attention(*layer, *cut, s, stream);
+    if (cut->scorer == RA_CUDA_DKV)
+        return ra_cuda_score_dkv(*layer, *cut, s, stream);
     if (cut->scorer != RA_CUDA_RECENCY && cut->scorer != RA_CUDA_RANDOM)
         error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, 0, layer->window, false, true}, stream);
     if (!error && has_redundancy(cut->scorer))

@@ -17,7 +17,7 @@ struct how {
 
 static const char *const names[] = {"rkv",    "rkv-centred",      "importance", "recency",
                                     "random", "snapkv-published", "vatp",       "vase",
-                                    "spans"};
+                                    "spans",  "dkv"};
 static double worst;
 
 /* VaSE's ranges are the same; what it draws are quotients by attention, down to the smallest: each is compared by itself. */
@@ -166,7 +166,8 @@ int main()
                             {RA_CUDA_VASE, 0, 0, 5}, {RA_CUDA_VASE, 0, 0, 3, false, 7, 3}, {RA_CUDA_VASE, 0, 0, 1, false, 0, 2},
                             {RA_CUDA_VASE, 0, 0, 9, true, 1 << 30, 4}, {RA_CUDA_VASE, 0, 0, 1, false, 2, 5},
                             {RA_CUDA_SPANS, 0.1f, 0.5f, 7, true, 0, 0, 16}, {RA_CUDA_SPANS, 0.3f, 0.8f, 5, false, 0, 0, 7},
-                            {RA_CUDA_SPANS, 0.3f, 0.5f, 1, false, 0, 0, 1}, {RA_CUDA_SPANS, 0.5f, 0.5f, 1, true, 0, 0, 1 << 30}};
+                            {RA_CUDA_SPANS, 0.3f, 0.5f, 1, false, 0, 0, 1}, {RA_CUDA_SPANS, 0.5f, 0.5f, 1, true, 0, 0, 1 << 30},
+                            {RA_CUDA_DKV, 0, 0, 1},          {RA_CUDA_DKV, 0, 0, 1, false, 0, 3}};
     int turn = 0, count = 0;
     for (int D : {64, 128, 5, 24, 80, 96, 256, 1, 300})
         for (ra_dtype format : {RA_BF16, RA_F16, RA_F32})
@@ -178,7 +179,7 @@ int main()
                 twin x(s);
                 for (int i = 0; i < 2; i++, count++)
                     score(x, ways[(turn + i * 3) % 8], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5);
-                score(x, others[turn % 14], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5), count++;
+                score(x, others[turn % 16], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5), count++;
             }
     for (ra_dtype format : {RA_F32, RA_BF16}) { /* squares that float32 cannot hold */
         case_shape s;
