@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = sorted(path.stem for path in (ROOT / "csrc/cuda").glob("attend_*.cu") if path.stem != "attend_any")
 OTHER_KERNELS = ("append", "append_prompt", "apply", "score", "score_logits", "score_redundancy", "score_similar",
-                 "score_attention", "score_values", "score_dkv",
+                 "score_attention", "score_values", "score_dkv", "score_triattention",
                  "allocate", "choose")  # fmt: skip
 ARCHITECTURES = (os.environ.get("REASONALLOC_CUDA_ARCHS") or "75 90").split()
 HOME = os.environ.get("CUDA_HOME", "/usr/local/cuda")

@@ -219,7 +219,7 @@ def generated(model, ids, **changes):
     return cache
 
 
-SCORERS = ("rkv", "rkv-centred", "importance", "recency", "random", "snapkv-published", "vatp", "vase", "spans", "dkv")
+SCORERS = ("rkv", "rkv-centred", "importance", "recency", "random", "snapkv-published", "vatp", "vase", "spans", "dkv", "triattention")
 
 
 @pytest.mark.parametrize("method", caches.BUDGETED)

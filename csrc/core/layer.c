@@ -206,6 +206,7 @@ ra_status ra_layer_copy(ra_layer *layer, ra_layer **out)
     memcpy(copy->sinks, layer->sinks, (size_t)layer->query_heads * sizeof *copy->sinks);
     copy->times = layer->times;
     copy->centres = ra_centres_share(layer->centres);
+    copy->centres_set = layer->centres_set;
     link_layer(copy);
     ra_lists_changed(copy);
     *out = copy;

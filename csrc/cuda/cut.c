@@ -40,6 +40,7 @@ static const struct {
     {"vase", RA_CUDA_VASE},
     {"spans", RA_CUDA_SPANS},
     {"dkv", RA_CUDA_DKV},
+    {"triattention", RA_CUDA_TRIATTENTION},
 };
 
 bool ra_cuda_supports(const ra_scorer *scorer)
@@ -75,6 +76,8 @@ static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *
     ra_pool *pool = layer->pool;
     /* What is captured is replayed when heads have more slots: it covers all that was made ready. */
     int64_t slots = ra_device_is_capturing(pool->stream) ? layer->ready_slots : ra_most_slots(layer);
+    if (job->scorer == RA_CUDA_TRIATTENTION && !layer->centres)
+        return RA_ERR_ARGUMENT;
     ra_status status = ra_cuda_push(layer);
     if (status == RA_OK)
         status = ra_cuda_scratch(pool, ra_cuda_cut_scratch(layer, slots));
@@ -90,6 +93,7 @@ static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *
     job->protect_below = own->totals + layer->rows;
     job->scale = ra_scale_of(layer);
     job->softcap = layer->softcap;
+    job->centres = own->centres;
     job->cut = own->there.cut;
     job->before = own->there.before;
     job->budgets = own->there.budgets;
@@ -130,7 +134,7 @@ static ra_status send_limits(ra_layer *layer, ra_route_config *route)
 
 static ra_status run(ra_layer *layer, const ra_cut *cut)
 {
-    ra_cuda_cut job = {.route = cut->route};
+    ra_cuda_cut job = {.route = cut->route, .candidates = true};
     char *rest;
     ra_status status = set_scorer(&job, &cut->score);
     if (status == RA_OK)
@@ -207,11 +211,11 @@ bool ra_cuda_fold(ra_layer *layer)
 
 static ra_status score(ra_layer *layer, const ra_score_config *config)
 {
-    ra_cuda_cut job = {0};
+    ra_cuda_cut job = {.candidates = config->protect_below != NULL};
     char *rest;
     ra_status status = set_scorer(&job, config);
     if (status == RA_OK)
-        status = prepare(layer, layer->cut.totals, NULL, &job, &rest);
+        status = prepare(layer, layer->cut.totals, config->protect_below, &job, &rest);
     if (status != RA_OK)
         return status;
     void *stream = layer->pool->stream;

@@ -9,7 +9,7 @@ struct cut_scratch {
     int64_t stride;    /* S: entries of a list */
     int32_t queries;   /* lists of logits of a head */
     int32_t parts;     /* blocks of keys of a head */
-    float *logits;     /* [R, H, queries, S] of the window's queries, or of heads of some of them */
+    float *logits;     /* [R, H, queries, S] of the window's queries, or of heads of some of them; or scores of heads */
     float *softmaxes;  /* [R, H, queries, 2] their tops and one over their sums */
     float *inverse;    /* [R, H, S] 1 / (|k| + floor) */
     float *mean;       /* [R, H, S] column means of the cosine matrix */

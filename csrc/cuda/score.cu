@@ -135,6 +135,8 @@ extern "C" int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut,
         return ra_cuda_score_attention(*layer, *cut, s, stream);
     if (cut->scorer == RA_CUDA_DKV)
         return ra_cuda_score_dkv(*layer, *cut, s, stream);
+    if (cut->scorer == RA_CUDA_TRIATTENTION)
+        return ra_cuda_score_triattention(*layer, *cut, s, stream);
     if (cut->scorer != RA_CUDA_RECENCY && cut->scorer != RA_CUDA_RANDOM)
         error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, 0, layer->window, false, true}, stream);
     if (!error && has_redundancy(cut->scorer))

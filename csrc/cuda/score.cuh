@@ -26,6 +26,8 @@ int ra_cuda_similar(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_sc
 int ra_cuda_score_attention(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream);
 /* Scores by keys and values seen through a Gaussian matrix. */
 int ra_cuda_score_dkv(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream);
+/* Scores by what queries of a calibrated distribution will find. */
+int ra_cuda_score_triattention(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream);
 /* s.values of the older slots, as stat/value.c: the range of their values' elements, or their L1 norm. */
 int ra_cuda_measure_values(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, bool range, void *stream);
 

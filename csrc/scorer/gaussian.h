@@ -15,7 +15,7 @@ RA_HASH_FUNCTION void ra_gaussian_pair(uint64_t seed, int64_t tokens, int64_t i,
     double radius = sqrt(-2 * log(ra_unit(hash)) / RA_DKV_RANK);
     double turn = ra_unit(ra_mix(hash + 1)), cosine, sine;
 #ifdef __CUDA_ARCH__
-    sincospi(2 * turn, &sine, &cosine); /* the others reduce large angles in memory of the thread's own */
+    sincospi(2 * turn, &sine, &cosine); /* as sine_of_turns of machine.cuh */
 #else
     cosine = cos(6.283185307179586 * turn);
     sine = sin(6.283185307179586 * turn);

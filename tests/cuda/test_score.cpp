@@ -2,6 +2,13 @@
  * each other, are the same, are nothing, or are too long for their squares; what is not finite is told; equal bits whatever
  * the order of blocks and threads. */
 #include "cut_case.h"
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+extern "C" {
+#include "layer.h"
+#include "triattention.h"
+}
+#pragma GCC diagnostic pop
 
 using namespace check;
 
@@ -13,21 +20,47 @@ struct how {
     int kernel = 7;
     bool average = false;
     int n_large = -1, n_sink = 0, span = 0;
+    bool interleaved = false, largest = false, group_mean = false, candidates = false;
 };
 
 static const char *const names[] = {"rkv",    "rkv-centred",      "importance", "recency",
                                     "random", "snapkv-published", "vatp",       "vase",
-                                    "spans",  "dkv"};
+                                    "spans",  "dkv",              "triattention"};
 static double worst;
 
 /* VaSE's ranges are the same; what it draws are quotients by attention, down to the smallest: each is compared by itself. */
 static double off_of(ra_cuda_scorer scorer, double got, double want, double largest)
 {
     if (scorer != RA_CUDA_VASE)
-        return std::fabs(got - want) / largest;
+        return got == want ? 0 : std::fabs(got - want) / largest;
     if (want >= 0)
         return got == want ? 0 : INFINITY;
     return want < -1e30 ? 0 : std::fabs(got / want - 1) / 100;
+}
+
+/* What "triattention" knows of queries; the device's copy is the C core's. */
+static void give_centres(twin &x, const how &how)
+{
+    const int D = x.shape.dim, heads = x.shape.heads * x.shape.group, pairs = below(3) ? D / 2 : D / 4;
+    std::vector<double> frequency(pairs);
+    std::vector<float> mean((size_t)heads * D), length((size_t)heads * pairs);
+    for (int f = 0; f < pairs; f++)
+        frequency[f] = std::pow(1e4, -(double)f / pairs);
+    for (float &m : mean)
+        m = (float)normal();
+    for (float &m : length)
+        m = (float)(4 * uniform());
+    ra_query_centres given = {};
+    given.pairs = pairs, given.interleaved = how.interleaved, given.frequency = frequency.data();
+    given.mean = mean.data(), given.length = length.data();
+    given.largest = how.largest, given.group_mean = how.group_mean;
+    demand(ra_layer_set_centres(x.layer, &given) == RA_OK, "centres");
+    const ra_centres &c = *x.layer->centres;
+    x.cut.centres = {(int)c.pairs,   (int)c.step, (int)c.apart, RA_OFFSETS, c.largest,
+                     c.group_mean, c.frequency, c.turn,       c.mean,     c.spread};
+    x.cut.candidates = how.candidates;
+    for (int row = 0; row < x.shape.rows; row++)
+        x.protect_below()[row] = below(3) ? below(40) : 1 << 20;
 }
 
 static bool is_exact(ra_cuda_scorer scorer) { return scorer == RA_CUDA_RECENCY || scorer == RA_CUDA_RANDOM; }
@@ -52,11 +85,14 @@ static void score(twin &x, const how &how, int capability, double tolerance)
     for (int row = 0; row < x.shape.rows; row++)
         x.totals()[row] = row % 3 == 1 ? -1 : row % 4 == 3 ? x.held(row) : x.held(row) / 2;
     std::vector<char> flags(x.shape.rows);
+    if (how.scorer == RA_CUDA_TRIATTENTION)
+        give_centres(x, how);
     ra_score_config config = {}; // by name: later fields keep their zeros
     config.scorer = ra_scorer_find(names[how.scorer]), config.alpha = how.alpha;
     config.threshold = how.threshold, config.kernel = how.kernel, config.seed = 12345;
     config.average = how.average, config.n_large = how.n_large, config.n_sink = how.n_sink;
     config.span = how.span;
+    config.protect_below = how.candidates ? x.protect_below() : nullptr;
     demand(ra_cut_score(x.layer, x.totals(), &config, (bool *)flags.data(), nullptr) == RA_OK, "score of the C core");
     if (!launch(x))
         return;
@@ -167,7 +203,10 @@ int main()
                             {RA_CUDA_VASE, 0, 0, 9, true, 1 << 30, 4}, {RA_CUDA_VASE, 0, 0, 1, false, 2, 5},
                             {RA_CUDA_SPANS, 0.1f, 0.5f, 7, true, 0, 0, 16}, {RA_CUDA_SPANS, 0.3f, 0.8f, 5, false, 0, 0, 7},
                             {RA_CUDA_SPANS, 0.3f, 0.5f, 1, false, 0, 0, 1}, {RA_CUDA_SPANS, 0.5f, 0.5f, 1, true, 0, 0, 1 << 30},
-                            {RA_CUDA_DKV, 0, 0, 1},          {RA_CUDA_DKV, 0, 0, 1, false, 0, 3}};
+                            {RA_CUDA_DKV, 0, 0, 1},          {RA_CUDA_DKV, 0, 0, 1, false, 0, 3},
+                            {RA_CUDA_TRIATTENTION},          {RA_CUDA_TRIATTENTION, 0, 0, 1, false, 0, 0, 0, true, true},
+                            {RA_CUDA_TRIATTENTION, 0, 0, 1, false, 0, 0, 0, false, true, true, true},
+                            {RA_CUDA_TRIATTENTION, 0, 0, 1, false, 0, 0, 0, true, false, true, true}};
     int turn = 0, count = 0;
     for (int D : {64, 128, 5, 24, 80, 96, 256, 1, 300})
         for (ra_dtype format : {RA_BF16, RA_F16, RA_F32})
@@ -179,7 +218,7 @@ int main()
                 twin x(s);
                 for (int i = 0; i < 2; i++, count++)
                     score(x, ways[(turn + i * 3) % 8], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5);
-                score(x, others[turn % 16], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5), count++;
+                score(x, others[turn % 20], format == RA_BF16 && turn % 5 == 0 ? 75 : 90, 1e-5), count++;
             }
     for (ra_dtype format : {RA_F32, RA_BF16}) { /* squares that float32 cannot hold */
         case_shape s;
