@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = sorted(path.stem for path in (ROOT / "csrc/cuda").glob("attend_*.cu") if path.stem != "attend_any")
 OTHER_KERNELS = ("append", "append_prompt", "apply", "score", "score_logits", "score_redundancy", "score_similar",
-                 "allocate", "choose", "gather", "score_gathered")  # fmt: skip
+                 "score_attention", "score_values", "score_dkv", "score_triattention", "score_gathered", "gather",
+                 "allocate", "choose")  # fmt: skip
 ARCHITECTURES = (os.environ.get("REASONALLOC_CUDA_ARCHS") or "75 90").split()
 HOME = os.environ.get("CUDA_HOME", "/usr/local/cuda")
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{HOME}/bin")

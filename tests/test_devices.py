@@ -240,6 +240,11 @@ def test_every_method_keeps_the_same_positions(method, monkeypatch):
     assert ours["lost_mass"] == pytest.approx(theirs["lost_mass"], abs=1e-5)
 
 
+@pytest.mark.parametrize("scorer", sorted({*_core.scorers()} - {"h2o", "lazy", "raas"}))
+def test_scorers_that_it_has(scorer):
+    assert _core.supports(scorer, emulated.backend)
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-odd", "llama-wide", "gemma3"])
 def test_nothing_evicted_gives_the_stock_tokens(on_device, name):
     model, ids = models.build(name), models.prompt(14)

@@ -18,6 +18,7 @@ from reasonalloc.store import backends
 
 TIGHT = {"budget": 24, "interval": 8, "window": 4}
 PARTS_IN_C = ["reasonalloc", "rkv", "snapkv", "random", "streaming", "full", "h2o", "lazyeviction", "raas"]
+PARTS_IN_C += ["snapkv-published", "vatp", "vase", "spans", "dkv"]
 
 
 def made(model, prompts, **changes):
@@ -55,16 +56,18 @@ class Layers:
             self.out.append(self.cache.attend(i, module, q, k, v, None, None, {}))
 
 
-@pytest.mark.parametrize("method", PARTS_IN_C)
+@pytest.mark.parametrize("method", [*PARTS_IN_C, "triattention"])
 def test_replayed_passes_are_passes(method, monkeypatch):
     emulated = pytest.importorskip("reasonalloc._cuda_emulated")
     monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
     backend, model = Backend("cuda-emulated", module=emulated), models.tiny()
     prompts = [models.prompt(n, seed=n)[0] for n in (30, 41)]
-    budget = {} if method != "full" else {"budget": None}
+    changes = {"budget": None} if method == "full" else {}
+    if method == "triattention":
+        changes["calibration"] = ra.calibrate(model, models.Words(), ["a text of some words " * 12], progress=False)
     seen = []
     for graphed in (False, True):
-        cache = made(model, prompts, method=method, **budget)
+        cache = made(model, prompts, method=method, **changes)
         layers, shown, held = Layers(model, cache), [], {}
         for _turn in range(40):
             layers.draw()

@@ -12,6 +12,7 @@ import reasonalloc as ra
 from reasonalloc import _core
 from reasonalloc.hf.compat import budgeted_layers
 from reasonalloc.policy.triattention import TriAttention
+from reasonalloc.store import backends
 
 pytestmark = pytest.mark.core
 
@@ -40,11 +41,11 @@ def case(seed, query_heads=4, heads=2, d=16, n=48, pairs=None):
     return frequency, mean, length, random.standard_normal((heads, n, d))
 
 
-def layer_of(frequency, mean, length, keys, window=2, interleaved=False, dtype="float32", **flags):
+def layer_of(frequency, mean, length, keys, window=2, interleaved=False, dtype="float32", backend=None, **flags):
     """A layer that holds rotated keys, and these keys as float64."""
     heads, n, d = keys.shape
     rotated = oracle.rotated(keys, np.arange(n), frequency, interleaved)
-    pool = _core.Pool(dtype, d)
+    pool = _core.Pool(dtype, d, backend)
     core = _core.Layer(pool, 1, heads, len(mean), window, "triattention")
     k = torch.from_numpy(rotated).to(layers.DTYPES[dtype])[None]
     layers.step(pool, core, torch.zeros(1, len(mean), n, d, dtype=k.dtype), k, k, attend=False)
@@ -155,6 +156,39 @@ def test_the_method(calibrated):
     for layer in budgeted_layers(model):
         for positions in cache.positions(layer):
             assert list(positions[:12]) == list(range(12))  # the prompt stays
+
+
+def test_the_method_on_a_device_keeps_the_same(calibrated, monkeypatch):
+    pytest.importorskip("reasonalloc._cuda_emulated")
+    model, calibration = calibrated
+    held = []
+    for name in ("cpu", "cuda-emulated"):
+        monkeypatch.setenv(backends.VARIABLE, name)
+        for options in ({}, {"offsets": "max", "group": "mean"}, {"selection": "union"}):
+            config = ra.Config(
+                method="triattention", budget=24, interval=8, window=4, calibration=calibration, options=options
+            )
+            cache = ra.ReasonAllocCache(model, config)
+            generated(model, cache, models.prompt(30), 40)
+            assert cache.stats()["backends"] == [f"{name} on cpu"]
+            assert cache.stats()["evicted"] > 0
+            held.append([[list(p) for p in cache.positions(layer)] for layer in budgeted_layers(model)])
+    assert held[:3] == held[3:]
+
+
+def test_centres_of_a_device_are_the_newest():
+    module = pytest.importorskip("reasonalloc._cuda_emulated")
+    found = []
+    for backend in (None, module.backend):
+        core = layer_of(*case(5), backend=backend)[1]
+        twin = core.copy()
+        found.append([scored(core, 2, 48, 2)])
+        frequency, mean, length, _keys = case(6)
+        core.set_centres(frequency, mean.astype(np.float32), length.astype(np.float32), True, True)
+        found[-1] += [scored(core, 2, 48, 2), scored(core, 2, 48, 2, 20), scored(twin, 2, 48, 2)]
+    for got, want in zip(*reversed(found), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    assert np.abs(found[1][0] - found[1][1]).max() > 0.1
 
 
 def test_a_cut_in_a_cache_is_the_oracles(calibrated):

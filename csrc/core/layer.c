@@ -14,6 +14,8 @@
 
 static bool needs(const ra_layer *layer, int stat)
 {
+    if (ra_stats[stat]->of_pages && layer->pool->backend->device)
+        return false;
     for (int i = 0; layer->scorer && i < layer->scorer->stat_count; i++)
         if (layer->scorer->stats[i] == stat)
             return true;
@@ -204,6 +206,7 @@ ra_status ra_layer_copy(ra_layer *layer, ra_layer **out)
     memcpy(copy->sinks, layer->sinks, (size_t)layer->query_heads * sizeof *copy->sinks);
     copy->times = layer->times;
     copy->centres = ra_centres_share(layer->centres);
+    copy->centres_set = layer->centres_set;
     link_layer(copy);
     ra_lists_changed(copy);
     *out = copy;

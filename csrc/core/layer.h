@@ -37,6 +37,7 @@ struct ra_layer {
     int64_t *q_end;
     float scale, softcap;       /* of the logits, as the newest step had them; scale 0: 1 / sqrt(D) */
     struct ra_centres *centres; /* of its queries, or NULL: scorer/triattention.h */
+    int64_t centres_set;        /* how often they were, so that a device knows whether it has the newest */
     float *sinks;               /* [Hq], likewise; -INFINITY: none */
     bool pending;               /* a step was reserved and has not come yet */
     int64_t reserved;           /* pages, for the next step */

@@ -43,8 +43,11 @@ typedef struct cuda_layer {
     int64_t *limits;      /* [H] on the device, of given heads */
     int64_t *sent_limits; /* [H] as sent last */
     bool was_cut,
-        folds;          /* the newest cut's figures are wanted; they say what heads hold now, but for the steps since */
-    int64_t generation; /* how often its memory has moved */
+        folds; /* the newest cut's figures are wanted; they say what heads hold now, but for the steps since */
+    char *centre_memory;
+    ra_cuda_centres centres;
+    int64_t centres_set; /* ra_layer.centres_set of these; 0: none */
+    int64_t generation;  /* how often its memory has moved */
 } cuda_layer;
 
 /* Pieces of memory one behind the other; counts only where memory is NULL. */

@@ -16,32 +16,7 @@ RA_KERNEL(THREADS, 4) choose_slots(ra_cuda_layer l, ra_cuda_cut cut)
     const float *score = cut.scores + pair * entries_of(l);
     int32_t *kept = cut.kept + pair * entries_of(l);
     const int protect = protected_slots(positions_of(l, pair), cut.protect_below[row], older), chosen = keep - window;
-    int at = 0;
-    for (int part = 0; part < 2; part++) {
-        const int begin = part ? protect : 0, end = part ? older : protect;
-        const int wanted = part ? chosen - least(chosen, protect) : least(chosen, protect);
-        if (wanted <= 0)
-            continue;
-        const selected best = kth_largest(
-            [&](auto take) {
-                for (int i = begin + threadIdx.x; i < end; i += THREADS)
-                    take(score[i]);
-            },
-            wanted, counts);
-        const int passed_over = best.equal - (wanted - best.above); /* the oldest of those with the score tau */
-        int seen = 0, total;
-        for (int first = begin; first < end; first += THREADS) {
-            const int i = first + threadIdx.x;
-            const bool tie = i < end && score[i] == best.tau;
-            const int before = block_prefix(tie, counts, &total) + seen;
-            seen += total;
-            const bool stays = i < end && (score[i] > best.tau || (tie && before >= passed_over));
-            const int to = block_prefix(stays, counts, &total) + at;
-            if (stays)
-                kept[to] = i;
-            at += total;
-        }
-    }
+    take_best([&](int i) { return score[i]; }, older, protect, chosen, counts, [&](int i, int place) { kept[place] = i; });
     for (int i = threadIdx.x; i < window; i += THREADS)
         kept[chosen + i] = older + i;
     if (threadIdx.x == 0)
@@ -90,6 +65,6 @@ extern "C" int ra_cuda_choose(const ra_cuda_layer *layer, const ra_cuda_cut *cut
     const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
     int error = RA_LAUNCH(choose_slots, pairs, THREADS, SELECT_INTS * 4, stream, *layer, *cut);
     if (!error)
-        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, true}, stream);
+        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, NEWEST, 1, true, false}, stream);
     return error ? error : RA_LAUNCH(lost_mass, pairs, THREADS, 128, stream, *layer, *cut, s);
 }

@@ -38,6 +38,12 @@ static const struct {
     {"h2o", RA_CUDA_H2O},
     {"lazy", RA_CUDA_LAZY},
     {"raas", RA_CUDA_RAAS},
+    {"snapkv-published", RA_CUDA_SNAPKV},
+    {"vatp", RA_CUDA_VATP},
+    {"vase", RA_CUDA_VASE},
+    {"spans", RA_CUDA_SPANS},
+    {"dkv", RA_CUDA_DKV},
+    {"triattention", RA_CUDA_TRIATTENTION},
 };
 
 bool ra_cuda_supports(const ra_scorer *scorer)
@@ -55,10 +61,14 @@ static ra_status set_scorer(ra_cuda_cut *job, const ra_score_config *config)
             job->scorer = scorers[i].number;
             job->alpha = config->alpha;
             job->threshold = config->threshold;
-            job->kernel = (int32_t)config->kernel;
+            job->kernel = (int32_t)ra_min(config->kernel, INT32_MAX); /* odd as well, and as wide as any */
             job->seed = config->seed;
             job->recent = config->recent;
             job->published_code = config->published_code;
+            job->average = config->average;
+            job->n_large = (int32_t)ra_min(config->n_large, INT32_MAX);
+            job->n_sink = (int32_t)ra_min(config->n_sink, INT32_MAX);
+            job->span = (int32_t)ra_min(config->span, INT32_MAX);
             return RA_OK;
         }
     return RA_ERR_ARGUMENT;
@@ -71,6 +81,8 @@ static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *
     ra_pool *pool = layer->pool;
     /* What is captured is replayed when heads have more slots: it covers all that was made ready. */
     int64_t slots = ra_device_is_capturing(pool->stream) ? layer->ready_slots : ra_most_slots(layer);
+    if (job->scorer == RA_CUDA_TRIATTENTION && !layer->centres)
+        return RA_ERR_ARGUMENT;
     ra_status status = ra_cuda_push(layer);
     if (status == RA_OK)
         status = ra_cuda_scratch(pool, ra_cuda_cut_scratch(layer, slots));
@@ -86,6 +98,7 @@ static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *
     job->protect_below = own->totals + layer->rows;
     job->scale = ra_scale_of(layer);
     job->softcap = layer->softcap;
+    job->centres = own->centres;
     job->cut = own->there.cut;
     job->before = own->there.before;
     job->budgets = own->there.budgets;
@@ -126,7 +139,7 @@ static ra_status send_limits(ra_layer *layer, ra_route_config *route)
 
 static ra_status run(ra_layer *layer, const ra_cut *cut)
 {
-    ra_cuda_cut job = {.route = cut->route};
+    ra_cuda_cut job = {.route = cut->route, .candidates = true};
     char *rest;
     ra_status status = set_scorer(&job, &cut->score);
     if (status == RA_OK)
@@ -203,11 +216,11 @@ bool ra_cuda_fold(ra_layer *layer)
 
 static ra_status score(ra_layer *layer, const ra_score_config *config)
 {
-    ra_cuda_cut job = {0};
+    ra_cuda_cut job = {.candidates = config->protect_below != NULL};
     char *rest;
     ra_status status = set_scorer(&job, config);
     if (status == RA_OK)
-        status = prepare(layer, layer->cut.totals, NULL, &job, &rest);
+        status = prepare(layer, layer->cut.totals, config->protect_below, &job, &rest);
     if (status != RA_OK)
         return status;
     void *stream = layer->pool->stream;

@@ -9,10 +9,13 @@ struct cut_scratch {
     int64_t stride;    /* S: entries of a list */
     int32_t queries;   /* lists of logits of a head */
     int32_t parts;     /* blocks of keys of a head */
-    float *logits;     /* [R, H, queries, S] of the window's queries, or of the newest one's heads */
-    float *softmaxes;  /* [R, H, W, 2] their tops and one over their sums */
+    float *logits;     /* [R, H, queries, S] of the window's queries, or of heads of some of them; or scores of heads */
+    float *softmaxes;  /* [R, H, queries, 2] their tops and one over their sums */
     float *inverse;    /* [R, H, S] 1 / (|k| + floor) */
     float *mean;       /* [R, H, S] column means of the cosine matrix */
+    float *attention;  /* [R, H, S] sum of softmaxes, of scorers without redundancy: in the place of `mean` */
+    float *values;     /* [R, H, S] what they know of values: in that of `inverse` */
+    double *products;  /* [R, H, S] what dkv sums up: in that of `removed` */
     int64_t *removed;  /* [R, H, S] sums of the zeroed entries of a column, in units of 2^-40 */
     float *unit_parts; /* [R, H, parts, D] sums of the unit keys of a block */
     float *unit_sum;   /* [R, H, D] of all */
@@ -36,7 +39,7 @@ RA_HOST_DEVICE cut_scratch lay_scratch(const ra_cuda_layer &l, int most_slots, v
     s.field = (type *)(at + used);                                                                                     \
     used += aligned((size_t)(count) * sizeof(type));
     RA_LAY(logits, float, entries *s.queries)
-    RA_LAY(softmaxes, float, pairs *l.window * 2)
+    RA_LAY(softmaxes, float, pairs *s.queries * 2)
     RA_LAY(inverse, float, entries)
     RA_LAY(mean, float, entries)
     RA_LAY(removed, int64_t, entries)
@@ -47,6 +50,9 @@ RA_HOST_DEVICE cut_scratch lay_scratch(const ra_cuda_layer &l, int most_slots, v
     RA_LAY(taken, int32_t, pairs *(s.stride / PAGE))
     RA_LAY(frees, int32_t, pairs *(s.stride / PAGE))
 #undef RA_LAY
+    s.attention = s.mean;
+    s.values = s.inverse;
+    s.products = (double *)s.removed;
     s.bytes = used;
     return s;
 }

@@ -248,7 +248,7 @@ extern "C" int ra_cuda_gather(const ra_cuda_layer *layer, const ra_cuda_step *st
         return error;
     j.which = step->left ? OTHERS : ALL;
     lay(&j, scratch);
-    logits_job keys = {*layer, 0, {}, 1, 0, false, j.asked, j.counts};
+    logits_job keys = {*layer, 0, {}, 1, 0, 0, 0, false, false, j.asked, j.counts};
     keys.s.stride = j.stride, keys.s.queries = j.queries, keys.s.logits = j.logits;
     keys.s.parts = (int32_t)((j.stride + BLOCK_SLOTS - 1) / BLOCK_SLOTS);
     do { /* once at least: new slots get their first entries */

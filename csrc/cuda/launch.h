@@ -117,8 +117,22 @@ typedef enum ra_cuda_scorer {
     RA_CUDA_RANDOM,
     RA_CUDA_H2O,
     RA_CUDA_LAZY,
-    RA_CUDA_RAAS
+    RA_CUDA_RAAS,
+    RA_CUDA_SNAPKV,
+    RA_CUDA_VATP,
+    RA_CUDA_VASE,
+    RA_CUDA_SPANS,
+    RA_CUDA_DKV,
+    RA_CUDA_TRIATTENTION
 } ra_cuda_scorer;
+
+/* ra_centres of scorer/triattention.h, in device memory. */
+typedef struct ra_cuda_centres {
+    int32_t pairs, step, apart, offsets;
+    bool largest, group_mean;
+    const double *frequency, *turn;
+    const float *mean, *spread;
+} ra_cuda_centres;
 
 typedef struct ra_cuda_cut {
     int32_t most_slots;                    /* bound on the slots of a head */
@@ -129,6 +143,10 @@ typedef struct ra_cuda_cut {
     uint64_t seed;
     float recent;
     bool published_code;
+    bool average;
+    int32_t n_large, n_sink, span;
+    ra_cuda_centres centres;
+    bool candidates;      /* its scores are standardised over the tokens from protect_below on, not over all */
     float scale, softcap; /* of the logits in scores and in lost */
     ra_route_config route;
     /* Results, device memory. */

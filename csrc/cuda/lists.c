@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../scorer/triattention.h"
 #include "backend.h"
 
 int ra_cuda_up_narrow(int32_t *to, const int64_t *from, int64_t count, void *stream)
@@ -238,6 +239,7 @@ void ra_cuda_layer_close(ra_layer *layer)
     cuda_layer *own = ra_cuda_layer_of(layer);
     if (own && ra_device_enter(layer->pool->device_id, &before) == 0) {
         ra_device_free(own->memory, layer->pool->stream);
+        ra_device_free(own->centre_memory, layer->pool->stream);
         free_figures(layer->pool, own);
         ra_device_leave(before);
     }
@@ -364,10 +366,48 @@ static ra_status push_layer(ra_layer *layer)
     return ra_cuda_status(error);
 }
 
+/* They seldom change, and never in a graph. */
+static ra_status push_centres(ra_layer *layer)
+{
+    const ra_centres *c = layer->centres;
+    cuda_layer *own = ra_cuda_layer_of(layer);
+    void *stream = layer->pool->stream;
+    if (!c || own->centres_set == layer->centres_set)
+        return RA_OK;
+    if (ra_device_is_capturing(stream))
+        return RA_ERR_CAPTURE;
+    size_t bytes = ra_centres_bytes(c->pairs, layer->query_heads, layer->pool->head_dim);
+    char *memory = ra_device_new(bytes, stream);
+    if (!memory)
+        return RA_ERR_NO_MEMORY;
+    ra_device_free(own->centre_memory, stream);
+    own->centre_memory = memory;
+    own->centres_set = 0;
+    own->generation++;
+    if (ra_device_up(memory, c->frequency, bytes, stream))
+        return RA_ERR_DEVICE;
+    const double *numbers = (const double *)(void *)memory;
+    const float *mean = (const float *)(const void *)(numbers + 3 * c->pairs);
+    own->centres = (ra_cuda_centres){.pairs = (int32_t)c->pairs,
+                                     .step = (int32_t)c->step,
+                                     .apart = (int32_t)c->apart,
+                                     .offsets = RA_OFFSETS,
+                                     .largest = c->largest,
+                                     .group_mean = c->group_mean,
+                                     .frequency = numbers,
+                                     .turn = numbers + c->pairs,
+                                     .mean = mean,
+                                     .spread = mean + layer->query_heads * layer->pool->head_dim};
+    own->centres_set = layer->centres_set;
+    return RA_OK;
+}
+
 ra_status ra_cuda_push(ra_layer *layer)
 {
     ra_status status = push_pool(layer->pool);
-    return status == RA_OK ? push_layer(layer) : status;
+    if (status == RA_OK)
+        status = push_layer(layer);
+    return status == RA_OK ? push_centres(layer) : status;
 }
 
 RA_CUDA_HOOK(ra_cuda_push_on, layer->pool, ra_cuda_push(layer), ra_layer *layer)

@@ -1,4 +1,5 @@
 /* What begins a cut, and its scores: what scorer/ and stat/ of the C core define. */
+#include "../scorer/hash.h"
 #include "score.cuh"
 
 RA_KERNEL(THREADS, 4) begin_cut(ra_cuda_layer l, ra_cuda_cut cut)
@@ -13,76 +14,32 @@ RA_KERNEL(THREADS, 4) begin_cut(ra_cuda_layer l, ra_cuda_cut cut)
     }
 }
 
-/* ---- Importance and redundancy of a head, by a block of COMBINE threads: there are fewer heads than an SM has room for ---- */
-constexpr int COMBINE = 512;
-
-/* Top of a softmax over logits [older] and one over its sum, by a warp, in one pass of 16 bytes at a time; the list has whole
- * pages of room. */
-RA_DEVICE void softmax_of(const float *logits, int older, float *out)
-{
-    const int lane = threadIdx.x % 32;
-    float top = -INFINITY, sum = 0;
-    for (int first = 4 * lane; first < older; first += 4 * 32) {
-        const vec16 v = load16(logits + first, true);
-        float x[4], best = top;
-        RA_UNROLL for (int i = 0; i < 4; i++)
-        {
-            x[i] = first + i < older ? as_float(v.w[i]) : -INFINITY;
-            best = fmaxf(best, x[i]);
-        }
-        sum *= top == best ? 1 : expf(top - best);
-        RA_UNROLL for (int i = 0; i < 4; i++) sum += x[i] == -INFINITY ? 0 : expf(x[i] - best);
-        top = best;
-    }
-    RA_UNROLL for (int mask = 1; mask < 32; mask *= 2)
-    {
-        const float their_top = shuffle_xor(top, mask), their_sum = shuffle_xor(sum, mask),
-                    best = fmaxf(top, their_top);
-        sum = (top == best ? sum : sum * expf(top - best)) +
-              (their_top == best ? their_sum : their_sum * expf(their_top - best));
-        top = best;
-    }
-    if (lane == 0) {
-        out[0] = top;
-        out[1] = 1 / sum;
-    }
-}
-
 /* score[i] of the older slots: mean of the window's softmaxes, max-pooled. */
 RA_DEVICE void importance(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair, int older, const cut_scratch &s,
                           float *score)
 {
     const int row = pair / l.kv_heads, count = l.q_end[row] - l.q_begin[row], half = least(cut.kernel / 2, older);
     float *logits = s.logits + (int64_t)pair * s.queries * s.stride, *sum = logits; /* in the first list's place */
-    float *softmaxes = s.softmaxes + (int64_t)pair * l.window * 2;
+    float *softmaxes = s.softmaxes + (int64_t)pair * s.queries * 2;
     if (count < 1) { /* nothing was observed: no token matters more than another */
         for (int i = threadIdx.x; i < older; i += COMBINE)
             score[i] = 1 / (float)older;
         return;
     }
     for (int w = threadIdx.x / 32; w < count; w += COMBINE / 32)
-        softmax_of(logits + w * s.stride, older, softmaxes + 2 * w);
+        softmax_of(logits + w * s.stride, older, -INFINITY, softmaxes + 2 * w);
     device_fence();
     block_sync();
     for (int i = threadIdx.x; i < older; i += COMBINE) {
         float all = 0;
-        for (int w = 0; w < count; w++) {
-            const float x = logits[w * s.stride + i];
-            all += x == -INFINITY ? 0 : expf(x - softmaxes[2 * w]) * softmaxes[2 * w + 1];
-        }
+        for (int w = 0; w < count; w++)
+            all += softmaxed(logits[w * s.stride + i], softmaxes + 2 * w);
         sum[i] = all;
     }
     device_fence();
     block_sync();
-    for (int i = threadIdx.x; i < older; i += COMBINE) {
-        float best = -INFINITY;
-        bool is_number = true; /* the maximum would hide what is none */
-        for (int j = most(0, i - half); j <= least(older - 1, i + half); j++) {
-            best = fmaxf(best, sum[j]);
-            is_number &= sum[j] == sum[j];
-        }
-        score[i] = is_number ? best * (1 / (float)count) : NAN;
-    }
+    for (int i = threadIdx.x; i < older; i += COMBINE)
+        score[i] = pooled(sum, older, i, half, false) * (1 / (float)count);
 }
 
 /* Subtracts (1 - alpha) (redundancy - level) of alpha * score: redundancy is the softmax of the column means over all slots. */
@@ -97,18 +54,36 @@ RA_DEVICE void weigh(const ra_cuda_cut &cut, int pair, int n, int older, const c
     for (int i = threadIdx.x; i < n; i += COMBINE)
         sum += expf(mean[i] - top);
     sum = 1 / block_sum(sum, scratch);
-    const float level = cut.scorer == RA_CUDA_RKV_CENTRED ? 1 / (float)n : 0;
+    const float level = cut.scorer != RA_CUDA_RKV ? 1 / (float)n : 0;
     for (int i = threadIdx.x; i < older; i += COMBINE)
         score[i] = cut.alpha * score[i] - (1 - cut.alpha) * (expf(mean[i] - top) * sum - level);
 }
 
-/* splitmix64, as scorer/random.c. */
-RA_DEVICE float hash_to_unit(uint64_t seed, int64_t head, int32_t position)
+/* Tokens of a span share their mean or largest score, as scorer/spans.c: a thread takes those whose oldest is its own. */
+RA_DEVICE void share(const ra_cuda_cut &cut, const int32_t *positions, int older, float *score)
 {
-    uint64_t z = seed + 0x9e3779b97f4a7c15u * ((uint64_t)head * 0x100000001u + (uint64_t)position + 1);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (float)((z ^ (z >> 31)) >> 40) * 0x1p-24f;
+    block_sync(); /* all scores are there */
+    for (int begin = threadIdx.x; begin < older; begin += COMBINE) {
+        const int number = positions[begin] / cut.span;
+        if (begin && positions[begin - 1] / cut.span == number)
+            continue;
+        double sum = 0;
+        float best = score[begin];
+        int end = begin;
+        for (; end < older && positions[end] / cut.span == number; end++) {
+            sum += (double)score[end];
+            best = fmaxf(best, score[end]);
+        }
+        const float own = cut.average ? (float)(sum / (double)(end - begin)) : best;
+        for (int i = begin; i < end; i++)
+            score[i] = own;
+    }
+    block_sync();
+}
+
+RA_HOST_DEVICE bool has_redundancy(ra_cuda_scorer scorer)
+{
+    return scorer == RA_CUDA_RKV || scorer == RA_CUDA_RKV_CENTRED || scorer == RA_CUDA_SPANS;
 }
 
 /* A block a head. */
@@ -118,7 +93,7 @@ RA_KERNEL(COMBINE, 2) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     const int pair = blockIdx.x, row = pair / l.kv_heads, n = l.slots[pair], older = n - l.window;
     if (!cut.cut[row])
         return;
-    if (l.cached && threadIdx.x == 0 && (cut.scorer == RA_CUDA_RKV || cut.scorer == RA_CUDA_RKV_CENTRED)) {
+    if (l.cached && threadIdx.x == 0 && has_redundancy(cut.scorer)) {
         l.cached[pair] = n;
         l.cached_threshold[pair] = cut.threshold;
     }
@@ -128,18 +103,17 @@ RA_KERNEL(COMBINE, 2) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     const int32_t *positions = positions_of(l, pair);
     if (cut.scorer == RA_CUDA_RECENCY || cut.scorer == RA_CUDA_RANDOM) {
         for (int i = threadIdx.x; i < older; i += COMBINE)
-            score[i] = cut.scorer == RA_CUDA_RECENCY ? (float)positions[i]
-                                                     : hash_to_unit(cut.seed, pair % l.kv_heads, positions[i]);
+            score[i] = cut.scorer == RA_CUDA_RECENCY
+                           ? (float)positions[i]
+                           : ra_unit_float(ra_hash(cut.seed, pair % l.kv_heads, positions[i]));
         return;
     }
     importance(l, cut, pair, older, s, score);
     if (cut.scorer != RA_CUDA_IMPORTANCE)
         weigh(cut, pair, n, older, s, scratch, score); /* each thread its own slots */
-    bool finite = true;
-    for (int i = threadIdx.x; i < older; i += COMBINE)
-        finite &= is_finite(score[i]);
-    if (!finite)
-        set_fault(l, row, RA_CUDA_FAULT_SCORES);
+    tell_faults(l, row, score, older); /* before a maximum hides what is no number */
+    if (cut.scorer == RA_CUDA_SPANS && cut.span > 1)
+        share(cut, positions, older, score);
 }
 
 extern "C" int ra_cuda_cut_begin(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream)
@@ -159,9 +133,15 @@ extern "C" int ra_cuda_score(const ra_cuda_layer *layer, const ra_cuda_cut *cut,
         return ra_cuda_score_gathered(*layer, *cut, stream);
     const cut_scratch s = lay_scratch(*layer, cut->most_slots, scratch);
     int error = 0;
+    if (cut->scorer == RA_CUDA_SNAPKV || cut->scorer == RA_CUDA_VATP || cut->scorer == RA_CUDA_VASE)
+        return ra_cuda_score_attention(*layer, *cut, s, stream);
+    if (cut->scorer == RA_CUDA_DKV)
+        return ra_cuda_score_dkv(*layer, *cut, s, stream);
+    if (cut->scorer == RA_CUDA_TRIATTENTION)
+        return ra_cuda_score_triattention(*layer, *cut, s, stream);
     if (cut->scorer != RA_CUDA_RECENCY && cut->scorer != RA_CUDA_RANDOM)
-        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, false}, stream);
-    if (!error && (cut->scorer == RA_CUDA_RKV || cut->scorer == RA_CUDA_RKV_CENTRED))
+        error = ra_cuda_logits({*layer, cut->cut, s, cut->scale, cut->softcap, 0, layer->window, false, true}, stream);
+    if (!error && has_redundancy(cut->scorer))
         error = ra_cuda_redundancy(*layer, *cut, s, stream);
     return error ? error
                  : RA_LAUNCH(combine_scores, layer->rows * layer->kv_heads, COMBINE, 64, stream, *layer, *cut, s);

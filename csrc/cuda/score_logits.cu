@@ -6,30 +6,31 @@
 
 /* Which queries a job asks, and of how many slots. Those of one list stand side by side in a group; the largest counts. */
 struct asked_queries {
-    const float *at; /* of the first */
+    int token; /* of the first */
     int lists, group, limit;
 };
 
 RA_DEVICE asked_queries queries_of(const logits_job &j, int pair)
 {
-    const int row = pair / j.l.kv_heads, head = pair % j.l.kv_heads, n = j.l.slots[pair];
+    const int row = pair / j.l.kv_heads, n = j.l.slots[pair];
     if (j.given)
-        return {j.given + (int64_t)pair * j.s.queries * j.l.head_dim, j.counts[2 * row], 1,
-                j.counts[2 * row] ? n - j.counts[2 * row + 1] : 0};
-    const int count = j.l.q_end[row] - j.l.q_begin[row];
-    if (!j.cut[row] || count < 1)
+        return {0, j.counts[2 * row], 1, j.counts[2 * row] ? n - j.counts[2 * row + 1] : 0};
+    const int begin = j.l.q_begin[row], end = j.l.q_end[row];
+    const int token = j.first == NEWEST ? end - 1 : begin + j.first, count = least(j.most, end - token);
+    if (!j.cut[row] || token < begin || count < 1)
         return {0, 0, 0, 0};
-    if (j.newest)
-        return {query_of(j.l, row, j.l.q_end[row] - 1, head), j.l.group, 1, n};
-    return {0, count, j.l.group, n - j.l.window};
+    const int limit = j.older ? n - j.l.window : n;
+    return j.heads ? asked_queries{token, count * j.l.group, 1, limit} : asked_queries{token, count, j.l.group, limit};
 }
 /* [group][D] of a list. */
 RA_DEVICE const float *queries_of_list(const logits_job &j, int pair, const asked_queries &q, int list)
 {
-    if (j.newest || j.given)
-        return q.at + (int64_t)list * j.l.head_dim;
-    const int row = pair / j.l.kv_heads;
-    return query_of(j.l, row, j.l.q_begin[row] + list, pair % j.l.kv_heads);
+    if (j.given)
+        return j.given + ((int64_t)pair * j.s.queries + list) * j.l.head_dim;
+    const int row = pair / j.l.kv_heads, head = pair % j.l.kv_heads;
+    if (!j.heads)
+        return query_of(j.l, row, q.token + list, head);
+    return query_of(j.l, row, q.token + list / j.l.group, head) + (int64_t)(list % j.l.group) * j.l.head_dim;
 }
 
 /* What is left of x without its nearest number of 16 bits. */
@@ -263,7 +264,7 @@ int ra_cuda_logits(const logits_job &job, void *stream)
     const dim3 grid = grid_of_slots(job.l, job.s);
     if (!has_matrix_units(job.l.format))
         return RA_LAUNCH(logits_plain, grid, THREADS, 64, stream, job);
-    const bool few = job.given ? job.s.queries <= 8 : job.newest || job.l.window * job.l.group <= 8;
+    const bool few = (job.given ? job.s.queries : job.most * job.l.group) <= 8;
     if (job.l.format == RA_BF16)
         return few ? RA_LAUNCH((logits_matrix<bf16, 1>), grid, THREADS, (logits_bytes(1)), stream, job)
                    : RA_LAUNCH((logits_matrix<bf16, 4>), grid, THREADS, (logits_bytes(4)), stream, job);

@@ -1,4 +1,4 @@
-/* The k-th largest of many numbers, by a block. */
+/* The k-th largest of many numbers, and the best of them, by a block. */
 #pragma once
 #include "common.cuh"
 
@@ -57,4 +57,39 @@ template <class Visit> RA_DEVICE selected kth_largest(Visit visit, int k, shared
     }
     result.tau = unordered(prefix);
     return result;
+}
+
+/* Calls take(i, place) for the `wanted` best of score(0 .. count): the first `protect` before all others, then by score, ties
+ * to the newer; places count from 0 in the order of i. Each thread takes its own. counts: SELECT_INTS of shared memory. */
+template <class Score, class Take>
+RA_DEVICE void take_best(Score score, int count, int protect, int wanted, shared<int> counts, Take take)
+{
+    const int threads = blockDim.x;
+    int at = 0;
+    for (int part = 0; part < 2; part++) {
+        const int begin = part ? protect : 0, end = part ? count : protect;
+        const int some = part ? wanted - least(wanted, protect) : least(wanted, protect);
+        if (some <= 0)
+            continue;
+        const selected best = kth_largest(
+            [&](auto visit) {
+                for (int i = begin + threadIdx.x; i < end; i += threads)
+                    visit(score(i));
+            },
+            some, counts);
+        const int passed_over = best.equal - (some - best.above); /* the oldest of those with the score tau */
+        int seen = 0, total;
+        for (int first = begin; first < end; first += threads) {
+            const int i = first + threadIdx.x;
+            const float x = i < end ? score(i) : 0;
+            const bool tie = i < end && x == best.tau;
+            const int before = block_prefix(tie, counts, &total) + seen;
+            seen += total;
+            const bool stays = i < end && (x > best.tau || (tie && before >= passed_over));
+            const int place = block_prefix(stays, counts, &total) + at;
+            if (stays)
+                take(i, place);
+            at += total;
+        }
+    }
 }

@@ -2,23 +2,16 @@
  * tokens, M a Gaussian matrix [D][RANK], another at each cut. The first n_sink slots have 1, more than any other.
  *
  * M depends on (seed, tokens of the row) alone, so that heads share it and a row is cut as it is alone. */
-#include <math.h>
-
-#include "hash.h"
+#include "gaussian.h"
 #include "scorer.h"
 
-enum { RANK = 20 };
+enum { RANK = RA_DKV_RANK };
 
-/* [RANK][d], two at a time by Box and Muller. */
+/* [RANK][d]. */
 static void gaussian(uint64_t seed, int64_t tokens, int64_t d, float *out)
 {
-    const double turn = 6.283185307179586;
-    for (int64_t i = 0; i < RANK * d / 2; i++) {
-        uint64_t hash = ra_hash_at(ra_hash(seed, i, 0), tokens);
-        double radius = sqrt(-2 * log(ra_unit(hash)) / RANK), angle = turn * ra_unit(ra_mix(hash + 1));
-        out[2 * i] = (float)(radius * cos(angle));
-        out[2 * i + 1] = (float)(radius * sin(angle));
-    }
+    for (int64_t i = 0; i < RANK * d / 2; i++)
+        ra_gaussian_pair(seed, tokens, i, &out[2 * i], &out[2 * i + 1]);
 }
 
 /* sums[t] = sum over the rows of M of the squared products with lane t of a page of keys. */

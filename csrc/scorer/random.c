@@ -6,7 +6,7 @@ static ra_status score(ra_score_view *view, const ra_score_config *config, ra_sc
 {
     (void)scratch;
     for (int64_t i = 0; i < view->older; i++)
-        out[i] = (float)(ra_hash(config->seed, view->head, view->positions[i]) >> 40) * 0x1p-24f;
+        out[i] = ra_unit_float(ra_hash(config->seed, view->head, view->positions[i]));
     return RA_OK;
 }
 

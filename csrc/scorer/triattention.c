@@ -69,9 +69,8 @@ ra_status ra_layer_set_centres(ra_layer *layer, const ra_query_centres *given)
     if (!layer || !given || !is_good(given, layer))
         return RA_ERR_ARGUMENT;
     int64_t d = layer->pool->head_dim, heads = layer->query_heads, pairs = given->pairs;
-    size_t doubles = 3 * (size_t)pairs, floats = (size_t)(heads * (d + pairs));
     size_t head = (sizeof(ra_centres) + 15) / 16 * 16;
-    ra_centres *c = ra_new(1, head + doubles * sizeof(double) + floats * sizeof(float));
+    ra_centres *c = ra_new(1, head + ra_centres_bytes(pairs, heads, d));
     if (!c)
         return RA_ERR_NO_MEMORY;
     double *numbers = (double *)(void *)((char *)c + head);
@@ -83,7 +82,7 @@ ra_status ra_layer_set_centres(ra_layer *layer, const ra_query_centres *given)
                       .group_mean = given->group_mean,
                       .frequency = numbers,
                       .turn = numbers + pairs,
-                      .mean = (float *)(void *)(numbers + doubles)};
+                      .mean = (float *)(void *)(numbers + 3 * pairs)};
     c->spread = c->mean + heads * d;
     if (pairs)
         memcpy(c->frequency, given->frequency, (size_t)pairs * sizeof *c->frequency);
@@ -97,6 +96,7 @@ ra_status ra_layer_set_centres(ra_layer *layer, const ra_query_centres *given)
     set_turn(c);
     ra_centres_drop(layer->centres);
     layer->centres = c;
+    layer->centres_set++;
     return RA_OK;
 }
 

@@ -23,7 +23,8 @@ enum {
 typedef struct ra_stat {
     const char *name;
     int fields;
-    bool lasting; /* its columns cannot be computed again */
+    bool lasting;  /* its columns cannot be computed again */
+    bool of_pages; /* its columns are read off pages, whose memory a device's layer does not see: it has none */
     size_t (*head_bytes)(int64_t head_dim);
     /* Whether the step `cut_in` steps before a cut leaves something behind, for which it needs the new token's logits.
      * NULL: it never does. Called once the new token is stored. */

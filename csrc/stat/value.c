@@ -31,6 +31,7 @@ static void append_norm(ra_layer *layer, int64_t pair, int64_t from)
 const ra_stat ra_stat_value_range = {
     .name = "value-range",
     .fields = 1,
+    .of_pages = true,
     .head_bytes = ra_stat_no_state,
     .append = append_range,
 };
@@ -38,6 +39,7 @@ const ra_stat ra_stat_value_range = {
 const ra_stat ra_stat_value_norm = {
     .name = "value-norm",
     .fields = 1,
+    .of_pages = true,
     .head_bytes = ra_stat_no_state,
     .append = append_norm,
 };
