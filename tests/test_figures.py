@@ -5,6 +5,7 @@ A claim is a piece of the text, made here from the results; it must stand in the
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from functools import cache
@@ -56,10 +57,15 @@ def less(name, cell, other, plus=True):
     return f"{signed(found['mean']) if plus else percent(found['mean'])} {bounds(found)}"
 
 
+def comparisons(name):
+    return json.loads((RESULTS / f"{name}-comparisons.json").read_text())["comparisons"]
+
+
 def planned(name, cell, other):
     """A comparison of a study file."""
-    found = json.loads((RESULTS / f"{name}-comparisons.json").read_text())["comparisons"]
-    own = next(x["difference"] for x in found if x["cell"] == f"{cell} 384" and x["against"] == f"{other} 384")
+    own = next(
+        x["difference"] for x in comparisons(name) if x["cell"] == f"{cell} 384" and x["against"] == f"{other} 384"
+    )
     return f"{signed(own['mean'])} {bounds(own)}"
 
 
@@ -133,7 +139,7 @@ def order():
     assert len(orders) == 20 and min(orders) == rows(now)[f"{kept}12"]["accuracy"]["mean"]
     yield DOCS, f"less the wave **{less(now, five, WAVE)}**, less R-KV **{less(now, five, 'rkv 384')}**"
     own = [right(now, x, False) for x in (WAVE, "rkv 384")]
-    yield README, f"({right(now, five)}, the wave {own[0][:2]}, R-KV {own[1][:2]}; 96 problems;"
+    yield README, f"have {right(now, five)} (the wave {own[0][:2]}, R-KV {own[1][:2]}; 96 problems;"
 
 
 def newer():
@@ -148,19 +154,37 @@ def newer():
     yield DOCS, f"| `dynamickv`, `raas`, `vatp`, `vase` | {', '.join(few)} % |"
     ours, theirs = (right("h2o/h2o", f"{x} 384") for x in ("h2o", "R-KV"))
     yield DOCS, f"{ours} against {theirs}, **{planned('h2o/h2o', 'h2o', 'R-KV')}**"
-    yield README, f"({ours} where R-KV has {theirs.replace(' %', '')};"
 
 
 def recent():
     name = "recent/recent"
-    for cell, what in (("h2o", "all queries: `h2o`**"), ("snapkv-window-192", "`snapkv`, window 192"),
-                       ("R-KV-window-192", "`rkv`, window 192"), ("streaming", "`streaming`"),
+    for cell, what in (("h2o", "174 to 302: `h2o`"), ("snapkv-window-192", "`snapkv`, window 192"),
+                       ("R-KV-window-192", "`rkv`, window 192"), ("streaming", "every token: `streaming`"),
                        ("wave-h2o", "the wave's layer budgets"), ("order-h2o", "order 5 of them")):  # fmt: skip
         found, row = right(name, f"{cell} 384"), rows(name)[f"{cell} 384"]
         found = f"**{found}**" if cell == "h2o" else found
         yield DOCS, f"{what} | {found} | {cut(name, f'{cell} 384')} | {row['mean_bytes'] / 1e6:.1f} |"
-    for cell, what in (("wave-h2o", "the wave"), ("order-h2o", "order 5")):
-        yield DOCS, f"{what} {planned(name, cell, 'h2o')}"
+
+
+def recency():
+    name = "recency/recency"
+    two = {cell: [both(name, f"{cell} {x}") for x in (384, 512)] for cell in ("newest", "h2o", "R-KV")}
+    yield DOCS, f"`streaming`, interval 128 | {' | '.join(two['newest'])} |"
+    yield DOCS, f"| H2O, `h2o` | {two['h2o'][0]}; every chain the same | {two['h2o'][1]} |"
+    yield DOCS, f"| R-KV, `rkv` | {' | '.join(two['R-KV'])} |"
+    less = {(x["cell"], x["against"]): x for x in comparisons(name)}
+    small, large = (less[f"R-KV {x}", f"newest {x}"] for x in (384, 512))
+    gain = less["h2o 512", "newest 512"]["difference"]
+    yield DOCS, f"attended to: {signed(gain['mean'])} {bounds(gain)} against the newest alone."
+    one, other = (f"{signed(x['difference']['mean'])} {bounds(x['difference'])}" for x in (small, large))
+    yield DOCS, f"R-KV less the newest: {one} at 384 slots, {other} at 512"
+    said = [right(name, f"newest {x}") for x in (384, 512)]
+    theirs = [right(name, f"R-KV {x}", False).removesuffix(" %") for x in (384, 512)]
+    yield README, f"{said[0]} at 384 slots and {said[1]} at 512, R-KV {theirs[0]} and {theirs[1]} ("
+    lines = gzip.decompress((RESULTS / "recency" / "generations.jsonl.gz").read_bytes()).splitlines()
+    texts = {(x["cell"], x["item"]): x["text"] for x in map(json.loads, lines)}
+    items = [item for cell, item in texts if cell == "h2o 384"]
+    assert len(items) == 24 and all(texts["h2o 384", x] == texts["newest 384", x] for x in items)
 
 
 def heads():
@@ -226,7 +250,7 @@ def kernels():
         yield DOCS, f"| {dtype}, batch 1 / 8 | {' | '.join(said)} |"
 
 
-KINDS = (answers, parts, prompt, notch, order, newer, recent, heads, fidelity, speed, kernels)
+KINDS = (answers, parts, prompt, notch, order, newer, recent, recency, heads, fidelity, speed, kernels)
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 
 
