@@ -345,7 +345,7 @@ static void test_statistics(fixture *f)
 static void test_cuts(fixture *f)
 {
     const ra_score_config score = {.scorer = ra_scorer_find("rkv"), .alpha = 0.1f, .threshold = 0.5f, .kernel = 7};
-    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL};
+    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL, NULL};
     int64_t totals[ROWS] = {20, 20}, protect[ROWS] = {0}, budgets[ROWS * HEADS], missing;
     double lost[ROWS * HEADS];
     bool cut[ROWS];
@@ -446,7 +446,7 @@ static void test_cuts(fixture *f)
 
 static void test_budgets(void)
 {
-    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL};
+    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL, NULL};
     const float *scores[2] = {untouchable, untouchable};
     const int64_t none[2] = {0, 0};
     const double x[2] = {1, 2};
