@@ -119,7 +119,7 @@ def test_a_graph_ends_with_the_memory_it_refers_to(monkeypatch):
     assert graphs.prepare(cache) != first
 
 
-def test_caches_without_graphs(monkeypatch):
+def test_caches_without_graphs(monkeypatch, tmp_path):
     model = models.tiny()
     with pytest.raises(ValueError, match="the cache is empty"):
         graphs.DecodeGraph(model, cache_of(model, **TIGHT))
@@ -133,6 +133,11 @@ def test_caches_without_graphs(monkeypatch):
     model(models.prompt(30), **cache_argument(watched))
     with pytest.raises(ValueError, match="observers"):
         graphs.DecodeGraph(model, watched)
+    write_gates(tmp_path / "heads.tsv", np.ones((3, 2)))
+    options = {"head_profile": str(tmp_path / "heads.tsv"), "correction": 0.5}
+    corrected = made(model, [models.prompt(30)[0]], heads="profile", options=options)
+    with pytest.raises(ValueError, match="parts of its method in Python"):
+        graphs.DecodeGraph(model, corrected)
     other = models.build("gemma3")
     with pytest.raises(ValueError, match=r"layers of transformers' own"):
         graphs.DecodeGraph(other, made(other, [models.prompt(9)[0]]))
