@@ -12,6 +12,7 @@ from reasonalloc import _core
 pytestmark = pytest.mark.core
 HEADS, GROUP, DIM, WINDOW = 2, 4, 64, 4
 SHARES = (4, 1.0, 0.25, 2.5, 0.0, 0.0, np.array([1.7, 0.3]).tobytes())
+GIVEN = (3, 1.0, 0.0, 1.0, 0.0, 0.0, np.array([12, -1]).tobytes())
 DEVICES = [b for b in BACKENDS if b.module is not None]
 
 
@@ -205,12 +206,15 @@ def test_totals_that_change_are_read_anew(backend):
     assert states[0] == states[1]
 
 
-def test_shares_stay_when_rows_go(backend):
+@pytest.mark.parametrize(
+    ("route", "budgets"), [(SHARES, [[9 + 19, 9 + 3], [4 + 19, 4 + 3]]), (GIVEN, [[12, 28], [12, 18]])]
+)
+def test_what_was_sent_of_heads_stays_when_rows_go(backend, route, budgets):
     """A graph of the rows that are left can be captured at once: it need not send them."""
     states = []
     for graphed in (False, True):
         run = Run(backend, "float32")
-        run.route = SHARES
+        run.route = route
         run.prompt(40)
         run.cut()
         run.layer.reorder(np.array([2, 0]))
@@ -229,7 +233,7 @@ def test_shares_stay_when_rows_go(backend):
             both()
         states.append((run.figures(), run.state()))
     assert states[0] == states[1]
-    assert states[0][0][3] == [[8 + 20, 8 + 4], [4 + 19, 4 + 3]]
+    assert states[0][0][3] == budgets
 
 
 def test_rows_that_share_pages_go_on_their_own(backend):
