@@ -10,8 +10,8 @@ MAX_HEAD_DIM: int
 TRIM_AT_MOST: int
 
 # (scorer, alpha, threshold, kernel, seed[, recent, published_code[, average, n_large, n_sink[, span]]]),
-# (heads, gamma, lo, hi, mu, safeguard[, limits of
-# given heads as bytes of int64]) and (prompt, decay, activation, relative, birth)
+# (heads, gamma, lo, hi, mu, safeguard[, of each head limits
+# as bytes of int64, or shares as bytes of float64]) and (prompt, decay, activation, relative, birth)
 _Score = (
     tuple[str, float, float, int, int]
     | tuple[str, float, float, int, int, float, bool]

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 import reasonalloc as ra
 from reasonalloc import _core
 from reasonalloc.hf.compat import cache_argument
+from reasonalloc.policy.gates import write_gates
 from reasonalloc.store import backends
 
 emulated = pytest.importorskip("reasonalloc._cuda_emulated")
@@ -254,9 +255,12 @@ def test_nothing_evicted_gives_the_stock_tokens(on_device, name):
     assert torch.equal(expected, got)
 
 
-def test_decoding_does_not_wait(on_device):
+@pytest.mark.parametrize("heads", [None, "profile"])
+def test_decoding_does_not_wait(heads, on_device, tmp_path):
     model = models.tiny()
-    cache = cache_of(model, method="reasonalloc", budget=24, interval=8, window=4)
+    write_gates(tmp_path / "heads.tsv", np.array([[1.6, 0.4], [0.7, 1.3], [1.0, 1.0]]))
+    options = {"head_profile": str(tmp_path / "heads.tsv")} if heads else {}
+    cache = cache_of(model, method="reasonalloc", budget=24, interval=8, window=4, heads=heads, options=options)
     with torch.inference_mode():
         model(models.prompt(40), **cache_argument(cache))
         for turn in range(60):

@@ -14,11 +14,26 @@ import reasonalloc as ra
 from reasonalloc.hf import graph as graphs
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.decode import Sampling, generate
+from reasonalloc.policy.gates import write_gates
 from reasonalloc.store import backends
 
 TIGHT = {"budget": 24, "interval": 8, "window": 4}
 PARTS_IN_C = ["reasonalloc", "rkv", "snapkv", "random", "streaming", "full", "h2o", "lazyeviction", "raas"]
-PARTS_IN_C += ["snapkv-published", "vatp", "vase", "spans", "dkv"]
+PARTS_IN_C += ["snapkv-published", "vatp", "vase", "spans", "dkv", "profile"]
+
+
+@pytest.fixture
+def settings(method, tmp_path):
+    """Of a cache by a method, or by "profile": R-KV with measured head shares."""
+    if method == "full":
+        return {"method": method, "budget": None}
+    if method == "triattention":
+        calibration = ra.calibrate(models.tiny(), models.Words(), ["a text of some words " * 12], progress=False)
+        return {"method": method, "calibration": calibration}
+    if method != "profile":
+        return {"method": method}
+    write_gates(tmp_path / "heads.tsv", np.array([[1.6, 0.4], [0.7, 1.3], [1.0, 1.0]]))
+    return {"method": "rkv", "heads": "profile", "options": {"head_profile": str(tmp_path / "heads.tsv")}, "sinks": 3}
 
 
 def made(model, prompts, **changes):
@@ -57,17 +72,14 @@ class Layers:
 
 
 @pytest.mark.parametrize("method", [*PARTS_IN_C, "triattention"])
-def test_replayed_passes_are_passes(method, monkeypatch):
+def test_replayed_passes_are_passes(method, settings, monkeypatch):
     emulated = pytest.importorskip("reasonalloc._cuda_emulated")
     monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
     backend, model = Backend("cuda-emulated", module=emulated), models.tiny()
     prompts = [models.prompt(n, seed=n)[0] for n in (30, 41)]
-    changes = {"budget": None} if method == "full" else {}
-    if method == "triattention":
-        changes["calibration"] = ra.calibrate(model, models.Words(), ["a text of some words " * 12], progress=False)
     seen = []
     for graphed in (False, True):
-        cache = made(model, prompts, method=method, **changes)
+        cache = made(model, prompts, **settings)
         layers, shown, held = Layers(model, cache), [], {}
         for _turn in range(40):
             layers.draw()
@@ -111,7 +123,7 @@ def test_a_graph_ends_with_the_memory_it_refers_to(monkeypatch):
     assert graphs.prepare(cache) != first
 
 
-def test_caches_without_graphs(monkeypatch):
+def test_caches_without_graphs(monkeypatch, tmp_path):
     model = models.tiny()
     with pytest.raises(ValueError, match="the cache is empty"):
         graphs.DecodeGraph(model, cache_of(model, **TIGHT))
@@ -125,6 +137,11 @@ def test_caches_without_graphs(monkeypatch):
     model(models.prompt(30), **cache_argument(watched))
     with pytest.raises(ValueError, match="observers"):
         graphs.DecodeGraph(model, watched)
+    write_gates(tmp_path / "heads.tsv", np.ones((3, 2)))
+    options = {"head_profile": str(tmp_path / "heads.tsv"), "correction": 0.5}
+    corrected = made(model, [models.prompt(30)[0]], heads="profile", options=options)
+    with pytest.raises(ValueError, match="parts of its method in Python"):
+        graphs.DecodeGraph(model, corrected)
     other = models.build("gemma3")
     with pytest.raises(ValueError, match=r"layers of transformers' own"):
         graphs.DecodeGraph(other, made(other, [models.prompt(9)[0]]))
@@ -143,11 +160,10 @@ def on_gpu(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", PARTS_IN_C)
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_model_decodes_in_graphs(method, rows, on_gpu):
+def test_a_model_decodes_in_graphs(method, settings, rows, on_gpu):
     model = models.tiny().to("cuda")
     prompts = [models.prompt(30 + 7 * n, seed=n)[0] for n in range(rows)]
-    budget = {} if method != "full" else {"budget": None}
-    plain, graphed = (made(model, prompts, method=method, **budget) for _ in range(2))
+    plain, graphed = (made(model, prompts, **settings) for _ in range(2))
     graph = graphs.DecodeGraph(model, graphed)
     random = torch.Generator().manual_seed(1)
     for _ in range(60):
@@ -169,10 +185,10 @@ def test_a_model_decodes_in_graphs(method, rows, on_gpu):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", PARTS_IN_C)
-def test_chains_of_graphs_are_chains(method, on_gpu):
-    model, size = models.tiny().to("cuda"), {} if method == "full" else TIGHT
+def test_chains_of_graphs_are_chains(settings, on_gpu):
+    model = models.tiny().to("cuda")
     prompts = [(str(n), models.prompt(20 + 7 * n, seed=n)[0].tolist()) for n in range(6)]
-    config, sampling = ra.Config(method=method, **size), Sampling(temperature=1.0, max_new_tokens=60)
+    config, sampling = ra.Config(**(TIGHT | settings)), Sampling(temperature=1.0, max_new_tokens=60)
     free = {x.key: x.ids for x in generate(model, config, prompts, frozenset(), sampling)}
     stop = frozenset({free["0"][10], free["2"][20], free["5"][30]})
     want, found = (

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import models
 import numpy as np
 import pytest
 import torch
+from caches import contents
 
 import reasonalloc as ra
 from reasonalloc.hf.head_profile import STEP, best_shares, head_profile, saved
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.policy.gates import write_gates
+from reasonalloc.policy.profiled import ProfiledHeads
+from reasonalloc.store import backends
 
 
 def test_what_slots_save():
@@ -75,6 +79,57 @@ def test_a_model_and_a_cache(tmp_path):
     before = Cell("x", config).hash
     write_gates(tmp_path / "shares.tsv", shares[:, ::-1])
     assert Cell("x", config).hash != before  # what a file says is part of a cell
+
+
+class InPython(ProfiledHeads):
+    """The form that is in Python."""
+
+    def shares(self, scores, total, view):
+        return super().shares(scores, total, view)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "rkv", "keep_prompt": True},
+        {"method": "rkv", "sinks": 3},
+        {"method": "reasonalloc-wave", "keep_prompt": True, "budget": 24},  # layers with no room for prompt and window
+        {"method": "reasonalloc-wave", "recall": True, "keep_prompt": True},
+        {"method": "dynamickv", "keep_prompt": True},
+    ],
+    ids=["prompt", "sinks", "wave", "recall", "two-phases"],
+)
+def test_a_cache_in_c_is_one_in_python(settings, tmp_path, monkeypatch):
+    """Rows with prompts of their own lengths, side by side; heads lose prompt tokens where the prompt does not fit."""
+    model, path, caches = models.tiny(), str(tmp_path / "shares.tsv"), []
+    write_gates(path, np.array([[1.6, 0.4], [0.3, 1.7], [1.0, 1.0]]))
+    ids, mask = models.left_padded([models.prompt(n, seed=n)[0] for n in (9, 21, 33)])
+    config = ra.Config(**{"budget": 30, "window": 4, "interval": 6, "heads": "profile"} | settings,
+                       options={"head_profile": path})  # fmt: skip
+    ways = [("cpu", ProfiledHeads), ("cpu", InPython)]
+    if "recall" not in settings:
+        ways += [("cuda-emulated", ProfiledHeads), ("cuda-emulated", InPython)]
+    for backend, heads in ways:
+        if backend != "cpu":
+            pytest.importorskip("reasonalloc._cuda_emulated")
+        monkeypatch.setenv(backends.VARIABLE, backend)
+        cache = ra.ReasonAllocCache(model, config, policy=replace(config.policy(), heads=heads(path)))
+        assert cache.policy.heads.in_python == (heads is InPython)
+        own, every = mask, []
+        for turn in range(40):
+            models.step(model, cache, ids if turn == 0 else models.prompt(1, rows=3, seed=turn), own)
+            own = torch.cat([own, torch.ones(3, 1, dtype=own.dtype)], 1)
+            every.append(cache.stats()["budgets"])
+        caches.append((contents(cache)[0], cache.stats()["slots"], every))
+    assert all(x == caches[0] for x in caches)
+    assert cache.stats()["evicted"] > 0
+
+
+def test_a_correction_stays_in_python(tmp_path):
+    heads = ProfiledHeads(str(tmp_path), correction=0.25)
+    assert heads.in_python and not ProfiledHeads(str(tmp_path)).in_python
+    with pytest.raises(ValueError, match="is not fitted to a model"):
+        ProfiledHeads(str(tmp_path)).arguments()
 
 
 def test_what_is_refused(tmp_path):

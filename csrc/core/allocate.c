@@ -94,7 +94,15 @@ static void claim(const float *const *scores, const int64_t *counts, int64_t hea
     }
 }
 
-bool ra_route_config_is_good(const ra_route_config *config)
+static bool are_shares(const double *x, int64_t heads)
+{
+    for (int64_t h = 0; x && h < heads; h++)
+        if (!(x[h] >= 0) || isinf(x[h]))
+            return false;
+    return x != NULL;
+}
+
+bool ra_route_config_is_good(const ra_route_config *config, int64_t heads)
 {
     switch (config->heads) {
     case RA_HEADS_UNIFORM: return true;
@@ -103,12 +111,26 @@ bool ra_route_config_is_good(const ra_route_config *config)
                config->lo >= 0 && config->lo <= 1 && config->hi >= 1;
     case RA_HEADS_POOLED: return config->safeguard >= 0 && config->safeguard <= 1;
     case RA_HEADS_GIVEN: return config->limits != NULL;
+    case RA_HEADS_SHARES:
+        return config->lo >= 0 && config->lo <= 1 && config->hi >= 1 && are_shares(config->shares, heads);
     }
     return false;
 }
 
-ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
-                      const ra_route_config *config, ra_scratch *scratch, int64_t *out)
+static ra_status by_shares(const ra_route_config *config, int64_t heads, int64_t window, int64_t protect_below,
+                           int64_t total, ra_scratch *scratch, int64_t *out)
+{
+    double *y = ra_scratch_take(scratch, heads, sizeof *y);
+    rb_remainder *parts = ra_scratch_take(scratch, heads, sizeof *parts);
+    if (!y || !parts)
+        return RA_ERR_NO_MEMORY;
+    rb_shares(config->shares, heads, window, protect_below, total, config->lo, config->hi, y, parts, out);
+    return RA_OK;
+}
+
+ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window,
+                      int64_t protect_below, int64_t total, const ra_route_config *config, ra_scratch *scratch,
+                      int64_t *out)
 {
     int64_t windows = heads, all = 0;
     for (int64_t h = 0; h < heads; h++)
@@ -119,10 +141,12 @@ ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t
         uniform(heads, total, out);
         return RA_OK;
     }
-    if (!ra_route_config_is_good(config))
+    if (!ra_route_config_is_good(config, heads))
         return RA_ERR_ARGUMENT;
     if (config->heads == RA_HEADS_GIVEN)
         return given(config->limits, heads, window, total, out);
+    if (config->heads == RA_HEADS_SHARES)
+        return by_shares(config, heads, window, protect_below, total, scratch, out);
     for (int64_t h = 0; h < heads; h++)
         if (!ra_all_finite(RA_F32, scores[h], counts[h]))
             return RA_ERR_NOT_FINITE;
@@ -154,7 +178,7 @@ ra_status ra_route(const float *const *scores, const int64_t *counts, int64_t he
     ra_scratch scratch = {0};
     if (!ra_scratch_grow(&scratch, ra_route_bytes(heads, all)))
         return RA_ERR_NO_MEMORY;
-    ra_status status = ra_route_in(scores, counts, heads, window, total, config, &scratch, out);
+    ra_status status = ra_route_in(scores, counts, heads, window, 0, total, config, &scratch, out);
     free(scratch.memory);
     return status;
 }

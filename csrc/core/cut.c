@@ -135,14 +135,15 @@ static ra_status allocate_row(const ra_layer *layer, int64_t row, int64_t protec
                               route_lists lists)
 {
     int64_t H = layer->kv_heads, total = layer->cut.totals[row];
-    int64_t base = route->heads == RA_HEADS_GIVEN ? 0 : spared(layer, row, total, protect_below);
+    bool sets_all = route->heads == RA_HEADS_GIVEN || route->heads == RA_HEADS_SHARES;
+    int64_t base = sets_all ? 0 : spared(layer, row, total, protect_below); /* slots that nobody allocates */
     int64_t *budgets = lists.budgets + row * H;
     for (int64_t head = 0; head < H; head++) {
         lists.scores[head] = ra_scores_of(layer, ra_pair(layer, row, head)) + base;
         lists.counts[head] = ra_older(layer, ra_pair(layer, row, head)) - base;
     }
-    ra_status status = ra_route_in(lists.scores, lists.counts, H, layer->window, total - H * base, route, &lists.rest,
-                                   budgets);
+    ra_status status = ra_route_in(lists.scores, lists.counts, H, layer->window, protect_below, total - H * base, route,
+                                   &lists.rest, budgets);
     for (int64_t head = 0; status == RA_OK && head < H; head++)
         budgets[head] += base;
     return status;
@@ -270,7 +271,7 @@ static ra_status check_limits(const ra_layer *layer, const ra_cut *cut)
 static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *missing)
 {
     const ra_device *device = layer->pool->backend->device;
-    if (!ra_score_config_is_good(&cut->score) || !ra_route_config_is_good(&cut->route))
+    if (!ra_score_config_is_good(&cut->score) || !ra_route_config_is_good(&cut->route, layer->kv_heads))
         return RA_ERR_ARGUMENT;
     ra_status status = device->fault(layer);
     if (status == RA_OK)

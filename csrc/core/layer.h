@@ -162,10 +162,13 @@ bool ra_cut_make_lists(ra_layer *layer);
 
 /* ---- allocate.c ---- */
 
-bool ra_route_config_is_good(const ra_route_config *config);
-/* ra_route for arguments that are good, with scratch of ra_route_bytes(heads, sum of counts). */
-ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
-                      const ra_route_config *config, ra_scratch *scratch, int64_t *out);
+/* Whether it is good for layers of so many heads. */
+bool ra_route_config_is_good(const ra_route_config *config, int64_t heads);
+/* ra_route for arguments that are good, with scratch of ra_route_bytes(heads, sum of counts). protect_below: SHARES gives
+ * every head room for so many positions beside the window. */
+ra_status ra_route_in(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window,
+                      int64_t protect_below, int64_t total, const ra_route_config *config, ra_scratch *scratch,
+                      int64_t *out);
 size_t ra_route_bytes(int64_t heads, int64_t scores);
 
 /* ---- allocate_layers.c ---- */

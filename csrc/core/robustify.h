@@ -218,4 +218,21 @@ RB_FUNCTION int rb_given(const int64_t *limits, int64_t heads, int64_t window, i
     return 1;
 }
 
+/* Every head gets `window` slots and one for each protected position, the rest of `total` follows the shares, which are good;
+ * a total that holds no more than that is shared evenly. y [n] and parts [n] are scratch. */
+RB_FUNCTION void rb_shares(const double *shares, int64_t n, int64_t window, int64_t protect_below, int64_t total,
+                           double lo, double hi, double *y, rb_remainder *parts, int64_t *out)
+{
+    int64_t each = total / n, odd = total % n;
+    int64_t spared = window + (protect_below < 0 ? 0 : protect_below < total ? protect_below : total);
+    if (spared >= each + (odd > 0)) { /* spared * n >= total, which may overflow */
+        for (int64_t h = 0; h < n; h++)
+            out[h] = each + (h < odd);
+        return;
+    }
+    rb_robustify(shares, n, total - spared * n, 1, lo, hi, 0, y, parts, out);
+    for (int64_t h = 0; h < n; h++)
+        out[h] += spared;
+}
+
 #endif

@@ -36,8 +36,9 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
         return;
     }
     const int64_t total = cut.totals[row];
-    const bool are_given = cut.route.heads == RA_HEADS_GIVEN;
-    const int base = are_given ? 0 : spared(l, cut, row, total, counts);
+    const bool by_scores = cut.route.heads == RA_HEADS_ROUTE || cut.route.heads == RA_HEADS_POOLED;
+    const bool sets_all = cut.route.heads == RA_HEADS_GIVEN || cut.route.heads == RA_HEADS_SHARES;
+    const int base = sets_all ? 0 : spared(l, cut, row, total, counts); /* slots that nobody allocates */
     const int64_t rest = total - (int64_t)H * base, chosen = rest - (int64_t)H * l.window;
     int64_t all = 0;
     int wrong = 0, found;
@@ -60,7 +61,7 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     }
     double *claims = s.claims + (int64_t)row * H * 5, *y = claims + H;
     rb_remainder *parts = (rb_remainder *)(claims + 2 * H);
-    if (cut.route.heads != RA_HEADS_UNIFORM && !are_given) {
+    if (by_scores) {
         float tau = -INFINITY;
         if (chosen > 0 && chosen < all)
             tau = kth_largest(
@@ -86,7 +87,7 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     if (threadIdx.x)
         return;
     int64_t *out = (int64_t *)(claims + 4 * H);
-    if (are_given) {
+    if (cut.route.heads == RA_HEADS_GIVEN) {
         const bool fits = rb_given(cut.route.limits, H, l.window, total, out);
         for (int h = 0; h < H; h++)
             budgets[h] = fits ? (int32_t)out[h] : l.slots[row * H + h];
@@ -103,6 +104,8 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     } else if (route.heads == RA_HEADS_POOLED) {
         rb_safeguard(claims, H, rest, route.safeguard);
         rb_robustify(claims, H, rest, 1, 0, (double)H, fmax(floor(route.safeguard * mean), window), y, parts, out);
+    } else if (route.heads == RA_HEADS_SHARES) {
+        rb_shares(route.shares, H, l.window, cut.protect_below[row], total, route.lo, route.hi, y, parts, out);
     }
     for (int h = 0; h < H; h++)
         budgets[h] = base + (int)(route.heads == RA_HEADS_UNIFORM ? rest / H + (h < rest % H) : out[h]);

@@ -37,11 +37,11 @@ typedef struct cuda_layer {
     uint32_t *fault;          /* [R] */
     cuda_figures there, here; /* device, host; in one piece that begins with `lost` */
     size_t figure_bytes;
-    void *done;           /* mark of the newest cut */
-    int64_t *sent;        /* [3, R]: totals and protect_below as sent last, tokens given before the newest cut */
-    int64_t *totals;      /* [2, R] on the device: the former two */
-    int64_t *limits;      /* [H] on the device, of given heads */
-    int64_t *sent_limits; /* [H] as sent last */
+    void *done;             /* mark of the newest cut */
+    int64_t *sent;          /* [3, R]: totals and protect_below as sent last, tokens given before the newest cut */
+    int64_t *totals;        /* [2, R] on the device: the former two */
+    int64_t *per_head;      /* [H] on the device: limits of given heads, or the bits of shares */
+    int64_t *sent_per_head; /* [H] as sent last */
     bool was_cut,
         folds; /* the newest cut's figures are wanted; they say what heads hold now, but for the steps since */
     char *centre_memory;

@@ -74,6 +74,27 @@ static ra_status set_scorer(ra_cuda_cut *job, const ra_score_config *config)
     return RA_ERR_ARGUMENT;
 }
 
+/* Limits or shares of heads, which seldom change, to where the kernel reads them. */
+static ra_status send_per_head(ra_layer *layer, ra_route_config *route)
+{
+    cuda_layer *own = ra_cuda_layer_of(layer);
+    void *stream = layer->pool->stream;
+    size_t bytes = (size_t)layer->kv_heads * sizeof *own->per_head;
+    if (route->heads != RA_HEADS_GIVEN && route->heads != RA_HEADS_SHARES)
+        return RA_OK;
+    const void *given = route->heads == RA_HEADS_GIVEN ? (const void *)route->limits : route->shares;
+    if (memcmp(own->sent_per_head, given, bytes)) {
+        if (ra_device_is_capturing(stream))
+            return RA_ERR_CAPTURE;
+        memcpy(own->sent_per_head, given, bytes);
+        if (ra_device_up(own->per_head, own->sent_per_head, bytes, stream))
+            return RA_ERR_DEVICE;
+    }
+    route->limits = own->per_head;
+    route->shares = (const double *)(const void *)own->per_head;
+    return RA_OK;
+}
+
 /* Memory for a cut, and its arguments up. protect_below NULL: not wanted. */
 static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *protect_below, ra_cuda_cut *job,
                          char **rest)
@@ -88,6 +109,8 @@ static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *
         status = ra_cuda_scratch(pool, ra_cuda_cut_scratch(layer, slots));
     if (status == RA_OK && !ra_cuda_has_sent(layer, totals, protect_below))
         status = ra_cuda_send(layer, totals, protect_below);
+    if (status == RA_OK)
+        status = send_per_head(layer, &job->route);
     if (status != RA_OK)
         return status;
     const cuda_layer *own = ra_cuda_layer_of(layer);
@@ -118,25 +141,6 @@ void ra_cuda_cut_again(ra_layer *layer)
     own->was_cut = own->folds = true;
 }
 
-/* Limits of given heads, which seldom change, to where the kernel reads them. */
-static ra_status send_limits(ra_layer *layer, ra_route_config *route)
-{
-    cuda_layer *own = ra_cuda_layer_of(layer);
-    void *stream = layer->pool->stream;
-    size_t bytes = (size_t)layer->kv_heads * sizeof *own->limits;
-    if (route->heads != RA_HEADS_GIVEN)
-        return RA_OK;
-    if (memcmp(own->sent_limits, route->limits, bytes)) {
-        if (ra_device_is_capturing(stream))
-            return RA_ERR_CAPTURE;
-        memcpy(own->sent_limits, route->limits, bytes);
-        if (ra_device_up(own->limits, own->sent_limits, bytes, stream))
-            return RA_ERR_DEVICE;
-    }
-    route->limits = own->limits;
-    return RA_OK;
-}
-
 static ra_status run(ra_layer *layer, const ra_cut *cut)
 {
     ra_cuda_cut job = {.route = cut->route, .candidates = true};
@@ -144,8 +148,6 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
     ra_status status = set_scorer(&job, &cut->score);
     if (status == RA_OK)
         status = prepare(layer, cut->totals, cut->protect_below, &job, &rest);
-    if (status == RA_OK)
-        status = send_limits(layer, &job.route);
     if (status != RA_OK)
         return status;
     cuda_layer *own = ra_cuda_layer_of(layer);

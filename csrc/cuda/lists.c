@@ -247,7 +247,8 @@ void ra_cuda_layer_close(ra_layer *layer)
     layer->device = NULL;
 }
 
-/* Room for faults and figures of the host's number of rows; what they were is lost where it is another. */
+/* Room for faults and figures of the host's number of rows; what they were is lost where it is another, but for what was sent
+ * of heads: a graph of the new rows may be captured next, which cannot send it. */
 static ra_status make_figures(const ra_layer *layer, cuda_layer *own)
 {
     const ra_pool *pool = layer->pool;
@@ -260,7 +261,7 @@ static ra_status make_figures(const ra_layer *layer, cuda_layer *own)
     lay_figures(&fresh.there, &count, rows, pairs);
     size_t figures = count.used;
     (void)ra_piece(&count, 2 * rows, sizeof *own->totals);
-    (void)ra_piece(&count, heads, sizeof *own->limits);
+    (void)ra_piece(&count, heads, sizeof *own->per_head);
     fresh.figure_memory = ra_device_new(count.used, pool->stream);
     fresh.shared = ra_device_new_shared(faults + figures);
     fresh.done = ra_device_new_event();
@@ -272,9 +273,13 @@ static ra_status make_figures(const ra_layer *layer, cuda_layer *own)
     pieces.memory = fresh.figure_memory;
     lay_figures(&own->there, &pieces, rows, pairs);
     own->totals = ra_piece(&pieces, 2 * rows, sizeof *own->totals);
-    own->limits = ra_piece(&pieces, heads, sizeof *own->limits);
+    own->per_head = ra_piece(&pieces, heads, sizeof *own->per_head);
     pieces = (cuda_pieces){.memory = fresh.shared + faults};
     lay_figures(&own->here, &pieces, rows, pairs);
+    memset(fresh.sent, 0xff,
+           (3 * rows + heads) * sizeof *fresh.sent); /* leave all rows alone, protect and limit nothing */
+    if (own->sent)
+        memcpy(fresh.sent + 3 * rows, own->sent_per_head, heads * sizeof *fresh.sent);
     free_figures(pool, own);
     own->figure_memory = fresh.figure_memory;
     own->figure_bytes = figures;
@@ -282,13 +287,11 @@ static ra_status make_figures(const ra_layer *layer, cuda_layer *own)
     own->fault = (uint32_t *)(void *)fresh.shared;
     own->done = fresh.done;
     own->sent = fresh.sent;
-    own->sent_limits = own->sent + 3 * rows;
-    memset(own->sent, 0xff,
-           (3 * rows + heads) * sizeof *own->sent); /* leave all rows alone, protect and limit nothing */
+    own->sent_per_head = own->sent + 3 * rows;
     own->was_cut = own->folds = false;
     int error = ra_device_up(own->totals, own->sent, 2 * rows * sizeof *own->sent, pool->stream);
     if (!error)
-        error = ra_device_up(own->limits, own->sent_limits, heads * sizeof *own->limits, pool->stream);
+        error = ra_device_up(own->per_head, own->sent_per_head, heads * sizeof *own->per_head, pool->stream);
     return ra_cuda_status(error);
 }
 

@@ -378,23 +378,26 @@ typedef enum ra_heads {
     RA_HEADS_UNIFORM = 0, /* total / H each, odd slots to the lower index */
     RA_HEADS_ROUTE,       /* ReasonAlloc's online routing, arXiv 2606.11164 */
     RA_HEADS_POOLED,      /* Ada-KV's pooled top-k with a safeguard, arXiv 2407.11550 */
-    RA_HEADS_GIVEN        /* `limits`: DuoAttention's and RLKV's full and local heads, arXiv 2410.10819, 2510.08525 */
+    RA_HEADS_GIVEN,       /* `limits`: DuoAttention's and RLKV's full and local heads, arXiv 2410.10819, 2510.08525 */
+    RA_HEADS_SHARES       /* `shares`: measured beforehand, the same in every text */
 } ra_heads;
 
 typedef struct ra_route_config {
     ra_heads heads;
-    double gamma, lo, hi; /* ROUTE: robustify */
+    double gamma, lo, hi; /* ROUTE: robustify; SHARES: lo and hi */
     double mu;            /* ROUTE: floor as a share of total / H */
     double safeguard;     /* POOLED: share of total / H that each head gets whatever its scores */
     const int64_t
         *limits; /* GIVEN: [H] slots of a head; negative: it shares evenly what the others leave of the total */
+    const double *shares; /* SHARES: [H] finite, not negative; all 0: equal */
 } ra_route_config;
 
 /* Head budgets that sum to `total`. scores[h]: counts[h] floats of the older tokens; `window` more tokens of each head
  * always stay and count as chosen. Each budget is at least min(window, total / H). ROUTE: tau = the (total - H window)-th
  * largest pooled score, claim = window + number of scores >= tau, robustified with floor max(mu * total / H, window).
  * GIVEN: scores are not looked at; where every head has a limit the budgets are these, whatever they sum to (at most the
- * total in ra_layer_cut on a device). RA_ERR_INFEASIBLE if total < H * window, RA_ERR_NOT_FINITE for such scores. */
+ * total in ra_layer_cut on a device). SHARES: no scores either; every head gets `window` slots, and what is left of the total
+ * is robustified from the shares with gamma 1. RA_ERR_INFEASIBLE if total < H * window, RA_ERR_NOT_FINITE for such scores. */
 ra_status ra_route(const float *const *scores, const int64_t *counts, int64_t heads, int64_t window, int64_t total,
                    const ra_route_config *config, int64_t *out);
 
@@ -422,7 +425,9 @@ ra_status ra_cut_score(ra_layer *layer, const int64_t *totals, const ra_score_co
  * overwritten before the next phase. NULL for a row that is not cut. */
 float *ra_cut_scores(ra_layer *layer, int64_t row, int64_t head, int64_t *count);
 /* 2. Head budgets [R, H] of the rows that are cut. Tokens at positions below protect_below[r] go last; what every head
- * still has of them is not routed: a head must not lose them because others score higher. */
+ * still has of them is not routed: a head must not lose them because others score higher. By SHARES every head gets
+ * protect_below[r] slots (none if negative) beside its window, whatever it still has of these tokens; a row whose total
+ * holds no more than that is cut evenly. */
 ra_status ra_cut_allocate(ra_layer *layer, const int64_t *protect_below, const ra_route_config *route,
                           int64_t *budgets);
 /* 3. Which slots stay: of each head the window and the best of the older tokens; a head with fewer slots than its budget

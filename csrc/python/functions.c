@@ -57,25 +57,32 @@ int ra_parse_score_config(PyObject *tuple, ra_score_config *out)
 int ra_parse_route_config(PyObject *tuple, Py_ssize_t layer_heads, ra_route_config *out)
 {
     int heads;
-    PyObject *limits = NULL;
+    PyObject *per_head = NULL;
     if (!PyTuple_Check(tuple)) {
         PyErr_Format(PyExc_TypeError, "route is a tuple (heads, gamma, lo, hi, mu, safeguard), got %R", tuple);
         return -1;
     }
-    if (!PyArg_ParseTuple(tuple, "iddddd|S;route is (heads, gamma, lo, hi, mu, safeguard), and limits as bytes", &heads,
-                          &out->gamma, &out->lo, &out->hi, &out->mu, &out->safeguard, &limits))
+    if (!PyArg_ParseTuple(tuple,
+                          "iddddd|S;route is (heads, gamma, lo, hi, mu, safeguard), and limits or shares as bytes",
+                          &heads, &out->gamma, &out->lo, &out->hi, &out->mu, &out->safeguard, &per_head))
         return -1;
     out->heads = (ra_heads)heads;
     out->limits = NULL;
-    if (!limits)
+    out->shares = NULL;
+    if (!per_head)
         return 0;
-    Py_ssize_t bytes = PyBytes_Size(limits);
+    Py_ssize_t bytes = PyBytes_Size(per_head);
+    bool shares = out->heads == RA_HEADS_SHARES;
     if (bytes != layer_heads * (Py_ssize_t)sizeof *out->limits) {
-        PyErr_Format(PyExc_ValueError, "limits are int64, one for each of %zd heads, got %zd bytes", layer_heads,
-                     bytes);
+        PyErr_Format(PyExc_ValueError, "%s, one for each of %zd heads, got %zd bytes",
+                     shares ? "shares are float64" : "limits are int64", layer_heads, bytes);
         return -1;
     }
-    out->limits = (const int64_t *)(const void *)PyBytes_AsString(limits); /* the tuple's, aligned to 8 */
+    const void *memory = PyBytes_AsString(per_head); /* the tuple's, aligned to 8 */
+    if (shares)
+        out->shares = memory;
+    else
+        out->limits = memory;
     return 0;
 }
 

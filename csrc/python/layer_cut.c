@@ -15,8 +15,8 @@ const char
     ra_cut_doc[] = "cut(totals, protect_below, score, route, budgets, lost, cut)\n--\n\n"
                    "Scores, routes and evicts every row whose slots exceed totals[row] (int64 [B]; negative: leave "
                    "alone), all or none. score = (scorer, alpha, threshold, kernel, seed), route = (heads, gamma, lo, "
-                   "hi, mu, safeguard), for given heads with their limits, int64 [H] as bytes. Writes budgets int64 "
-                   "[B, H], lost float64 [B, H] of the rows that were cut, and "
+                   "hi, mu, safeguard), for given heads with their limits, int64 [H] as bytes, for shares with these, "
+                   "float64 [H]. Writes budgets int64 [B, H], lost float64 [B, H] of the rows that were cut, and "
                    "cut bool [B]. On a device these may be None: then it is not waited for, and figures() has them "
                    "later. Returns 0, or the pages to add before calling again.";
 

@@ -208,12 +208,12 @@ class LaterCut:
         self.rows, self.evicted = np.flatnonzero(self._flags).tolist(), self._before - self._after
 
 
-_GIVEN = 3  # RA_HEADS_GIVEN, which no scores have a part in
+_BY_NO_SCORES = {"given": 3, "shares": 4}  # RA_HEADS_GIVEN, RA_HEADS_SHARES
 
 
 def _heads(heads: HeadArguments) -> tuple[Any, ...]:
-    if heads.heads == "given":
-        return (_GIVEN, *heads[1:])
+    if heads.heads in _BY_NO_SCORES:
+        return (_BY_NO_SCORES[heads.heads], *heads[1:])
     return (HEADS[heads.heads], *heads[1:-1])
 
 

@@ -175,4 +175,4 @@ class GateHeads(_Gated, CoreHeads):
     def arguments(self, order: int = 0) -> HeadArguments:
         if self.limits is None:
             raise ValueError(f"{self.title} is not fitted to a model")
-        return HeadArguments(self.core, limits=self.limits[order].tobytes())
+        return HeadArguments(self.core, per_head=self.limits[order].tobytes())

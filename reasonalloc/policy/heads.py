@@ -24,7 +24,7 @@ class HeadArguments(NamedTuple):
     hi: float = 1.0
     mu: float = 0.0
     safeguard: float = 0.0
-    limits: bytes = b""  # of "given", int64: slots of each head, negative for a share of the rest
+    per_head: bytes = b""  # "given": int64, slots of each head, negative for a share of the rest; "shares": float64
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class CoreHeads(HeadAllocator):
 
     def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
         settings = self.arguments()._asdict()
-        settings.pop("limits")
+        settings.pop("per_head")
         return allocate.route(scores, total, window=view.window, **settings)
 
 

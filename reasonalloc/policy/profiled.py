@@ -6,13 +6,14 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from reasonalloc import allocate
 from reasonalloc.policy.gates import ModelShape, read_layers
-from reasonalloc.policy.heads import HEADS, HeadAllocator
+from reasonalloc.policy.heads import HEADS, CoreHeads, HeadArguments
 from reasonalloc.policy.setting import setting
 from reasonalloc.policy.view import LayerView, Numbers
 
@@ -32,7 +33,7 @@ def of_layers(path: str | Path, shape: ModelShape) -> Shares:
 
 @HEADS.enter("profile")
 @dataclass(frozen=True)
-class ProfiledHeads(HeadAllocator):
+class ProfiledHeads(CoreHeads):
     """Static shares of a layer's heads, measured on other texts (`hf.head_profile`), above prompt and window.
 
     Every head first gets room for what is protected and the window; the rest of the layer's total follows the shares,
@@ -41,7 +42,8 @@ class ProfiledHeads(HeadAllocator):
 
     correction: shares times claim ** correction; a head's claim is the number of its tokens among the layer's best, as
     many as there are slots to share out, which is what online routing follows (arXiv 2606.11164). 0: none. Claims
-    compare scores of heads: take a scorer whose level does not depend on a head's slots, as "rkv-centred".
+    compare scores of heads: take a scorer whose level does not depend on a head's slots, as "rkv-centred". It is in
+    Python; without it the part is in C.
     """
 
     head_profile: str = ""
@@ -49,6 +51,12 @@ class ProfiledHeads(HeadAllocator):
     head_hi: float = setting(2.5, 1, 1e6)
     correction: float = setting(0.0, 0, 4)
     table: dict[int, Shares] | None = field(default=None, init=False, repr=False, compare=False)
+
+    core: ClassVar[str] = "shares"
+
+    @property
+    def in_python(self) -> bool:
+        return bool(self.correction) or type(self).shares is not ProfiledHeads.shares
 
     def fitted(self, shape: ModelShape) -> ProfiledHeads:
         """The same for a model; ValueError where the file is not there or of another model."""
@@ -59,14 +67,23 @@ class ProfiledHeads(HeadAllocator):
         object.__setattr__(twin, "table", dict(zip(shape.budgeted, rows, strict=True)))
         return twin
 
-    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
+    def arguments(self, order: int = 0) -> HeadArguments:
+        shares = list(self._of_layers().values())[order]
+        return HeadArguments(self.core, 1.0, self.head_lo, self.head_hi, per_head=shares.tobytes())
+
+    def _of_layers(self) -> dict[int, Shares]:
+        """By the number of the layer in the model, ascending."""
         if self.table is None:
             raise ValueError(f"{self.title} is not fitted to a model")
+        return self.table
+
+    def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
+        table = self._of_layers()
         spared = view.protected + view.window
         rest = total - spared * view.heads
         if rest <= 0:
             return allocate.robustify(np.ones(view.heads), total, floor=view.window)
-        shares = self.table[view.layer]
+        shares = table[view.layer]
         if self.correction:
             chain = [x[spared:] for x, spared in zip(scores, view.protected_slots, strict=True)]
             shares = shares * _claims(chain, rest) ** self.correction

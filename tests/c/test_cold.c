@@ -150,7 +150,7 @@ static ra_status cut(ra_layer *layer, const char *scorer, int64_t *missing)
                                 .kernel = 7,
                                 .seed = 3,
                                 .recent = 0.5f},
-                      .route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL},
+                      .route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL, NULL},
                       .budgets = budgets,
                       .lost = lost,
                       .cut = was_cut};

@@ -345,7 +345,7 @@ static void test_statistics(fixture *f)
 static void test_cuts(fixture *f)
 {
     const ra_score_config score = {.scorer = ra_scorer_find("rkv"), .alpha = 0.1f, .threshold = 0.5f, .kernel = 7};
-    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL};
+    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL, NULL};
     int64_t totals[ROWS] = {20, 20}, protect[ROWS] = {0}, budgets[ROWS * HEADS], missing;
     double lost[ROWS * HEADS];
     bool cut[ROWS];
@@ -372,7 +372,8 @@ static void test_cuts(fixture *f)
         REFUSED(ra_cut_score(layer, totals, &bad_score[i], cut, NULL));
         REFUSED(ra_layer_cut(layer, &bad, NULL, &missing));
     }
-    ra_route_config bad_route[] = {route, route, route, route, route, route, route, route};
+    ra_route_config bad_route[] = {route, route, route, route, route, route, route,
+                                   route, route, route, route, route, route, route};
     bad_route[0].heads = (ra_heads)9;
     bad_route[1].gamma = NAN;
     bad_route[2].gamma = 33;
@@ -381,12 +382,22 @@ static void test_cuts(fixture *f)
     bad_route[5].mu = NAN;
     bad_route[6].mu = 2;
     bad_route[7].heads = RA_HEADS_GIVEN; /* without limits */
+    const double negative[HEADS] = {1, -1}, nan[HEADS] = {NAN, 1}, infinite[HEADS] = {INFINITY, 1},
+                 good[HEADS] = {1, 2};
+    const double *shares[] = {NULL, negative, nan, infinite, good, good};
+    for (int i = 0; i < COUNT(shares); i++) {
+        bad_route[8 + i].heads = RA_HEADS_SHARES;
+        bad_route[8 + i].shares = shares[i];
+    }
+    bad_route[12].lo = 1.5;
+    bad_route[13].hi = NAN;
     for (int i = 0; i < COUNT(bad_route); i++) {
         ra_cut bad = all;
         bad.route = bad_route[i];
         REFUSED(ra_layer_cut(layer, &bad, NULL, &missing));
         CHECK(!cut[0] && !cut[1] && missing == 0);
     }
+    ra_route_config shared = {.heads = RA_HEADS_SHARES, .lo = 0.25, .hi = 2, .shares = good};
     const ra_cut without[] = {{NULL, protect, score, route, budgets, lost, cut},
                               {totals, NULL, score, route, budgets, lost, cut},
                               {totals, protect, score, route, NULL, lost, cut},
@@ -420,6 +431,7 @@ static void test_cuts(fixture *f)
     for (int i = 0; i < COUNT(hostile); i++) {
         protect[0] = hostile[i]; /* any position will do */
         CHECK(ra_cut_allocate(layer, protect, &route, budgets) == RA_OK && budgets[0] + budgets[1] == 20);
+        CHECK(ra_cut_allocate(layer, protect, &shared, budgets) == RA_OK && budgets[0] + budgets[1] == 20);
         CHECK(ra_cut_choose(layer, protect, budgets, lost, NULL) == RA_OK);
         protect[0] = 0;
         for (int at = 0; at < ROWS * HEADS; at++) {
@@ -446,7 +458,7 @@ static void test_cuts(fixture *f)
 
 static void test_budgets(void)
 {
-    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL};
+    const ra_route_config route = {RA_HEADS_ROUTE, 0.5, 0.25, 2, 0.25, 0.2, NULL, NULL};
     const float *scores[2] = {untouchable, untouchable};
     const int64_t none[2] = {0, 0};
     const double x[2] = {1, 2};

@@ -11,6 +11,8 @@ from reasonalloc import _core
 
 pytestmark = pytest.mark.core
 HEADS, GROUP, DIM, WINDOW = 2, 4, 64, 4
+SHARES = (4, 1.0, 0.25, 2.5, 0.0, 0.0, np.array([1.7, 0.3]).tobytes())
+GIVEN = (3, 1.0, 0.0, 1.0, 0.0, 0.0, np.array([12, -1]).tobytes())
 DEVICES = [b for b in BACKENDS if b.module is not None]
 
 
@@ -32,7 +34,7 @@ class Run:
             torch.zeros(rows, h, 1, DIM, dtype=dtype, device=backend.device) for h in (HEADS * GROUP, HEADS, HEADS)
         )
         self.out = torch.zeros(rows, 1, HEADS * GROUP, DIM, dtype=dtype, device=backend.device)
-        self.totals, self.protect = np.full(rows, 44), np.full(rows, 3)
+        self.totals, self.protect, self.route = np.full(rows, 44), np.full(rows, 3), ROUTE
         self.random = np.random.default_rng(7)
 
     def draw(self):
@@ -48,7 +50,7 @@ class Run:
         assert self.layer.step(self.q, self.k, self.v, self.out, 0.125) == 0
 
     def cut(self, wanted=(None, None, None)):
-        assert self.layer.cut(self.totals, self.protect, (self.scorer, *RKV[1:]), ROUTE, *wanted) == 0
+        assert self.layer.cut(self.totals, self.protect, (self.scorer, *RKV[1:]), self.route, *wanted) == 0
 
     def figures(self):
         shape = (self.rows, HEADS)
@@ -75,15 +77,20 @@ def prepared(run, steps, cut=False):
 
 
 @pytest.mark.parametrize(
-    ("page_format", "scorer"),
-    [("float32", "rkv"), ("bfloat16", "rkv"), ("float16", "rkv"), ("bfloat16", "h2o"), ("float32", "lazy")],
-)
-def test_replays_are_steps_and_cuts(backend, page_format, scorer):
+    ("page_format", "scorer", "route"),
+    [
+        ("float32", "rkv", ROUTE), ("bfloat16", "rkv", ROUTE), ("float16", "rkv", ROUTE), ("bfloat16", "h2o", ROUTE),
+        ("float32", "lazy", ROUTE), ("float32", "rkv", SHARES),
+    ],
+)  # fmt: skip
+def test_replays_are_steps_and_cuts(backend, page_format, scorer, route):
     interval, intervals = 6, 4
     outs, figures, states = [], [], []
     for graphed in (False, True):
         run = Run(backend, page_format, scorer=scorer)
+        run.route = route
         run.prompt(40)
+        run.cut()  # from now on the shares lie on the device
         shown, found = [], []
         step = cut = None
         for turn in range(1, interval * intervals + 1):
@@ -204,6 +211,36 @@ def test_totals_that_change_are_read_anew(backend):
     assert states[0] == states[1]
 
 
+@pytest.mark.parametrize(
+    ("route", "budgets"), [(SHARES, [[9 + 19, 9 + 3], [4 + 19, 4 + 3]]), (GIVEN, [[12, 28], [12, 18]])]
+)
+def test_what_was_sent_of_heads_stays_when_rows_go(backend, route, budgets):
+    """A graph of the rows that are left can be captured at once: it need not send them."""
+    states = []
+    for graphed in (False, True):
+        run = Run(backend, "float32")
+        run.route = route
+        run.prompt(40)
+        run.cut()
+        run.layer.reorder(np.array([2, 0]))
+        run.rows, run.totals, run.protect = 2, np.array([40, 30]), np.array([5, 0])
+        run.q, run.k, run.v, run.out = (x[:2].clone() for x in (run.q, run.k, run.v, run.out))
+
+        def both(run=run):
+            run.step()
+            run.cut()
+
+        run.draw()
+        if graphed:
+            prepared(run, 1, True)
+            Graph(backend, both).replay()
+        else:
+            both()
+        states.append((run.figures(), run.state()))
+    assert states[0] == states[1]
+    assert states[0][0][3] == budgets
+
+
 def test_rows_that_share_pages_go_on_their_own(backend):
     states = []
     for graphed in (False, True):
@@ -280,6 +317,9 @@ def test_what_a_graph_cannot_hold_is_refused():
     run.totals = run.totals - 1
     refused(run.cut)
     run.totals = run.totals + 1
+    run.route = SHARES  # the device has them not
+    refused(run.cut)
+    run.route = ROUTE
     budgets = np.zeros((3, HEADS), np.int64)
     refused(lambda: run.cut((budgets, np.zeros((3, HEADS)), np.zeros(3, np.bool_))))
     backend.add_pages(run.pool, 1)  # the device does not know them yet

@@ -30,10 +30,16 @@ static void draw_scores(twin &x)
     }
 }
 
-static ra_route_config draw_route()
+static ra_route_config draw_route(const case_shape &s)
 {
+    static std::vector<double> shares; /* on the device as well, which is this machine */
+    const ra_heads allocators[] = {RA_HEADS_UNIFORM, RA_HEADS_ROUTE, RA_HEADS_POOLED, RA_HEADS_SHARES};
     ra_route_config r = {};
-    r.heads = (ra_heads)below(3);
+    r.heads = allocators[below(4)];
+    shares.resize(s.heads);
+    for (double &share : shares)
+        share = below(6) ? std::pow(uniform(), 1 + below(20)) : below(2);
+    r.shares = shares.data();
     const double gammas[] = {0.5, 1, 0, 2, 0.25, 1.7, 32, 0.9};
     r.gamma = gammas[below(8)];
     r.lo = below(3) ? uniform() : 0;
@@ -143,7 +149,7 @@ static void draw_rows(twin &x)
                                       : least + below(std::max(1, held - least));
         x.protect_below()[row] = below(2) ? 0 : below(2 + x.l.tokens[row] * (1 + below(2)) / 2);
     }
-    x.cut.route = draw_route();
+    x.cut.route = draw_route(x.shape);
 }
 
 /* Budgets, choices and what is lost, and all of it again in another order. */
@@ -185,7 +191,7 @@ static void not_finite()
     s.rows = 3, s.slots = {60}, s.ragged = false;
     twin x(s);
     std::fill_n(x.totals(), 3, 60);
-    x.cut.route = draw_route();
+    x.cut.route = draw_route(s);
     for (int pair = 0; pair < x.pairs; pair++)
         for (int i = 0; i < x.older(pair); i++)
             x.scores(pair)[i] = (float)normal();

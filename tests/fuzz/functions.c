@@ -99,6 +99,13 @@ static void fuzz_route(bytes *b)
     config.safeguard = take_setting(b, 1);
     for (int64_t h = 0; h < heads; h++)
         scores[h] = take_floats(b, (size_t)(counts[h] = take_between(b, 0, MOST_COUNT)));
+    double shares[MOST_HEADS];
+    if (config.heads == RA_HEADS_GIVEN) { /* the inputs of the corpus know four allocators */
+        config.heads = RA_HEADS_SHARES;
+        config.shares = shares;
+        for (int64_t h = 0; h < heads; h++)
+            shares[h] = take_setting(b, 4);
+    }
     ra_status status = ra_route((const float *const *)scores, counts, heads, window, total, &config, out);
     for (int64_t h = 0; h < heads && status == RA_OK; h++) {
         PROMISE(out[h] >= (window < total / heads ? window : total / heads));
@@ -110,6 +117,11 @@ static void fuzz_route(bytes *b)
         double claims[MOST_HEADS], floor_ = fmax(config.mu * (double)total / (double)heads, (double)window);
         claims_of(scores, counts, heads, window, total - heads * window, claims);
         check_robustified(claims, heads, total, config.gamma, config.lo, config.hi, floor_, out);
+    }
+    if (status == RA_OK && config.heads == RA_HEADS_SHARES && total > heads * window) {
+        for (int64_t h = 0; h < heads; h++)
+            out[h] -= window;
+        check_robustified(shares, heads, total - heads * window, 1, config.lo, config.hi, 0, out);
     }
     for (int64_t h = 0; h < heads; h++)
         free(scores[h]);

@@ -28,12 +28,17 @@ static ra_score_config draw_score(bool made)
 
 static ra_route_config draw_route(void)
 {
-    return (ra_route_config){.heads = (ra_heads)below(3),
+    static const ra_heads allocators[] = {RA_HEADS_UNIFORM, RA_HEADS_ROUTE, RA_HEADS_POOLED, RA_HEADS_SHARES};
+    static double shares[HEADS]; /* of the one cut that is under way */
+    for (int64_t h = 0; h < HEADS; h++)
+        shares[h] = (double)below(5);
+    return (ra_route_config){.heads = allocators[below(4)],
                              .gamma = (double)below(4),
                              .lo = (double)below(5) / 4,
                              .hi = 1 + (double)below(5) / 2,
                              .mu = (double)below(5) / 4,
-                             .safeguard = (double)below(5) / 4};
+                             .safeguard = (double)below(5) / 4,
+                             .shares = shares};
 }
 
 static int64_t row_slots(const m_layer *m, int64_t row)
