@@ -16,6 +16,9 @@ struct beside_shape {
     ra_dtype format = RA_F32;
     int dim = 16, rows = 3, heads = 2, group = 2, window = 4;
     int all_pages = 400, pages = 24; /* of the pool, of a head's list */
+    const char *scorer = nullptr;    /* whose gathered statistics are kept */
+    ra_stat_config stats = ra_stat_defaults();
+    float scale = 1; /* of logits */
 };
 
 inline void demand(bool good, const char *what)
@@ -33,6 +36,7 @@ struct new_tokens {
     std::vector<int64_t> begin, index;
     std::vector<int32_t> begin32, index32;
     std::vector<float> sinks;
+    std::vector<uint8_t> prompt; /* of each row; empty: none */
     int most = 0;
     bool listed = false, with_sinks = false;
 
@@ -79,6 +83,7 @@ class beside
         ra_layer_config config = {}; // by name: later fields keep their zeros
         config.rows = s.rows, config.kv_heads = s.heads, config.query_heads = s.heads * s.group;
         config.window = s.window;
+        config.scorer = s.scorer ? ra_scorer_find(s.scorer) : nullptr, config.stats = s.stats;
         demand(ra_layer_create(pool, &config, &layer) == RA_OK, "layer");
         const size_t M = s.pages, row_floats = (size_t)s.window * s.heads * s.group * s.dim;
         there = list<ra_cuda_pool>(1);
@@ -100,6 +105,10 @@ class beside
         l.sinks = list<float>(s.heads * s.group, 0xff);
         l.tickets = list<uint32_t>(RA_CUDA_TICKETS);
         l.fault = list<uint32_t>(s.rows);
+        if (layer->columns[RA_STAT_ACCUMULATED])
+            l.accumulated = list<float>(pairs * M * PAGE, 0xff);
+        if (layer->columns[RA_STAT_RECURRENCE])
+            l.recurrence = list<int32_t>(2 * pairs * M * PAGE, 0xff);
         push(true);
     }
     beside(const beside &) = delete;
@@ -129,6 +138,12 @@ class beside
             const int n = l.slots[pair] = layer->slots[pair];
             std::copy_n(ra_pages_of(layer, pair), pages_for(n), pages_of(l, pair));
             std::copy_n(ra_positions_of(layer, pair), n, positions_of(l, pair));
+            if (l.accumulated)
+                std::copy_n((const float *)ra_column_of(layer, RA_STAT_ACCUMULATED, 0, pair), n,
+                            l.accumulated + pair * entries_of(l));
+            for (int field = 0; field < 2 && l.recurrence; field++)
+                std::copy_n((const int32_t *)ra_column_of(layer, RA_STAT_RECURRENCE, field, pair), n,
+                            l.recurrence + (2 * pair + field) * entries_of(l));
         }
         for (int row = 0; row < shape.rows; row++) {
             l.tokens[row] = (int32_t)layer->tokens[row];
@@ -283,8 +298,9 @@ class beside
         s.begin = t.listed ? t.begin.data() : nullptr, s.index = t.listed ? t.index.data() : nullptr;
         s.tokens = t.most;
         s.queries = t.tensor[0], s.keys = t.tensor[1], s.values = t.tensor[2];
-        s.scale = 1;
+        s.scale = shape.scale;
         s.sinks = t.with_sinks ? t.sinks.data() : nullptr;
+        s.prompt = t.prompt.empty() ? nullptr : (const bool *)t.prompt.data();
         int64_t missing;
         const ra_status status = ra_layer_reserve(layer, s.begin, s.tokens, 0, &missing);
         if (status == RA_ERR_NO_PAGES)
@@ -292,15 +308,20 @@ class beside
         demand(status == RA_OK && ra_layer_step(layer, &s, nullptr) == RA_OK, "step");
         return true;
     }
-    int append(const new_tokens &t)
+    ra_cuda_step step_of(const new_tokens &t) const
     {
         ra_cuda_step s = {};
         s.begin = t.listed ? t.begin32.data() : nullptr, s.index = t.listed ? t.index32.data() : nullptr;
         s.tokens = t.most;
         s.queries = t.tensor[0], s.keys = t.tensor[1], s.values = t.tensor[2];
-        s.scale = 1;
+        s.scale = shape.scale;
         s.sinks = t.with_sinks ? t.sinks.data() : nullptr;
         s.most_slots = most_slots() + t.most;
+        return s;
+    }
+    int append(const new_tokens &t)
+    {
+        const ra_cuda_step s = step_of(t);
         const size_t bytes = ra_cuda_append_bytes(&l, &s);
         check::arena scratch;
         return ra_cuda_append(&l, &s, scratch.array<char>(bytes, 0xff), nullptr);
