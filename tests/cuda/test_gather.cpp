@@ -23,7 +23,7 @@ static bool gather(beside &x, const new_tokens &t, bool attend)
     ra_cuda_gathering how = {};
     how.config = x.shape.stats, how.prompt = t.prompt.empty() ? nullptr : t.prompt.data();
     if (attend) {
-        const int heads = x.shape.heads * x.shape.group, 
+        const int heads = x.shape.heads * x.shape.group,
                   places = t.listed ? 1 + (int)*std::max_element(t.index.begin(), t.index.end()) : t.most;
         const int64_t row = (int64_t)places * heads * x.shape.dim;
         s.out.dtype = RA_F32, s.out.stride_token = heads * x.shape.dim, s.out.stride_row = row;
@@ -128,13 +128,13 @@ int main()
                 beside_shape s;
                 s.format = (ra_dtype)format, s.dim = dim, s.scorer = scorer, s.scale = 1e-6f;
                 s.rows = 1 + below(3), s.heads = 1 + below(2);
-                s.group = below(4) ? 1 + below(5) : 40;
+                s.group = below(4) ? 1 + below(5) : 17;
                 s.window = 1 + below(8);
                 s.stats.prompt = (ra_prompt_statistics)below(3);
                 s.stats.decay = below(2) ? 1 : 0.9f;
                 s.stats.activation = below(2) ? 0.03f : 0.3f;
                 s.stats.birth = below(2);
-                made += run(s, 7, 40);
+                made += run(s, 3, 20);
             }
     std::printf("gather: %d steps, at most %.1e off the C core's, %d failures, %.1f s\n", made, worst, failures(),
                 seconds());
