@@ -207,6 +207,20 @@ def fidelity():
         yield DOCS, " / ".join(f"{100 * x['agreement']['mean']:.1f}" for x in two) + " %"
 
 
+def next_tokens():
+    data = json.loads((RESULTS / "fidelity-notch" / "documents.json").read_text())
+
+    def of(x, sign=""):
+        return f"{x['mean']:{sign}.3f} [{x['low']:{sign}.3f}, {x['high']:{sign}.3f}]".replace("+", "")
+
+    names = {"rkv": "R-KV", "reasonalloc-wave": "the wave", "reasonalloc-wave wave=notch-only": "notch only",
+             "reasonalloc-wave wave=no-notch": "no notch"}  # fmt: skip
+    less = {x["name"]: of(x["kl"]) for x in data["differences"]}
+    for point in data["points"]:
+        name = f"{point['method']} {point['variant']}".strip()
+        yield DOCS, f"| {names[name]} | {of(point['kl'])} | {less.get(name, '')}"
+
+
 def speed():
     data = json.loads((RESULTS / "throughput.json").read_text())
     best = {(x["cache"], x["chain"]): x["best"] for x in data["equal_memory"]}
@@ -250,7 +264,7 @@ def kernels():
         yield DOCS, f"| {dtype}, batch 1 / 8 | {' | '.join(said)} |"
 
 
-KINDS = (answers, parts, prompt, notch, order, newer, recent, recency, heads, fidelity, speed, kernels)
+KINDS = (answers, parts, prompt, notch, order, newer, recent, recency, heads, fidelity, next_tokens, speed, kernels)
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 
 
