@@ -66,7 +66,7 @@ struct ra_backend {
 extern const ra_backend ra_backend_cpu;
 
 /* Name of the capsule in which a module gives _core its backend; another number for another layout of these structs. */
-#define RA_BACKEND_CAPSULE "reasonalloc.backend.5"
+#define RA_BACKEND_CAPSULE "reasonalloc.backend.6"
 
 /* ---- lists.c: which memory's lists are current. On a backend without a device they do nothing. ---- */
 
