@@ -23,9 +23,24 @@ struct how {
     bool interleaved = false, largest = false, group_mean = false, candidates = false;
 };
 
-static const char *const names[] = {"rkv",    "rkv-centred",      "importance", "recency",
-                                    "random", "snapkv-published", "vatp",       "vase",
-                                    "spans",  "dkv",              "triattention"};
+/* In the C core. */
+static const char *name_of(ra_cuda_scorer scorer)
+{
+    switch (scorer) {
+    case RA_CUDA_RKV: return "rkv";
+    case RA_CUDA_RKV_CENTRED: return "rkv-centred";
+    case RA_CUDA_IMPORTANCE: return "importance";
+    case RA_CUDA_RECENCY: return "recency";
+    case RA_CUDA_RANDOM: return "random";
+    case RA_CUDA_SNAPKV: return "snapkv-published";
+    case RA_CUDA_VATP: return "vatp";
+    case RA_CUDA_VASE: return "vase";
+    case RA_CUDA_SPANS: return "spans";
+    case RA_CUDA_DKV: return "dkv";
+    case RA_CUDA_TRIATTENTION: return "triattention";
+    default: return "of another test";
+    }
+}
 static double worst;
 
 /* VaSE's ranges are the same; what it draws are quotients by attention, down to the smallest: each is compared by itself. */
@@ -76,7 +91,7 @@ static bool launch(twin &x)
 
 static void score(twin &x, const how &how, int capability, double tolerance)
 {
-    const std::string name = x.name() + ", " + names[how.scorer] + ", kernel " + std::to_string(how.kernel) +
+    const std::string name = x.name() + ", " + name_of(how.scorer) + ", kernel " + std::to_string(how.kernel) +
                              (how.average ? ", average" : "") + ", threshold " + std::to_string(how.threshold) + ", sm_" + std::to_string(capability);
     ra_emulate_capability = capability;
     x.cut.scorer = how.scorer, x.cut.alpha = how.alpha, x.cut.threshold = how.threshold, x.cut.kernel = how.kernel;
@@ -88,7 +103,7 @@ static void score(twin &x, const how &how, int capability, double tolerance)
     if (how.scorer == RA_CUDA_TRIATTENTION)
         give_centres(x, how);
     ra_score_config config = {}; // by name: later fields keep their zeros
-    config.scorer = ra_scorer_find(names[how.scorer]), config.alpha = how.alpha;
+    config.scorer = ra_scorer_find(name_of(how.scorer)), config.alpha = how.alpha;
     config.threshold = how.threshold, config.kernel = how.kernel, config.seed = 12345;
     config.average = how.average, config.n_large = how.n_large, config.n_sink = how.n_sink;
     config.span = how.span;
