@@ -90,6 +90,7 @@ MIXTURES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:h2o keeps")
 @pytest.mark.parametrize("changes", MIXTURES, ids=str)
 @pytest.mark.parametrize("method", caches.UNGATED)
 def test_looking_on_changes_nothing(method, changes):
