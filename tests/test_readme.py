@@ -1,6 +1,5 @@
 """What README and docs/ show is true: code runs, figures are those of the results, links lead somewhere."""
 
-import json
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import models
 import pytest
 import torch
 from test_cli import folder  # noqa: F401  (a fixture)
+from test_figures import both
 
 import reasonalloc as ra
 from reasonalloc.cli import main
@@ -295,15 +295,8 @@ def test_answers_and_shares_cut_off_are_those_of_the_results(page, sources):
         found = [c.strip() for c in cells.strip("|").split("|")]
         for cell, (source, budget) in zip(found, columns, strict=True):
             if cell:
-                assert cell == answer(source, method, budget), (method, source, budget)
-
-
-def answer(source, method, budget):
-    """ "48 % [42, 55]; 39 %": questions right with their interval, and chains cut off."""
-    rows = json.loads((ROOT / "benchmarks/results" / source).read_text())["rows"]
-    (row,) = [x for x in rows if x["method"] == method and x["budget"] in (budget, None)]
-    right, low, high = (round(100 * row["accuracy"][name]) for name in ("mean", "low", "high"))
-    return f"{right} % [{low}, {high}]; {round(100 * row['truncated'])} %"
+                name = method if method == "full" else f"{method} {budget}"
+                assert cell == both(source.removesuffix(".json"), name), (method, source, budget)
 
 
 def test_nothing_is_promised_of_an_index_that_does_not_have_it():

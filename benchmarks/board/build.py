@@ -137,10 +137,6 @@ def page() -> str:
     return (HERE / "template.html").read_text(encoding="utf-8").replace("/*DATA*/", data)
 
 
-def made_of(path: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    return entries(json.loads(path.read_text()), args.commit, args.by, args.data, study=args.study)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json")
@@ -158,7 +154,8 @@ def main() -> None:
             write(ENTRIES / name.split("/")[0], entries(json.loads(path.read_text()), commit, US, data, cells))
     for path in args.results:
         folder = re.sub(r"[^a-z0-9-]+", "-", f"{args.by}-{path.resolve().parent.name}".lower())
-        write(ENTRIES / folder, made_of(path, args))
+        results = json.loads(path.read_text())
+        write(ENTRIES / folder, entries(results, args.commit, args.by, args.data, study=args.study))
     (HERE / "index.html").write_text(page(), encoding="utf-8")
 
 

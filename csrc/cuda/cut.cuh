@@ -31,7 +31,7 @@ RA_HOST_DEVICE cut_scratch lay_scratch(const ra_cuda_layer &l, int most_slots, v
     cut_scratch s;
     char *at = (char *)memory;
     size_t used = 0, pairs = (size_t)l.rows * l.kv_heads;
-    s.stride = (int64_t)pages_for(most(1, most_slots)) * PAGE;
+    s.stride = list_room(most_slots);
     s.queries = most(l.window, l.group);
     s.parts = (int32_t)((s.stride + BLOCK_SLOTS - 1) / BLOCK_SLOTS);
     const size_t entries = pairs * s.stride;

@@ -163,8 +163,7 @@ RA_KERNEL(THREADS, 4) fill_columns(gather_job j)
         float all = 0, largest = 0;
         for (int g = 0; g < group; g++) {
             const int64_t query = at + token * group + g;
-            const float x = j.logits[query * j.stride + i];
-            const float w = x == -INFINITY ? 0 : expf(x - j.ends[2 * query]) * j.ends[2 * query + 1];
+            const float w = softmaxed(j.logits[query * j.stride + i], j.ends + 2 * query);
             all += w;
             largest = fmaxf(largest, w);
         }

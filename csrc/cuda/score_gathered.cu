@@ -1,8 +1,6 @@
 /* Scores by what attention has gathered of each slot: scorer/h2o.c, scorer/lazy.c. */
 #include "score.cuh"
 
-constexpr int SCORE = 512; /* threads: there are fewer heads than an SM has room for */
-
 RA_DEVICE double twice_sigmoid(double x) { return 2 / (1 + exp(-x)); }
 
 /* The paper's form, or that of the published code. */
@@ -15,7 +13,7 @@ RA_DEVICE float lazy(bool published_code, double idle, double gap)
 }
 
 /* A block a head. */
-RA_KERNEL(SCORE, 2) score_gathered(ra_cuda_layer l, ra_cuda_cut cut)
+RA_KERNEL(COMBINE, 2) score_gathered(ra_cuda_layer l, ra_cuda_cut cut)
 {
     const int pair = blockIdx.x, row = pair / l.kv_heads, n = l.slots[pair], older = n - l.window;
     if (!cut.cut[row])
@@ -26,21 +24,18 @@ RA_KERNEL(SCORE, 2) score_gathered(ra_cuda_layer l, ra_cuda_cut cut)
                   *gap = last ? last + entries_of(l) : 0;
     const int64_t share = cut.totals[row] / l.kv_heads, recent = (int64_t)(cut.recent * (float)share);
     const float most_given = (float)l.group * (float)l.tokens[row];
-    bool finite = true;
-    for (int i = threadIdx.x; i < older; i += SCORE) {
+    for (int i = threadIdx.x; i < older; i += COMBINE) {
         if (cut.scorer == RA_CUDA_H2O)
             score[i] = i < n - recent ? sum[i] : most_given + (float)(i + 1);
         else if (cut.scorer == RA_CUDA_LAZY) /* cropped queries may have come later */
             score[i] = lazy(cut.published_code, (double)most(0, l.tokens[row] - 1 - last[i]), (double)gap[i]);
         else
             score[i] = (float)last[i];
-        finite &= is_finite(score[i]);
     }
-    if (!finite)
-        set_fault(l, row, RA_CUDA_FAULT_SCORES);
+    tell_faults(l, row, score, older);
 }
 
 int ra_cuda_score_gathered(const ra_cuda_layer &l, const ra_cuda_cut &cut, void *stream)
 {
-    return RA_LAUNCH(score_gathered, l.rows * l.kv_heads, SCORE, 0, stream, l, cut);
+    return RA_LAUNCH(score_gathered, l.rows * l.kv_heads, COMBINE, 0, stream, l, cut);
 }

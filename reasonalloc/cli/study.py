@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,6 +72,15 @@ def status_line(out: Console, study: Study) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def progress_bar(out: Console, study: Study) -> Iterator[Callable[[int, int], None]]:
+    """A bar that says what the study does inside the block; what it gives is for `Study.run`."""
+    with options.bar(out) as progress:
+        task = progress.add_task("", total=None)
+        study.say = lambda text: progress.update(task, description=text)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 def measured(
     out: Console, study: Study, cells: Sequence[Cell], stem: Path, question: str = "", regrade: bool = False
 ) -> Summary | None:
@@ -81,11 +90,9 @@ def measured(
         study.regrade()
     if study.ray is None and study.source.device_map is None and _gpu():
         out.print("the model lies on the CPU, and there is a GPU: --device-map cuda uses it", highlight=False)
-    with options.bar(out) as progress:
-        task = progress.add_task("", total=None)
-        study.say = lambda text: progress.update(task, description=text)
+    with progress_bar(out, study) as progress:
         cells = study.with_wave(cells)
-        study.run(cells, lambda done, total: progress.update(task, completed=done, total=total))
+        study.run(cells, progress)
     if study.shard is not None:
         made, where = len(study.records.by_key), visible(str(study.records.folder))
         out.print(f"{made:,} chains of shard {study.shard} are in {where}", markup=False, highlight=False)

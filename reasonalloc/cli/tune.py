@@ -38,10 +38,8 @@ def run(args: argparse.Namespace) -> int:
     with study.status_line(out, own):
         wave = config.profile or own.waves.get()
     cells = candidates(config, wave, args.orders, args.keep_below)
-    with options.bar(out) as progress:
-        task = progress.add_task("", total=None)
-        own.say = lambda text: progress.update(task, description=text)
-        found = tune(own, cells, lambda done, total: progress.update(task, completed=done, total=total))
+    with study.progress_bar(out, own) as progress:
+        found = tune(own, cells, progress)
     path = own.folder / PROFILE
     about = {"method": config.method, "budget": args.budget, "kept": found.best.name, "chosen_by": own.settings}
     _profile(found, about).save(path)
