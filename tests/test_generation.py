@@ -181,17 +181,6 @@ def test_top_p_leaves_unlikely_tokens_out():
     assert chains(FULL, given, temperature=1.0, top_p=1e-6)["0"].ids == chains(FULL, given)["0"].ids
 
 
-def test_sampling_follows_the_distribution():
-    from reasonalloc.hf.decode import _Picker
-
-    picker = _Picker(Sampling(temperature=1.0))
-    logits = torch.tensor([[0.1, 0.2, 0.7]]).log()
-    numbers = [picker.numbers("x")]
-    drawn = torch.tensor([picker.pick(logits, numbers)[0] for _ in range(4000)])
-    shares = torch.bincount(drawn, minlength=3) / 4000
-    assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.03)
-
-
 def test_figures_of_a_row():
     made = chains(SMALL, prompts(30, 5))
     page = 16 * 2 * 8 * 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache
 
 from reasonalloc.config import Config
@@ -19,6 +16,7 @@ from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.graph import DecodeGraph, why_not
+from reasonalloc.hf.picker import Picker
 from reasonalloc.hf.tokens import left_padded
 from reasonalloc.protocols import Model
 
@@ -67,33 +65,6 @@ class Chain:
         self.seconds += seconds
         self.mean_bytes += (size - self.mean_bytes) / self.steps
         self.peak_bytes = max(self.peak_bytes, size)
-
-
-class _Picker:
-    """The next token of each row. A row's choice depends on its logits and (seed, key, step) alone."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self.greedy = not sampling.temperature
-        self.warpers: list[Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]] = []
-        if not self.greedy:
-            self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
-            if sampling.top_p < 1:
-                self.warpers.append(TopPLogitsWarper(sampling.top_p))
-        self.seed = sampling.seed
-
-    def numbers(self, key: str) -> random.Random:
-        return random.Random(hashlib.sha256(f"{self.seed}/{key}".encode()).digest())
-
-    def pick(self, logits: torch.Tensor, numbers: Sequence[random.Random]) -> list[int]:
-        """logits: [rows, V]."""
-        logits = logits.float()
-        if self.greedy:
-            return logits.argmax(-1).tolist()
-        for warper in self.warpers:
-            logits = warper(None, logits)
-        total = torch.softmax(logits, -1).double().cumsum(-1)
-        aims = torch.tensor([[x.random()] for x in numbers], dtype=torch.float64, device=total.device) * total[:, -1:]
-        return torch.searchsorted(total, aims, right=True)[:, 0].clamp(max=logits.shape[1] - 1).tolist()
 
 
 # Settings of a generation config that change which token is chosen, with the values that change nothing.
@@ -229,7 +200,7 @@ def chains(
 
     watch: called at each step with the logits [rows, V], the rows' keys and the tokens that were chosen.
     """
-    picker, ours = _Picker(sampling), cache if isinstance(cache, ReasonAllocCache) else None
+    picker, ours = Picker(sampling.temperature, sampling.top_p, sampling.seed), cache if isinstance(cache, ReasonAllocCache) else None
     batch = DecodeBatch(model, cache, [ids for _, ids in prompts], pad, graphs)
     rows = [Chain(key, len(ids)) for key, ids in prompts]  # of the batch; with graphs also some that have ended
     numbers = [picker.numbers(row.key) for row in rows]
