@@ -5,6 +5,7 @@ Without a GPU the copies are tested, from CPU to CPU, and the CUDA backend on it
 
 from __future__ import annotations
 
+import caches
 import models
 import numpy as np
 import pytest
@@ -79,18 +80,18 @@ def test_a_row_in_a_batch_is_the_row_alone(device):
                 assert np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("method", ["reasonalloc", "rkv", "snapkv", "random", "streaming", "h2o", "raas"])
+@pytest.mark.parametrize("method", caches.BUDGETED)
 def test_the_cut_is_that_of_a_model_on_the_cpu(method, device):
     ids = models.prompt(120)
-    caches = []
+    made = []
     for where in ("cpu", device):
         model = build(where)
         cache = ra.ReasonAllocCache(model, ra.Config(method=method, **TIGHT))
         models.step(model, cache, ids[:, :40].to(where))
         for i in range(40, 120):
             models.step(model, cache, ids[:, i : i + 1].to(where))
-        caches.append(cache)
-    here, there = caches
+        made.append(cache)
+    here, there = made
     assert here.stats()["evicted"] > 0
     for i in range(3):
         for a, b in zip(here.positions(i), there.positions(i), strict=True):
