@@ -200,8 +200,21 @@ def chains(
 
     watch: called at each step with the logits [rows, V], the rows' keys and the tokens that were chosen.
     """
-    picker, ours = Picker(sampling.temperature, sampling.top_p, sampling.seed), cache if isinstance(cache, ReasonAllocCache) else None
     batch = DecodeBatch(model, cache, [ids for _, ids in prompts], pad, graphs)
+    yield from decode(batch, prompts, stop, sampling, progress, watch)
+
+
+def decode(
+    batch: DecodeBatch,
+    prompts: Sequence[tuple[str, Sequence[int]]],
+    stop: frozenset[int],
+    sampling: Sampling,
+    progress: Callable[[int], None] | None = None,
+    watch: Callable[[torch.Tensor, Sequence[str], Sequence[int]], None] | None = None,
+) -> Iterator[Chain]:
+    """As `chains`, of a batch that is given: new, of these prompts."""
+    picker = Picker(sampling.temperature, sampling.top_p, sampling.seed)
+    ours = batch.cache if isinstance(batch.cache, ReasonAllocCache) else None
     rows = [Chain(key, len(ids)) for key, ids in prompts]  # of the batch; with graphs also some that have ended
     numbers = [picker.numbers(row.key) for row in rows]
     while rows:

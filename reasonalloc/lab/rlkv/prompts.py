@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import DynamicCache
-
 from reasonalloc.fields import build
 from reasonalloc.files import json_lines, read_text, replace_text
-from reasonalloc.hf.decode import Sampling, chains
+from reasonalloc.hf.decode import Sampling, decode
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.grading import grade
+from reasonalloc.lab.rlkv.rollout import batch_of
 from reasonalloc.lab.tasks.base import Choice, Item
 from reasonalloc.lab.tasks.file import items as items_of_file
 from reasonalloc.lab.tasks.ledger import Dials, problem
 from reasonalloc.protocols import Model, Tokenizer
 
-_ROWS = 16
+_ROWS, _ROWS_GPU = 16, 240  # of a batch
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,11 @@ def pool(
         next(items)
     found = [x for x in tried if x.right]
     stop, pad = ends(model, tokenizer), _pad(tokenizer)
+    rows = _ROWS_GPU if model.device.type == "cuda" else _ROWS
     while len(found) < count:
         if progress:
             progress(len(found))
-        batch = [x for _, x in zip(range(_ROWS), items, strict=False)]
+        batch = [x for _, x in zip(range(rows), items, strict=False)]
         if not batch:
             raise ValueError(f"{file} has {len(found)} problems that the model answers right, asked for {count}")
         fresh = list(_try(model, tokenizer, batch, stop, pad, max_new_tokens))
@@ -97,8 +97,8 @@ def _try(
 ) -> Iterator[Prompt]:
     ids = {str(i): encode_prompt(tokenizer, x.prompt, "cpu")[0].tolist() for i, x in enumerate(batch)}
     sampling = Sampling(max_new_tokens=most)
-    cache = DynamicCache(config=model.config)
-    done = {c.key: c for c in chains(model, cache, list(ids.items()), stop, sampling, pad)}
+    rows = batch_of(model, list(ids.values()), most, pad)
+    done = {c.key: c for c in decode(rows, list(ids.items()), stop, sampling)}
     for i, item in enumerate(batch):
         chain = done[str(i)]
         text = tokenizer.decode(chain.ids, skip_special_tokens=True)

@@ -20,17 +20,17 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from transformers import DynamicCache
 
 from reasonalloc.fields import build
 from reasonalloc.files import parse_json, read_json, read_text, replace_bytes, replace_text
-from reasonalloc.hf.decode import Sampling, chains
+from reasonalloc.hf.decode import Sampling, decode
 from reasonalloc.hf.tokens import ends
 from reasonalloc.lab import models
 from reasonalloc.lab.rlkv import prompts as data
 from reasonalloc.lab.rlkv.loss import advantages, penalty, policy_loss
 from reasonalloc.lab.rlkv.mixed import Mixture, gate_shape, mixing
 from reasonalloc.lab.rlkv.passes import Text, backward_policy, chain_states, check_head, hidden_states, micro_batches
+from reasonalloc.lab.rlkv.rollout import batch_of
 from reasonalloc.lab.rlkv.settings import Line, Settings
 from reasonalloc.policy.gates import write_gates
 from reasonalloc.policy.wave import fingerprint
@@ -193,18 +193,21 @@ class Trainer:
         keys = [f"{self.state.step}/{i}/{j}" for i in range(len(chosen)) for j in range(s.samples)]
         rows = [(key, chosen[n // s.samples].prompt) for n, key in enumerate(keys)]
         sampling = Sampling(s.temperature, 1.0, s.max_new_tokens, s.seed)
-        logprobs: dict[str, list[float]] = {key: [] for key in keys}
+        watched: list[tuple[list[str], torch.Tensor]] = []
 
         def watch(logits: torch.Tensor, names: Any, picked: Any) -> None:
             scaled = logits.float() / s.temperature
             own = scaled.gather(-1, torch.tensor(picked, device=scaled.device)[:, None])[:, 0] - scaled.logsumexp(-1)
-            for name, x in zip(names, own.tolist(), strict=True):
-                logprobs[name].append(x)
+            watched.append((list(names), own))
 
         stop = ends(self.model, self.tokenizer)
         with mixing(self.model, self.mixture):
-            cache = DynamicCache(config=self.model.config)
-            done = {c.key: c for c in chains(self.model, cache, rows, stop, sampling, watch=watch)}
+            batch = batch_of(self.model, [ids for _, ids in rows], s.max_new_tokens)
+            done = {c.key: c for c in decode(batch, rows, stop, sampling, watch=watch)}
+        logprobs: dict[str, list[float]] = {key: [] for key in keys}
+        every = torch.cat([own for _, own in watched]).tolist()  # one wait for the device, not one a step
+        for name, x in zip((name for names, _ in watched for name in names), every, strict=True):
+            logprobs[name].append(x)
         texts, rewards = [], []
         for n, key in enumerate(keys):
             chain, prompt = done[key], chosen[n // s.samples]
