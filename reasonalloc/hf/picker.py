@@ -32,6 +32,7 @@ class Picker:
             return _drawn(logits, draws)[:, 0].tolist()
         likely = min(LIKELY, logits.shape[1])
         picked, whole = _from_nucleus(logits, draws, self.top_p, likely)
+        found: list[int]
         found, enough = torch.cat([picked, whole.long()], 1).T.tolist()  # waits for the device once
         flat = [row for row, there in enumerate(enough) if not there]
         if flat:
