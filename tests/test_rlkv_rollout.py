@@ -36,7 +36,7 @@ def made(batch, rows, stop, sampling):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "llama-mqa"])
-@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("mixed", ["mixed", "packed", ""])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_chains_of_transformers_cache(name, mixed, temperature, monkeypatch):
     """Padded rows, of which some end early and some wait for others; steps of several widths."""
@@ -44,9 +44,11 @@ def test_the_chains_of_transformers_cache(name, mixed, temperature, monkeypatch)
     model, rows, sampling = models.tiny(name), prompts(), Sampling(temperature, 1.0, 40, 3)
     stop = frozenset(range(1, 4)) if temperature else frozenset(range(1, 12))
     gates = GATES[:, : gate_shape(model)[1]]
-    with mixing(model, Mixture(gates, 2, 5)) if mixed else contextlib.nullcontext():
+    mixture = Mixture(gates, 2, 5)
+    with mixing(model, mixture) if mixed else contextlib.nullcontext():
         ids = [x for _, x in rows]
         expected, logits = made(DecodeBatch(model, DynamicCache(config=model.config), ids), rows, stop, sampling)
+        mixture.packed = mixed == "packed"
         fixed = FixedBatch(model, ids, 40)
         got, got_logits = made(fixed, rows, stop, sampling)
     assert got == expected
@@ -95,7 +97,7 @@ def test_gates_are_read_in_each_step():
     """Of the tensor that the optimizer moves in place, not of a copy."""
     model, ids = models.tiny("llama"), [x for _, x in prompts()]
     gates, logits = torch.ones(3, 2), []
-    with mixing(model, Mixture(gates, 1, 2)):
+    with mixing(model, Mixture(gates, 1, 2, packed=True)):
         for moved in (False, True):
             gates.fill_(1)
             batch = FixedBatch(model, ids, 8)
@@ -108,9 +110,10 @@ def test_gates_are_read_in_each_step():
 
 
 @needs_meta
-def test_a_step_does_not_wait_for_the_device():
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_step_does_not_wait_for_the_device(packed):
     model = models.build("llama").to("meta")
-    with mixing(model, Mixture(torch.ones(3, 2, device="meta"), 2, 5)), Elsewhere() as device:
+    with mixing(model, Mixture(torch.ones(3, 2, device="meta"), 2, 5, packed=packed)), Elsewhere() as device:
         batch = FixedBatch(model, [x for _, x in prompts()], 40)
         batch.forward()
         for _ in range(3):

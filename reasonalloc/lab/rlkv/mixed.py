@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn import Module
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -23,21 +24,32 @@ class Mixture:
     """gates: [layers with a budget, KV heads], held outside the model. sinks, recent: what a local head sees.
 
     A head's output is gate * full + (1 - gate) * local, the same gate for all query heads of its group; local is what a
-    token sees of the row's first `sinks` tokens and the `recent` newest, itself included.
+    token sees of the row's first `sinks` tokens and the `recent` newest, itself included. packed: a pass of one token a
+    row attends once, with the queries of a group as rows of one KV head, full beside local: quicker on a GPU, and the
+    same up to rounding.
     """
 
-    def __init__(self, gates: torch.Tensor, sinks: int, recent: int) -> None:
+    def __init__(self, gates: torch.Tensor, sinks: int, recent: int, packed: bool = False) -> None:
         if sinks < 0 or recent < 1:
             raise ValueError(f"sinks must be from 0 and recent from 1, got {sinks} and {recent}")
-        self.gates, self.sinks, self.recent = gates, sinks, recent
+        self.gates, self.sinks, self.recent, self.packed = gates, sinks, recent, packed
         self._of: torch.Tensor | None = None
         self._masks: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._bias: torch.Tensor | None = None
 
     def masks(self, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, 1, T, n] of full and of local heads; all layers of a pass are given one mask, which is looked at once."""
         if self._masks is None or self._of is not mask:
-            self._of, self._masks = mask, self._both(mask)
+            self._of, self._masks, self._bias = mask, self._both(mask), None
         return self._masks
+
+    def bias(self, mask: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
+        """[B, 1, 2 * group, n], for one token a row: what is added to a group's scores, full heads' first."""
+        masks = self.masks(mask)
+        if self._bias is None:
+            seen = torch.cat([x.expand(-1, -1, group, -1) for x in masks], 2)
+            self._bias = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)
+        return self._bias
 
     def _both(self, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         real = mask[:, 0, -1]  # padding is on the left, so the newest token is one and sees all that are
@@ -66,6 +78,8 @@ def _attention(
     mixture, order = state
     if attention_mask is None:
         raise ValueError("mixed attention was given no mask")
+    if mixture.packed and query.shape[2] == 1:
+        return _of_one_token(mixture, order, query, key, value, attention_mask, scaling), None
     masks = mixture.masks(attention_mask)
     full, local = (
         sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)[0] for mask in masks
@@ -75,6 +89,26 @@ def _attention(
     exact = torch.promote_types(full.dtype, torch.float32)
     mixed = local.to(exact) + gates * (full.to(exact) - local.to(exact))
     return mixed.to(full.dtype), None
+
+
+def _of_one_token(
+    mixture: Mixture,
+    order: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    rows, heads, _, size = query.shape
+    group = heads // key.shape[1]
+    queries = query.view(rows, key.shape[1], group, size).repeat(1, 1, 2, 1)
+    bias = mixture.bias(mask, group, query.dtype).expand(-1, key.shape[1], -1, -1)
+    both = scaled_dot_product_attention(queries, key, value, attn_mask=bias, scale=scaling)
+    exact = both.to(torch.promote_types(both.dtype, torch.float32))
+    gates = mixture.gates[order].to(query.device)[:, None, None]
+    mixed = torch.lerp(exact[:, :, group:], exact[:, :, :group], gates)
+    return mixed.to(both.dtype).reshape(rows, 1, heads, -1)
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

@@ -13,7 +13,7 @@ from reasonalloc.files import json_lines, read_text, replace_text
 from reasonalloc.hf.decode import Sampling, decode
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.grading import grade
-from reasonalloc.lab.rlkv.rollout import batch_of
+from reasonalloc.lab.rlkv.rollout import attending_in_full, batch_of
 from reasonalloc.lab.tasks.base import Choice, Item
 from reasonalloc.lab.tasks.file import items as items_of_file
 from reasonalloc.lab.tasks.ledger import Dials, problem
@@ -97,8 +97,9 @@ def _try(
 ) -> Iterator[Prompt]:
     ids = {str(i): encode_prompt(tokenizer, x.prompt, "cpu")[0].tolist() for i, x in enumerate(batch)}
     sampling = Sampling(max_new_tokens=most)
-    rows = batch_of(model, list(ids.values()), most, pad)
-    done = {c.key: c for c in decode(rows, list(ids.items()), stop, sampling)}
+    with attending_in_full(model):
+        rows = batch_of(model, list(ids.values()), most, pad)
+        done = {c.key: c for c in decode(rows, list(ids.items()), stop, sampling)}
     for i, item in enumerate(batch):
         chain = done[str(i)]
         text = tokenizer.decode(chain.ids, skip_special_tokens=True)

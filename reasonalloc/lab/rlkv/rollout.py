@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, stock_layers, unwrapped
 from reasonalloc.hf.decode import RUNNING_SHARE, DecodeBatch
 from reasonalloc.hf.graph import Graph, capture
-from reasonalloc.lab.rlkv.mixed import NAME
+from reasonalloc.lab.rlkv.mixed import NAME, Mixture, gate_shape, mixing
 from reasonalloc.protocols import Model
 
 _BLOCK = 256  # a step attends to a multiple of so many columns; each multiple has its graph
@@ -161,8 +162,19 @@ def why_not(model: Model) -> str:
     return ""
 
 
+def _fixed(model: Model) -> bool:
+    return model.device.type == "cuda" and not why_not(model)
+
+
+def attending_in_full(model: Model) -> AbstractContextManager[None]:
+    """For `batch_of` without gates: mixed attention with all of them open where it is quicker than the model's own."""
+    if _fixed(model):
+        return mixing(model, Mixture(torch.ones(gate_shape(model), device=model.device), 0, 1, packed=True))
+    return nullcontext()
+
+
 def batch_of(model: Model, prompts: Sequence[Sequence[int] | torch.Tensor], most: int, pad: int = 0) -> DecodeBatch:
     """Rows that decode as CUDA graphs where the model lies on one GPU and can; with transformers' cache elsewhere."""
-    if model.device.type == "cuda" and not why_not(model):
+    if _fixed(model):
         return FixedBatch(model, prompts, most, pad, graphs=True)
     return DecodeBatch(model, DynamicCache(config=model.config), prompts, pad)

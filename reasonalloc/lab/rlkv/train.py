@@ -66,7 +66,7 @@ class Trainer:
         for x in model.parameters():
             x.requires_grad_(False)
         self.gates = torch.nn.Parameter(torch.ones(gate_shape(model), device=model.device))
-        self.mixture = Mixture(self.gates, settings.sinks, settings.recent)
+        self.mixture = Mixture(self.gates, settings.sinks, settings.recent, packed=model.device.type != "cpu")
         self.optimizer = torch.optim.AdamW([self.gates], lr=settings.rate, betas=(0.9, 0.999), weight_decay=0.0)
         self.state = State()
         self.lines: list[Line] = []
