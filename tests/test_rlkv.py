@@ -15,9 +15,11 @@ import reasonalloc as ra
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import left_padded
 from reasonalloc.lab.rlkv import prompts as data
+from reasonalloc.lab.rlkv import train
 from reasonalloc.lab.rlkv.loss import advantages, penalty, policy_loss
 from reasonalloc.lab.rlkv.mixed import Mixture, gate_shape, mixing
 from reasonalloc.lab.rlkv.passes import Text, backward_policy
+from reasonalloc.lab.rlkv.rollout import FixedBatch
 from reasonalloc.lab.rlkv.settings import Settings
 from reasonalloc.lab.rlkv.train import Trainer
 from reasonalloc.policy.gates import read_gates
@@ -275,6 +277,21 @@ def test_samples_are_as_likely_in_training_as_they_were(tmp_path, problems):
     run.run()
     assert all(x.gap < 1e-4 for x in run.lines)
     assert any(0 < x.reward < 1 and x.policy_norm > 0 for x in run.lines)
+
+
+def test_the_rollouts_of_a_gpu_train_the_same_gates(tmp_path, problems, monkeypatch):
+    """Their code without the graphs, on a CPU."""
+    stock = trainer(tmp_path / "stock", problems)
+    stock.run()
+    for module in (data, train):
+        monkeypatch.setattr(module, "batch_of", FixedBatch)
+    fixed = trainer(tmp_path / "fixed", problems)
+    fixed.mixture.packed = True
+    fixed.run()
+    assert [(x.reward, x.tokens) for x in fixed.lines] == [(x.reward, x.tokens) for x in stock.lines]
+    assert all(x.gap < 1e-4 for x in fixed.lines)
+    assert (fixed.gates < 1).any()
+    torch.testing.assert_close(fixed.gates.data, stock.gates.data, rtol=1e-3, atol=1e-3)
 
 
 def test_another_run_is_refused(tmp_path, problems):

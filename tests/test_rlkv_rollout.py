@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 
 import models
 import pytest
@@ -13,7 +14,7 @@ from transformers import DynamicCache
 from reasonalloc.hf.decode import DecodeBatch, Sampling, decode
 from reasonalloc.lab.rlkv import rollout
 from reasonalloc.lab.rlkv.mixed import Mixture, gate_shape, mixing
-from reasonalloc.lab.rlkv.rollout import FixedBatch, batch_of, why_not
+from reasonalloc.lab.rlkv.rollout import FixedBatch, batch_of, rows_at_once, why_not
 
 LENGTHS = (9, 30, 17, 24, 3, 12)
 GATES = torch.tensor([[0.0, 1.0], [0.5, 0.2], [0.9, 0.1]])
@@ -37,10 +38,11 @@ def made(batch, rows, stop, sampling):
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "llama-mqa"])
 @pytest.mark.parametrize("mixed", ["mixed", "packed", ""])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_chains_of_transformers_cache(name, mixed, temperature, monkeypatch):
+@pytest.mark.parametrize(("temperature", "few"), [(0.0, 1), (1.0, 1), (1.0, 16)])
+def test_the_chains_of_transformers_cache(name, mixed, temperature, few, monkeypatch):
     """Padded rows, of which some end early and some wait for others; steps of several widths."""
     monkeypatch.setattr(rollout, "_BLOCK", 24)
+    monkeypatch.setattr(rollout, "_FEW", few)
     model, rows, sampling = models.tiny(name), prompts(), Sampling(temperature, 1.0, 40, 3)
     stop = frozenset(range(1, 4)) if temperature else frozenset(range(1, 12))
     gates = GATES[:, : gate_shape(model)[1]]
@@ -54,6 +56,7 @@ def test_the_chains_of_transformers_cache(name, mixed, temperature, monkeypatch)
     assert got == expected
     assert len({len(ids) for ids, _ in got.values()}) > 2
     assert len({width for _, width in fixed._warm}) > 1
+    assert (len({rows for rows, _ in fixed._warm}) > 1) == (few == 1)
     for key, x in logits.items():
         torch.testing.assert_close(got_logits[key], x, rtol=1e-4, atol=1e-4)
 
@@ -74,6 +77,7 @@ class Recorded:
 
 def test_steps_are_captured_once_for_each_width_and_number_of_rows(monkeypatch):
     monkeypatch.setattr(rollout, "_BLOCK", 64)
+    monkeypatch.setattr(rollout, "_FEW", 1)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
 
     def capture(call, pool):
@@ -130,3 +134,13 @@ def test_where_places_are_fixed():
     model.set_attn_implementation("eager")
     assert "its attention is eager" in why_not(model)
     assert type(batch_of(models.tiny("llama"), [[1, 2]], 4)) is DecodeBatch  # on a CPU all is as ever
+
+
+def test_rows_at_once_fit_the_memory(monkeypatch):
+    model = models.tiny("llama")
+    assert rows_at_once(model, 100, 16, 240) == 16
+    there = SimpleNamespace(config=model.config, device=torch.device("cuda"), dtype=torch.float32)
+    row = 2 * 3 * 2 * 8 * 4 * 100  # keys and values of 3 layers with 2 heads of 8 numbers, 100 tokens
+    for free, rows in ((10**9, 240), (2 * row * 100, 100), (row, 16)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**9))
+        assert rows_at_once(there, 100, 16, 240) == rows

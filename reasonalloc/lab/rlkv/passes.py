@@ -10,7 +10,7 @@ import torch
 from reasonalloc.hf.tokens import left_padded
 from reasonalloc.protocols import Model
 
-_CHUNK = 256  # tokens whose logits are there at a time
+_CHUNK, _CHUNK_GPU = 256, 2048  # tokens whose logits are there at a time
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def backward_policy(
     rows = torch.tensor([i for i, x in enumerate(batch) for _ in x.chain], device=states.device)
     flat = states.detach().requires_grad_(states.requires_grad)
     total, found = 0.0, []
-    for i in range(0, len(ids), _CHUNK):
-        part = slice(i, i + _CHUNK)
+    size = _CHUNK if states.device.type == "cpu" else _CHUNK_GPU
+    for i in range(0, len(ids), size):
+        part = slice(i, i + size)
         logprobs = logprobs_of(model, flat[part], ids[part], temperature)
         value = loss(logprobs, rows[part]).sum()
         if value.requires_grad:

@@ -13,13 +13,14 @@ from reasonalloc.files import json_lines, read_text, replace_text
 from reasonalloc.hf.decode import Sampling, decode
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.grading import grade
-from reasonalloc.lab.rlkv.rollout import attending_in_full, batch_of
+from reasonalloc.lab.rlkv.rollout import attending_in_full, batch_of, rows_at_once
 from reasonalloc.lab.tasks.base import Choice, Item
 from reasonalloc.lab.tasks.file import items as items_of_file
 from reasonalloc.lab.tasks.ledger import Dials, problem
 from reasonalloc.protocols import Model, Tokenizer
 
 _ROWS, _ROWS_GPU = 16, 240  # of a batch
+_PROMPT = 512  # tokens that a question may have, for the memory of a batch
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def pool(
         next(items)
     found = [x for x in tried if x.right]
     stop, pad = ends(model, tokenizer), _pad(tokenizer)
-    rows = _ROWS_GPU if model.device.type == "cuda" else _ROWS
+    rows = rows_at_once(model, max_new_tokens + _PROMPT, _ROWS, _ROWS_GPU)
     while len(found) < count:
         if progress:
             progress(len(found))

@@ -11,12 +11,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, stock_layers, unwrapped
-from reasonalloc.hf.decode import RUNNING_SHARE, DecodeBatch
+from reasonalloc.hf.decode import DecodeBatch
 from reasonalloc.hf.graph import Graph, capture
 from reasonalloc.lab.rlkv.mixed import NAME, Mixture, gate_shape, mixing
 from reasonalloc.protocols import Model
 
 _BLOCK = 256  # a step attends to a multiple of so many columns; each multiple has its graph
+_FEW = 16  # a GPU takes as long for fewer rows: those that have ended stay
 _ALIGNED = 64  # masks of odd widths are copied by torch in every layer
 
 
@@ -145,7 +146,8 @@ class FixedBatch(DecodeBatch):
         super().keep(rows)
 
     def outgrown(self, running: int) -> bool:
-        return running <= len(self.tokens) * RUNNING_SHARE
+        rows = len(self.tokens)
+        return not running or (rows > _FEW and 2 * running <= rows)
 
 
 def why_not(model: Model) -> str:
@@ -160,6 +162,18 @@ def why_not(model: Model) -> str:
     if len({x.device for x in inner.parameters()}) > 1:
         return "it lies on several devices"
     return ""
+
+
+def rows_at_once(model: Model, tokens: int, few: int, many: int) -> int:
+    """How many rows of so many tokens to decode together: `few` on a CPU; on a GPU up to `many`, as long as their keys
+    and values take half of what is free."""
+    if model.device.type != "cuda":
+        return few
+    config = model.config.get_text_config(decoder=True)
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    layers, heads = gate_shape(model)
+    free = int(torch.cuda.mem_get_info(model.device)[0])
+    return max(few, min(many, free // (4 * layers * heads * size * model.dtype.itemsize * tokens)))
 
 
 def _fixed(model: Model) -> bool:
