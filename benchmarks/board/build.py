@@ -29,6 +29,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "restated/accuracy": (),
     "prompt/prompt": (),
     "heads/heads": (),
+    "evidence/evidence": (),
     "order/notch": ("full", "rkv 384", WAVE, f"{WAVE} wave=notch-kept-5"),
 }
 US = "the reasonalloc authors"
