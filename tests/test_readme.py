@@ -10,7 +10,6 @@ import models
 import pytest
 import torch
 from test_cli import folder  # noqa: F401  (a fixture)
-from test_figures import both
 
 import reasonalloc as ra
 from reasonalloc.cli import main
@@ -276,27 +275,6 @@ def test_the_commands_exist(capsys):
             main([*words.split(), "--help"])
         assert stop.value.code == 0
         assert "usage" in capsys.readouterr().out
-
-
-# pages with tables of answers, and for each pair of columns the results that they come from
-ANSWERS = [
-    ("README.md", ["paper/ledger.json"]),
-    ("docs/results.md", ["paper/ledger.json", "restated/accuracy.json"]),
-]
-
-
-@pytest.mark.parametrize(("page", "sources"), ANSWERS)
-def test_answers_and_shares_cut_off_are_those_of_the_results(page, sources):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([a-z-]+)`[^|]*\|((?: [^|]*; \d+ % \|)[^\n]*)$", text, re.MULTILINE)
-    assert {"reasonalloc", "rkv", "snapkv", "streaming", "full"} <= {method for method, _ in rows}
-    columns = [(source, budget) for source in sources for budget in (384, 512)]
-    for method, cells in rows:
-        found = [c.strip() for c in cells.strip("|").split("|")]
-        for cell, (source, budget) in zip(found, columns, strict=True):
-            if cell:
-                name = method if method == "full" else f"{method} {budget}"
-                assert cell == both(source.removesuffix(".json"), name), (method, source, budget)
 
 
 def test_nothing_is_promised_of_an_index_that_does_not_have_it():
