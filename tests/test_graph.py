@@ -123,6 +123,20 @@ def test_a_graph_ends_with_the_memory_it_refers_to(monkeypatch):
     assert graphs.prepare(cache) != first
 
 
+def test_a_graph_ends_with_a_reset(monkeypatch):
+    """What a cache begins anew with counts its memory's moves from the start too."""
+    pytest.importorskip("reasonalloc._cuda_emulated")
+    monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
+    model, keys = models.tiny(), []
+    cache = made(model, [models.prompt(30)[0]])
+    for _ in range(2):
+        keys.append(graphs.prepare(cache))
+        assert graphs.prepare(cache) == keys[-1]
+        cache.reset()
+        model(models.prompt(30), **cache_argument(cache))
+    assert keys[0].generations == keys[1].generations and keys[0] != keys[1]
+
+
 def test_caches_without_graphs(monkeypatch, tmp_path):
     model = models.tiny()
     with pytest.raises(ValueError, match="the cache is empty"):

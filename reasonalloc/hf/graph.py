@@ -23,11 +23,13 @@ T = TypeVar("T")
 class Key(NamedTuple):
     """What a captured pass depends on: another one needs another graph.
 
-    cut: layers that are cut after it. generations: of the memory of the layers.
+    cut: layers that are cut after it. layers: C objects of all, which a cache that was reset has anew; the key keeps
+    those that its graph refers to. generations: of their memory.
     """
 
     rows: int
     cut: tuple[bool, ...]
+    layers: tuple[object, ...]
     generations: tuple[int, ...]
 
 
@@ -77,7 +79,8 @@ def prepare(cache: ReasonAllocCache) -> Key | None:
         while missing := layer.core.prepare(1, *(coming or ())):
             layer.pool.grow(missing)
         cut.append(coming is not None)
-    return Key(cache.rows, tuple(cut), tuple(layer.core.generation for layer in cache.ragged))
+    cores = tuple(layer.core for layer in cache.ragged)
+    return Key(cache.rows, tuple(cut), cores, tuple(core.generation for core in cores))
 
 
 class Graph(Protocol):
