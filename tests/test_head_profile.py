@@ -132,6 +132,39 @@ def test_a_correction_stays_in_python(tmp_path):
         ProfiledHeads(str(tmp_path)).arguments()
 
 
+def test_shares_of_a_calibration(tmp_path):
+    """Measured, saved and loaded; a cache follows them as it follows a file of them."""
+    model, tokenizer, texts = models.tiny(), models.Words(), ["one two three " * 8, "four five six " * 9]
+    calibration = ra.calibrate(model, tokenizer, texts, for_="heads", slots=16, progress=False)
+    want = head_profile(model, tokenizer, texts, slots=16, progress=False)
+    got = np.stack([x.head_share.numpy() for x in calibration.layers.values()])
+    assert calibration.holds == ("heads",) and np.allclose(got, want) and calibration.source["slots"] == 16
+    shares = [[1.6, 0.4], [0.3, 1.7], [1.0, 1.0]]
+    layers = {
+        i: replace(x, head_share=torch.tensor(own))
+        for (i, x), own in zip(calibration.layers.items(), shares, strict=True)
+    }
+    replace(calibration, layers=layers).save(tmp_path / "heads.safetensors")
+    write_gates(tmp_path / "heads.tsv", np.array(shares))
+    common, budgets = {"method": "rkv", "heads": "profile", "budget": 32, "window": 4, "interval": 8}, []
+    for own in (
+        {"calibration": str(tmp_path / "heads.safetensors")},
+        {"options": {"head_profile": str(tmp_path / "heads.tsv")}},
+    ):
+        cache = ra.ReasonAllocCache(model, ra.Config(**common, **own))
+        models.step(model, cache, models.prompt(60))
+        budgets.append(cache.stats()["budgets"])
+    assert budgets[0] == budgets[1] and len(set(map(tuple, budgets[0][0]))) == 3
+    other = models.build("llama", seed=9)
+    with pytest.raises(ValueError, match=r"of another model.*other weights"):
+        ra.ReasonAllocCache(other, ra.Config(**common, calibration=str(tmp_path / "heads.safetensors")))
+    queries = ra.calibrate(model, tokenizer, texts, for_="queries", progress=False)
+    with pytest.raises(ValueError, match=r"a calibration with heads.*holds queries"):
+        ra.ReasonAllocCache(model, ra.Config(**common, calibration=queries))
+    with pytest.raises(ValueError, match="slots must be at least 4, got 3"):
+        ra.calibrate(model, tokenizer, texts, for_="heads", slots=3)
+
+
 def test_what_is_refused(tmp_path):
     model = models.tiny()
     common = {"method": "rkv", "heads": "profile", "budget": 32}

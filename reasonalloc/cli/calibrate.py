@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
             for_=args.wanted,
             length=args.length,
             chunk=args.chunk,
+            slots=args.slots,
             progress=out.is_terminal,
         )
     calibration.save(args.output)

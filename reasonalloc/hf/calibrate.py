@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from reasonalloc.files import encoded
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, unwrapped
+from reasonalloc.hf.head_profile import STEP, head_profile
 from reasonalloc.hf.moments import LayerSums
 from reasonalloc.hf.profile import MOST_PROMPTS, profile
 from reasonalloc.hf.rotation import find_rotations
@@ -31,6 +33,7 @@ def calibrate(
     for_: str | Sequence[str] = CHEAP,
     length: int = 4096,
     chunk: int = 512,
+    slots: int = 128,
     progress: bool = True,
 ) -> Calibration:
     """Measures a model's queries, keys and values on plain texts, in one pass over them.
@@ -40,8 +43,9 @@ def calibrate(
     200 000 tokens, evenly taken from more).
 
     for_: methods ("triattention", "kvquant", "palu", "reasonalloc") or parts: "queries", "moments", "ranges" (the three
-    by default), "fisher" (a backward pass for each `chunk` tokens, which begin anew there) and "wave" (`ra.profile` on
-    the beginnings of the first 8 texts). progress: show a bar on standard error.
+    by default), "fisher" (a backward pass for each `chunk` tokens, which begin anew there), "wave" (`ra.profile` on
+    the beginnings of the first 8 texts) and "heads" (`hf.head_profile` on these, for `slots` of a head above prompt and
+    window). progress: show a bar on standard error.
 
     Queries and keys are taken where attention is given them, after any norm and with RoPE, and turned back by their
     positions. How a layer rotates is found by running the model (`reasonalloc.hf.rotation`).
@@ -51,6 +55,8 @@ def calibrate(
     parts = parts_of(for_)
     if length < 2 or chunk < 2:
         raise ValueError(f"length and chunk must be at least 2, got {length} and {chunk}")
+    if slots < STEP:
+        raise ValueError(f"slots must be at least {STEP}, got {slots}")
     model = unwrapped(model)
     pieces = _pieces(tokenizer, texts, length)
     tokens = sum(map(len, pieces))
@@ -65,7 +71,14 @@ def calibrate(
             bar.reset(total=tokens)
             for piece in pieces:
                 _gather_gradients(model, piece, sums, chunk, bar)
-    wave = _wave(model, tokenizer, texts, progress) if "wave" in parts else None
+    wave = profile(model, tokenizer, _prompts(texts), progress=progress) if "wave" in parts else None
+    layers = {i: x.result() for i, x in sums.items()}
+    if "heads" in parts:
+        shares = head_profile(model, tokenizer, _prompts(texts), slots=slots, progress=progress)
+        layers = {
+            i: replace(x, head_share=torch.from_numpy(own).float())
+            for (i, x), own in zip(layers.items(), shares, strict=True)
+        }
     source: dict[str, object] = {
         "texts": digest(texts),
         "text_count": len(texts),
@@ -73,7 +86,9 @@ def calibrate(
         "length": length,
         "chunk": chunk,
     }
-    return calibration_of(model, {i: x.result() for i, x in sums.items()}, source, wave)
+    if "heads" in parts:
+        source["slots"] = slots
+    return calibration_of(model, layers, source, wave)
 
 
 def calibration_of(
@@ -170,6 +185,6 @@ def _gather_gradients(model: Model, piece: list[int], sums: dict[int, LayerSums]
             x.requires_grad_(True)
 
 
-def _wave(model: Model, tokenizer: Tokenizer, texts: Sequence[str], progress: bool) -> WaveProfile:
-    beginnings = [x[:2000] for x in texts if x.strip()][:MOST_PROMPTS]
-    return profile(model, tokenizer, beginnings, progress=progress)
+def _prompts(texts: Sequence[str]) -> list[str]:
+    """What chains are generated from: the beginnings of the first texts."""
+    return [x[:2000] for x in texts if x.strip()][:MOST_PROMPTS]

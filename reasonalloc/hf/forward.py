@@ -89,8 +89,10 @@ class ForwardCache(Cache):
         # One mask serves all layers with full attention, also those that keep every token for others.
         whole_masks = len(managed) < sum(map(is_full_attention, stock))
         own_policy = policy is not None
-        policy = (config.policy() if policy is None else policy).fitted(_shape(model, len(stock), managed))
+        policy = config.policy() if policy is None else policy
         policy.scorer.check(model, managed)
+        policy.heads.check(model, managed)
+        policy = policy.fitted(_shape(model, len(stock), managed))
         if record and policy.cold is not None:
             raise ValueError(
                 "a trace says of each token when it goes, and with recall tokens come back: record=False (observers see"

@@ -24,7 +24,7 @@ SCHEMA = 1
 FORMAT = "reasonalloc-calibration"
 QUANTILES = (0.005, 0.995)  # KVQuant's (arXiv 2401.18079) for 1 % of outliers
 
-PARTS = ("queries", "moments", "ranges", "fisher", "wave")
+PARTS = ("queries", "moments", "ranges", "fisher", "wave", "heads")
 CHEAP = ("queries", "moments", "ranges")
 # What methods need of it.
 METHODS = {
@@ -61,6 +61,7 @@ class LayerCalibration:
     key_moment: [H, D, D], mean of k k'; value_moment: [H, Dv, Dv].
     key_range: [2, H, D], the `QUANTILES` of each channel without the first token of a text; value_range: [2, H, Dv].
     key_fisher: [H, D], mean squared gradient of the loss (nats a token); value_fisher: [H, Dv].
+    head_share: [H], shares of the layer's slots that `heads="profile"` gives its heads, mean 1.
     """
 
     frequency: torch.Tensor
@@ -74,6 +75,7 @@ class LayerCalibration:
     value_range: torch.Tensor | None = None
     key_fisher: torch.Tensor | None = None
     value_fisher: torch.Tensor | None = None
+    head_share: torch.Tensor | None = None
 
     @property
     def arrays(self) -> dict[str, torch.Tensor]:
@@ -90,7 +92,7 @@ class LayerCalibration:
         dims = {"queries": hq, "keys": h, "values": h}
         wanted = {
             "query_mean": (hq, d), "query_length": (hq, pairs), "key_moment": (h, d, d), "key_range": (2, h, d),
-            "key_fisher": (h, d),
+            "key_fisher": (h, d), "head_share": (h,),
         }  # fmt: skip
         if self.frequency.dtype != torch.float64 or self.frequency.ndim != 1 or not math.isfinite(self.scaling):
             raise ValueError(f"layer {index} has frequencies {self.frequency.dtype} {list(self.frequency.shape)}")
@@ -104,7 +106,7 @@ class LayerCalibration:
                 )
             if not torch.isfinite(x).all():
                 raise ValueError(f"layer {index}: {name} holds NaN or infinity")
-            if name in ("query_length", "key_fisher", "value_fisher") and (x < 0).any():
+            if name in ("query_length", "key_fisher", "value_fisher", "head_share") and (x < 0).any():
                 raise ValueError(f"layer {index}: {name} holds numbers below 0")
 
 
@@ -155,11 +157,11 @@ class Calibration(Shared):
 
     @property
     def holds(self) -> tuple[str, ...]:
-        """Which of queries, moments, ranges, fisher and wave are there."""
+        """Which of queries, moments, ranges, fisher, wave and heads are there."""
         first = next(iter(self.layers.values()))
         there = {
             "queries": first.query_mean, "moments": first.key_moment, "ranges": first.key_range,
-            "fisher": first.key_fisher, "wave": self.wave,
+            "fisher": first.key_fisher, "wave": self.wave, "heads": first.head_share,
         }  # fmt: skip
         return tuple(name for name, x in there.items() if x is not None)
 

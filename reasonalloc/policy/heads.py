@@ -13,6 +13,7 @@ from reasonalloc import allocate
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.setting import setting
 from reasonalloc.policy.view import LayerView, Numbers
+from reasonalloc.protocols import Model
 
 
 class HeadArguments(NamedTuple):
@@ -41,6 +42,9 @@ class HeadAllocator(Part):
     def in_python(self) -> bool:
         """Whether `shares` is called; otherwise the C allocator of `arguments` runs."""
         return type(self).shares is not CoreHeads.shares
+
+    def check(self, model: Model, layers: Sequence[int]) -> None:
+        """Raises ValueError where it was measured on another model. layers: those with a budget."""
 
     def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
         """Slots of each head, whole numbers that sum to `total`, each at least the window.

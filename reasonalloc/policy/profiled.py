@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from reasonalloc import allocate
+from reasonalloc.policy.calibration import Calibration, LayerCalibration
 from reasonalloc.policy.gates import ModelShape, read_layers
 from reasonalloc.policy.heads import HEADS, CoreHeads, HeadArguments
 from reasonalloc.policy.setting import setting
 from reasonalloc.policy.view import LayerView, Numbers
+from reasonalloc.protocols import Model
 
 Shares = npt.NDArray[np.float64]
 
@@ -38,7 +40,8 @@ class ProfiledHeads(CoreHeads):
 
     Every head first gets room for what is protected and the window; the rest of the layer's total follows the shares,
     clipped to [head_lo, head_hi] times the mean. A layer whose total holds no more than that is cut evenly.
-    head_profile: file of the shares, a line for each layer, a number for each KV head.
+    head_profile: file of the shares, a line for each layer, a number for each KV head; without one they are those of
+    the calibration, `Config(calibration=ra.calibrate(model, tokenizer, prompts, for_="heads"))`.
 
     correction: shares times claim ** correction; a head's claim is the number of its tokens among the layer's best, as
     many as there are slots to share out, which is what online routing follows (arXiv 2606.11164). 0: none. Claims
@@ -50,6 +53,7 @@ class ProfiledHeads(CoreHeads):
     head_lo: float = setting(0.25, 0, 1)
     head_hi: float = setting(2.5, 1, 1e6)
     correction: float = setting(0.0, 0, 4)
+    calibration: Calibration | None = None
     table: dict[int, Shares] | None = field(default=None, init=False, repr=False, compare=False)
 
     core: ClassVar[str] = "shares"
@@ -60,12 +64,26 @@ class ProfiledHeads(CoreHeads):
 
     def fitted(self, shape: ModelShape) -> ProfiledHeads:
         """The same for a model; ValueError where the file is not there or of another model."""
-        if not self.head_profile:
-            raise ValueError(f"{self.title} needs the file 'head_profile': Config(options={{'head_profile': ...}})")
         twin = copy.copy(self)
-        rows = of_layers(self.head_profile, shape)
-        object.__setattr__(twin, "table", dict(zip(shape.budgeted, rows, strict=True)))
+        if self.head_profile:
+            table = dict(zip(shape.budgeted, of_layers(self.head_profile, shape), strict=True))
+        else:
+            table = _of_calibration(self._measured().layers)
+        object.__setattr__(twin, "table", table)
         return twin
+
+    def check(self, model: Model, layers: Sequence[int]) -> None:
+        if not self.head_profile:
+            self._measured().check(model, layers)
+
+    def _measured(self) -> Calibration:
+        if self.calibration is None or "heads" not in self.calibration.holds:
+            there = "" if self.calibration is None else f", this one holds {', '.join(self.calibration.holds)}"
+            raise ValueError(
+                f"{self.title} needs the file 'head_profile', Config(options={{'head_profile': ...}}), or a calibration"
+                f" with heads, Config(calibration=ra.calibrate(model, tokenizer, prompts, for_='heads')){there}"
+            )
+        return self.calibration
 
     def arguments(self, order: int = 0) -> HeadArguments:
         shares = list(self._of_layers().values())[order]
@@ -88,6 +106,11 @@ class ProfiledHeads(CoreHeads):
             chain = [x[spared:] for x, spared in zip(scores, view.protected_slots, strict=True)]
             shares = shares * _claims(chain, rest) ** self.correction
         return spared + allocate.robustify(shares, rest, 1.0, self.head_lo, self.head_hi)
+
+
+def _of_calibration(layers: Mapping[int, LayerCalibration]) -> dict[int, Shares]:
+    found = {i: layer.head_share for i, layer in layers.items()}
+    return {i: x.double().numpy() for i, x in found.items() if x is not None}
 
 
 def _claims(scores: Sequence[npt.NDArray[np.float32]], slots: int) -> Shares:

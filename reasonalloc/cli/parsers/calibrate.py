@@ -27,6 +27,10 @@ def add(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument("--length", type=options.positive, default=4096, metavar="N", help="tokens of a piece (4096)")
     parser.add_argument("--chunk", type=options.positive, default=512, metavar="N", help="tokens at a time (512)")
+    parser.add_argument(
+        "--slots", type=options.positive, default=128, metavar="N",
+        help="of a head above prompt and window, for which its share is measured (128)",
+    )  # fmt: skip
     parser.add_argument("--import", dest="published", metavar="FILE.pt", help="TriAttention's published statistics")
     parser.add_argument(
         "-o", "--output", default="calibration.safetensors", metavar="FILE", help="the file (calibration.safetensors)"
