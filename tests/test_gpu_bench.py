@@ -33,14 +33,15 @@ def test_every_part_runs(emulated, tmp_path, capsys):
     output = tmp_path / "gpu.json"
     gpu.main(["--device", "cpu", "--tiny", "--output", str(output)])
     result = json.loads(output.read_text())
-    assert [len(result[part]) for part in gpu.PARTS] == [3, 3, 1, 3, 2]
+    assert [len(result[part]) for part in gpu.PARTS] == [3, 3, 1, 3, 3, 2]
     for row in result["attention"]:
         assert row["errors"]["ours"] < 1e-5 and len(row["seconds"]["ours"]) == len(row["seconds"]["SDPA"]) == 3
     (cut,) = result["cuts"]
     assert cut["kept_as_published"] >= 0.98
     names = [row["cache"] for row in result["decode"]]
     assert names == ["ours", "DynamicCache", "StaticCache"]
-    for row in result["decode"]:
+    assert [row["cache"] for row in result["steps"]] == ["ours, rkv", "ours, h2o", "ours, full"]
+    for row in result["decode"] + result["steps"]:
         assert row["step_ms"] == pytest.approx(statistics.fmean(row["samples"]) * 1e3)
     assert result["copy_bytes_per_second"] > 0
     told = capsys.readouterr().out
@@ -106,4 +107,4 @@ def test_contenders_take_turns():
 def test_unknown_parts_are_refused(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["speed"])
-    assert "unknown part 'speed'; parts are attention, kernels, cuts, decode, prompts" in capsys.readouterr().err
+    assert "unknown part 'speed'; parts are attention, kernels, cuts, steps, decode, prompts" in capsys.readouterr().err
