@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # else a growing cache allocates at each step
 
 import torch
-from gpu_decode import Lengths, decoding, llama, prompts
+from gpu_decode import Lengths, decoding, llama, prompts, smollm2, steps
 from gpu_kernels import kernels
 from gpu_layers import Case, Shape, attention, compression
 from gpu_timing import Clock, gpu_state
@@ -32,7 +32,7 @@ from reasonalloc.lab import models
 from reasonalloc.provenance import in_words, provenance
 
 Row = dict[str, Any]
-PARTS = ("attention", "kernels", "cuts", "decode", "prompts")
+PARTS = ("attention", "kernels", "cuts", "steps", "decode", "prompts")
 
 
 def layer_shape(tiny: bool) -> tuple[Shape, torch.dtype]:
@@ -78,6 +78,13 @@ def decode_rows(model: Any, tiny: bool, clock: Clock) -> Iterator[Row]:
 def prompt_rows(model: Any, tiny: bool, clock: Clock) -> Iterator[Row]:
     for rows, tokens in [(1, 60)] if tiny else [(1, 8192), (1, 32_768)]:
         yield from prompts(model, rows, tokens, 16 if tiny else 1024, clock)
+
+
+def step_rows(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
+    """Of a small model in many rows, where what is not attention or weights is seen."""
+    model = llama(args.device, tiny=True) if args.tiny else smollm2(args.device)
+    for rows, budget, interval in [(2, 24, 8)] if args.tiny else [(32, 384, 128), (192, 384, 128)]:
+        yield from steps(model, rows, budget, interval, clock)
 
 
 def median_us(samples: list[float]) -> str:
@@ -141,6 +148,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "attention": lambda: attention_rows(args.tiny, clock, rounds),
         "kernels": lambda: kernel_rows(args.tiny, clock),
         "cuts": lambda: cut_rows(args.tiny, clock, rounds),
+        "steps": lambda: step_rows(args, clock),
         "decode": lambda: decode_rows(model(), args.tiny, clock),
         "prompts": lambda: prompt_rows(model(), args.tiny, clock),
     }

@@ -47,6 +47,17 @@ def llama(device: str, tiny: bool) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if tiny else torch.bfloat16).eval()
 
 
+def smollm2(device: str) -> Any:
+    """The shape of SmolLM2-135M; random, bfloat16."""
+    config = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
 def configuration(budget: int, interval: int) -> ra.Config:
     return ra.Config(method="reasonalloc", budget=budget, interval=interval, device="model")
 
@@ -122,6 +133,23 @@ def decoding(model: Any, case: Lengths, clock: Clock) -> Iterator[dict[str, Any]
         head = model.config.hidden_size // model.config.num_attention_heads
         yield row_of(name, case, samples, size * head * model.dtype.itemsize)
         del cache
+        release()
+
+
+def steps(model: Any, rows: int, budget: int, interval: int, clock: Clock) -> Iterator[dict[str, Any]]:
+    """Seconds of decode steps with R-KV's scores, with statistics of attention (h2o) and with nothing evicted, over an
+    interval with its cut; as CUDA graphs on a GPU. Each begins with `budget` tokens."""
+    for method in ("rkv", "h2o", "full"):
+        limits = {} if method == "full" else {"budget": budget, "interval": interval}
+        cache = ra.ReasonAllocCache(model, ra.Config(method=method, device="model", **limits))
+        with using(model):
+            forward(model, cache, prompt(model, rows, budget))
+            step: Step = DecodeGraph(model, cache).step if clock.has_graphs else partial(forward, model, cache)
+            warm_up = 4 if method == "full" else 2 * interval + 2
+            samples = times(clock, step, rows, interval, warm_up)
+        row = row_of(f"ours, {method}", Lengths(rows, budget, None, interval), samples, cache.pool.bytes)
+        yield row if limits else row | {"budget": ""}
+        del step, cache
         release()
 
 

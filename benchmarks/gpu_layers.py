@@ -118,34 +118,52 @@ def copies_for(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock) -> in
     return max(1, min(clock.most_copies, math.ceil(3 * clock.cache_bytes / each)))
 
 
+LEFT_OUT: set[str] = set()  # contenders that have been named on stderr
+
+
+def leave_out(name: str, error: Exception) -> None:
+    """Says once why a contender is not there: the first line, since what compilers say is long."""
+    if name not in LEFT_OUT:
+        LEFT_OUT.add(name)
+        print(f"without {name}: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
+
+
 def flashinfer_steps(layers: list[Layer]) -> dict[str, Callable[[], Any]]:
-    """FlashInfer's paged decode, a request of one KV head for each (row, head), page 16, on both its kinds of kernels;
-    none where it is missing."""
+    """FlashInfer's paged decode, a request of one KV head for each (row, head), page 16, on each of its two kinds of
+    kernels that can be had; none where it is missing."""
     try:
         import flashinfer
     except ImportError:
         return {}
-    shape, steps = layers[0].shape, {}
+    steps: dict[str, Callable[[], Any]] = {}
     for name, matrix in (("FlashInfer", False), ("FlashInfer, tensor cores", True)):
-        calls = []
-        for layer in layers:
-            requests = len(layer.lengths) * shape.kv_heads
-            lengths = torch.tensor([n + 1 for n in layer.lengths for _ in range(shape.kv_heads)], dtype=torch.int32)
-            pages = (lengths + 15) // 16
-            indptr = torch.cat([torch.zeros(1, dtype=torch.int32), pages.cumsum(0).int()])
-            size = (int(indptr[-1]), 2, 16, 1, shape.head_dim)
-            cache = torch.randn(*size, device=layer.clock.device).to(layer.query.dtype)
-            workspace = torch.empty(128 << 20, dtype=torch.uint8, device=layer.clock.device)
-            wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
-                workspace, "NHD", use_tensor_cores=matrix, backend="fa2"
-            )
-            wrapper.plan(
-                indptr.to(cache.device), torch.arange(int(indptr[-1]), dtype=torch.int32, device=cache.device),
-                ((lengths - 1) % 16 + 1).to(cache.device), shape.group, 1, shape.head_dim, 16, q_data_type=cache.dtype,
-            )  # fmt: skip
-            calls.append((wrapper, layer.query.reshape(requests, shape.group, shape.head_dim), cache))
+        if name in LEFT_OUT:
+            continue
+        try:
+            calls = [_flashinfer_call(flashinfer, layer, matrix) for layer in layers]
+            _run_each(calls[:1])
+        except (OSError, RuntimeError) as error:  # kernels are compiled when asked for, which fails without sources
+            leave_out(name, error)
+            continue
         steps[name] = partial(_run_each, calls)
     return steps
+
+
+def _flashinfer_call(flashinfer: Any, layer: Layer, matrix: bool) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    shape = layer.shape
+    requests = len(layer.lengths) * shape.kv_heads
+    lengths = torch.tensor([n + 1 for n in layer.lengths for _ in range(shape.kv_heads)], dtype=torch.int32)
+    pages = (lengths + 15) // 16
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int32), pages.cumsum(0).int()])
+    size = (int(indptr[-1]), 2, 16, 1, shape.head_dim)
+    cache = torch.randn(*size, device=layer.clock.device).to(layer.query.dtype)
+    workspace = torch.empty(128 << 20, dtype=torch.uint8, device=layer.clock.device)
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=matrix, backend="fa2")
+    wrapper.plan(
+        indptr.to(cache.device), torch.arange(int(indptr[-1]), dtype=torch.int32, device=cache.device),
+        ((lengths - 1) % 16 + 1).to(cache.device), shape.group, 1, shape.head_dim, 16, q_data_type=cache.dtype,
+    )  # fmt: skip
+    return wrapper, layer.query.reshape(requests, shape.group, shape.head_dim), cache
 
 
 def _run_each(calls: list[tuple[Any, torch.Tensor, torch.Tensor]]) -> None:
@@ -169,10 +187,7 @@ def attention(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock, rounds
     for layer in layers:  # no pages are added amid the timing
         layer.prepare(2 * rounds + 4)
     peers: dict[str, Callable[[], Any]] = {"SDPA": lambda: [layer.sdpa() for layer in layers]}
-    try:
-        peers |= flashinfer_steps(layers)
-    except (OSError, RuntimeError) as error:  # its kernels are compiled when asked for, which fails without its sources
-        print(f"without FlashInfer: {error}", file=sys.stderr)
+    peers |= flashinfer_steps(layers)
     eager = {"ours": lambda: [layer.step() for layer in layers], **peers}
     samples = in_turn(clock, eager, rounds, copies)
     graphed: Samples = {}

@@ -7,7 +7,8 @@ gradient flows through them.
 
 On a GPU they work on the current stream and nobody waits for them, so kernels find what is wrong inside of a tensor: a
 head whose length or pages are wrong answers NaN, what cannot be scored is NaN, an `append_` with anything wrong in it
-writes nothing; the next operator raises the RuntimeError. They can be captured in a CUDA graph once each was called.
+writes nothing; the first operator called after that kernel has run raises the RuntimeError: one called at once may not.
+They can be captured in a CUDA graph once each was called.
 
 Letters: B rows, H KV heads, Hq query heads (a multiple of H), T new tokens, N tokens, D head size (up to 1024),
 W window, P pages, M pages a head may have. A page holds 16 tokens of one KV head: K as [D, 16], then V as [16, D].

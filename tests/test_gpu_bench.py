@@ -33,14 +33,15 @@ def test_every_part_runs(emulated, tmp_path, capsys):
     output = tmp_path / "gpu.json"
     gpu.main(["--device", "cpu", "--tiny", "--output", str(output)])
     result = json.loads(output.read_text())
-    assert [len(result[part]) for part in gpu.PARTS] == [3, 3, 1, 3, 2]
+    assert [len(result[part]) for part in gpu.PARTS] == [3, 3, 1, 3, 3, 2]
     for row in result["attention"]:
         assert row["errors"]["ours"] < 1e-5 and len(row["seconds"]["ours"]) == len(row["seconds"]["SDPA"]) == 3
     (cut,) = result["cuts"]
     assert cut["kept_as_published"] >= 0.98
     names = [row["cache"] for row in result["decode"]]
     assert names == ["ours", "DynamicCache", "StaticCache"]
-    for row in result["decode"]:
+    assert [row["cache"] for row in result["steps"]] == ["ours, rkv", "ours, h2o", "ours, full"]
+    for row in result["decode"] + result["steps"]:
         assert row["step_ms"] == pytest.approx(statistics.fmean(row["samples"]) * 1e3)
     assert result["copy_bytes_per_second"] > 0
     told = capsys.readouterr().out
@@ -56,6 +57,44 @@ def test_a_wrong_result_is_not_timed(emulated, monkeypatch):
         gpu_layers.attention(gpu_layers.Shape(2, 2, 64), case, torch.float32, clock, 3)
 
 
+class FakeFlashInfer:
+    """The kernels on CUDA cores are there; those on tensor cores would have to be compiled, which fails."""
+
+    asked: list[bool]
+
+    def __init__(self, missing: frozenset[bool]) -> None:
+        asked = self.asked = []
+
+        class Wrapper:
+            def __init__(self, workspace, layout, use_tensor_cores, backend):
+                self.matrix = use_tensor_cores
+
+            def plan(self, *arguments, **kind):
+                asked.append(self.matrix)
+                if self.matrix in missing:
+                    raise RuntimeError("Ninja build failed. Ninja output:\n" + "nvcc ...\n" * 200)
+
+            def run(self, query, cache):
+                return query
+
+        self.BatchDecodeWithPagedKVCacheWrapper = Wrapper
+
+
+@pytest.mark.parametrize("missing", [frozenset(), {True}, {False}, {False, True}])
+def test_a_kind_of_flashinfer_that_cannot_be_had_is_left_out_alone(missing, emulated, monkeypatch, capsys):
+    fake, shape, clock = FakeFlashInfer(missing), gpu_layers.Shape(2, 2, 64), Clock(torch.device("cpu"), 2)
+    monkeypatch.setitem(sys.modules, "flashinfer", fake)
+    monkeypatch.setattr(gpu_layers, "LEFT_OUT", set())
+    kinds = {False: "FlashInfer", True: "FlashInfer, tensor cores"}
+    with torch.no_grad():
+        rows = [gpu_layers.attention(shape, gpu_layers.Case(1, n), torch.float32, clock, 2) for n in (20, 40)]
+    for row in rows:
+        assert set(row["seconds"]) == {"ours", "SDPA", *(name for kind, name in kinds.items() if kind not in missing)}
+    told = capsys.readouterr().err.splitlines()  # once, not at every row, and no more than the reason
+    assert told == [f"without {kinds[kind]}: Ninja build failed. Ninja output:" for kind in kinds if kind in missing]
+    assert all(fake.asked.count(kind) == 1 for kind in missing)
+
+
 def test_contenders_take_turns():
     order: list[str] = []
     clock = Clock(torch.device("cpu"))
@@ -68,4 +107,4 @@ def test_contenders_take_turns():
 def test_unknown_parts_are_refused(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["speed"])
-    assert "unknown part 'speed'; parts are attention, kernels, cuts, decode, prompts" in capsys.readouterr().err
+    assert "unknown part 'speed'; parts are attention, kernels, cuts, steps, decode, prompts" in capsys.readouterr().err

@@ -34,6 +34,20 @@ class Place:
         key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
         return getattr(torch.ops.reasonalloc, name).default.redispatch(key, *arguments)
 
+    def wait(self):
+        """Until what was called has run: a fault is told only once its kernel has found it."""
+        if self.name == "cuda":
+            torch.cuda.synchronize()
+
+    def take_fault(self):
+        """What an operator before was given, so that the next test is not told of it; None for nothing wrong."""
+        self.wait()
+        try:
+            self.call("redundancy", *self.there((torch.ones(1, 1, 1), 0.5)))
+        except RuntimeError as error:
+            return str(error)
+        return None
+
 
 def emulated_backend():
     return pytest.importorskip("reasonalloc._cuda_emulated", reason="built with REASONALLOC_EMULATE=1").backend
@@ -45,7 +59,9 @@ def place(request):
         pytest.skip("no GPU here")
     if request.param == "cuda-emulated":
         _core.register_torch_ops(emulated_backend())
-    yield Place(request.param)
+    place = Place(request.param)
+    yield place
+    place.take_fault()
     _core.register_torch_ops(operators_backend())
 
 
@@ -416,6 +432,7 @@ def test_a_wrong_head_answers_nan(dtype, dim, index, change, message, device):
     arguments = device.there(attend_case(dtype, dim=dim)[0])
     right = device.call("attend", *arguments).cpu()
     out = device.call("attend", *replaced(arguments, index, change(arguments[index]))).cpu()
+    device.wait()
     assert out[1, :, :2].isnan().all()  # its two query heads
     assert torch.equal(out[0], right[0])
     assert torch.equal(out[1, :, 2:], right[1, :, 2:])
@@ -440,6 +457,7 @@ def test_a_wrong_append_writes_nothing(tokens, index, change, message, device):
     arguments = device.there(arguments)
     before = arguments[0].clone()
     device.call("append_", *replaced(arguments, index, change(arguments[index])))
+    device.wait()
     torch.testing.assert_close(arguments[0], before, rtol=0, atol=0, equal_nan=True)
     with pytest.raises(RuntimeError, match=f"{message}; if it was append_, it has written nothing"):
         device.call("append_", *arguments)
@@ -450,12 +468,23 @@ def test_a_wrong_append_writes_nothing(tokens, index, change, message, device):
 def test_scores_that_are_none_are_told_later(device):
     queries, keys = device.there(score_case())
     device.call("rkv_score", queries, at((1, 3), math.nan)(keys), 0.1, 0.5, 7)
+    device.wait()
     with pytest.raises(RuntimeError, match=r"before this one.*NaN or infinity"):
         device.call("redundancy", keys, 0.5)
-    assert device.call("redundancy", at((1, 3), math.inf)(keys), 0.5)[1].isnan().any()
+    out = device.call("redundancy", at((1, 3), math.inf)(keys), 0.5)
+    device.wait()
+    assert out[1].isnan().any()
     with pytest.raises(RuntimeError, match=r"before this one.*NaN or infinity"):
         device.call("redundancy", keys, 0.5)
     device.call("redundancy", keys, 0.5)
+
+
+def test_a_fault_does_not_reach_the_next_test(device):
+    """What the fixture's end does."""
+    keys = device.there((at((1, 3), math.nan)(score_case()[1]), 0.5))
+    device.call("redundancy", *keys)
+    assert "NaN or infinity" in device.take_fault()
+    assert device.take_fault() is None
 
 
 @pytest.mark.parametrize("name", NAMES)

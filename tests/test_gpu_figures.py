@@ -1,0 +1,126 @@
+"""docs/cuda.md says what benchmarks/results/gpu-*.json say, as test_figures does of the other tables."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+H100, H200 = (json.loads((ROOT / "benchmarks" / "results" / f"gpu-{x}.json").read_text()) for x in ("h100", "h200"))
+COPY = H100["copy_bytes_per_second"]
+
+
+def table_row(what, *cells):
+    return f"| {what} | {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
+
+
+def us(part, name):
+    """Of the kernels whose names begin so, if there are any."""
+    return sum(taken for own, taken in part.items() if own.startswith(name))
+
+
+def kernels():
+    of = {(x["scorer"], x["rows"]): x for x in H100["kernels"]}
+    columns = [of["rkv", 1], of["rkv", 32], of["rkv", 256], of["h2o", 32], of["lazy", 32]]
+    yield table_row("scorer, rows", *(f"`{x['scorer']}`, {x['rows']}" for x in columns))
+    steps, cuts = ([x[part] for x in columns] for part in ("step", "cut"))
+    for what, name in (("step: attention", "attend_matrix"), ("`append_token`", "append_token")):
+        yield table_row(what, *(f"{us(x, name):.1f}" for x in steps))
+    two = [", ".join(f"{us(x, name):.1f}" for name in ("fill_columns", "softmax_ends")) for x in steps[3:]]
+    yield table_row("`fill_columns`, `softmax_ends`", "", "", "", *two)
+    taken = [sum(x.values()) for x in steps]
+    yield table_row("**step, together**", *(f"{x:.1f}" for x in taken))
+    more = [f"{x / taken[1] - 1:.0%}".replace("%", " %") for x in taken[3:]]
+    yield f"its kernels take {more[0]} longer with `h2o` and {more[1]} with `lazy` than with `rkv`"
+    yield f"{more[0]} longer with them ([below](#on-a-gpu))"
+    named = {
+        "cut: `similar_matrix`": "similar_matrix", "`move_slots`": "move_slots",
+        "`logits_matrix`, of the window": "logits_matrix<bf16, 4>",
+        "`logits_matrix`, of the newest query": "logits_matrix<bf16, 1>", "`allocate_row`": "allocate_row",
+        "`measure_keys`": "measure_keys",
+    }  # fmt: skip
+    for what, name in named.items():
+        yield table_row(what, *(f"{us(x, name):,.0f}" if us(x, name) else "" for x in cuts))
+    rest = [sum(x.values()) - sum(us(x, name) for name in named.values()) for x in cuts]
+    yield table_row("the others", *(f"{x:,.0f}" for x in rest))
+    yield table_row("**cut, together**", *(f"{sum(x.values()):,.0f}" for x in cuts))
+    yield f"`similar_matrix`, {us(cuts[1], 'similar_matrix'):.0f} of {sum(cuts[1].values()):,.0f} us at 32 rows"
+    yield f"`allocate_row`, {us(cuts[0], 'allocate_row'):.0f} us even for one row"
+    yield f"`measure_keys`, {us(cuts[1], 'measure_keys'):.0f} us at 32"
+    size = {x["rows"]: x["bytes"] for x in H100["attention"] if x["n"] == 1024 and not x["ragged"]}
+    shares = [size[x["rows"]] / us(x["step"], "attend") * 1e6 / COPY for x in columns[1:3]]
+    yield f"{100 * shares[0]:.0f} % of a copy's rate at 32 rows, at {100 * shares[1]:.0f} % at 256"
+
+
+def attention():
+    graphs = {}
+    for x in H100["attention"]:
+        found = {name: 1e6 * statistics.median(samples) for name, samples in x["graph_seconds"].items()}
+        graphs[x["rows"], x["n"], x["ragged"]] = found
+    even = [(1, 128), (1, 1024), (1, 32_768), (32, 128), (32, 1024), (256, 1024)]
+    shown = [(*x, False) for x in even] + [(32, 1024, True), (256, 1024, True)]
+    sizes = [f"{rows}, " + ("512 to 1,536" if ragged else f"{n:,}") for rows, n, ragged in shown]
+    yield table_row("rows, slots", *sizes)
+    for name in ("ours", "SDPA"):
+        yield table_row(name, *(f"{graphs[x][name]:.1f}" for x in shown))
+
+    def both(rows, ragged=False):
+        return " against ".join(f"{graphs[rows, 1024, ragged][x]:.0f}" for x in ("ours", "SDPA"))
+
+    one = graphs[1, 1024, False]
+    said = f"{one['ours']:.0f} us against {one['SDPA']:.1f}"
+    yield f"{said} for one row of 1,024 slots, {both(32)} for 32, {both(256)} for 256."
+    yield f"ahead for rows of different lengths only: {both(256, True)} for 256, {both(32, True)} for 32."
+    assert [ragged for (_, _, ragged), x in graphs.items() if x["ours"] < x["SDPA"]] == [True, True]
+
+
+def cuts():
+    taken = [[1e6 * statistics.median(x["seconds"][name]) for name in ("ours", "R-KV's form")] for x in H100["cuts"]]
+    yield table_row("rows, budget", *(f"{x['rows']}, {x['budget']:,}" for x in H100["cuts"]))
+    yield table_row("ours", *(f"{x:,.0f}" for x, _ in taken))
+    yield table_row("R-KV's form", *(f"{x:,.0f}" for _, x in taken))
+    times = [theirs / ours for ours, theirs in taken]
+    yield table_row("times as fast", *(f"{x:.1f}" for x in times))
+    yield f"Cuts: {min(times):.1f} to {max(times):.1f} times as fast as R-KV's form; the target is 50."
+    least = 646e6 / COPY
+    less = taken[3][1] / 1e6 / least
+    yield f"{1e3 * least:.2f} ms at the {COPY / 1e12:.2f} TB/s that a copy reaches, {less:.0f} times less than"
+
+
+def decode():
+    one, other = ({(x["cache"], x["rows"]): x for x in data["decode"]} for data in (H100, H200))
+    graph, names = one["ours, graph", 1], ("step_ms", "median_ms", "longest_ms")
+    mean, median, longest = (f"{graph[name]:.1f}" for name in names)
+    yield f"as CUDA graphs {mean} ms (median {median}, longest {longest})"
+    yield (
+        f"ours without graphs {one['ours', 1]['step_ms']:.1f} ms, DynamicCache at 16,384 tokens"
+        f" {one['DynamicCache', 1]['step_ms']:.1f}, StaticCache {one['StaticCache', 1]['step_ms']:.1f};"
+        f" 16 rows without graphs {one['ours', 16]['step_ms']:.1f}."
+    )
+    slower = [x["step_ms"] / other[key]["step_ms"] for key, x in one.items() if key[0] != "ours, graph"]
+    yield f"{min(slower):.1f} to {max(slower):.1f} times as long as the H200's"
+    for name, what in (("ours", "ours"), ("ours, graph", "ours as CUDA graphs")):
+        found = [other[name, rows] for rows in (1, 16, 128)]
+        yield table_row(f"{what}, mean / median, ms", *(f"{x['step_ms']:.1f} / {x['median_ms']:.1f}" for x in found))
+    for name, what in (("DynamicCache", ""), ("StaticCache", ", not compiled")):
+        found = [f"{other[name, rows]['step_ms']:.1f}" for rows in (1, 16)]
+        yield table_row(f"{name} at 16,384 tokens{what}, ms", *found, "")
+    many, few = other["ours, graph", 128], other["DynamicCache", 16]
+    yield f"({many['cache_gb']:.0f} GB) make {many['tokens_per_s']:,.0f} tokens a second"
+    yield f"({few['cache_gb']:.0f} GB) {few['tokens_per_s']:.0f}."
+    first = {(x["cache"], x["tokens"]): x["first_token_s"] for x in H200["prompts"]}
+    more = [f"{100 * (first['ours', n] / first['DynamicCache', n] - 1):.0f} %" for n in (8192, 32_768)]
+    yield f"{more[0]} and {more[1]} longer than with DynamicCache"
+
+
+CLAIMS = [(kind.__name__, claim) for kind in (kernels, attention, cuts, decode) for claim in kind()]
+
+
+@pytest.mark.parametrize("claim", [pytest.param(x, id=f"{kind}-{i}") for i, (kind, x) in enumerate(CLAIMS)])
+def test_the_text_has_the_figure(claim):
+    text = re.sub(r"\s+", " ", (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8"))
+    assert claim in text, f"cuda.md should say: {claim}"
