@@ -28,7 +28,6 @@ C_FLAGS := -std=c11 -g1 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -W
 	-Icsrc/include $(addprefix -I,$(LIBRARY))
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
-COMPILERS := gcc clang
 FUZZ_FLAGS := -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 FUZZ_FILES := $(wildcard tests/fuzz/*.[ch])
 FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c))
@@ -38,7 +37,7 @@ NEON_RUN := qemu-aarch64
 NEON_TESTS := $(C_TESTS:tests/c/%.c=build/neon/%) build/neon/engine
 
 .PHONY: help install docs dist demo test c-tests cuda cuda-tests gpu oldest newest harness bench notebooks paper train lint compilers format format-check \
-	sanitize fuzz neon neon-tools clean
+	sanitize fuzz neon neon-tools clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -130,8 +129,12 @@ $(eval $(call programs,build/sanitize/c,$(CC) $(C_FLAGS) $(SANITIZERS)))
 $(eval $(call programs,build/neon,$(NEON_CC) -static $(C_FLAGS) -O2))
 $(eval $(call library,build/fuzz,clang $(C_FLAGS) $(FUZZ_FLAGS)))
 
-c-tests: $(C_TESTS:tests/c/%.c=$(C_BUILD)/%)
-	for each in $^; do ./$$each; done
+# A program, run: several at a time under make -j, and what each prints comes in one piece.
+run/%: % always
+	./$< >$<.log 2>&1 || { cat $<.log; echo '$< has failed' >&2; exit 1; }
+	@cat $<.log
+
+c-tests: $(C_TESTS:tests/c/%.c=run/$(C_BUILD)/%)
 
 # The CUDA kernels compiled for the CPU (csrc/cuda/emulate.h), beside float64 and the C library.
 CUDA_TESTS := $(wildcard tests/cuda/*.cpp)
@@ -153,8 +156,7 @@ endef
 $(eval $(call emulation,build/cuda-emulated,-O2,$(C_BUILD)))
 $(eval $(call emulation,build/sanitize/cuda,$(SANITIZERS),build/sanitize/c))
 
-cuda-tests: $(CUDA_TESTS:tests/cuda/%.cpp=build/cuda-emulated/%) ## the CUDA kernels on the CPU, one by one
-	for each in $^; do ./$$each; done
+cuda-tests: $(CUDA_TESTS:tests/cuda/%.cpp=run/build/cuda-emulated/%) ## the CUDA kernels on the CPU, one by one
 
 # On a machine with a GPU: what the kernels touch, the tests marked gpu, then the benchmarks.
 gpu: cuda ## on a machine with a GPU: compute-sanitizer, the tests that need one, the benchmarks
@@ -184,17 +186,22 @@ oldest: install .venv-oldest/.over ## pytest's tests of the transformers side on
 	.venv-oldest/bin/python -c 'import transformers; assert transformers.__version__ == "5.2.0", transformers.__version__'
 	.venv-oldest/bin/python -m $(PYTEST) -m "not core and not slow" tests
 
-newest: install .venv-newest/.over ## the same on the newest transformers that there is
+# Where the newest is what constraints.txt names, `make test` has run on it.
+newest: install .venv-newest/.over ## the same on the newest transformers, if that is another than `make test` runs on
 	.venv-newest/bin/python -m pip --quiet --disable-pip-version-check install --upgrade transformers
-	.venv-newest/bin/python -c 'import transformers; print("transformers", transformers.__version__)'
-	.venv-newest/bin/python -m $(PYTEST) -m "not core and not slow" tests
+	@newest=$$(.venv-newest/bin/python -c 'import transformers; print(transformers.__version__)'); \
+	if grep -qE "^transformers==$$newest( |$$)" constraints.txt; then \
+		echo "transformers $$newest is the newest, and what make test runs on"; \
+	else \
+		echo "transformers $$newest"; .venv-newest/bin/python -m $(PYTEST) -m "not core and not slow" tests; \
+	fi
 
 harness: install ## install lm-evaluation-harness (45 packages, 500 MB) and run the tests that need it
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[lm-eval]"
 	$(BIN)/python -c 'import lm_eval'
 	$(BIN)/pytest -q tests/test_lm_eval.py
 
-# The extension by each compiler, warnings being errors.
+# The extension by a compiler, warnings being errors.
 build/compilers/%/.built: $(VENV)/.packages $(C_FILES)
 	CC=$* REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --force --build-lib $(@D)/lib --build-temp $(@D)/tmp
 	touch $@
@@ -204,8 +211,8 @@ lint: install build/compilers/$(CC)/.built ## ruff, mypy, and a build in which C
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-compilers: $(COMPILERS:%=build/compilers/%/.built) ## the extension and the C tests by gcc and by clang, warnings being errors
-	for each in $(COMPILERS); do $(MAKE) --no-print-directory CC=$$each C_BUILD=build/compilers/$$each/c c-tests; done
+compilers: build/compilers/$(CC)/.built build/compilers/clang/.built c-tests ## the extension and the C tests by cc and by clang, warnings being errors
+	$(MAKE) --no-print-directory CC=clang C_BUILD=build/compilers/clang/c c-tests
 
 # Releases of clang-format differ in what they do; this is Debian 12's and Ubuntu 22.04's.
 format: ## C in the style of .clang-format (needs clang-format 14)
@@ -221,8 +228,7 @@ build/sanitize/.built: $(VENV)/.packages $(C_FILES)
 # A package of its own beside the normal one. Python itself is not instrumented, hence the preload; it leaks by design.
 SANITIZED := $(C_TESTS:tests/c/%.c=build/sanitize/c/%) build/sanitize/c/engine $(CUDA_TESTS:tests/cuda/%.cpp=build/sanitize/cuda/%)
 EMULATED_SAMPLE := 4# of the emulated CUDA backend's cases one in so many, the others run without sanitizers
-sanitize: install build/sanitize/.built $(SANITIZED) ## the C programs and pytest's `core` tests under ASan and UBSan
-	for each in $(SANITIZED); do ./$$each; done
+sanitize: install build/sanitize/.built $(SANITIZED:%=run/%) ## the C programs and pytest's `core` tests under ASan and UBSan
 	$(BIN)/python setup.py --quiet build_py --build-lib build/sanitize/lib
 	export PYTHONPATH=$(CURDIR)/build/sanitize/lib PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	export LD_PRELOAD="$(PRELOAD)" REASONALLOC_EMULATED_SAMPLE=$(EMULATED_SAMPLE); \
