@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from reasonalloc.lab.evaluate.study_file import StudyFile
 from reasonalloc.policy.gates import local_heads, read_gates
 
 STUDIES = Path(__file__).parents[1] / "benchmarks" / "studies"
@@ -88,3 +89,66 @@ def test_agreement_of_layers_alone_is_seen_as_that(script, monkeypatch):
     assert script.correlation(script.spearman, one, one, np.random.default_rng(0))[2] < 0.01
     order = script.within_layers((30, 3), rng)
     assert sorted(order) == list(range(90)) and (order // 3 == np.arange(90) // 3).all()
+
+
+# ---- The study ----
+
+study = pytest.mark.parametrize("script", ["rlkv"], indirect=True)
+
+
+@study
+def test_the_plan_has_the_cells_of_the_script(script, monkeypatch):
+    monkeypatch.chdir(STUDIES.parents[1])
+    file = StudyFile.load(STUDIES / "rlkv.yaml")
+    cells = {x.name: x.config for x in file.made()}
+    assert list(cells) == ["full", *(x for sparsity in script.SPARSITIES for x in script.cells_of(sparsity))]
+    for sparsity in script.SPARSITIES:
+        for label in script.cells_of(sparsity):
+            config = cells[label]
+            if config.method == "rlkv":
+                assert config.options["sparsity"] == sparsity / 100
+                assert read_gates(config.options["gates"]).shape == (30, 3)
+            else:
+                assert config.budget == script.budget_of(sparsity)
+                assert bool(config.keep_prompt) == label.split("-" + str(sparsity))[0].endswith("-kept")
+    plan = (STUDIES / "rlkv.md").read_text()
+    assert ", ".join(str(script.budget_of(x)) for x in script.SPARSITIES[:-1]) in plan
+
+
+@study
+@pytest.mark.parametrize(("folder", "cell"), [("heads", "R-KV 384"), ("heads", "full"), ("prompt", "R-KV-kept 384")])
+def test_bytes_by_the_formula_are_those_of_chains(script, folder, cell):
+    slot = script.HEADS * 64 * 2 * 2  # keys and values in bfloat16
+    for x in script.records(STUDIES.parent / "results" / folder):
+        if x["cell"] == cell:
+            about = x["prompt_tokens"], x["tokens"]
+            found = script.mixed_slots(0, *about) if cell == "full" else script.cut_slots(384, *about)
+            assert found * slot == pytest.approx(x["mean_bytes"], rel=0.002)
+
+
+def chains(folder, cells, problems=24):
+    """Of each cell as many right as its rate says."""
+    folder.mkdir()
+    figures = {"finish": "stop", "tokens": 9, "mean_bytes": 1e6}
+    lines = [
+        {"cell": cell, "item": f"p{i}", "right": [i / problems < rate] * 4, **figures}
+        for cell, rate in cells.items()
+        for i in range(problems)
+    ]
+    (folder / "generations.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return str(folder)
+
+
+@study
+def test_only_whole_sparsities_are_told(script, tmp_path, monkeypatch, capsys):
+    rates = {"seed0": 1.0, "seed1": 0.5, "duo": 0.5}
+    cells = {"full": 1.0} | {x: rates.get(x.rsplit("-", 1)[0], 0.25) for x in script.cells_of(40)}
+    cells |= {x: 0.75 for x in script.cells_of(60)[:-1]}
+    monkeypatch.setattr(script, "PROBLEMS", 24)
+    monkeypatch.setattr(sys, "argv", ["rlkv.py", chains(tmp_path / "some", cells)])
+    script.main()
+    told = capsys.readouterr().out
+    assert "sparsity 60 %: 11 of 12 cells are whole, so none is looked at" in told and "seed0-60" not in told
+    assert "planned, Holm over 6" in told and told.count(", Holm ") == 1 + len(script.PLANNED)
+    assert "40 %: rlkv less random" in told and "+50.0%" in told and "40 %: rlkv less duo" in told and "+25.0%" in told
+    assert "40 %: random heads 25.0% to 25.0%" in told
