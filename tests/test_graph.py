@@ -19,7 +19,7 @@ from reasonalloc.store import backends
 
 TIGHT = {"budget": 24, "interval": 8, "window": 4}
 PARTS_IN_C = ["reasonalloc", "rkv", "snapkv", "random", "streaming", "full", "h2o", "lazyeviction", "raas"]
-PARTS_IN_C += ["snapkv-published", "vatp", "vase", "spans", "dkv", "profile"]
+PARTS_IN_C += ["snapkv-published", "vatp", "vase", "spans", "dkv", "profile", "rlkv"]
 
 
 @pytest.fixture
@@ -30,6 +30,10 @@ def settings(method, tmp_path):
     if method == "triattention":
         calibration = ra.calibrate(models.tiny(), models.Words(), ["a text of some words " * 12], progress=False)
         return {"method": method, "calibration": calibration}
+    if method == "rlkv":
+        write_gates(tmp_path / "gates.tsv", np.array([[0.1, 0.9], [0.5, 0.5], [1.0, 0.0]]))
+        options = {"gates": str(tmp_path / "gates.tsv"), "sparsity": 0.5, "recent": 9}
+        return {"method": method, "budget": None, "interval": 1, "sinks": 3, "options": options}
     if method != "profile":
         return {"method": method}
     write_gates(tmp_path / "heads.tsv", np.array([[1.6, 0.4], [0.7, 1.3], [1.0, 1.0]]))
