@@ -285,9 +285,9 @@ template <class T, int D, int N, bool LEFT> RA_KERNEL(THREADS, blocks_for(D, N))
         const int query = item / (D / 8), c = item % (D / 8) * 8, from = query * (D + 2);
         float x[8];
         RA_UNROLL for (int i = 0; i < 8; i++) x[i] = result[from + c + i];
-        leave<D, TILE>(p, w, query, c, x, result[from + D], result[from + D + 1]);
+        leave<D, TILE, LEFT>(p, w, query, c, x, result[from + D], result[from + D + 1]);
     }
-    merge_chunks<D, TILE>(p, w, flag_at);
+    merge_chunks<D, TILE, LEFT>(p, w, flag_at);
 }
 
 template <class T, int D, int N, bool LEFT> static int launch_matrix(const split_params &p, void *stream)

@@ -83,6 +83,19 @@ RA_DEVICE float divisor_of(const split_params &p, const work &w, const asked &q,
     return 1 / sum;
 }
 
+/* A query is done, its numbers multiplied by `by`. LEFT: where its logits are in step.left (attend_matrix.cuh), so are what
+ * makes weights of them, behind all lists: its top, and what it is multiplied by. */
+template <bool LEFT> RA_DEVICE void leave_ends(const split_params &p, const work &w, int query, float top, float by)
+{
+    if (!LEFT || w.fresh != 1)
+        return;
+    const int64_t queries = (int64_t)p.a.l.rows * p.a.l.kv_heads * p.a.l.group;
+    float *ends = p.a.s.left + queries * list_room(p.a.s.most_slots);
+    ends += 2 * ((int64_t)w.pair * p.a.l.group + w.first + query);
+    ends[0] = top * LN_2;
+    ends[1] = by;
+}
+
 /* Eight of a query's numbers as they leave, from dimension c on. */
 RA_DEVICE void store_out(const split_params &p, const work &w, const asked &q, int c, const float *x, float by)
 {
@@ -116,12 +129,15 @@ template <int D, int TILE> RA_DEVICE float *part_of(const split_params &p, const
 }
 
 /* Eight accumulators of a query, and beside the first ones its top and sum; a head that is not split is done with that. */
-template <int D, int TILE>
+template <int D, int TILE, bool LEFT = false>
 RA_DEVICE void leave(const split_params &p, const work &w, int query, int c, const float *x, float top, float sum)
 {
     if (w.chunks == 1) {
         const asked q = query_of(p, w, query);
-        store_out(p, w, q, c, x, divisor_of(p, w, q, top, sum));
+        const float by = divisor_of(p, w, q, top, sum);
+        store_out(p, w, q, c, x, by);
+        if (c == 0)
+            leave_ends<LEFT>(p, w, query, top, by);
         return;
     }
     float *part = part_of<D, TILE>(p, w, w.chunk);
@@ -136,7 +152,7 @@ RA_DEVICE void leave(const split_params &p, const work &w, int query, int c, con
 }
 
 /* The last block to come merges. flag_at: where shared memory has a word for it. */
-template <int D, int TILE> RA_DEVICE void merge_chunks(const split_params &p, const work &w, size_t flag_at)
+template <int D, int TILE, bool LEFT = false> RA_DEVICE void merge_chunks(const split_params &p, const work &w, size_t flag_at)
 {
     if (w.chunks == 1)
         return;
@@ -194,7 +210,10 @@ template <int D, int TILE> RA_DEVICE void merge_chunks(const split_params &p, co
             }
         }
         const asked q = query_of(p, w, query);
-        store_out(p, w, q, c, acc, divisor_of(p, w, q, top, sum));
+        const float by = divisor_of(p, w, q, top, sum);
+        store_out(p, w, q, c, acc, by);
+        if (c == 0)
+            leave_ends<LEFT>(p, w, query, top, by);
     }
 }
 

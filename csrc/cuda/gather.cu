@@ -1,7 +1,7 @@
 /* What attention gathers of each slot (stat/accumulated.c, stat/recurrence.c), after the step's attention.
  *
- * Logits of a row's one new token attention may have left. Others are computed once more, in tiles of tokens, so that memory
- * grows with the slots alone. Then come their softmaxes, and the columns, a slot a thread, query by query in order. What becomes
+ * Logits of a row's one new token attention may have left, with what makes weights of them. Others are computed once more, in
+ * tiles of tokens, so that memory grows with the slots alone; then come their softmaxes. Last the columns, a slot a thread, query by query in order. What becomes
  * of a query depends neither on its tile nor on other rows, so that a row gives the same bits in any batch. */
 #include "score.cuh"
 
@@ -111,13 +111,11 @@ RA_KERNEL(THREADS, 4) softmax_ends(gather_job j)
         j.s.visible && place >= 0 ? j.s.visible + number_of(j, row, place) * j.s.visible_stride : 0;
     const int32_t *positions = positions_of(j.l, pair);
     float *logits = j.logits + at * j.stride;
-    const float back = j.which == LEFT ? 0 : j.scales[at], sink = j.l.sinks[pair % j.l.kv_heads * group + query % group];
+    const float back = j.scales[at], sink = j.l.sinks[pair % j.l.kv_heads * group + query % group];
     float top = sink, sum = 0;
     for (int i = threadIdx.x; i < sees; i += THREADS) {
-        if (j.which != LEFT) {
-            const bool shown = !visible || visible[positions[i]];
-            logits[i] = shown ? softcapped(logits[i] * back * j.s.scale, j.s.softcap) : -INFINITY;
-        }
+        const bool shown = !visible || visible[positions[i]];
+        logits[i] = shown ? softcapped(logits[i] * back * j.s.scale, j.s.softcap) : -INFINITY;
         top = fmaxf(top, logits[i]);
     }
     top = block_max(top, scratch);
@@ -208,7 +206,7 @@ static size_t lay(gather_job *j, void *memory)
     return used;
 }
 
-/* With the logits there. */
+/* With the logits there. any: their softmaxes are not. */
 static int weigh_tile(const gather_job &j, bool any, void *stream)
 {
     const unsigned pairs = j.l.rows * j.l.kv_heads, parts = (unsigned)((j.stride + THREADS - 1) / THREADS);
@@ -224,7 +222,7 @@ static int take_left(gather_job j, void *stream)
     j.stride = list_room(j.s.most_slots);
     j.logits = j.s.left;
     j.ends = j.logits + (int64_t)j.l.rows * j.l.kv_heads * j.queries * j.stride;
-    return weigh_tile(j, true, stream);
+    return weigh_tile(j, false, stream);
 }
 
 extern "C" size_t ra_cuda_gather_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step, const ra_cuda_gathering *how)
