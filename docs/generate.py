@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -32,6 +33,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 SYSTEMS = yaml.safe_load((ROOT / "docs" / "systems.yaml").read_text(encoding="utf-8"))
 # Tables of answers, the task and its setting that each is of.
 ANSWERS = {"paper/ledger.json": "*doubting*, prompt kept", "restated/accuracy.json": "*restated*, prompt kept"}
+STUDIES = (
+    "evidence",
+    "newer",
+)  # whose cells that say nothing but a method and what becomes of the prompt are shown too
 
 
 def cell(text: str) -> str:
@@ -90,17 +95,40 @@ def part_doc(registry: Registry[Part], value: object) -> str:
     return inspect.cleandoc(own.__doc__ or "") if own is not None else ""
 
 
+def rows_of(file: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((RESULTS / file).read_text())["rows"]
+    return rows
+
+
+def plain_cells(study: str) -> dict[str, tuple[str, str]]:
+    """Of a study's cells: the method and the setting of those that are a method as it is."""
+    plan = yaml.safe_load((ROOT / "benchmarks" / "studies" / f"{study}.yaml").read_text(encoding="utf-8"))
+    found = {}
+    for label, own in plan["cells"].items():
+        said = {**plan.get("config", {}), **own}
+        if said.keys() <= {"method", "keep_prompt"}:
+            prompt = ", prompt kept" if said.get("keep_prompt") else ", prompt as any other text"
+            if METHODS[said["method"]].unlimited:
+                prompt = ""
+            found[label] = said["method"], f"*{plan['settings'][0]}*{prompt} (study {study}, seed {plan['seed']})"
+    return found
+
+
 def answers(name: str) -> list[list[str]]:
     """What was measured of a method: setting, budget, right, cut off, mean MB of a row."""
+    chosen = [(setting, row) for file, setting in ANSWERS.items() for row in rows_of(file) if row["method"] == name]
+    for study in STUDIES:
+        cells = plain_cells(study)
+        for row in rows_of(f"{study}/{study}.json"):
+            method, setting = cells.get(row["cell"].split()[0], ("", ""))
+            if method == name:
+                chosen.append((setting, row))
     found = []
-    for file, setting in ANSWERS.items():
-        for row in json.loads((RESULTS / file).read_text())["rows"]:
-            if row["method"] == name:
-                right = row["accuracy"]
-                interval = f"{right['mean']:.0%} [{right['low']:.0%}, {right['high']:.0%}]"
-                budget = "all" if row["budget"] is None else str(row["budget"])
-                size = f"{row['mean_bytes'] / 1e6:.1f}"
-                found.append([setting, budget, interval, f"{row['truncated']:.0%}", size])
+    for setting, row in chosen:
+        right = row["accuracy"]
+        interval = f"{right['mean']:.0%} [{right['low']:.0%}, {right['high']:.0%}]"
+        budget = "all" if row["budget"] is None else str(row["budget"])
+        found.append([setting, budget, interval, f"{row['truncated']:.0%}", f"{row['mean_bytes'] / 1e6:.1f}"])
     return found
 
 
