@@ -34,9 +34,6 @@ SYSTEMS = yaml.safe_load((ROOT / "docs" / "systems.yaml").read_text(encoding="ut
 # Tables of answers, the task and its setting that each is of.
 ANSWERS = {"paper/ledger.json": "*doubting*, prompt kept", "restated/accuracy.json": "*restated*, prompt kept"}
 STUDIES = ("evidence", "newer")  # their cells that are a method as it is, but for the prompt, are shown too
-    "evidence",
-    "newer",
-)  # whose cells that say nothing but a method and what becomes of the prompt are shown too
 
 
 def cell(text: str) -> str:
