@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -180,12 +182,12 @@ def recency():
 def sealed():
     name = "evidence/evidence"
     names = {
-        "R-KV": ("R-KV, `rkv`", "`rkv`"), "wave": ("the wave, `reasonalloc-wave`", "`reasonalloc-wave`"),
+        "R-KV": ("R-KV, `rkv`", "`rkv`"), "wave": ("the wave, `reasonalloc-wave`", ""),
         "reasonalloc": ("ReasonAlloc, `reasonalloc`", "`reasonalloc`"),
         "routing": ("routing alone, `reasonalloc-route`", ""),
         "heads": ("R-KV with measured head shares", '`rkv`, `heads="profile"`'),
         "wave-heads": ("the wave with head shares", ""),
-        "order": ("order 5 of the wave's budgets", "`reasonalloc-wave`, tuned order"),
+        "order": ("order 5 of the wave's budgets", "`reasonalloc-wave`, order 5"),
         "newer": ("`h2o`; kept at 384 slots it is the newest tokens", "`h2o`"),
     }  # fmt: skip
     for cell, (ours, short) in names.items():
@@ -214,6 +216,18 @@ def sealed():
     yield README, f"ReasonAlloc is {ours} ahead of R-KV at 384"
 
 
+def shares():
+    name = "shares/shares"
+    cells = {x: both(name, f"{x} 384") for x in ("heads", "R-KV", "R-KV-kept")}
+    yield (
+        DOCS,
+        f"{cells['heads']} as any other text, R-KV {cells['R-KV']} so and {cells['R-KV-kept']} with its prompt kept.",
+    )
+    yield DOCS, f"Head shares less R-KV {planned(name, 'heads', 'R-KV')}, less R-KV with its prompt kept"
+    yield DOCS, f"prompt kept {planned(name, 'heads', 'R-KV-kept')}** ("
+    yield DOCS, f"With order 5 as well, a look: {right(name, 'order-heads 384')}."
+
+
 def heads():
     name = "heads/heads"
     for label, what in (("R-KV", "R-KV"), ("heads", "R-KV with head shares"), ("wave", "the wave"),
@@ -235,17 +249,20 @@ def fidelity():
 
 
 def next_tokens():
-    data = json.loads((RESULTS / "fidelity-notch" / "documents.json").read_text())
-
-    def of(x, sign=""):
-        return f"{x['mean']:{sign}.3f} [{x['low']:{sign}.3f}, {x['high']:{sign}.3f}]".replace("+", "")
+    def of(x):
+        return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
 
     names = {"rkv": "R-KV", "reasonalloc-wave": "the wave", "reasonalloc-wave wave=notch-only": "notch only",
              "reasonalloc-wave wave=no-notch": "no notch"}  # fmt: skip
-    less = {x["name"]: of(x["kl"]) for x in data["differences"]}
-    for point in data["points"]:
-        name = f"{point['method']} {point['variant']}".strip()
-        yield DOCS, f"| {names[name]} | {of(point['kl'])} | {less.get(name, '')}"
+    said = {name: f"| {what} |" for name, what in names.items()}
+    for file in ("documents", "ledger-kept", "ledger-dropped"):
+        data = json.loads((RESULTS / "fidelity-notch" / f"{file}.json").read_text())
+        less = {x["name"]: f"; {of(x['kl'])}" for x in data["differences"]}
+        for point in data["points"]:
+            name = f"{point['method']} {point['variant']}".strip()
+            said[name] += f" {of(point['kl'])}{less.get(name, '')} |"
+    for row in said.values():
+        yield DOCS, row
 
 
 def speed():
@@ -314,3 +331,26 @@ CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 def test_the_text_has_the_figure(path, claim):
     text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))
     assert re.sub(r"\s+", " ", claim) in text, f"{path.name} should say: {claim}"
+
+
+def test_p_of_the_sealed_comparison():
+    """Of its own script, Holm's over all that was planned, are those of the table."""
+    script = ROOT / "benchmarks" / "studies" / "evidence.py"
+    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"^  (\S+ \d+ less \S+ \d+) .*, Holm (\S+)$", printed, re.MULTILINE))
+    pairs = {
+        "the wave": "wave-kept", "ReasonAlloc": "reasonalloc-kept", "head shares": "heads-kept",
+        "the wave with head shares": "wave-heads-kept", "`h2o`": "newer-kept",
+    }  # fmt: skip
+    rows = {f"{what} less R-KV": (cell, "R-KV-kept") for what, cell in pairs.items()}
+    rows |= {"order 5 less the wave": ("order-kept", "wave-kept")}
+    rows |= {"R-KV with its prompt kept less without": ("R-KV-kept", "R-KV")}
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        what, *cells = line.strip("| ").replace("*", "").split(" | ")
+        if what not in rows or ", p " not in line:
+            continue
+        cell, other = rows.pop(what)
+        for text, slots in zip(cells, (384, 512), strict=True):
+            p = float(found[f"{cell} {slots} less {other} {slots}"])
+            assert text.endswith(f", p {float(f'{p:.1g}'):g}"), (what, slots, p)
+    assert not rows

@@ -35,8 +35,9 @@ def kernels():
     taken = [sum(x.values()) for x in steps]
     yield table_row("**step, together**", *(f"{x:.1f}" for x in taken))
     more = [f"{x / taken[1] - 1:.0%}".replace("%", " %") for x in taken[3:]]
-    yield f"its kernels take {more[0]} longer with `h2o` and {more[1]} with `lazy` than with `rkv`"
-    yield f"{more[0]} longer with them ([below](#on-a-gpu))"
+    assert more[0] == more[1]
+    yield f"attention and append of a layer take {more[0]} longer with `h2o` and with `lazy` than with `rkv`"
+    yield f"attention and append of a layer take {more[0]} longer with them"
     named = {
         "cut: `similar_matrix`": "similar_matrix", "`move_slots`": "move_slots",
         "`logits_matrix`, of the window": "logits_matrix<bf16, 4>",

@@ -30,6 +30,20 @@ def test_top_p_is_that_of_transformers(spread, size, top_p):
         assert kept.min() > LIKELY  # the second look was needed
 
 
+def test_equal_logits_at_the_edge_all_stay():
+    """bfloat16 has many; which of them transformers' sort takes depends on how it sorts."""
+    rows, picker = 128, Picker(0.6, 0.95, 3)
+    logits = (3 * torch.randn(rows, 4096, generator=torch.Generator().manual_seed(1))).bfloat16()
+    left = TopPLogitsWarper(0.95)(None, logits.float() / 0.6)
+    least = left.masked_fill(left.isinf(), torch.inf).amin(-1, keepdim=True)
+    kept = (logits.float() / 0.6).masked_fill(logits.float() / 0.6 < least, -torch.inf)
+    assert (kept.isfinite().sum(-1) > left.isfinite().sum(-1)).any()
+    total = torch.softmax(kept.double(), -1).cumsum(-1)
+    draws = torch.tensor([[picker.numbers(str(row)).random()] for row in range(rows)], dtype=torch.float64)
+    expected = torch.searchsorted(total, draws * total[:, -1:], right=True)[:, 0].tolist()
+    assert picker.pick(logits, [picker.numbers(str(row)) for row in range(rows)]) == expected
+
+
 def test_a_row_alone_among_rows_that_need_a_second_look():
     picker = Picker(1.0, 0.9, 0)
     logits = torch.randn(8, 1000, generator=torch.Generator().manual_seed(2)) * torch.tensor([[9.0], [0.1]] * 4)[:8]

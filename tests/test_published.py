@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,6 +50,7 @@ SMALL = {
     "newer": 216,
     "recent": 144,
     "recency": 144,
+    "shares": 96,
 }  # chains of the studies that have few: cells times problems
 
 
@@ -95,3 +98,18 @@ def test_planned_comparisons_follow_from_the_chains(tmp_path):
     done = subprocess.run([sys.executable, script, tmp_path / "heads.json"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 2
     assert "heads 384 less R-KV 384 is" in done.stderr and "wave-heads 384 less wave 384, Holm's p is" in done.stderr
+
+
+def test_a_budget_in_part_is_not_told(tmp_path):
+    """Of the sealed comparison, though all of its cells have equally many chains."""
+    script, told = RESULTS.parent / "studies" / "evidence.py", Counter()
+    lines = []
+    for line in gzip.open(RESULTS / "evidence" / "generations.jsonl.gz", "rt", encoding="utf-8"):
+        cell = json.loads(line)["cell"]
+        told[cell] += 1
+        if cell.endswith(" 384") or (cell.endswith(" 512") and told[cell] <= 8):
+            lines.append(line)
+    (tmp_path / "generations.jsonl").write_text("".join(lines), encoding="utf-8")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=True)
+    assert "512 slots: 0 of 16 cells are whole" in done.stdout and " 512 " not in done.stdout.replace("512 slots:", "")
+    assert "wave-kept 384 less R-KV-kept 384" in done.stdout

@@ -16,7 +16,7 @@ from chains import adjusted, compare, interval, records, score
 
 FOLDER = Path(__file__).parents[1] / "results" / "evidence"
 BUDGETS = (384, 512, 288)
-CELLS = 16  # of a budget
+CELLS, CHAINS = 16, 192  # of a budget, of a cell
 PLANNED = [
     ("wave-kept", "R-KV-kept"),
     ("reasonalloc-kept", "R-KV-kept"),
@@ -47,18 +47,19 @@ def main() -> None:
     for x in records(folder):
         scores.setdefault(x["cell"], {}).setdefault(x["item"], []).append(score(x))
         figures.setdefault(x["cell"], []).append((x["finish"] == "length", x["tokens"], x["mean_bytes"], x["slots"]))
-    most = max(sum(map(len, x.values())) for x in scores.values())
     cells = {
         cell: {item: float(np.mean(each)) for item, each in x.items()}
         for cell, x in scores.items()
-        if sum(map(len, x.values())) == most  # whole cells
+        if sum(map(len, x.values())) == CHAINS  # whole cells
     }
     made = {budget: sum(cell.endswith(f" {budget}") for cell in cells) for budget in BUDGETS}
     for budget in [x for x, count in made.items() if count < CELLS]:  # nobody looks at a part of a budget
         print(f"{budget} slots: {made[budget]} of {CELLS} cells are whole, so none is looked at")
         cells = {cell: x for cell, x in cells.items() if not cell.endswith(f" {budget}")}
     rng = np.random.default_rng(1)
-    print(f"{len(next(iter(cells.values())))} problems, {most} chains a cell")
+    if not cells:
+        return
+    print(f"{len(next(iter(cells.values())))} problems, {CHAINS} chains a cell")
     print(f"  {'':24s} right              cut off  tokens  MB a row  slots at the end")
     for cell, each in cells.items():
         values = np.array(list(each.values()))

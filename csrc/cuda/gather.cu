@@ -1,8 +1,9 @@
 /* What attention gathers of each slot (stat/accumulated.c, stat/recurrence.c), after the step's attention.
  *
  * Logits of a row's one new token attention may have left, with what makes weights of them. Others are computed once more, in
- * tiles of tokens, so that memory grows with the slots alone; then come their softmaxes. Last the columns, a slot a thread, query by query in order. What becomes
- * of a query depends neither on its tile nor on other rows, so that a row gives the same bits in any batch. */
+ * tiles of tokens, so that memory grows with the slots alone; then come their softmaxes. Last the columns, a slot a thread,
+ * query by query in order. What becomes of a query depends neither on its tile nor on other rows, so that a row gives the same
+ * bits in any batch. */
 #include "score.cuh"
 
 constexpr int TILE_QUERIES = 256;               /* of a head in a tile, where its token has no more */

@@ -164,6 +164,8 @@ class DecodeGraph:
             if key is not None:
                 self._warm.add(key.cut)
             return logits
+        if any(stale.layers != key.layers for stale, _, _ in self._graphs.values()):
+            self._graphs.clear()  # of layers that the cache no longer has
         captured = self._graphs.get(key.cut)
         if captured is not None and captured[0] == key:
             captured[1].replay()

@@ -49,7 +49,9 @@ def _from_nucleus(
     `likely`; whether they lie in there [rows, 1]."""
     top, ids = logits.topk(likely)
     share = (top - logits.logsumexp(-1, keepdim=True)).exp()
-    outside = share.cumsum(-1) - share >= top_p
+    needed = share.cumsum(-1) - share < top_p
+    least = top.masked_fill(~needed, torch.inf).amin(-1, keepdim=True)  # equal ones all stay: they have no order
+    outside = top < least
     whole = outside[:, -1:] | (likely == logits.shape[1])
     ids, order = ids.sort(-1)  # a draw goes through the vocabulary in its own order, however many are looked at
     kept = top.masked_fill(outside, -torch.inf).gather(-1, order)

@@ -108,6 +108,8 @@ class LayerCalibration:
                 raise ValueError(f"layer {index}: {name} holds NaN or infinity")
             if name in ("query_length", "key_fisher", "value_fisher", "head_share") and (x < 0).any():
                 raise ValueError(f"layer {index}: {name} holds numbers below 0")
+            if name == "head_share" and not x.any():
+                raise ValueError(f"layer {index}: its head shares are all 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +137,9 @@ class Calibration(Shared):
             raise ValueError(f"a calibration has layers in ascending order, got {list(self.layers)}")
         for i, layer in self.layers.items():
             layer.check(i, self.model)
+        shares = [x.head_share is not None for x in self.layers.values()]
+        if any(shares) and not all(shares):
+            raise ValueError("a calibration has head shares of all layers or of none")
         if self.wave is not None and self.wave.layers != tuple(self.layers):
             raise ValueError(f"its wave is of the layers {self.wave.layers}, it is of {list(self.layers)}")
 

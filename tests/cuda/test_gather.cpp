@@ -1,6 +1,6 @@
 /* Gathered statistics beside the C core's: every format, head sizes with and without matrix units, ragged rows, prompts that are
- * taken in whole, by their window or not at all, tiles of queries, sinks, rows that share pages; memory of exact size; equal
- * bits whatever the order of blocks and threads, and with logits that attention has left as without. */
+ * taken in whole, by their window or not at all, tiles of queries, sinks, rows that share pages, logits that attention has
+ * left, of heads that it splits too; memory of exact size; equal bits whatever the order of blocks and threads. */
 #include "beside.h"
 
 using namespace check;
@@ -65,6 +65,8 @@ static bool same_columns(const beside &x, const char *what)
     return true;
 }
 
+static int split; /* heads so long that attention splits them, after steps of one token */
+
 static int run(const beside_shape &shape, int steps, int longest)
 {
     beside x(shape);
@@ -110,6 +112,8 @@ static int run(const beside_shape &shape, int steps, int longest)
         x.restore(before);
         if (!gather(x, t, true) || !same_columns(x, "after attention"))
             return made;
+        for (int pair = 0; pair < x.pairs && most_new == 1; pair++)
+            split += x.layer->slots[pair] > 430;
         emulate::options().seed = 0;
         x.push(true);
         made++;
@@ -136,6 +140,15 @@ int main()
                 s.stats.birth = below(2);
                 made += run(s, 3, 20);
             }
+    for (int dim : {64, 128})
+        for (const char *scorer : {"h2o", "lazy"}) {
+            beside_shape s;
+            s.format = RA_BF16, s.dim = dim, s.scorer = scorer, s.scale = 1e-6f;
+            s.rows = 2, s.heads = 1, s.group = 3, s.window = 4, s.pages = 64;
+            made += run(s, 16, 200);
+        }
+    if (!split)
+        fail("no head was split");
     std::printf("gather: %d steps, at most %.1e off the C core's, %d failures, %.1f s\n", made, worst, failures(),
                 seconds());
     return failures() > 0;

@@ -106,7 +106,7 @@ def _of_one_token(
     bias = mixture.bias(mask, group, query.dtype).expand(-1, key.shape[1], -1, -1)
     both = scaled_dot_product_attention(queries, key, value, attn_mask=bias, scale=scaling)
     exact = both.to(torch.promote_types(both.dtype, torch.float32))
-    gates = mixture.gates[order].to(query.device)[:, None, None]
+    gates = mixture.gates[order].to(query.device, exact.dtype)[:, None, None]
     mixed = torch.lerp(exact[:, :, group:], exact[:, :, :group], gates)
     return mixed.to(both.dtype).reshape(rows, 1, heads, -1)
 
