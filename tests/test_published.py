@@ -103,8 +103,8 @@ def test_planned_comparisons_follow_from_the_chains(tmp_path):
 def test_a_budget_in_part_is_not_told(tmp_path):
     """Of the sealed comparison, though all of its cells have equally many chains."""
     script, told = RESULTS.parent / "studies" / "evidence.py", Counter()
-    lines = []
-    for line in gzip.open(RESULTS / "evidence" / "generations.jsonl.gz", "rt", encoding="utf-8"):
+    text, lines = gzip.decompress((RESULTS / "evidence" / "generations.jsonl.gz").read_bytes()).decode(), []
+    for line in text.splitlines(keepends=True):
         cell = json.loads(line)["cell"]
         told[cell] += 1
         if cell.endswith(" 384") or (cell.endswith(" 512") and told[cell] <= 8):
