@@ -131,7 +131,7 @@ $(eval $(call library,build/fuzz,clang $(C_FLAGS) $(FUZZ_FLAGS)))
 
 # A program, run: several at a time under make -j, and what each prints comes in one piece.
 run/%: % always
-	./$< >$<.log 2>&1 || { cat $<.log; echo '$< has failed' >&2; exit 1; }
+	@./$< >$<.log 2>&1 || { cat $<.log; echo '$< has failed' >&2; exit 1; }
 	@cat $<.log
 
 c-tests: $(C_TESTS:tests/c/%.c=run/$(C_BUILD)/%)
