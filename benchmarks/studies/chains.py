@@ -56,9 +56,9 @@ def compare(ours: dict[str, float], theirs: dict[str, float], rng: np.random.Gen
     return of_differences(np.array([ours[x] - theirs[x] for x in ours]), rng)
 
 
-def adjusted(ps: list[float]) -> list[float]:
-    """Holm's p."""
+def adjusted(ps: list[float], family: int | None = None) -> list[float]:
+    """Holm's p. family: comparisons that were planned, of which some may not have been made (all have)."""
     found, least = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        least = found[i] = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+        least = found[i] = max(least, min(1.0, ((family or len(ps)) - rank) * ps[i]))
     return found
