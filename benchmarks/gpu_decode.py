@@ -42,9 +42,7 @@ def llama(device: str, tiny: bool) -> Any:
             vocab_size=64, hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, eos_token_id=None,
         )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if tiny else torch.bfloat16).eval()
+    return random_model(config, device, torch.float32 if tiny else torch.bfloat16)
 
 
 def smollm2(device: str) -> Any:
@@ -53,9 +51,13 @@ def smollm2(device: str) -> Any:
         vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True, eos_token_id=None,
     )  # fmt: skip
+    return random_model(config, device, torch.bfloat16)
+
+
+def random_model(config: LlamaConfig, device: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def configuration(budget: int, interval: int) -> ra.Config:

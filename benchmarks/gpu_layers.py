@@ -118,14 +118,7 @@ def copies_for(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock) -> in
     return max(1, min(clock.most_copies, math.ceil(3 * clock.cache_bytes / each)))
 
 
-LEFT_OUT: set[str] = set()  # contenders that have been named on stderr
-
-
-def leave_out(name: str, error: Exception) -> None:
-    """Says once why a contender is not there: the first line, since what compilers say is long."""
-    if name not in LEFT_OUT:
-        LEFT_OUT.add(name)
-        print(f"without {name}: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
+LEFT_OUT: set[str] = set()  # contenders that cannot be had, which stderr was told of
 
 
 def flashinfer_steps(layers: list[Layer]) -> dict[str, Callable[[], Any]]:
@@ -143,11 +136,11 @@ def flashinfer_steps(layers: list[Layer]) -> dict[str, Callable[[], Any]]:
             calls = [_flashinfer_call(flashinfer, layer, matrix) for layer in layers]
             _run_each(calls[:1])
             layers[0].clock.wait()
-        except torch.OutOfMemoryError as error:  # of this case alone
-            print(f"without {name}: {error}", file=sys.stderr)
-            continue
         except (OSError, RuntimeError) as error:  # kernels are compiled when asked for, which fails without sources
-            leave_out(name, error)
+            if not isinstance(error, torch.OutOfMemoryError):  # which is of this case alone
+                LEFT_OUT.add(name)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]  # what compilers say is long
+            print(f"without {name}: {reason}", file=sys.stderr)
             continue
         steps[name] = partial(_run_each, calls)
     return steps
