@@ -83,19 +83,6 @@ RA_DEVICE float divisor_of(const split_params &p, const work &w, const asked &q,
     return 1 / sum;
 }
 
-/* A query is done, its numbers multiplied by `by`. LEFT: where its logits are in step.left (attend_matrix.cuh), so are what
- * makes weights of them, behind all lists: its top, and what it is multiplied by. */
-template <bool LEFT> RA_DEVICE void leave_ends(const split_params &p, const work &w, int query, float top, float by)
-{
-    if (!LEFT || w.fresh != 1)
-        return;
-    const int64_t queries = (int64_t)p.a.l.rows * p.a.l.kv_heads * p.a.l.group;
-    float *ends = p.a.s.left + queries * list_room(p.a.s.most_slots);
-    ends += 2 * ((int64_t)w.pair * p.a.l.group + w.first + query);
-    ends[0] = top * LN_2;
-    ends[1] = by;
-}
-
 /* Eight of a query's numbers as they leave, from dimension c on. */
 RA_DEVICE void store_out(const split_params &p, const work &w, const asked &q, int c, const float *x, float by)
 {
@@ -117,6 +104,28 @@ RA_DEVICE void store_out(const split_params &p, const work &w, const asked &q, i
     store16(to, v[0]);
 }
 
+/* What makes weights of a query's logits where these are in step.left (attend_matrix.cuh), behind all lists: its top, and what
+ * is multiplied with. */
+RA_DEVICE void leave_ends(const split_params &p, const work &w, int query, float top, float by)
+{
+    const int64_t queries = (int64_t)p.a.l.rows * p.a.l.kv_heads * p.a.l.group;
+    float *ends = p.a.s.left + queries * list_room(p.a.s.most_slots);
+    ends += 2 * ((int64_t)w.pair * p.a.l.group + w.first + query);
+    ends[0] = top * LN_2;
+    ends[1] = by;
+}
+
+/* Eight accumulators of a query that is done, from dimension c on. LEFT: its logits are in step.left. */
+template <bool LEFT>
+RA_DEVICE void finish(const split_params &p, const work &w, int query, int c, const float *x, float top, float sum)
+{
+    const asked q = query_of(p, w, query);
+    const float by = divisor_of(p, w, q, top, sum);
+    store_out(p, w, q, c, x, by);
+    if (LEFT && w.fresh == 1 && c == 0)
+        leave_ends(p, w, query, top, by);
+}
+
 /* ---- Parts of a head that is split ---- */
 
 RA_DEVICE int64_t tile_place(const split_params &p, const work &w, int tile_queries)
@@ -133,11 +142,7 @@ template <int D, int TILE, bool LEFT = false>
 RA_DEVICE void leave(const split_params &p, const work &w, int query, int c, const float *x, float top, float sum)
 {
     if (w.chunks == 1) {
-        const asked q = query_of(p, w, query);
-        const float by = divisor_of(p, w, q, top, sum);
-        store_out(p, w, q, c, x, by);
-        if (c == 0)
-            leave_ends<LEFT>(p, w, query, top, by);
+        finish<LEFT>(p, w, query, c, x, top, sum);
         return;
     }
     float *part = part_of<D, TILE>(p, w, w.chunk);
@@ -152,7 +157,8 @@ RA_DEVICE void leave(const split_params &p, const work &w, int query, int c, con
 }
 
 /* The last block to come merges. flag_at: where shared memory has a word for it. */
-template <int D, int TILE, bool LEFT = false> RA_DEVICE void merge_chunks(const split_params &p, const work &w, size_t flag_at)
+template <int D, int TILE, bool LEFT = false>
+RA_DEVICE void merge_chunks(const split_params &p, const work &w, size_t flag_at)
 {
     if (w.chunks == 1)
         return;
@@ -209,11 +215,7 @@ template <int D, int TILE, bool LEFT = false> RA_DEVICE void merge_chunks(const 
                 }
             }
         }
-        const asked q = query_of(p, w, query);
-        const float by = divisor_of(p, w, q, top, sum);
-        store_out(p, w, q, c, acc, by);
-        if (c == 0)
-            leave_ends<LEFT>(p, w, query, top, by);
+        finish<LEFT>(p, w, query, c, acc, top, sum);
     }
 }
 
