@@ -61,9 +61,9 @@ class Config(Shared):
             head are kept there (None: all), "same" as in the cache or "int8" (`reasonalloc.policy.cold.Cold`).
         options: settings of methods and parts written in Python, by name; each goes to all that have it.
         device: where the cache lies. "model": with each layer of the model, on a CUDA device if that is on one; "cpu":
-            in host memory, wherever the model lies. None: in host memory, unless the environment variable
-            REASONALLOC_BACKEND is "cuda": that backend has only run on an emulation so far, so it must be asked for.
-            A scorer that the backend lacks is refused with "model", and runs in host memory with None.
+            in host memory, wherever the model lies. None: as the environment variable REASONALLOC_BACKEND says ("cpu",
+            "cuda"), else as "model". Where the CUDA backend was not built, or lacks the scorer, "model" is refused;
+            with None the cache lies in host memory, which a warning and `stats()` say, and steps wait for it.
     Settings of the parts. One that is not at its default goes to every part that has it; the others do without:
         alpha, threshold, kernel: R-KV's weight of importance, cosine that counts as similar, width of the max-pool.
         gamma, lo, hi: robustify's exponent and bounds (times the mean). mu: floor of head routing. safeguard: Ada-KV's.

@@ -305,18 +305,55 @@ def test_backends_that_there_are_not(monkeypatch):
         ra.Config(budget=64, device="gpu")
 
 
-@pytest.mark.parametrize("place", [None, "cpu", "model"])
-def test_where_a_cache_lies(place, monkeypatch):
+def test_a_cache_beside_a_model_on_the_cpu(monkeypatch):
     monkeypatch.delenv(backends.VARIABLE, raising=False)
-    assert backends.backend_for(torch.device("cpu"), place) is backends.IN_HOST_MEMORY
-    if place != "model":
-        assert backends.backend_for(torch.device("cuda", 1), place) is backends.IN_HOST_MEMORY
-        return
-    with pytest.raises(ValueError, match="there is no backend for mps"):
-        backends.backend_for(torch.device("mps"), place)
-    monkeypatch.setitem(backends._MODULES, "cuda", "reasonalloc._no_such_module")
-    with pytest.raises(ValueError, match="was not built"):
-        backends.backend_for(torch.device("cuda", 1), place)
+    for place in (None, "cpu", "model"):
+        assert backends.backend_for(torch.device("cpu"), place) is backends.IN_HOST_MEMORY
+
+
+def test_a_cache_beside_a_model_on_a_gpu(monkeypatch):
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
     monkeypatch.setitem(backends._MODULES, "cuda", "reasonalloc._cuda_emulated")
-    name, device, capsule, _note = backends.backend_for(torch.device("cuda", 1), place)
-    assert (name, device) == ("cuda", torch.device("cuda", 1)) and capsule is emulated.backend
+    where = torch.device("cuda", 1)
+    for place in (None, "model"):
+        name, device, capsule, note = backends.backend_for(where, place)
+        assert (name, device, note) == ("cuda", where, "") and capsule is emulated.backend
+    assert backends.backend_for(where, "cpu") is backends.IN_HOST_MEMORY
+    monkeypatch.setenv(backends.VARIABLE, "cpu")
+    assert backends.backend_for(where) is backends.IN_HOST_MEMORY
+
+
+@pytest.mark.parametrize("reason", ["was not built", "has no code for cuda:1"])
+def test_a_gpu_without_the_backend(reason, monkeypatch):
+    """Host memory, with the reason; what was asked for by name is refused."""
+
+    class Built:
+        backend, runs_on = emulated.backend, staticmethod(lambda number: number != 1)
+
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    if reason == "was not built":
+        monkeypatch.setitem(backends._MODULES, "cuda", "reasonalloc._no_such_module")
+    else:
+        monkeypatch.setattr(backends, "import_module", lambda name: Built)
+    where = torch.device("cuda", 1)
+    found = backends.backend_for(where)
+    assert found[:3] == backends.IN_HOST_MEMORY[:3]
+    assert reason in str(found)
+    with pytest.raises(ValueError, match=reason):
+        backends.backend_for(where, "model")
+    monkeypatch.setenv(backends.VARIABLE, "cuda")
+    with pytest.raises(ValueError, match=reason):
+        backends.backend_for(where)
+
+
+def test_a_device_without_a_backend(monkeypatch):
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    assert backends.backend_for(torch.device("mps")) is backends.IN_HOST_MEMORY
+    with pytest.raises(ValueError, match="there is no backend for mps"):
+        backends.backend_for(torch.device("mps"), "model")
+
+
+def test_that_the_emulation_runs():
+    assert emulated.runs_on(0)
+    with pytest.raises(TypeError):
+        emulated.runs_on("cuda:0")

@@ -122,8 +122,9 @@ def test_a_backend_without_the_scorer(monkeypatch):
     monkeypatch.setenv(backends.VARIABLE, "cuda-emulated")
     model = models.tiny()
     cache = cache_of(model, "h2o")
-    models.step(model, cache, models.prompt(40))
-    assert cache.stats()["backends"] == ["cpu on cpu (cuda-emulated has no scorer 'h2o')"]
+    with pytest.warns(UserWarning, match="keys on cpu lies in host memory: the backend cuda-emulated has no scorer"):
+        models.step(model, cache, models.prompt(40))
+    assert cache.stats()["backends"] == ["cpu on cpu (the backend cuda-emulated has no scorer 'h2o')"]
     other = cache_of(model, "rkv")
     models.step(model, other, models.prompt(40))
     assert other.stats()["backends"] == ["cuda-emulated on cpu"]

@@ -170,6 +170,9 @@ int ra_cuda_choose(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scr
  * the order of heads; slots become keep. */
 int ra_cuda_apply(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
 
+/* Whether the current device can run what was built. */
+int ra_cuda_runs(void);
+
 #ifdef RA_EMULATE
 /* Threads and blocks run in an order drawn from `seed`; 0: in that of their numbers. */
 void ra_emulate_order(unsigned seed);

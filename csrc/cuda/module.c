@@ -2,6 +2,7 @@
  * Compiled with -DRA_EMULATE it is _cuda_emulated: the same kernels on the CPU, for tests. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <limits.h>
 
 #include "backend.h"
 
@@ -27,6 +28,20 @@ static PyObject *allocations(PyObject *module, PyObject *unused)
     return PyLong_FromLongLong(ra_device_allocations());
 }
 
+static PyObject *runs_on(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    long device = PyLong_AsLong(argument);
+    int before;
+    if (device == -1 && PyErr_Occurred())
+        return NULL;
+    if (device < 0 || device > INT_MAX || ra_device_enter((int)device, &before))
+        Py_RETURN_FALSE;
+    int runs = ra_cuda_runs();
+    ra_device_leave(before);
+    return PyBool_FromLong(runs);
+}
+
 #ifdef RA_EMULATE
 static PyObject *set_order(PyObject *module, PyObject *argument)
 {
@@ -42,6 +57,7 @@ static PyObject *set_order(PyObject *module, PyObject *argument)
 static PyMethodDef functions[] = {
     {"waits", waits, METH_NOARGS, "waits()\n--\n\nHow often the host has waited for a device."},
     {"allocations", allocations, METH_NOARGS, "allocations()\n--\n\nAllocations of memory for lists and scratch."},
+    {"runs_on", runs_on, METH_O, "runs_on(device)\n--\n\nWhether the module was built for a device, by its number."},
 #ifdef RA_EMULATE
     {"set_order", set_order, METH_O,
      "set_order(seed)\n--\n\nThreads and blocks run in an order drawn from seed; 0: in that of their numbers."},

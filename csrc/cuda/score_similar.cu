@@ -211,15 +211,20 @@ RA_DEVICE bool compare(const ra_cuda_layer &l, const key_chunk<T> &own, const fl
     return !overflow;
 }
 
-/* Grid: heads, tiles of rows. */
+RA_HOST_DEVICE int row_tiles(const cut_scratch &s) { return (int)((s.stride + TILE - 1) / TILE); }
+
+/* Grid: tiles of rows, head by head, so that those of a head find its keys in the cache. The newest tiles come first: new keys
+ * search longest, and nobody should wait for them in the end. */
 template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
 {
     const shared_rows rows = lay_rows();
-    const int pair = blockIdx.x, n = l.slots[pair], warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4,
-              t = lane % 4;
-    const int start = blockIdx.y * TILE, count = least(TILE, n - start);
+    const int tiles = row_tiles(s), pair = blockIdx.x / tiles, n = l.slots[pair];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int start = (tiles - 1 - (int)(blockIdx.x % tiles)) * TILE, count = least(TILE, n - start);
     if (!cut.cut[pair / l.kv_heads] || start >= n)
         return;
+    key_chunk<T> own;
+    own.find(l, pair, n, start, g);
     const int cached = cached_slots(l, cut, pair);
     const float *inverse = s.inverse + pair * s.stride;
     for (int row = threadIdx.x; row < TILE; row += THREADS) {
@@ -230,8 +235,6 @@ template <class T> RA_KERNEL(THREADS, 3) similar_matrix(ra_cuda_layer l, ra_cuda
         rows.scale[row] = row < count ? inverse[start + row] : 0;
     }
     block_sync();
-    key_chunk<T> own;
-    own.find(l, pair, n, start, g);
     int overflow = 0;
     for (int end = columns_left(rows, count, cached, n); end > 0 && !overflow;) {
         const int top = (end - 1) / TILE * TILE, from = top - warp / 2 * TILE;
@@ -301,7 +304,7 @@ int ra_cuda_similar(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_sc
 {
     if (!has_matrix_units(l.format))
         return RA_LAUNCH(similar_plain, grid_of_slots(l, s), THREADS, 0, stream, l, cut, s);
-    const dim3 grid((unsigned)(l.rows * l.kv_heads), (unsigned)((s.stride + TILE - 1) / TILE));
+    const unsigned grid = (unsigned)(l.rows * l.kv_heads * row_tiles(s));
     if (l.format == RA_BF16)
         return RA_LAUNCH(similar_matrix<bf16>, grid, THREADS, SIMILAR_BYTES, stream, l, cut, s);
     return RA_LAUNCH(similar_matrix<f16>, grid, THREADS, SIMILAR_BYTES, stream, l, cut, s);

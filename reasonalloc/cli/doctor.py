@@ -36,6 +36,7 @@ from reasonalloc.lab.models import (
 )
 from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model
+from reasonalloc.store.backends import backend_for
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,14 @@ def _machine() -> Iterator[Check]:
         yield Check("REASONALLOC_CPU", state, f"{wish!r}{note}")
     yield Check("threads", "ok", f"{torch.get_num_threads()} of torch, {os.cpu_count()} CPUs")
     built = find_spec("reasonalloc._cuda") is not None
-    yield Check(
-        "CUDA backend", "ok", "built, used where it is asked for" if built else "not built (REASONALLOC_CUDA=1)"
-    )
+    yield Check("CUDA backend", "ok", "built" if built else "not built (REASONALLOC_CUDA=1 builds it with nvcc)")
     if torch.cuda.is_available():
-        yield Check(
-            "GPU", "note", "found; the model may lie on it (--device-map), the cache is in host memory by default"
-        )
+        try:
+            backend = backend_for(torch.device("cuda", torch.cuda.current_device()))
+            state, where = "note" if backend.note else "ok", f"caches of models on it: {backend}"
+        except ValueError as error:
+            state, where = "broken", str(error)
+        yield Check("GPU", state, f"{torch.cuda.get_device_name()}; {where}")
 
 
 def _parts() -> Iterator[Check]:

@@ -38,8 +38,9 @@ class ReasonAllocCache(ForwardCache):
     pass the cache is closed: each further use says so until `reset()`. An error that is found before anything changed
     leaves it usable.
 
-    The cache and its attention are in host memory, wherever the model lies: a layer on an accelerator sends its new
-    queries, keys and values over and gets its attention back. With ``Config(device="model")`` they are where it lies.
+    The cache and its attention are where the model lies, on the CPU or a CUDA device. Where there is no backend for it
+    (`stats()["backends"]`), and with ``Config(device="cpu")``, they are in host memory: a layer on an accelerator then
+    sends its new queries, keys and values over and gets its attention back.
 
     record: keep every cut for `trace`. The same tokens stay; a cut takes longer.
     observers: functions of a `CutView`, called for each row of each layer that is cut.

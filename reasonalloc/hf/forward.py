@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
@@ -293,6 +294,8 @@ class ForwardCache(Cache):
         """The pool for a layer whose keys are like these, of the device where they lie."""
         backend = self._states.backend(key)
         if backend.device not in self._pools:
+            if backend.note:
+                warnings.warn(f"a cache of keys on {key.device} lies in host memory: {backend.note}", stacklevel=2)
             page_format = self.policy.storage.page_format(key.dtype)
             self._pools[backend.device] = PagePool(page_format, key.shape[3], backend)
         return self._pools[backend.device]

@@ -41,7 +41,8 @@ def why_not(cache: ReasonAllocCache) -> str:
         return "layers of transformers' own count on the host"
     host = next((x for x in cache.ragged if x.pool.backend.capsule is None), None)
     if host is not None:
-        return f'layer {host.index} lies in host memory; Config(device="model") keeps layers on a GPU'
+        note = host.pool.backend.note
+        return f"layer {host.index} lies in host memory" + (f": {note}" if note else "")
     devices = {x.pool.backend.device for x in cache.ragged}
     if len(devices) > 1:
         return "its layers lie on several devices"
@@ -108,7 +109,7 @@ class DecodeGraph:
     model
         On one CUDA device, without autograd. It must not look at values on the host in a pass.
     cache
-        Holds the prompt, with ``Config(device="model")``.
+        Holds the prompt, on the GPU.
 
     Raises
     ------

@@ -23,10 +23,12 @@ class States:
     def __init__(self, model: Model, place: str | None = None, scorer: str | None = None) -> None:
         self.model, self.place, self.scorer = model, place, scorer
         self._own_modules: set[int] = set()  # ids of those that have asked for attention
+        self._backends: dict[torch.device, Backend] = {}
         self.clear()
 
     def clear(self) -> None:
         """The cache is empty."""
+        self._backends.clear()
         self.heads = self.head_dim = 0
         self._dtype: torch.dtype | None = None  # where all of them can be taken as they come
         self._is_cpu = True
@@ -77,7 +79,10 @@ class States:
 
     def backend(self, key: torch.Tensor) -> Backend:
         """Where the pages of a layer are whose keys are these."""
-        return backend_for(key.device, self.place, self.scorer)
+        found = self._backends.get(key.device)
+        if found is None:
+            found = self._backends[key.device] = backend_for(key.device, self.place, self.scorer)
+        return found
 
 
 def copied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Three:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,18 +44,26 @@ def backend_for(device: torch.device, place: str | None = None, scorer: str | No
     """Of tensors on a device.
 
     place: "cpu" for host memory, wherever they lie; "model" for the device's own; None: as REASONALLOC_BACKEND says,
-    else host memory. scorer: the C scorer that is to run there. Where its backend lacks it, "model" is refused, and
-    None is host memory with a note that says so. Raises ValueError for a backend that cannot be had.
+    else the device's own, or host memory with a note that says why it is not. scorer: the C scorer that is to run
+    there. Raises ValueError where a backend is named that cannot be had, or with "model" lacks the scorer.
     """
-    backend = _backend_for(device, place)
+    name = _name_for(device, place)
+    if name == "cpu":
+        return IN_HOST_MEMORY
+    reason = _why_not(name, device)
+    if reason and (place is not None or os.environ.get(VARIABLE)):
+        raise ValueError(reason)
+    if reason:
+        return IN_HOST_MEMORY._replace(note=reason)
+    backend = Backend(name, device if name == "cuda" else CPU, _module(name).backend)
     if scorer is None or backend.supports(scorer):
         return backend
-    if place == "model":
+    reason = f"the backend {name} has no scorer {scorer!r}"
+    if place is not None:
         raise ValueError(
-            f"the backend {backend.name} has no scorer {scorer!r}: with device=None or device='cpu' the cache lies in"
-            " host memory, where every scorer runs"
+            f"{reason}: with device=None or device='cpu' the cache lies in host memory, where every scorer runs"
         )
-    return IN_HOST_MEMORY._replace(note=f"{backend.name} has no scorer {scorer!r}")
+    return IN_HOST_MEMORY._replace(note=reason)
 
 
 def operators_backend() -> object | None:
@@ -64,34 +72,42 @@ def operators_backend() -> object | None:
     if name == "cuda" and (torch.version.cuda is None or torch.version.hip):
         return None
     try:
-        return _capsule(name)
+        capsule: object = _module(name).backend
     except ImportError:
         return None
-
-
-def _capsule(name: str) -> object:
-    """What a backend's module gives `_core`; ImportError where it was not built, or with another `_core`."""
-    capsule: object = import_module(_MODULES[name]).backend
-    try:
-        _core.supports("recency", capsule)
-    except ValueError as error:  # the capsule has another name
-        raise ImportError(f"it is of another build of reasonalloc, {capsule}") from error
     return capsule
 
 
-def _backend_for(device: torch.device, place: str | None) -> Backend:
+def _module(name: str) -> Any:
+    """The module of a backend; ImportError where it was not built, or with another `_core`."""
+    module = import_module(_MODULES[name])
+    try:
+        _core.supports("recency", module.backend)
+    except ValueError as error:  # the capsule has another name
+        raise ImportError(f"it is of another build of reasonalloc, {module.backend}") from error
+    return module
+
+
+def _name_for(device: torch.device, place: str | None) -> str:
+    """Of BACKENDS, the one that is wished for."""
     wish = os.environ.get(VARIABLE, "")
     if wish and wish not in BACKENDS:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(BACKENDS)}, got {wish!r}")
     if place == "cpu":
-        return IN_HOST_MEMORY
-    name = wish or ("cuda" if place == "model" else "cpu")
-    if name == "cpu" or (name == "cuda" and device.type == "cpu"):
-        return IN_HOST_MEMORY
+        return "cpu"
+    if not wish:
+        wish = "cuda" if place == "model" or device.type == "cuda" else "cpu"
+    return "cpu" if wish == "cuda" and device.type == "cpu" else wish
+
+
+def _why_not(name: str, device: torch.device) -> str:
+    """Why a backend cannot keep what lies on a device; empty if it can."""
     if name == "cuda" and (device.type != "cuda" or torch.version.hip):
-        raise ValueError(f"there is no backend for {device}: caches lie in host memory or on CUDA devices")
+        return f"there is no backend for {device}: caches lie in host memory or on CUDA devices"
     try:
-        capsule = _capsule(name)
+        module = _module(name)
     except ImportError as error:
-        raise ValueError(f"{_MODULES[name]} was not built (REASONALLOC_CUDA=1 builds it with nvcc): {error}") from error
-    return Backend(name, device if name == "cuda" else CPU, capsule)
+        return f"{_MODULES[name]} was not built (REASONALLOC_CUDA=1 builds it with nvcc): {error}"
+    if name == "cuda" and not module.runs_on(device.index or 0):
+        return f"{_MODULES[name]} has no code for {device} (REASONALLOC_CUDA_ARCHS says for which it is built)"
+    return ""

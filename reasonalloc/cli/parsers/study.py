@@ -81,7 +81,7 @@ def add_ray(group: options.Group) -> None:
     )
     group.add_argument(
         "--graphs", action="store_true",
-        help="decode steps are CUDA graphs; for a cache on the GPU (REASONALLOC_BACKEND=cuda in the environment)",
+        help="decode steps are CUDA graphs; for a model on a GPU that has a CUDA backend (docs/cuda.md)",
     )  # fmt: skip
 
 
