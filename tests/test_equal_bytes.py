@@ -112,6 +112,26 @@ def test_all_methods_at_the_bytes_of_one(tmp_path):
         matcher(tmp_path, costs, asked)
 
 
+def test_cells_of_one_method(tmp_path):
+    """They are told apart by their labels; one whose name says no size stays."""
+
+    def measure(cell):
+        return cell.config.budget * {"short": 1000.0, "long": 1500.0}[cell.label]
+
+    def made(label, interval, budget=64):
+        return Cell(f"{label} {budget}", ra.Config(method="rkv", budget=budget, interval=interval))
+
+    own = Cell("own", ra.Config(method="rkv", ratio=0.1))
+    found, _ = matched(
+        matcher(tmp_path, {}, [], measure=measure),
+        "long",
+        [made("short", 16), own, made("long", 128), made("long", 128, 96)],
+    )
+    assert [x.name for x in found] == ["short 64@long", "short 96@long", "own", "long 64", "long 96"]
+    assert [x.config.budget for x in found] == [96, 144, None, 64, 96]
+    assert [x.config.interval for x in found if x != own] == [16, 16, 128, 128] and own in found
+
+
 def test_ratios_and_sizes(tmp_path):
     asked: list = []
     costs = {"rkv": 1000.0, "snapkv": 500.0}

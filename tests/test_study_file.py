@@ -80,6 +80,11 @@ def test_a_wave_beside_the_file(tmp_path):
         ({"problems": 0}, "problems must be a positive whole number, got 0"),
         ({"budgets": [0]}, "budgets positive"),
         ({"seed": "one"}, "seed"),
+        ({"equal_bytes": "nobody"}, "equal_bytes names a cell, got 'nobody'; there are full, R-KV, kept, tenth"),
+        ({"equal_bytes": "full"}, "made at each of `budgets`, 'full' is not"),
+        ({"equal_bytes": "tenth"}, "made at each of `budgets`, 'tenth' is not"),
+        ({"equal_bytes": "R-KV", "tolerance": 2}, "tolerance is a share above 0 and below 1, got 2"),
+        ({"equal_bytes": "R-KV", "pilot": 0}, "pilot must be a positive whole number, got 0"),
         ({"name": "../up"}, "got '../up'"),
         ({"cells": {"odd": {"method": "rkv", "budgett": 3}}}, "the cell 'odd' is none: .*budgett"),
         ({"cells": {"odd": {"method": "nosuch"}}}, "the cell 'odd' is none: .*nosuch"),
@@ -131,6 +136,32 @@ def test_the_command(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
     assert main(["study", "run", "small.yaml"]) == 0 and (out / "generations.jsonl").read_bytes() == lines
     write(tmp_path / "small.yaml", GOOD | more | {"seed": 4})
     assert main(["study", "run", "small.yaml"]) == 2 and "take another folder" in capsys.readouterr().err
+
+
+def test_the_command_at_equal_bytes(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """`tenth` has a size of its own, and stays."""
+    monkeypatch.chdir(tmp_path)
+    more = {"model": folder, "task": task, "max_new_tokens": 120, "batch_size": 4, "equal_bytes": "R-KV"}
+    more |= {"tolerance": 0.05, "config": {"interval": 16, "window": 4}, "budgets": [24]}
+    more |= {"comparisons": [["newest", "R-KV"], ["tenth", "R-KV"]]}
+    cells = {"newest": {"method": "streaming", "interval": 1}, **GOOD["cells"]}
+    write(tmp_path / "small.yaml", GOOD | more | {"cells": cells})
+    assert main(["study", "run", "small.yaml", "--json", "found.json"]) == 0
+    found = json.loads(Path("found.json").read_text())
+    rows = {x["cell"]: x for x in found["rows"]}
+    assert list(rows) == ["newest 24@R-KV", "full", "R-KV 24", "kept 24@R-KV", "tenth"]
+    assert [(x["cell"], x["against"]) for x in found["comparisons"]] == [
+        ("newest 24@R-KV", "R-KV 24"), ("tenth", "R-KV 24"),
+    ]  # fmt: skip
+    matches = {x["cell"]: x for x in found["provenance"]["equal_bytes"]}
+    assert list(matches) == ["newest 24@R-KV", "kept 24@R-KV"]
+    for name, match in matches.items():
+        assert rows[name]["budget"] == match["size"] and match["target"] == matches["kept 24@R-KV"]["target"]
+    capsys.readouterr()
+    assert main(["study", "run", "small.yaml"]) == 0  # goes on: nothing is searched again
+    assert "takes" not in capsys.readouterr().out
+    assert main(["study", "run", "small.yaml", "--cells", "kept"]) == 2
+    assert "take as many bytes as R-KV: name that too" in capsys.readouterr().err
 
 
 def test_the_example_of_the_docs(tmp_path):

@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from reasonalloc.cli import options
-from reasonalloc.files import Json, visible
+from reasonalloc.files import Json, locked, visible
 from reasonalloc.hf.decode import Sampling
 from reasonalloc.lab import models
+from reasonalloc.lab.evaluate import equal_bytes
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.records import PACKED, pack
 from reasonalloc.lab.evaluate.study import RaySettings, Study, write
 from reasonalloc.lab.evaluate.study_file import StudyFile
 from reasonalloc.lab.evaluate.summary import Summary
 from reasonalloc.lab.evaluate.workers import Source
-from reasonalloc.lab.tasks import items
+from reasonalloc.lab.tasks import items, other_items
 
 
 def source_of(args: argparse.Namespace) -> Source:
@@ -59,6 +61,39 @@ def of_file(args: argparse.Namespace, file: StudyFile, folder: Path) -> Study:
         folder, source_of(given), file.task, asked, sampling, file.samples, file.batch_size, ray_of(args),
         wave_tokens=file.wave_tokens, shard=args.shard,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """On what budgets of equal bytes are found.
+
+    count: of problems (of ledger: of each setting), drawn by another seed than the evaluation's, which is `seed`.
+    tolerance: of the bytes, a share.
+    """
+
+    task: str
+    count: int
+    seed: int
+    settings: Sequence[str] | None
+    tolerance: float
+
+
+def at_equal_bytes(study: Study, wanted: str, cells: Sequence[Cell], pilot: Pilot, out: Console) -> list[Cell]:
+    """The cells at the mean bytes of those with the label `wanted`, or at a size in bytes; says what it finds."""
+    seed = pilot.seed + equal_bytes.SEED
+    given = other_items(pilot.task, study.items, count=pilot.count, seed=seed, settings=pilot.settings)
+    used = {x.hash for x in study.items}
+    if again := sum(x.hash in used for x in given):
+        out.print(f"warning: {again} of {len(given)} pilot problems are among those evaluated: there are no others")
+    with locked(study.folder / ".equal-bytes.lock"):  # shards that start together search once
+        matcher = equal_bytes.Matcher(
+            lambda cell: study.mean_bytes(cell, given), given, study.folder, study.settings, pilot.tolerance,
+            lambda text: out.print(visible(text), markup=False, highlight=False),
+        )  # fmt: skip
+        found, matches = equal_bytes.matched(matcher, wanted, cells)
+    out.print(equal_bytes.table(matches, len(given)).rich())
+    study.about["equal_bytes"] = [asdict(x) for x in matches]
+    return found
 
 
 @contextmanager

@@ -32,6 +32,10 @@ def run(args: argparse.Namespace) -> int:
         each = [cells, *(found for _, found in file.ablated(plan.UnmeasuredWaves(own.task)))]
         return plan.show(args, out, [(own, list({x.name: x for some in each for x in some}.values()))])
     own.records.open(own.settings)  # other settings are an error before a wave is measured
+    if file.equal_bytes is not None:
+        with study.status_line(out, own):
+            pilot = study.Pilot(file.task, file.pilot, file.seed, file.settings, file.tolerance)
+            cells = study.at_equal_bytes(own, file.equal_bytes, own.with_wave(cells), pilot, out)
     tables: dict[str, Json] = {}
     if cells:
         tables[file.name] = _compared(args, file, own, cells, out)

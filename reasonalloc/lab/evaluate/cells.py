@@ -18,6 +18,11 @@ class Cell:
     config: Config
 
     @property
+    def label(self) -> str:
+        """The name without the size: a method's, or a study file's word."""
+        return self.name.split(maxsplit=1)[0]
+
+    @property
     def hash(self) -> str:
         """Of all that the config says and of the parts that its method stands for; the profile by its content."""
         config, method = self.config, self.config.resolve()

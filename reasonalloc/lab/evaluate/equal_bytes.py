@@ -111,13 +111,13 @@ class Matcher:
         self._matches = {x.key: x for x in (build(Match, one, f"{self.path}: a match") for one in saved)}
 
     def targets(self, wanted: str, cells: Sequence[Cell]) -> dict[str, tuple[float, Cell | None]]:
-        """Bytes by the label that cells get: of a method's cells, or one size.
+        """Bytes by the size that names of cells get: of one label's cells, or one size.
 
-        wanted: a method's name, or a size like "12MB" of a chain's pages. cells: of that method, measured here.
+        wanted: a label, or a size like "12MB" of a chain's pages. cells: of that label, measured here.
         """
         if not cells:
             return {wanted.replace(" ", ""): (float(parse_bytes(wanted)), None)}
-        return {f"{cell.name.split(maxsplit=1)[1]}@{cell.config.method}": (self._bytes(cell), cell) for cell in cells}
+        return {f"{cell.name.split(maxsplit=1)[1]}@{cell.label}": (self._bytes(cell), cell) for cell in cells}
 
     def _key(self, cell: Cell, target: float | None) -> str:
         pilot = [x.hash for x in self.pilot]
@@ -133,15 +133,15 @@ class Matcher:
             self._keep(Match(cell.name, found, size, found, 0.0, (Try(size, found),), key))
         return self._matches[key].mean_bytes
 
-    def match(self, method: Config, label: str, target: float, start: Config) -> tuple[Cell, Match]:
-        """The cell of a method at the size that takes `target` bytes.
+    def match(self, name: str, config: Config, target: float, start: Config) -> tuple[Cell, Match]:
+        """The cell of that name at the size that takes `target` bytes.
 
-        method: all but the size. start: whose size is tried first.
+        config: all but the size. start: whose size is tried first.
         """
-        name, whole = f"{method.method} {label}", start.ratio is None
+        whole = start.ratio is None
 
         def sized(size: float) -> Config:
-            return replace(method, budget=int(size) if whole else None, ratio=None if whole else size, max_bytes=None)
+            return replace(config, budget=int(size) if whole else None, ratio=None if whole else size, max_bytes=None)
 
         first = float(start.budget or 0) if whole else float(start.ratio or 0)
         key = self._key(Cell(name, sized(first)), target)
@@ -152,7 +152,7 @@ class Matcher:
                 self.log(f"{name}: {size:g} takes {found / 1e6:.3f} MB of {target / 1e6:.3f}")
                 return found
 
-            tries = search(measured, target, first, method.window + 1 if whole else 1e-3, whole, self.tolerance)
+            tries = search(measured, target, first, config.window + 1 if whole else 1e-3, whole, self.tolerance)
             best = min(tries, key=lambda x: abs(x.mean_bytes / target - 1))
             self._keep(Match(name, target, best.size, best.mean_bytes, self.tolerance, tuple(tries), key))
         found = self._matches[key]
@@ -164,26 +164,27 @@ class Matcher:
 
 
 def matched(matcher: Matcher, wanted: str, cells: Sequence[Cell]) -> tuple[list[Cell], list[Match]]:
-    """Cells of all methods at the bytes of one, or at a size in bytes, in place of those given; and what was found.
+    """Cells of all labels at the bytes of one, or at a size in bytes, in place of those given; and what was found.
 
-    wanted: one of the cells' methods, or bytes. cells: at the sizes where that method stays; those without a size, like
-    the full cache, stay as they are. For a size in bytes each method's search starts at its cell's own.
+    wanted: one of the cells' labels, or bytes. cells: at the sizes where that one stays; those whose name says none,
+    like the full cache, stay as they are. For a size in bytes each search starts at its cell's own.
     """
-    own = [x for x in cells if x.config.method == wanted]
+    own = [x for x in cells if x.label == wanted]
     if own and own[0].config.resolve().unlimited:
         raise ValueError(f"method {wanted!r} keeps every token: give a method with a budget, or a size like 12MB")
-    result = [x for x in cells if not x.config.size().given()] + own
-    methods = {x.config.method: x.config for x in cells if x not in result}
+    result = [x for x in cells if x.name == x.label] + own
+    others = {x.label: x.config for x in cells if x not in result}
     found: list[Match] = []
-    if not methods:
+    if not others:
         return list(cells), found
-    for label, (target, reference) in matcher.targets(wanted, own).items():
-        for config in methods.values():
-            cell, match = matcher.match(config, label, target, config if reference is None else reference.config)
+    for size, (target, reference) in matcher.targets(wanted, own).items():
+        for label, config in others.items():
+            start = config if reference is None else reference.config
+            cell, match = matcher.match(f"{label} {size}", config, target, start)
             result.append(cell)
             found.append(match)
-    order = {x.config.method: i for i, x in reversed(list(enumerate(cells)))}
-    return sorted(result, key=lambda x: order[x.config.method]), found
+    order = {x.label: i for i, x in reversed(list(enumerate(cells)))}
+    return sorted(result, key=lambda x: order[x.label]), found
 
 
 def table(found: Sequence[Match], problems: int) -> Section:

@@ -45,7 +45,9 @@ class StudyFile:
     name: of the results. question: in a line. cells: by label, fields of `Config` over those of `config`; a label has
     no blanks. budgets: every cell that says no size itself is made at each of these ("LABEL 384"). wave: the file of
     the layer wave, beside this one; without it a cell that needs one gets that of the task. comparisons: pairs of
-    labels, the first less the second at each budget; Holm's p is over all of them. ablations: names of `reasonalloc
+    labels, the first less the second at each budget; Holm's p is over all of them. equal_bytes: a label; the other
+    cells get, for each of `budgets`, the budget at which they take as many bytes as that one, on the average over
+    time, found on `pilot` problems to within `tolerance`, a share. ablations: names of `reasonalloc
     ablate`, around the one budget and `config`; each makes a table of its own. wave_tokens: of a chain that the task's
     wave is measured on, at most. settings, problems, seed and what
     follows: as the options of that command.
@@ -56,6 +58,9 @@ class StudyFile:
     ablations: list[str] = field(default_factory=list)
     question: str = ""
     comparisons: list[tuple[str, str]] = field(default_factory=list)
+    equal_bytes: str | None = None
+    pilot: int = 2
+    tolerance: float = 0.02
     budgets: list[int] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     wave: str | None = None
@@ -90,12 +95,24 @@ class StudyFile:
             for label in pair:
                 if label not in self.cells:
                     raise ValueError(f"comparisons name cells, got {label!r}; there are {', '.join(self.cells)}")
-        for what in ("samples", "max_new_tokens", "batch_size", "problems", "wave_tokens"):
+        if self.equal_bytes is not None:
+            self._check_equal_bytes()
+        for what in ("samples", "max_new_tokens", "batch_size", "problems", "wave_tokens", "pilot"):
             value = getattr(self, what)
             if value is not None and value < 1:
                 raise ValueError(f"{what} must be a positive whole number, got {value}")
         if self.seed < 0 or any(x < 1 for x in self.budgets):
             raise ValueError(f"the seed must not be negative and budgets positive, got {self.seed} and {self.budgets}")
+
+    def _check_equal_bytes(self) -> None:
+        label = self.equal_bytes
+        if label not in self.cells:
+            raise ValueError(f"equal_bytes names a cell, got {label!r}; there are {', '.join(self.cells)}")
+        settings = {**self.config, **self.cells[label]}
+        if not self.budgets or _unlimited(settings) or any(settings.get(x) is not None for x in _SIZES):
+            raise ValueError(f"equal_bytes names a cell that is made at each of `budgets`, {label!r} is not")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance is a share above 0 and below 1, got {self.tolerance}")
 
     @classmethod
     def load(cls, path: str | Path) -> StudyFile:
@@ -133,6 +150,8 @@ class StudyFile:
                 if x not in own:
                     raise ValueError(f"the {what} of {self.name} are {', '.join(map(str, own)) or 'none'}, got {x}")
         left = self.cells if cells is None else {x: self.cells[x] for x in self.cells if x in cells}
+        if self.equal_bytes is not None and self.equal_bytes not in left:
+            raise ValueError(f"the other cells of {self.name} take as many bytes as {self.equal_bytes}: name that too")
         found = replace(
             self,
             budgets=self.budgets if budgets is None else [x for x in self.budgets if x in budgets],
@@ -168,11 +187,15 @@ class StudyFile:
         pairs = []
         for first, second in self.comparisons:
             for size in self.budgets or _NO_SIZE:
-                one, other = _at(rows, first, size), _at(rows, second, size)
+                one, other = self._at(rows, first, size), self._at(rows, second, size)
                 if one is not None and other is not None:
                     pairs.append((one, other))
         tests = adjusted([_paired(one, other, self.seed) for one, other in pairs])
         return [Comparison(one.cell, test) for (one, _), test in zip(pairs, tests, strict=True)]
+
+    def _at(self, rows: Mapping[str, Row], label: str, size: int | None) -> Row | None:
+        names = (f"{label} {size}", f"{label} {size}@{self.equal_bytes}", label)
+        return next((rows[x] for x in names if x in rows), None)
 
 
 @dataclass(frozen=True)
@@ -195,10 +218,6 @@ def _config(label: str, settings: Mapping[str, Any], wave: WaveProfile | None) -
 
 def _unlimited(settings: Mapping[str, Any]) -> bool:
     return str(settings.get("method", "")).lower() == "full"
-
-
-def _at(rows: Mapping[str, Row], label: str, size: int | None) -> Row | None:
-    return rows.get(f"{label} {size}", rows.get(label))
 
 
 def _paired(one: Row, other: Row, seed: int) -> Paired:
