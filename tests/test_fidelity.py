@@ -15,7 +15,7 @@ from models import build
 import reasonalloc as ra
 from reasonalloc.lab.evaluate import Fidelity, Measure, evaluate_fidelity, forced_log_probs, full_log_probs
 from reasonalloc.lab.evaluate.cells import Cell, cell_name
-from reasonalloc.lab.evaluate.fidelity import points_of
+from reasonalloc.lab.evaluate.points import points_of
 from reasonalloc.lab.evaluate.texts import Text, pieces, read, worked
 from reasonalloc.lab.tasks import items
 

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     waves, out = plan.UnmeasuredWaves(own.task) if args.dry_run else own.waves, options.console(args)
     out.print(ablation.question)
     with study.status_line(out, own):
-        cells = cells_of(ablation, Around(waves, args.budget, options.settings_of(args, settings.VARIED)))
+        cells = cells_of(ablation, Around(waves, args.budget, options.settings_of(args, settings.CHOSEN)))
     if args.dry_run:
         return plan.show(args, out, [(own, cells)])
     study.run_and_report(args, own, cells, ablation.name, ablation.question)

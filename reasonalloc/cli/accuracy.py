@@ -30,8 +30,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cells(args: argparse.Namespace) -> list[Cell]:
-    base = Config(method="full", **options.settings_of(args, settings.VARIED))
-    names = list(args.methods)
+    given = options.settings_of(args, settings.VARIED)
+    own = given.pop("options", {})
+    base, names = Config(method="full", **given), list(args.methods)
     if args.equal_bytes in TABLE:
         args.equal_bytes = TABLE.own(args.equal_bytes)
         if args.equal_bytes not in [TABLE.own(x) for x in names]:
@@ -45,5 +46,5 @@ def _cells(args: argparse.Namespace) -> list[Cell]:
             raise ValueError(f"--equal-bytes takes one of {', '.join(methods())} or bytes: {error}") from error
         if args.budgets or args.ratios:
             raise ValueError("--equal-bytes with a size finds all budgets: give no --budgets and no --ratios")
-        return cells(names, BUDGETS[:1], [], base)
-    return cells(names, [] if args.ratios else args.budgets or BUDGETS, args.ratios or [], base)
+        return cells(names, BUDGETS[:1], [], base, own)
+    return cells(names, [] if args.ratios else args.budgets or BUDGETS, args.ratios or [], base, own)

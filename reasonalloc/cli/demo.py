@@ -31,8 +31,8 @@ from reasonalloc.hf.decode import Chain, Sampling, chains
 from reasonalloc.hf.stats import CacheStats
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab import plots
-from reasonalloc.lab.evaluate.fidelity import points_of
 from reasonalloc.lab.evaluate.grading import grade
+from reasonalloc.lab.evaluate.points import points_of
 from reasonalloc.lab.evaluate.waves import SEED
 from reasonalloc.lab.models import REASONER
 from reasonalloc.lab.tasks import Item, items, prompts
@@ -166,7 +166,8 @@ def _configs(args: argparse.Namespace) -> list[Config]:
     given.setdefault("keep_prompt", True)
     if "full" in map(str.lower, args.methods):
         raise ValueError("--methods full: the full cache runs anyway, it is transformers' own; name the others")
-    return points_of(args.methods, [args.budget], [], Config(method="full", **given))
+    own = given.pop("options", {})
+    return points_of(args.methods, [args.budget], [], Config(method="full", **given), options=own)
 
 
 def _with_wave(configs: Sequence[Config], profile: WaveProfile) -> list[Config]:

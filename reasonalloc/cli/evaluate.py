@@ -19,7 +19,8 @@ from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
 from reasonalloc.lab.evaluate.cells import Cell, cell_name
-from reasonalloc.lab.evaluate.fidelity import evaluate_fidelity, points_of
+from reasonalloc.lab.evaluate.fidelity import evaluate_fidelity
+from reasonalloc.lab.evaluate.points import points_of
 from reasonalloc.lab.evaluate.waves import GivenWave
 from reasonalloc.lab.problems import math500
 from reasonalloc.lab.tasks import items
@@ -57,14 +58,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cells(args: argparse.Namespace) -> list[Cell]:
-    given = options.settings_of(args, settings.VARIED)
+    given = options.settings_of(args, settings.CHOSEN if args.ablation else settings.VARIED)
     if args.ablation is not None:
         return _of_ablation(args, given)
     if args.cells:
         raise ValueError("--cells are of --ablation")
+    own = given.pop("options", {})
     base = Config(method="full", **given)
     budgets = [] if args.ratios or args.max_bytes else args.budgets or [64, 128, 256]
-    made = points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], base, args.max_bytes or [])
+    made = points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], base, args.max_bytes or [], own)
     return [Cell(cell_name(x), x) for x in made]
 
 

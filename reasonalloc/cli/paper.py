@@ -42,7 +42,7 @@ def plans(args: argparse.Namespace) -> list[StudyFile]:
         changes["cells"] = {name: {"method": name} for name in own}
     if args.model == REASONER:
         changes.pop("samples", None)  # it answers greedily
-    config = options.settings_of(args, settings.VARIED)
+    config = options.settings_of(args, settings.CHOSEN)
     return [
         replace(x, **changes, model=args.model, dtype=args.dtype or x.dtype, config={**x.config, **config})
         for x in files

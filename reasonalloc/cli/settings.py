@@ -14,7 +14,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from reasonalloc.config import Config
 from reasonalloc.policy.wave import WaveProfile
 
-VARIED = ("method", "budget", "ratio", "max_bytes", "options")  # by the command itself
+VARIED = ("method", "budget", "ratio", "max_bytes")  # by the command itself
+CHOSEN = (*VARIED, "options")  # the same, where it chooses the methods too
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -25,7 +26,7 @@ def names() -> list[str]:
 def add(parser: argparse._ActionsContainer, taken: Collection[str] = ()) -> None:
     """The option `--set`. taken: fields that other options of the command give."""
     free = [x for x in names() if x not in taken and x != "options"]
-    own = "" if "options" in taken else "; options.NAME=VALUE for one of a method's own"
+    own = "" if "options" in taken else "; options.NAME=VALUE for what only some methods have"
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings_given",
         help=f"a field of ra.Config, may be repeated: {', '.join(free)}{own}",
@@ -45,7 +46,7 @@ def parse(given: Sequence[str], taken: Collection[str] = ()) -> dict[str, Any]:
             raise ValueError(f"--set {text}: it must be like alpha=0.3")
         if key.startswith("options."):
             if "options" in taken:
-                raise ValueError(f"--set {text}: options are of one method, and this command runs several")
+                raise ValueError(f"--set {text}: options are of single methods, and this command chooses its own")
             found.setdefault("options", {})[key.removeprefix("options.")] = _json(value)
             continue
         if key not in names() or key == "options":

@@ -17,7 +17,7 @@ from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import SCORERS
-from reasonalloc.policy.storage import STORAGES
+from reasonalloc.policy.storage import STORAGES, Storage
 from reasonalloc.policy.view import Settings
 
 P = TypeVar("P", bound=Part)
@@ -122,14 +122,56 @@ class _Dealer:
     def _options(self, names: Iterable[str]) -> dict[str, Any]:
         return {name: self.options[name] for name in names if name in self.options}
 
-    def check(self, what: str, methods: Iterable[type[Method]], parts: Iterable[type[Part] | Part]) -> None:
+    def check(self, what: str, owners: _Owners) -> None:
         """ValueError for an option that none of them has."""
-        has = [f.name for method in methods for f in _own_fields(method)]
-        settings = [f.name for part in parts for f in fields(part) if f.init]
-        has += [name for name in settings if name not in self.keywords]
-        unknown = sorted(set(self.options) - set(has) - set(settings), key=str)
+        unknown = sorted(set(self.options) - set(owners.options), key=str)
         if unknown:
-            raise ValueError(f"{what} has no option {unknown[0]!r}; it has {list(dict.fromkeys(has)) or 'none'}")
+            has = [x for x in owners.options if x not in self.keywords]
+            raise ValueError(f"{what} has no option {unknown[0]!r}; it has {has or 'none'}")
+
+
+@dataclass(frozen=True)
+class _Owners:
+    """Who is told what a config says: its method and the parts that it names."""
+
+    method: type[Method]
+    sources: Mapping[str, _Source]
+    storage: type[Storage] | Storage
+
+    @classmethod
+    def of(cls, config: Keywords, method: str) -> _Owners:
+        """method: in place of the config's."""
+        own = METHODS[method]
+        sources = {kind: _Source.of(kind, getattr(config, kind), own) for kind in _KINDS}
+        return cls(own, sources, STORAGES[own.storage] if isinstance(own.storage, str) else own.storage)
+
+    @property
+    def methods(self) -> list[type[Method]]:
+        """Its own, and those that lend a part."""
+        return [self.method, *(x.lender for x in self.sources.values() if x.lender is not None)]
+
+    @property
+    def options(self) -> list[str]:
+        """Names that an option may have: fields of methods, and of parts, keywords among them."""
+        parts = [*(x.part for x in self.sources.values() if x.lender is None), self.storage]
+        has = [f.name for method in self.methods for f in _own_fields(method)]
+        return list(dict.fromkeys([*has, *(f.name for part in parts for f in fields(part) if f.init)]))
+
+    @property
+    def sized(self) -> bool:
+        """Whether there is a budget."""
+        layers = self.sources["layers"]
+        return not self.method.unlimited and (layers.lender is not None or bool(getattr(layers.part, "sized", True)))
+
+
+def options_of(config: Keywords, method: str) -> list[str]:
+    """Names of the options that a method has, with the parts that a config puts in place of its own."""
+    return _Owners.of(config, method).options
+
+
+def is_sized(config: Keywords, method: str) -> bool:
+    """Whether a method takes a budget, with the parts that a config puts in place of its own."""
+    return _Owners.of(config, method).sized
 
 
 def _own_fields(cls: type[Method]) -> list[Field[Any]]:
@@ -142,19 +184,16 @@ def compose(config: Keywords) -> tuple[Method, Policy]:
 
     Raises ValueError for names and options that do not exist, and for settings out of range.
     """
-    dealer, own = _Dealer(config), METHODS[config.method]
+    dealer, owners = _Dealer(config), _Owners.of(config, config.method)
+    own, sources = owners.method, owners.sources
     replaced = {kind: name for kind in _KINDS if (name := getattr(config, kind)) is not None}
-    sources = {kind: _Source.of(kind, replaced.get(kind), own) for kind in _KINDS}
-    storage = STORAGES[own.storage] if isinstance(own.storage, str) else own.storage
-    lenders = [own, *(x.lender for x in sources.values() if x.lender is not None)]
-    named = [x.part for x in sources.values() if x.lender is None]
     what = " with ".join([f"method {own.name!r}", *(f"{kind} {name!r}" for kind, name in replaced.items())])
-    dealer.check(what, lenders, [*named, storage])
+    dealer.check(what, owners)
 
     changes: dict[str, Any] = {kind: x.value for kind, x in sources.items()}
     changes |= {x: getattr(config, x) for x in ("interval", "keep_prompt", "sinks") if getattr(config, x) is not None}
     method = replace(dealer.method(own), **changes)
-    instances = {own: method} | {cls: dealer.method(cls) for cls in lenders if cls is not own}
+    instances = {own: method} | {cls: dealer.method(cls) for cls in owners.methods if cls is not own}
 
     def part(kind: str, borrowed: Callable[[Method], Part]) -> Any:
         source = sources[kind]
@@ -166,7 +205,7 @@ def compose(config: Keywords) -> tuple[Method, Policy]:
         layers=part("layers", lambda x: MethodLayers(x, config, x.needs_wave)),
         heads=part("heads", lambda x: MethodHeads(x, config)),
         schedule=Schedule(method.interval, config.window, method.keep_prompt, method.sinks, own.whole_prompts),
-        storage=dealer.part(storage),
+        storage=dealer.part(owners.storage),
         settings=config,
         unlimited=own.unlimited,
         cold=Cold(config.cold_slots, config.cold_format) if config.recall else None,

@@ -24,7 +24,7 @@ def add(subparsers: options.Subparsers) -> None:
     options.add_interval(cache)
     options.add_keep_prompt(cache)
     options.add_alpha(cache, "; a folder has one")
-    settings.add(cache, settings.VARIED)
+    settings.add(cache, settings.CHOSEN)
     parser.set_defaults(run=options.late("ablate"))
 
 

@@ -30,7 +30,7 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument("--tasks", type=options.comma(_task), default=TASKS, metavar="A,B", help="of real checkpoints")
     parser.add_argument("--max-new-tokens", type=options.positive, metavar="N", help="of a chain (1600; real: 32768)")
     options.add_keep_prompt(parser, " (the default with ledger)")
-    settings.add(parser, settings.VARIED)
+    settings.add(parser, settings.CHOSEN)
     parser.add_argument("--samples", type=options.positive, metavar="K", help="of real checkpoints (8)")
     parser.add_argument("--batch-size", type=options.positive, metavar="N", help="(64)")
     parser.add_argument("--seed", type=options.natural, metavar="N", help="(0)")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from reasonalloc.config import Config
 from reasonalloc.hf.decode import Chain, Sampling, generate
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.cells import Cell, cell_name
-from reasonalloc.lab.evaluate.fidelity import points_of
 from reasonalloc.lab.evaluate.grading import grade
+from reasonalloc.lab.evaluate.points import points_of
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.lab.tasks import Item
 from reasonalloc.protocols import Model, Tokenizer
@@ -19,9 +19,17 @@ from reasonalloc.protocols import Model, Tokenizer
 T = TypeVar("T")
 
 
-def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Cell]:
-    """A cell for each method at each budget or ratio, the rest as in `base`."""
-    return [Cell(cell_name(x), x) for x in points_of(_once(methods), _once(budgets), _once(ratios), base)]
+def cells(
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    ratios: Sequence[float],
+    base: Config,
+    options: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """A cell for each method at each budget or ratio, the rest as in `base`; an option goes to the methods that have
+    it."""
+    made = points_of(_once(methods), _once(budgets), _once(ratios), base, options=options)
+    return [Cell(cell_name(x), x) for x in made]
 
 
 def _once(values: Sequence[T]) -> list[T]:

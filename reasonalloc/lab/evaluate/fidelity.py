@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -301,27 +301,3 @@ def _measure(
             batch.keep(on)
         batch.append(torch.tensor([int(row.text.solution[row.step - 1]) for row in rows], dtype=torch.long))
     return [row.figures() for row in every]
-
-
-def points_of(
-    methods: Sequence[str],
-    budgets: Sequence[int],
-    ratios: Sequence[float],
-    base: Config,
-    sizes: Sequence[int | str] = (),
-) -> list[Config]:
-    """A config for each method at each budget, ratio or size in bytes, the rest as in `base`; one alone for a method
-    without a budget.
-
-    base: any valid config; its method, budget, ratio and max_bytes do not matter.
-    """
-    configs: list[Config] = []
-    for name in methods:
-        bare: dict[str, Any] = {"method": name, "budget": None, "ratio": None, "max_bytes": None}
-        if name == "full":
-            configs.append(replace(base, **bare))
-        else:
-            configs += [replace(base, **{**bare, "budget": b}) for b in budgets]
-            configs += [replace(base, **{**bare, "ratio": r}) for r in ratios]
-            configs += [replace(base, **{**bare, "max_bytes": s}) for s in sizes]
-    return configs

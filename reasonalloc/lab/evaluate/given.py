@@ -167,7 +167,8 @@ def evaluate(
     budgets: slots of a KV head (256 if neither is given); ratios: shares of the full cache. problems: how many (all of
     a dataset; of ledger 8 for each setting). settings: of ledger, like "plain" or "questions=4,depth=3". samples: of
     each problem, drawn with `temperature` and `top_p`. max_new_tokens: of a chain at most. config: other fields of
-    `ra.Config` for every method. folder: keeps every chain and goes on there when called again; None: nothing is kept.
+    `ra.Config` for every method; each of `options` goes to the methods that have it. folder: keeps every chain and goes
+    on there when called again; None: nothing is kept.
 
     Raises ValueError for what does not fit, before the model is loaded.
     """
@@ -178,7 +179,9 @@ def evaluate(
     taken = sorted({"method", "budget", "ratio", "max_bytes"} & set(config or {}))
     if taken:
         raise ValueError(f"config gives {taken[0]}, which `methods`, `budgets` and `ratios` say")
-    wanted = cells(_texts("methods", methods), budgets, ratios, Config(method="full", **(config or {})))
+    given = dict(config or {})
+    own = given.pop("options", {})
+    wanted = cells(_texts("methods", methods), budgets, ratios, Config(method="full", **given), own)
     with tempfile.TemporaryDirectory() as scratch:
         study = _study(model, tokenizer, Path(folder or scratch), task, asked, sampling, samples, batch_size)
         study.records.open(study.settings)
