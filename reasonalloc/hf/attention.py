@@ -277,3 +277,14 @@ def using(model: Model) -> Iterator[None]:
     finally:
         if not was_active:
             deactivate(model)
+
+
+@contextmanager
+def not_using(model: Model) -> Iterator[None]:
+    """The model on its own attention inside the block; as before afterwards, errors included."""
+    was_active = is_active(model)
+    deactivate(model)
+    try:
+        yield
+    finally:
+        activate(model) if was_active else deactivate(model)

@@ -10,14 +10,14 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from reasonalloc.config import Config
-from reasonalloc.hf.attention import activate, deactivate, is_active
+from reasonalloc.hf.attention import not_using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import left_padded
 from reasonalloc.protocols import Model
 
 # How far logits may differ, as a share of their spread: caches round in other places.
-_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.03}
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.03}
 _PROMPT, _SHORT, _CHAIN = 40, 23, 24
 _TIGHT = Config(method="rkv", budget=24, interval=8, window=4)
 
@@ -56,20 +56,15 @@ def compare(model: Model, seed: int = 0) -> Comparison:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     ids = torch.randint(1, vocabulary, (2, _PROMPT + _CHAIN), generator=generator)
     prompts, chain = [ids[0, :_PROMPT], ids[1, _PROMPT - _SHORT : _PROMPT]], ids[:, _PROMPT:]
-    own = is_active(model)
-    deactivate(model)  # transformers' cache with the model's own attention
-    try:
-        with torch.no_grad():
-            stock = _logits(model, _stock(model), prompts[:1], chain[:1])
-            stock_batch = _logits(model, _stock(model), prompts, chain)[1]
-            stock_single = _logits(model, _stock(model), prompts[1:], chain[1:])[0]
-            full = ReasonAllocCache(model, Config(method="full"))
-            ours = _logits(model, full, prompts[:1], chain[:1])
-            cache, alone = (ReasonAllocCache(model, _TIGHT) for _ in range(2))
-            batch = _logits(model, cache, prompts, chain)[1]
-            single = _logits(model, alone, prompts[1:], chain[1:])[0]
-    finally:
-        activate(model) if own else deactivate(model)
+    with not_using(model), torch.no_grad():  # transformers' cache with the model's own attention
+        stock = _logits(model, _stock(model), prompts[:1], chain[:1])
+        stock_batch = _logits(model, _stock(model), prompts, chain)[1]
+        stock_single = _logits(model, _stock(model), prompts[1:], chain[1:])[0]
+        full = ReasonAllocCache(model, Config(method="full"))
+        ours = _logits(model, full, prompts[:1], chain[:1])
+        cache, alone = (ReasonAllocCache(model, _TIGHT) for _ in range(2))
+        batch = _logits(model, cache, prompts, chain)[1]
+        single = _logits(model, alone, prompts[1:], chain[1:])[0]
     kept = [[each.positions(layer.index, row) for layer in cache.ragged] for each, row in ((cache, 1), (alone, 0))]
     same = all(np.array_equal(a, b) for x, y in zip(*kept, strict=True) for a, b in zip(x, y, strict=True))
     return Comparison(
@@ -77,7 +72,7 @@ def compare(model: Model, seed: int = 0) -> Comparison:
         _difference(batch, single),
         _difference(stock_batch, stock_single),
         same,
-        _TOLERANCE[model.dtype],
+        TOLERANCE[model.dtype],
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from reasonalloc.fields import build
 from reasonalloc.files import read_json
-from reasonalloc.lab.evaluate.statistics import proportion_interval
 from reasonalloc.lab.models import REASONER, adapter_folder, bare
 from reasonalloc.lab.ungrouped import split
 
@@ -24,22 +23,19 @@ _PUBLISHED = {
 
 @dataclass(frozen=True)
 class _Measured:
-    """What training/scores.py wrote: problems in all, accuracy by group of the task."""
+    """What training/scores.py wrote: accuracy by group of the task."""
 
-    problems: int
     accuracy: dict[str, float]
 
 
-def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, tuple[float, float]] | None:
-    """Known accuracy by group of the task ("" for all of it), as (low, high): what was measured here on few problems is
-    an interval, a published score is a point. None where nothing is known."""
+def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, float] | None:
+    """Known accuracy by group of the task ("" for all of it); None where nothing is known."""
     if split(model)[0] == REASONER and task == "ledger":
         folder = adapter_folder()
         path = None if folder is None else folder / "scores.json"
         if path is None or not path.is_file():
             return None
         found = build(_Measured, read_json(path, "list of measured scores"), str(path), others=True)
-        count = found.problems // len(found.accuracy)
-        return {k: proportion_interval(v * count, count) for k, v in found.accuracy.items() if k in groups} or None
+        return {k: v for k, v in found.accuracy.items() if k in groups} or None
     published = _PUBLISHED.get(bare(model), {})
-    return {"": (published[task], published[task])} if task in published else None
+    return {"": published[task]} if task in published else None

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from reasonalloc.files import replace_text
 from reasonalloc.hf.attention import using
@@ -23,13 +23,14 @@ from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.records import Record, Records
 from reasonalloc.lab.evaluate.shard import Shard
+from reasonalloc.lab.evaluate.stock import Start, start
 from reasonalloc.lab.evaluate.summary import Summary, summarise
 from reasonalloc.lab.evaluate.waves import Waves
-from reasonalloc.lab.evaluate.workers import Source, profile_on_ray, run_on_ray
+from reasonalloc.lab.evaluate.workers import Source, first_prompts, profile_on_ray, run_on_ray
 from reasonalloc.lab.tasks import Item
 from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
-from reasonalloc.provenance import Place, place, provenance
+from reasonalloc.provenance import provenance
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,15 @@ class Study:
         self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
         batches = self.batches(cells, self.records.by_key)
         total = sum(len(x.jobs) for x in batches)
-        places: list[Place] = []
+        starts: list[Start] = []
         if progress:
             progress(0, total)
         try:
-            for i, record in enumerate(self._generate(batches, places.append), 1):
+            for i, record in enumerate(self._generate(batches, starts.append), 1):
                 self.records.add(record)
-                while places:  # set before the first chain ends
+                while starts:  # set before the first chain ends
                     here = provenance()
-                    self.records.add_run({"command": here["command"], "created": here["created"], **places.pop(0)})
+                    self.records.add_run({"command": here["command"], "created": here["created"], **starts.pop(0)})
                 if progress:
                     progress(i, total)
         finally:
@@ -136,7 +137,7 @@ class Study:
     def mean_bytes(self, cell: Cell, items: Sequence[Item]) -> float:
         """Of chains of other problems, which are not kept: the mean over steps, then over the chains."""
         batches = plan(items, [cell], 1, self.batch_size)
-        return fmean(x.mean_bytes for x in self._generate(batches, lambda _: None))
+        return fmean(x.mean_bytes for x in self._generate(batches))
 
     def regrade(self) -> None:
         """Grades the chains of these problems again, from their texts."""
@@ -151,20 +152,21 @@ class Study:
         self.records.open(self.settings)
         self.records.change(again)
 
-    def _generate(self, batches: Sequence[Batch], on_place: Callable[[Place], None]) -> Iterator[Record]:
-        """on_place: called with the `place` of each model before any record is made."""
+    def _generate(self, batches: Sequence[Batch], on_start: Callable[[Start], None] | None = None) -> Iterator[Record]:
+        """on_start: called with the `stock.start` of each model before any record is made."""
         if not batches:
             return
         if self.ray is not None:
             self.say(self.task)
             yield from run_on_ray(
                 self.source, batches, self.sampling, address=self.ray.address, workers=self.ray.workers,
-                gpus=self.ray.gpus, on_place=on_place,
+                gpus=self.ray.gpus, on_start=on_start,
             )  # fmt: skip
             return
-        model, _ = self.model
+        model, tokenizer = self.model
         self.say(self.task)
-        on_place(place(model))
+        if on_start is not None:
+            on_start(start(model, tokenizer, first_prompts(batches)))
         with using(model):
             for cell in {x.cell.name: x.cell for x in batches}.values():
                 ReasonAllocCache(model, cell.config)  # what does not fit the model is said before hours of work
@@ -183,7 +185,10 @@ class Study:
         origin |= self.about
         if runs:
             origin |= {"runs": runs} | {key: runs[-1][key] for key in ("machine", "versions")}
-        return summarise(chosen, [x.name for x in cells], expected=scores, seed=self.sampling.seed, provenance=origin)
+        faults = list(dict.fromkeys(text for run in runs for text in cast(list[str], run.get("differences", []))))
+        return summarise(
+            chosen, [x.name for x in cells], expected=scores, faults=faults, seed=self.sampling.seed, provenance=origin
+        )
 
 
 def ready() -> None:

@@ -27,6 +27,7 @@ from reasonalloc.lab.table import Section
 
 SCHEMA = 2
 FULL = "full"
+FAR = 0.05  # from the score that a full cache is known to have
 MOST_CUT_OFF = 0.05  # share of the full cache's chains that may meet the length limit without a warning
 TITLE = (
     "Accuracy (pass@1, 95 % interval over problems; differences with their interval and the p of the permutation test"
@@ -148,14 +149,15 @@ def summarise(
     records: Iterable[Record],
     order: Sequence[str],
     *,
-    expected: Mapping[str, tuple[float, float]] | None = None,
+    expected: Mapping[str, float] | None = None,
+    faults: Sequence[str] = (),
     baselines: Sequence[str] = (FULL, "rkv"),
     seed: int = 0,
     provenance: Json | None = None,
 ) -> Summary:
     """Rows in the order of the cells named; cells without records are left out.
 
-    expected: (low, high) of the score that the full cache is known to have, by group ("" for the whole task).
+    expected: score that the full cache is known to have, by group ("" for the whole task). faults: of the set-up.
     baselines: methods that each row is compared with, at its own setting or, for one without a budget, alone. A row
     that varies something is also compared with its method as it is by default.
     """
@@ -164,7 +166,7 @@ def summarise(
         by_cell[record.cell].append(record)
     scores = {cell: _scores(by_cell[cell]) for cell in order if by_cell[cell]}
     rows = _adjusted([_row(cell, by_cell[cell], scores, baselines, seed) for cell in scores])
-    return Summary(rows, _warnings(rows, by_cell, expected), provenance or {})
+    return Summary(rows, [*faults, *_warnings(rows, by_cell, expected)], provenance or {})
 
 
 def _scores(records: Sequence[Record]) -> dict[str, float]:
@@ -247,7 +249,7 @@ def _row(
 
 
 def _warnings(
-    rows: Sequence[Row], by_cell: Mapping[str, list[Record]], expected: Mapping[str, tuple[float, float]] | None
+    rows: Sequence[Row], by_cell: Mapping[str, list[Record]], expected: Mapping[str, float] | None
 ) -> list[str]:
     """What a reader must know before a row is believed."""
     full = next((row for row in rows if row.cell == FULL), None)
@@ -267,25 +269,23 @@ def _cut_off(full: Row, records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _gate(records: Sequence[Record], expected: Mapping[str, tuple[float, float]] | None) -> list[str]:
+def _gate(records: Sequence[Record], expected: Mapping[str, float] | None) -> list[str]:
     """Figures of a set-up whose full cache does not score as it is known to are not to be trusted."""
     if expected is None:
         return ["no published or measured score of this model on this task is known to compare the full cache with"]
     found = []
-    unknown = {x.group for x in records} - set(expected) if "" not in expected else set()
+    known = {x.item: expected.get(x.group, expected.get("")) for x in records}
+    unknown = sorted({x.group for x in records if known[x.item] is None})
     if unknown:
-        found.append(f"no known score to compare the full cache with on {', '.join(sorted(unknown))}")
-    for group, (least, most) in expected.items():
-        chosen = [x for x in records if not group or x.group == group]
-        if not chosen:
-            continue
-        own = list(_scores(chosen).values())
-        low, high = proportion_interval(sum(own), len(own))
-        if high < least or most < low:
-            where = f" on {group}" if group else ""
-            interval = f"{least:.1%}" + (f" to {most:.1%}" if least < most else "")
-            found.append(
-                f"the full cache scores {statistics.fmean(own):.1%} [{low:.1%}, {high:.1%}]{where}, but the model is"
-                f" known for {interval}: check prompt, sampling and length limit before you believe a row"
-            )
+        found.append(f"no known score to compare the full cache with on {', '.join(unknown)}")
+    own = {item: score for item, score in _scores(records).items() if known[item] is not None}
+    if not own:
+        return found
+    score, should = statistics.fmean(own.values()), statistics.fmean(known[x] or 0.0 for x in own)
+    if abs(score - should) > FAR + 1e-9:  # five points are not too far
+        low, high = proportion_interval(sum(own.values()), len(own))
+        found.append(
+            f"the full cache scores {score:.1%} [{low:.1%}, {high:.1%}] on {len(own)} problems, where the model is"
+            f" known for {should:.1%}: check prompt, sampling and length limit before you believe a row"
+        )
     return found

@@ -14,9 +14,9 @@ from reasonalloc.hf.profile import profile
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.accuracy import Batch, run_batch
 from reasonalloc.lab.evaluate.records import Record
+from reasonalloc.lab.evaluate.stock import PROBLEMS, Start, start
 from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
-from reasonalloc.provenance import Place, place
 
 INSTALL = "pip install '.[ray]' in a checkout of reasonalloc"
 ATTEMPTS = 4  # of a batch whose worker dies, before the run gives up
@@ -48,9 +48,9 @@ class Worker:
         self.model, self.tokenizer, _ = source.load()
         self.graphs = source.graphs
 
-    def ready(self, sampling: Sampling) -> tuple[Json, Place]:
+    def ready(self, sampling: Sampling, prompts: Sequence[str]) -> tuple[Json, Start]:
         """Comes back when the model is loaded, with what it asks for that is not applied, and where it is."""
-        return not_applied(self.model, sampling), place(self.model)
+        return not_applied(self.model, sampling), start(self.model, self.tokenizer, prompts)
 
     def profile(self, prompts: Sequence[str], how: dict[str, Any]) -> WaveProfile:
         return profile(self.model, self.tokenizer, prompts, progress=False, **how)
@@ -68,25 +68,25 @@ def run_on_ray(
     workers: int | None = None,
     gpus: float = 0,
     started: Callable[[list[Any]], None] | None = None,
-    on_place: Callable[[Place], None] | None = None,
+    on_start: Callable[[Start], None] | None = None,
 ) -> Iterator[Record]:
     """The records of all batches in the order in which their chains end.
 
     address: of a running cluster, None for one on this machine that ends with the run. workers: actors, at most as
     many as the cluster has room for (None). gpus: of each, whose CPUs are the source's threads. What is left of a
-    batch whose worker dies goes to a fresh one (ATTEMPTS times in all). started: called with the actors. on_place:
-    called with the `place` of each, once where they are the same. Raises ModuleNotFoundError where Ray is missing,
-    ValueError where there is no room for a worker and RuntimeError for a batch that killed all its workers; an
+    batch whose worker dies goes to a fresh one (ATTEMPTS times in all). started: called with the actors. on_start:
+    called with the `stock.start` of each, once where they are the same. Raises ModuleNotFoundError where Ray is
+    missing, ValueError where there is no room for a worker and RuntimeError for a batch that killed all its workers; an
     error of the model is raised as it is.
     """
     with _cluster(address) as ray:
         actor, room = _actor(ray, source, gpus)
         pool = [actor.remote(source) for _ in range(max(1, min(workers or room, room, len(batches))))]
-        ready = _answers(ray, [x.ready.remote(sampling) for x in pool])
+        ready = _answers(ray, [x.ready.remote(sampling, first_prompts(batches)) for x in pool])
         warn_of(ready[0][0])
         for i, (_, where) in enumerate(ready):
-            if on_place and where not in [x for _, x in ready[:i]]:
-                on_place(where)
+            if on_start and where not in [x for _, x in ready[:i]]:
+                on_start(where)
         if started:
             started(pool)
         yield from _serve(ray, actor, source, pool, batches, sampling)
@@ -100,6 +100,11 @@ def profile_on_ray(
         actor, _ = _actor(ray, source, gpus)
         (found,) = _answers(ray, [actor.remote(source).profile.remote(list(prompts), how)])
         return found  # type: ignore[no-any-return]
+
+
+def first_prompts(batches: Sequence[Batch]) -> list[str]:
+    """Those that a start looks at."""
+    return [x.item.prompt for x in batches[0].jobs[:PROBLEMS]]
 
 
 @contextmanager
