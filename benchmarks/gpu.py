@@ -1,4 +1,4 @@
-"""The cache on a GPU: layers beside torch and FlashInfer, whole decode steps beside transformers' caches.
+"""The cache on a GPU: layers beside torch, FlashInfer and FlashAttention, decode steps beside transformers' caches.
 
 python benchmarks/gpu.py                            # all parts, random weights in the shape of Llama 3.1 8B, one GPU
 python benchmarks/gpu.py decode --model NAME        # one part, another model
@@ -66,11 +66,11 @@ def cut_rows(tiny: bool, clock: Clock, rounds: int) -> Iterator[Row]:
 
 
 def decode_rows(model: Any, tiny: bool, clock: Clock) -> Iterator[Row]:
-    cases = (
-        [Lengths(2, 16, 40, 8)]
-        if tiny
-        else [Lengths(1, 1024, 16_384, 128), Lengths(16, 1024, 16_384, 128), Lengths(128, 1024, None, 128)]
-    )
+    sizes: list[tuple[int, int, int | None]] = [(2, 16, 40)] if tiny else [
+        (1, 1024, 16_384), (8, 1024, 16_384), (128, 1024, None),  # 8 rows of 16,384 take what 128 of 1,024 do
+        (32, 128, None), (32, 2048, None),
+    ]  # fmt: skip
+    cases = [Lengths(rows, budget, length, 8 if tiny else 128) for rows, budget, length in sizes]
     for case in cases:
         yield from decoding(model, case, clock)
 

@@ -1,4 +1,4 @@
-"""One layer on a GPU: decode attention beside torch's (and FlashInfer's), a cut beside R-KV's published form.
+"""One layer on a GPU: decode attention beside torch's and its peers', a cut beside R-KV's published form.
 
 As many copies of a layer take turns as fill the last-level cache several times over: a model's layers do. What ours and
 the peers compute is compared with float32 before it is timed.
@@ -7,14 +7,13 @@ the peers compute is compared with float32 before it is timed.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_peers import peer_steps
 from gpu_timing import Clock, Samples, in_turn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -118,56 +117,6 @@ def copies_for(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock) -> in
     return max(1, min(clock.most_copies, math.ceil(3 * clock.cache_bytes / each)))
 
 
-LEFT_OUT: set[str] = set()  # contenders that cannot be had, which stderr was told of
-
-
-def flashinfer_steps(layers: list[Layer]) -> dict[str, Callable[[], Any]]:
-    """FlashInfer's paged decode, a request of one KV head for each (row, head), page 16, on each of its two kinds of
-    kernels that can be had; none where it is missing."""
-    try:
-        import flashinfer
-    except ImportError:
-        return {}
-    steps: dict[str, Callable[[], Any]] = {}
-    for name, matrix in (("FlashInfer", False), ("FlashInfer, tensor cores", True)):
-        if name in LEFT_OUT:
-            continue
-        try:
-            calls = [_flashinfer_call(flashinfer, layer, matrix) for layer in layers]
-            _run_each(calls[:1])
-            layers[0].clock.wait()
-        except (OSError, RuntimeError) as error:  # kernels are compiled when asked for, which fails without sources
-            if not isinstance(error, torch.OutOfMemoryError):  # which is of this case alone
-                LEFT_OUT.add(name)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]  # what compilers say is long
-            print(f"without {name}: {reason}", file=sys.stderr)
-            continue
-        steps[name] = partial(_run_each, calls)
-    return steps
-
-
-def _flashinfer_call(flashinfer: Any, layer: Layer, matrix: bool) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    shape = layer.shape
-    requests = len(layer.lengths) * shape.kv_heads
-    lengths = torch.tensor([n + 1 for n in layer.lengths for _ in range(shape.kv_heads)], dtype=torch.int32)
-    pages = (lengths + 15) // 16
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int32), pages.cumsum(0).int()])
-    size = (int(indptr[-1]), 2, 16, 1, shape.head_dim)
-    cache = torch.randn(*size, device=layer.clock.device).to(layer.query.dtype)
-    workspace = torch.empty(128 << 20, dtype=torch.uint8, device=layer.clock.device)
-    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=matrix, backend="fa2")
-    wrapper.plan(
-        indptr.to(cache.device), torch.arange(int(indptr[-1]), dtype=torch.int32, device=cache.device),
-        ((lengths - 1) % 16 + 1).to(cache.device), shape.group, 1, shape.head_dim, 16, q_data_type=cache.dtype,
-    )  # fmt: skip
-    return wrapper, layer.query.reshape(requests, shape.group, shape.head_dim), cache
-
-
-def _run_each(calls: list[tuple[Any, torch.Tensor, torch.Tensor]]) -> None:
-    for wrapper, query, cache in calls:
-        wrapper.run(query, cache)
-
-
 def attention(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock, rounds: int) -> dict[str, Any]:
     """A decode step of a layer: append and attention, beside the attention alone of the peers."""
     lengths, copies = case.lengths(), copies_for(shape, case, dtype, clock)
@@ -184,7 +133,7 @@ def attention(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock, rounds
     for layer in layers:  # no pages are added amid the timing
         layer.prepare(2 * rounds + 4)
     peers: dict[str, Callable[[], Any]] = {"SDPA": lambda: [layer.sdpa() for layer in layers]}
-    peers |= flashinfer_steps(layers)
+    peers |= peer_steps(layers)
     eager = {"ours": lambda: [layer.step() for layer in layers], **peers}
     samples = in_turn(clock, eager, rounds, copies)
     graphed: Samples = {}

@@ -114,6 +114,16 @@ def test_generate_streams_the_text(folder, tmp_path, capsys):
     assert text and text in capsys.readouterr().out
 
 
+def test_generate_says_why_it_keeps_more_than_a_ratio(folder, capsys):
+    command = ["generate", "--model", folder, "--prompt", prompt(30), "--method", "rkv", "--max-new-tokens", "12"]
+    assert main([*command, "--set", "window=2", "--ratio", "0.1"]) == 0
+    assert "a ratio of 0.1 is what stays at a cut; until the next one up to 128 tokens" in capsys.readouterr().out
+    for more in (["--ratio", "0.9"], ["--budget", "9"]):
+        assert main([*command, "--set", "window=2", *more]) == 0
+        captured = capsys.readouterr()
+        assert "stays at a cut" not in captured.err + captured.out
+
+
 def test_prompts_from_a_file(folder, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{prompt(9)}\n\n{prompt(5)}\n", encoding="utf-8")
     command = ["profile", "--model", folder, "--prompts", "prompts.txt", "--max-new-tokens", "4", "--json", "p.json"]

@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu
 import gpu_layers
+import gpu_peers
 from gpu_timing import Clock, in_turn
 
 from reasonalloc.store import backends
@@ -84,7 +86,7 @@ class FakeFlashInfer:
 def test_a_kind_of_flashinfer_that_cannot_be_had_is_left_out_alone(missing, emulated, monkeypatch, capsys):
     fake, shape, clock = FakeFlashInfer(missing), gpu_layers.Shape(2, 2, 64), Clock(torch.device("cpu"), 2)
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
-    monkeypatch.setattr(gpu_layers, "LEFT_OUT", set())
+    monkeypatch.setattr(gpu_peers, "LEFT_OUT", set())
     kinds = {False: "FlashInfer", True: "FlashInfer, tensor cores"}
     with torch.no_grad():
         rows = [gpu_layers.attention(shape, gpu_layers.Case(1, n), torch.float32, clock, 2) for n in (20, 40)]
@@ -93,6 +95,29 @@ def test_a_kind_of_flashinfer_that_cannot_be_had_is_left_out_alone(missing, emul
     told = capsys.readouterr().err.splitlines()  # once, not at every row, and no more than the reason
     assert told == [f"without {kinds[kind]}: Ninja build failed. Ninja output:" for kind in kinds if kind in missing]
     assert all(fake.asked.count(kind) == 1 for kind in missing)
+
+
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_flash_attention_beside_ours(scale, emulated, monkeypatch, capsys):
+    """A stand-in with the interface of its decode; one that is wrong is left out."""
+
+    def flash_attn_with_kvcache(query, keys, values, cache_seqlens, softmax_scale, causal):
+        assert causal and cache_seqlens.dtype == torch.int32
+        query, keys, values = (x.transpose(1, 2) for x in (query, keys, values))
+        seen = torch.arange(keys.shape[2]) < cache_seqlens[:, None]
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, keys, values, seen[:, None, None], scale=scale or softmax_scale, enable_gqa=True
+        )
+        return out.transpose(1, 2)
+
+    fake = SimpleNamespace(flash_attn_with_kvcache=flash_attn_with_kvcache)
+    monkeypatch.setitem(sys.modules, "flash_attn", fake)
+    monkeypatch.setattr(gpu_peers, "LEFT_OUT", set())
+    shape, clock = gpu_layers.Shape(2, 2, 64), Clock(torch.device("cpu"), 2)
+    with torch.no_grad():
+        row = gpu_layers.attention(shape, gpu_layers.Case(3, 40, ragged=True), torch.float32, clock, 2)
+    assert ("FlashAttention" in row["seconds"]) == (scale is None)
+    assert ("without FlashAttention: it is" in capsys.readouterr().err) == (scale is not None)
 
 
 def test_contenders_take_turns():

@@ -52,12 +52,24 @@ def run(args: argparse.Namespace) -> int:
     out.print(
         f"{result['new_tokens']:,} tokens after a prompt of {ids.shape[1]:,}, {watch.speed:.1f} a second; cache"
         f" {stats['bytes'] / 2**20:.2f} MiB now, {stats['peak_bytes'] / 2**20:.2f} at its peak,"
-        f" {stats['mean_bytes'] / 2**20:.2f} on the average; {stats['ratio']:.1%} of the full cache's slots kept",
+        f" {stats['mean_bytes'] / 2**20:.2f} on the average; {stats['ratio']:.1%} of the full cache's slots kept"
+        f"{_why_more(cache)}",
         highlight=False,
         soft_wrap=True,
     )
     options.write_json(args.json, result)
     return 0
+
+
+def _why_more(cache: ReasonAllocCache) -> str:
+    """Where far more is kept than a ratio says: short chains are hardly cut."""
+    ratio = cache.config.ratio
+    if ratio is None or cache.stats()["ratio"] <= 2 * ratio:
+        return ""
+    interval = cache.policy.schedule.interval
+    return (
+        f" (a ratio of {ratio:g} is what stays at a cut; until the next one up to {interval} tokens a head come on top)"
+    )
 
 
 def _check_trace(path: str | None) -> None:
