@@ -248,6 +248,26 @@ def test_turns_of_other_lengths_change_nothing(method, second):
         assert _generated(model, [row], None, [more], method) == [own]
 
 
+@pytest.mark.parametrize("changes", [{"keep_prompt": True}, {"smoothing": 0.5}])
+def test_a_crop_leaves_each_row_its_own_prompt_and_scores(changes):
+    model, forced = models.tiny(), models.prompt(24, rows=3, seed=5)
+    prompts = [torch.tensor(row) for row in _rows(5, 20, 40)]
+
+    def kept(rows):
+        cache = cache_of(model, **SETTINGS | {"budget": 28} | changes)
+        ids, mask = models.left_padded([prompts[row] for row in rows])
+        models.step(model, cache, ids, mask)
+        for t in range(24):
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            models.step(model, cache, forced[rows, t : t + 1], mask)
+            if t == 12:
+                cache.crop(-2)
+                mask = mask[:, :-2]
+        return [[p.tolist() for i in cache.stats()["layers"] for p in cache.positions(i, r)] for r in range(len(rows))]
+
+    assert kept([0, 1, 2]) == [kept([row])[0] for row in range(3)]
+
+
 @pytest.mark.parametrize("method", ["rkv", "reasonalloc", "snapkv"])
 @pytest.mark.parametrize("chunk", [1, 20, 40])
 @pytest.mark.parametrize("how", ["session", "columns"])
