@@ -269,20 +269,22 @@ def test_a_crop_leaves_each_row_its_own_prompt_and_scores(changes):
 
 
 @pytest.mark.parametrize("method", ["rkv", "reasonalloc", "snapkv"])
-@pytest.mark.parametrize("chunk", [1, 20, 40])
+@pytest.mark.parametrize(
+    ("chunk", "lengths"), [(1, (41, 25, 41)), (20, (41, 25, 41)), (40, (41, 25, 41)), (7, (5, 40, 17))]
+)
 @pytest.mark.parametrize("how", ["session", "columns"])
-def test_a_last_chunk_of_one_token_is_the_prompts(method, chunk, how):
-    """Where the prompt's length is known, as in a session, nothing tells its chunks from one pass, nor rows from
-    rows alone."""
+def test_chunks_of_a_prompt_whose_length_is_known(method, chunk, lengths, how):
+    """As in a session: nothing tells its chunks from one pass, be the last one a single token, nor rows from rows
+    alone, be they done before others in the last chunk."""
     if not _stock_chunks_are_right():
         pytest.skip("this transformers gives a padded prompt in chunks wrong positions")
-    model, rows = models.tiny(), _rows(41, 25, 41)
+    model, rows = models.tiny(), _rows(*lengths)
     options = {"method": method, "budget": 24, "interval": 16, "window": 4, "keep_prompt": method == "rkv"}
     config = ra.Config(**options)
 
     def run(given, chunk):
         ids, mask = left_padded(given)
-        said = {"max_new_tokens": 13, "do_sample": False, "attention_mask": mask}
+        said = {"max_new_tokens": 34, "do_sample": False, "attention_mask": mask}
         said |= {"prefill_chunk_size": chunk} if chunk else {}
         if how == "session":
             with ra.install(model, config) as session:
