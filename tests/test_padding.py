@@ -305,6 +305,39 @@ def test_chunks_of_a_prompt_whose_length_is_known(method, chunk, lengths, how):
         assert together == run(rows, None)
 
 
+@pytest.mark.parametrize("method", ["rkv", "reasonalloc", "raas"])
+def test_looks_and_files_change_no_prompt(method, tmp_path):
+    """One of a known length goes on after a look. Where it is over, what follows is none of it."""
+    model, text, more = models.tiny(), models.prompt(40), models.prompt(42, seed=1)
+
+    def kept(known, amid, after):
+        cache = cache_of(model, method=method, budget=40, keep_prompt=True)
+        cache.prompt_columns = known
+        for chunk in (text[:, :17], text[:, 17:]) if known else (text,):
+            models.step(model, cache, chunk)
+            amid(cache)
+        cache = after(cache)
+        for turn in (more[:, :12], *more[:, 12:].split(1, 1)):
+            models.step(model, cache, turn)
+        assert cache.cutter.prompt == [40]
+        return [p.tolist() for i in cache.stats()["layers"] for p in cache.positions(i)]
+
+    def nothing(cache):
+        return cache
+
+    def look(cache):
+        cache.stats()
+        return cache
+
+    def file(cache):
+        cache.save(tmp_path / "cache.safetensors")
+        return ra.ReasonAllocCache.load(tmp_path / "cache.safetensors", model)
+
+    assert kept(40, look, nothing) == kept(40, nothing, nothing)
+    expected = kept(0, nothing, nothing)
+    assert expected == kept(0, nothing, look) == kept(0, nothing, file) == kept(None, nothing, file)
+
+
 def test_a_last_chunk_of_one_token_counts_as_decoding_where_the_length_is_not_known():
     """docs/limits.md"""
     model = models.tiny()

@@ -47,7 +47,8 @@ class ReasonAllocCache(ForwardCache):
 
     prompt_columns: how many columns the prompt has, where that is known, as in a session; 0: as many as the first pass.
     Then it is cut at its end; otherwise a pass later, for passes of several tokens may all belong to it, and its last
-    chunk counts as decoding if it is a single token.
+    chunk counts as decoding if it is a single token. A look at the cache (`stats`, `positions`) ends a prompt of a
+    length that is not known; `save` ends any.
 
     Raises ValueError for a model without full-attention layers, a profile of another model or a budget that does not
     fit; TypeError for dtypes other than float32, bfloat16, float16.
@@ -178,7 +179,7 @@ class ReasonAllocCache(ForwardCache):
         """
         self.step.check_open()
         check_not_amid_pass(self, "saved")
-        self._settle()
+        self._end_prompt()
         saving.save(self, path)
 
     @classmethod
