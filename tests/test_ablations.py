@@ -148,8 +148,9 @@ def test_scores_are_averaged_by_position():
     own.move_rows(np.array([0, 0]))
     assert own.smooth(1, 0, 0, places(2), array(2)).tolist() == [5]
     assert own.smooth(0, 0, 0, places(2), array(2)).tolist() == [5]
-    own.forget_from(2)
+    own.forget_from(np.array([2, 9]))
     assert own.smooth(0, 0, 0, places(2), array(2)).tolist() == [2]
+    assert own.smooth(1, 0, 0, places(2), array(1)).tolist() == [4]
 
 
 def generated(**settings):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reasonalloc.policy.clock import Clocks
@@ -28,8 +28,9 @@ def run(lengths, chunk, decoded, interval, turns=(), whole_prompts=False, last=F
         for i in rows_of(flags):
             rows[i].cuts.append(rows[i].count)
 
-    def feed(fresh, width, last=False):
-        cut(clocks.ended(width))
+    def feed(fresh, width, last=False, goes_on=False):
+        if not goes_on:  # the prompt, as is known
+            cut(clocks.ended(width))
         for segment in clocks.plan(np.array(fresh), width, last):
             for row, n in zip(rows, segment.tokens, strict=True):
                 row.count += int(n)
@@ -43,7 +44,8 @@ def run(lengths, chunk, decoded, interval, turns=(), whole_prompts=False, last=F
         for begin in range(0, longest, width):
             end = min(begin + width, longest)
             fresh = [max(0, min(end - (longest - n), n)) - max(0, min(begin - (longest - n), n)) for n in prompts]
-            feed(fresh, end - begin, last and end == longest and not number)
+            known = last and not number
+            feed(fresh, end - begin, known and end == longest, known and begin > 0)
         for _ in range(decoded):
             feed([1] * len(lengths), 1)
     cut(clocks.settle())
@@ -57,14 +59,16 @@ def run(lengths, chunk, decoded, interval, turns=(), whole_prompts=False, last=F
     interval=st.integers(1, 30),
     turn=st.lists(st.integers(2, 20), min_size=4, max_size=4),
     whole_prompts=st.booleans(),
+    last=st.booleans(),
 )
-def test_a_row_is_cut_as_it_is_alone(lengths, chunk, decoded, interval, turn, whole_prompts):
-    # A last chunk of one token looks like decoding; the row alone ends its prompt before it.
-    if chunk and any(n % chunk == 1 for n in [*lengths, max(lengths)]):
+@example([5, 40, 17], 7, 30, 8, [2, 2, 2, 2], False, True)  # the first ends in the first of the last chunk's segments
+def test_a_row_is_cut_as_it_is_alone(lengths, chunk, decoded, interval, turn, whole_prompts, last):
+    # A last chunk of one token looks like decoding where the length is not known; the row alone ends its prompt before.
+    if chunk and not last and any(n % chunk == 1 for n in [*lengths, max(lengths)]):
         return
-    together = run(lengths, chunk, decoded, interval, [turn[: len(lengths)]], whole_prompts)
+    together = run(lengths, chunk, decoded, interval, [turn[: len(lengths)]], whole_prompts, last)
     for row, (n, t) in enumerate(zip(lengths, turn, strict=False)):
-        assert run([n], chunk, decoded, interval, [[t]], whole_prompts) == [together[row]], (row, n)
+        assert run([n], chunk, decoded, interval, [[t]], whole_prompts, last) == [together[row]], (row, n)
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4), interval=st.integers(1, 30))

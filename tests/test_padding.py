@@ -248,21 +248,43 @@ def test_turns_of_other_lengths_change_nothing(method, second):
         assert _generated(model, [row], None, [more], method) == [own]
 
 
+@pytest.mark.parametrize("changes", [{"keep_prompt": True}, {"smoothing": 0.5}])
+def test_a_crop_leaves_each_row_its_own_prompt_and_scores(changes):
+    model, forced = models.tiny(), models.prompt(24, rows=3, seed=5)
+    prompts = [torch.tensor(row) for row in _rows(5, 20, 40)]
+
+    def kept(rows):
+        cache = cache_of(model, **SETTINGS | {"budget": 28} | changes)
+        ids, mask = models.left_padded([prompts[row] for row in rows])
+        models.step(model, cache, ids, mask)
+        for t in range(24):
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            models.step(model, cache, forced[rows, t : t + 1], mask)
+            if t == 12:
+                cache.crop(-2)
+                mask = mask[:, :-2]
+        return [[p.tolist() for i in cache.stats()["layers"] for p in cache.positions(i, r)] for r in range(len(rows))]
+
+    assert kept([0, 1, 2]) == [kept([row])[0] for row in range(3)]
+
+
 @pytest.mark.parametrize("method", ["rkv", "reasonalloc", "snapkv"])
-@pytest.mark.parametrize("chunk", [1, 20, 40])
+@pytest.mark.parametrize(
+    ("chunk", "lengths"), [(1, (41, 25, 41)), (20, (41, 25, 41)), (40, (41, 25, 41)), (7, (5, 40, 17))]
+)
 @pytest.mark.parametrize("how", ["session", "columns"])
-def test_a_last_chunk_of_one_token_is_the_prompts(method, chunk, how):
-    """Where the prompt's length is known, as in a session, nothing tells its chunks from one pass, nor rows from
-    rows alone."""
+def test_chunks_of_a_prompt_whose_length_is_known(method, chunk, lengths, how):
+    """As in a session: nothing tells its chunks from one pass, be the last one a single token, nor rows from rows
+    alone, be they done before others in the last chunk."""
     if not _stock_chunks_are_right():
         pytest.skip("this transformers gives a padded prompt in chunks wrong positions")
-    model, rows = models.tiny(), _rows(41, 25, 41)
+    model, rows = models.tiny(), _rows(*lengths)
     options = {"method": method, "budget": 24, "interval": 16, "window": 4, "keep_prompt": method == "rkv"}
     config = ra.Config(**options)
 
     def run(given, chunk):
         ids, mask = left_padded(given)
-        said = {"max_new_tokens": 13, "do_sample": False, "attention_mask": mask}
+        said = {"max_new_tokens": 34, "do_sample": False, "attention_mask": mask}
         said |= {"prefill_chunk_size": chunk} if chunk else {}
         if how == "session":
             with ra.install(model, config) as session:
@@ -281,6 +303,39 @@ def test_a_last_chunk_of_one_token_is_the_prompts(method, chunk, how):
         assert run([row], chunk) == [own]
     if method == "reasonalloc":  # its prompts are whole when they are cut
         assert together == run(rows, None)
+
+
+@pytest.mark.parametrize("method", ["rkv", "reasonalloc", "raas"])
+def test_looks_and_files_change_no_prompt(method, tmp_path):
+    """One of a known length goes on after a look. Where it is over, what follows is none of it."""
+    model, text, more = models.tiny(), models.prompt(40), models.prompt(42, seed=1)
+
+    def kept(known, amid, after):
+        cache = cache_of(model, method=method, budget=40, keep_prompt=True)
+        cache.prompt_columns = known
+        for chunk in (text[:, :17], text[:, 17:]) if known else (text,):
+            models.step(model, cache, chunk)
+            amid(cache)
+        cache = after(cache)
+        for turn in (more[:, :12], *more[:, 12:].split(1, 1)):
+            models.step(model, cache, turn)
+        assert cache.cutter.prompt == [40]
+        return [p.tolist() for i in cache.stats()["layers"] for p in cache.positions(i)]
+
+    def nothing(cache):
+        return cache
+
+    def look(cache):
+        cache.stats()
+        return cache
+
+    def file(cache):
+        cache.save(tmp_path / "cache.safetensors")
+        return ra.ReasonAllocCache.load(tmp_path / "cache.safetensors", model)
+
+    assert kept(40, look, nothing) == kept(40, nothing, nothing)
+    expected = kept(0, nothing, nothing)
+    assert expected == kept(0, nothing, look) == kept(0, nothing, file) == kept(None, nothing, file)
 
 
 def test_a_last_chunk_of_one_token_counts_as_decoding_where_the_length_is_not_known():

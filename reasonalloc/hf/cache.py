@@ -48,7 +48,8 @@ class ReasonAllocCache(ForwardCache):
 
     prompt_columns: how many columns the prompt has, where that is known, as in a session; 0: as many as the first pass.
     Then it is cut at its end; otherwise a pass later, for passes of several tokens may all belong to it, and its last
-    chunk counts as decoding if it is a single token.
+    chunk counts as decoding if it is a single token. A look at the cache (`stats`, `positions`) ends a prompt of a
+    length that is not known; `save` ends any.
 
     Raises ValueError for a model without full-attention layers, a profile of another model or a budget that does not
     fit; TypeError for dtypes other than float32, bfloat16, float16.
@@ -132,11 +133,9 @@ class ReasonAllocCache(ForwardCache):
                 f"cannot crop {remove} of {length} tokens: only the newest {self.step.uncut} came after the last"
                 " eviction, and what was evicted does not come back"
             )
-        shortest = 0
-        if remove:
-            shortest = min(self.ragged[0].core.tokens(row) for row in range(self.rows))
-            if remove > shortest:
-                raise ValueError(f"cannot crop {remove} tokens: a row has only {shortest} that are not padding")
+        held = np.array([self.ragged[0].core.tokens(row) for row in range(self.rows if remove else 0)], np.int64)
+        if remove and remove > held.min():
+            raise ValueError(f"cannot crop {remove} tokens: a row has only {held.min()} that are not padding")
         with self._all_or_closed():
             self._crop_others(remove)
             for layer in self.ragged if remove else ():
@@ -144,7 +143,7 @@ class ReasonAllocCache(ForwardCache):
                 layer.length -= remove
             if remove:
                 self.step.crop(remove)
-                self.cutter.forget_prompt_beyond(shortest - remove)
+                self.cutter.forget_beyond(held - remove)
 
     def _crop_others(self, remove: int) -> None:
         """Crops the layers that are not ours, or raises ValueError with none of them changed."""
@@ -181,7 +180,7 @@ class ReasonAllocCache(ForwardCache):
         """
         self.step.check_open()
         check_not_amid_pass(self, "saved")
-        self._settle()
+        self._end_prompt()
         saving.save(self, path)
 
     @classmethod

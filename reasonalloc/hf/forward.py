@@ -186,7 +186,7 @@ class ForwardCache(Cache):
                 layer.drop()  # left over where a first step failed
             if not self.policy.unlimited:
                 self.step.clocks = self.policy.schedule.clocks(rows, self.whole_prompts)
-        elif self.step.clocks is not None and not (columns and length < columns):
+        elif self.step.clocks is not None and not self.prompt_goes_on:
             self._finish(self.step.clocks.ended(tokens))
         self.byte_sum += sum(pool.bytes_at_most for pool in self._pools.values())  # as the last pass has left it
         in_prompt = tokens > 1 if columns is None else length < columns
@@ -343,10 +343,20 @@ class ForwardCache(Cache):
         """Whether a forward pass or a cut is under way."""
         return not self.step.is_first_turn or (self._cutter is not None and self._cutter.busy)
 
+    @property
+    def prompt_goes_on(self) -> bool:
+        """Whether it is known that more of the prompt follows."""
+        return self.ragged[0].length < (self.prompt_columns or 0)
+
     def _settle(self) -> None:
         """The caller looks at the cache between two passes: a prompt that may have gone on is over."""
+        if not self.prompt_goes_on:
+            self._end_prompt()
+
+    def _end_prompt(self) -> None:
         if self.step.clocks is None or not self.step.is_first_turn or self.step.closed:
             return
+        self.step.prefill = False
         self._finish(self.step.clocks.settle())
 
     def _finish(self, due: npt.NDArray[np.bool_] | None) -> None:

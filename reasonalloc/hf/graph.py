@@ -63,10 +63,7 @@ def prepare(cache: ReasonAllocCache) -> Key | None:
     step = cache.step
     step.check_between()
     cache._settle()
-    columns = cache.prompt_columns
-    if (columns and cache.ragged[0].length < columns) or not (
-        cache.policy.unlimited or cache.cutter.budgets.measured.all()
-    ):
+    if cache.prompt_goes_on or not (cache.policy.unlimited or cache.cutter.budgets.measured.all()):
         return None
     due = None
     if step.clocks is not None:

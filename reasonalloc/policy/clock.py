@@ -106,13 +106,14 @@ class Clocks:
             left = left - take
             at_place = (take > 0) & (self.prompt % self._width == 0) & (not self.whole_prompts)
             self.open = np.where(take > 0, ~at_place, self.open)
-            final = last and not left.any()
-            segments.append(self._segment(take, width, at_place | (self.open & final)))
-            if final:
-                self.open = np.zeros_like(self.open)
-                self._prefilling = False
+            # A row that is done may wait for segments of others: its prompt has ended all the same.
+            segments.append(self._segment(take, width, at_place | (self.open & (left == 0) & last)))
             if not left.any():
-                return segments
+                break
+        if last:
+            self.open = np.zeros_like(self.open)
+            self._prefilling = False
+        return segments
 
     def _segment(self, tokens: Ints, width: int, ends: Flags | None) -> Segment:
         """ends: rows for which a cut may come after these tokens; None: all."""

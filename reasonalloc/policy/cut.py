@@ -287,8 +287,8 @@ class Cutter:
             now[row, i] = total // heads + (np.arange(heads) < total % heads)
         return now.tolist()
 
-    def forget_prompt_beyond(self, tokens: int) -> None:
-        """After a crop a prompt is at most what is left of the row."""
+    def forget_beyond(self, tokens: npt.NDArray[np.int64]) -> None:
+        """After a crop to so many tokens [rows]: a prompt is at most what is left of its row."""
         self.prompt = np.minimum(self.prompt, tokens)
         if self.smoother is not None:
             self.smoother.forget_from(tokens)

@@ -66,8 +66,8 @@ class Smoother:
             for layer, head in own.get(int(row), [])
         }
 
-    def forget_from(self, position: int) -> None:
-        """After a crop: positions from here on will be other tokens."""
+    def forget_from(self, position: npt.NDArray[np.int64]) -> None:
+        """After a crop: positions of a row from position[row] on will be other tokens."""
         for key, (positions, scores) in self._past.items():
-            stays = positions < position
+            stays = positions < position[key[0]]
             self._past[key] = positions[stays], scores[stays]
