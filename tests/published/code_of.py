@@ -1,4 +1,4 @@
-"""Published code, run as it is in its repository: what is named is taken from a file of one commit, and nothing else."""
+"""Published code, run as it is in its repository: what is named, from a file of one commit, and nothing else."""
 
 import ast
 import math
