@@ -75,3 +75,42 @@ def test_rkv_s_case_says_something():
         alike = (oracle.cosines(keys) > 0.5).sum(1)
         assert 0 < (alike == 0).sum() < len(keys) / 4 and alike.max() > 10
         assert oracle.redundancy_margin(keys) > 1e-5
+
+
+# ---- SnapKV ----------------------------------------------------------------------------------------------------------
+
+
+def snapkv(wanted, pooling):
+    options = {"pool": pooling.removesuffix("pool"), "width": wanted[pooling]["kernel_size"]}
+    size = {"budget": wanted["max_capacity_prompt"], "window": wanted["window_size"]}
+    return ra.Config(method="snapkv-published", options=options, **size).policy()
+
+
+@pytest.mark.parametrize("pooling", ["avgpool", "maxpool"])
+def test_snapkv(isa, pooling):
+    """For each query head, on keys repeated for it, as the code has it; it sums over the window, ours is the mean."""
+    wanted = read("snapkv")
+    queries, keys = states(wanted)
+    heads, budget = queries.shape[1], wanted["max_capacity_prompt"]
+    layer = Layer(snapkv(wanted, pooling), queries, keys.repeat_interleave(heads // keys.shape[1], 1))
+    np.testing.assert_allclose(layer.scores() * wanted["window_size"], wanted[pooling]["scores"], rtol=1e-5)
+    assert layer.cut(heads * budget) == ([budget] * heads, wanted[pooling]["kept"])
+
+
+def test_snapkv_of_a_group(isa):
+    """Where ours differs, knowingly: a KV head is cut once, by the mean of the code's scores over its query heads."""
+    wanted = read("snapkv")
+    layer = Layer(snapkv(wanted, "avgpool"), *states(wanted))
+    mean = np.array(wanted["avgpool"]["scores"]).reshape(layer.heads, -1, layer.older).mean(1)
+    np.testing.assert_allclose(layer.scores() * wanted["window_size"], mean, rtol=1e-5)
+    window, budget = wanted["window_size"], wanted["max_capacity_prompt"]
+    best = np.argsort(-mean)[:, : budget - window]
+    kept = [sorted([*x, *range(layer.older, wanted["tokens"])]) for x in best.tolist()]
+    assert layer.cut(layer.heads * budget)[1] == kept
+    of_query_heads = wanted["avgpool"]["kept"]
+    assert all(kept[h // 2] != x for h, x in enumerate(of_query_heads))  # the code keeps others for each query head
+
+
+def test_the_defaults_are_the_code_s():
+    arguments = ra.Config(method="snapkv-published", budget=64).policy().scorer.arguments(0)
+    assert (arguments.average, arguments.kernel) == (True, read("snapkv")["avgpool"]["kernel_size"])

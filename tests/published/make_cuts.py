@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 REPOSITORIES = {
     "rkv": ("Zefan-Cai/R-KV", "d15c9767"),
+    "snapkv": ("FasterDecoding/SnapKV", "e216ddc8"),
 }
 CLEAR = 1e-5  # of the scores' range: the last that stays is so far above the first that goes, by more than rounding
 
@@ -84,7 +85,30 @@ def rkv(repository):
     return first_clear(case)
 
 
-CASES = {"rkv": rkv}
+def snapkv(repository):
+    """SnapKVCluster, for each query head, as it is given keys that were repeated for them."""
+    path = "snapkv/monkeypatch/snapkv_utils.py"
+    cluster, repeat = load("snapkv", repository, path, "SnapKVCluster", "repeat_kv")
+    shape = {"query_heads": 4, "heads": 2, "tokens": 72, "dim": 16}
+    size = {"window_size": 8, "max_capacity_prompt": 32}
+
+    def case(seed):
+        q, k = prompt(seed, **shape)
+        k, made = repeat(k, 2), {}
+        for options in ({}, {"pooling": "maxpool", "kernel_size": 7}):  # the code's defaults, and the paper's ablation
+            own = cluster(**size, **options)
+            with Ranked() as ranked:
+                _, values = own.update_kv(k, q, marked(k), None, 1)
+            (scores,) = ranked.scores
+            if not is_clear(scores, 32 - 8):
+                return None
+            made[own.pooling] = {"kernel_size": own.kernel_size, "scores": numbers(scores[0]), "kept": kept(values[0])}
+        return {"seed": seed, **shape, **size, **made}
+
+    return first_clear(case)
+
+
+CASES = {"rkv": rkv, "snapkv": snapkv}
 
 if __name__ == "__main__":
     system, repository = sys.argv[1:]
