@@ -6,15 +6,13 @@ The arguments are git directories of FMInference/H2O and WeianMao/triattention, 
 Halo-949/LazyEviction. Only the classes that are named here are run; none of that code is kept.
 """
 
-import ast
 import json
 import math
-import subprocess
 import sys
-import types
 
 import numpy as np
 import torch
+from code_of import definitions
 
 COMMITS = {
     "h2o": ("ac75c2a8", "h2o_hf/utils_real_drop/modify_llama.py", "H2OKVCache_LayerWise"),
@@ -33,14 +31,7 @@ def inputs(seed):
 
 def published(name, repository, **names):
     commit, path, wanted = COMMITS[name]
-    text = subprocess.run(
-        ["git", "-C", repository, "show", f"{commit}:{path}"], capture_output=True, text=True, check=True
-    ).stdout
-    own = next(x for x in ast.parse(text).body if isinstance(x, ast.ClassDef) and x.name == wanted)
-    module = types.ModuleType(wanted)
-    module.__dict__.update(names, torch=torch, math=math, F=torch.nn.functional, print=lambda *_: None)
-    exec(compile(ast.Module([own], []), path, "exec"), module.__dict__)
-    return getattr(module, wanted)
+    return definitions(repository, commit, path, [wanted], **names)[0]
 
 
 def marked(positions):

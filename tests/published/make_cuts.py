@@ -1,0 +1,115 @@
+"""What published code computes and keeps at its first cut of a seeded prompt, which test_published_cuts.py reads.
+
+    python tests/published/make_cuts.py rkv R-KV.git > tests/published/rkv.json
+
+The second argument is a git directory of the repository that REPOSITORIES names. Its classes run as they are, on the
+CPU in float32; what they rank is seen from outside. None of that code is kept.
+"""
+
+import json
+import sys
+
+import torch
+from code_of import definitions
+from seeded import prompt
+from torch.overrides import TorchFunctionMode
+
+REPOSITORIES = {
+    "rkv": ("Zefan-Cai/R-KV", "d15c9767"),
+    "snapkv": ("FasterDecoding/SnapKV", "e216ddc8"),
+}
+CLEAR = 1e-5  # of the scores' range: the last that stays is so far above the first that goes, by more than rounding
+
+
+class Ranked(TorchFunctionMode):
+    """The tensors that are ranked while it is entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.topk, torch.Tensor.topk, torch.sort, torch.Tensor.sort):
+            self.scores.append(args[0].clone())
+        return function(*args, **(kwargs or {}))
+
+
+def load(name, repository, path, *wanted, **names):
+    return definitions(repository, REPOSITORIES[name][1], path, wanted, **names)
+
+
+def marked(keys):
+    """Values that say where their keys are from: the classes gather them along."""
+    return torch.arange(keys.shape[2]).float()[:, None].expand_as(keys).contiguous()
+
+
+def kept(values):
+    """Positions of each head, ascending, from what is left of `marked` [..., n, D]."""
+    return values[..., 0].long().sort(-1).values.tolist()
+
+
+def is_clear(scores, keep):
+    """Whether no rounding decides which `keep` scores of each row [..., n] are the best, and no tie."""
+    best = scores.sort(-1, descending=True).values
+    gap = best[..., keep - 1] - best[..., keep]
+    return bool((gap > CLEAR * (best[..., 0] - best[..., -1])).all())
+
+
+def numbers(x):
+    """Nested lists of as many digits as float32 needs."""
+    return [numbers(y) for y in x] if x.dim() else float(f"{x.item():.9g}")
+
+
+def first_clear(case):
+    """case(seed), of the first seed for which it is not None."""
+    return next(x for seed in range(1, 5000) if (x := case(seed)) is not None)
+
+
+def rkv(repository):
+    """R1KV at its first cut: from the second on it has the tokens in order of score."""
+    own = load("rkv", repository, "rkv/utils.py", "cal_similarity", "compute_attention_scores")
+    functions = {f.__name__: f for f in own}
+    (cluster,) = load("rkv", repository, "rkv/compression/r1_kv.py", "R1KV", **functions)
+    settings = {"budget": 40, "window_size": 8, "kernel_size": 7, "mix_lambda": 0.1}
+    shape = {"query_heads": 4, "heads": 2, "tokens": 96, "dim": 16}
+
+    def case(seed):
+        q, k = prompt(seed, **shape)
+        with Ranked() as ranked:
+            _, values = cluster(**settings).update_kv(k, q[:, :, -8:], marked(k))
+        (scores,) = ranked.scores
+        if is_clear(scores, 40 - 8):
+            return {"seed": seed, **shape, **settings, "scores": numbers(scores[0]), "kept": kept(values[0])}
+        return None
+
+    return first_clear(case)
+
+
+def snapkv(repository):
+    """SnapKVCluster, for each query head, as it is given keys that were repeated for them."""
+    path = "snapkv/monkeypatch/snapkv_utils.py"
+    cluster, repeat = load("snapkv", repository, path, "SnapKVCluster", "repeat_kv")
+    shape = {"query_heads": 4, "heads": 2, "tokens": 72, "dim": 16}
+    size = {"window_size": 8, "max_capacity_prompt": 32}
+
+    def case(seed):
+        q, k = prompt(seed, **shape)
+        k, made = repeat(k, 2), {}
+        for options in ({}, {"pooling": "maxpool", "kernel_size": 7}):  # the code's defaults, and the paper's ablation
+            own = cluster(**size, **options)
+            with Ranked() as ranked:
+                _, values = own.update_kv(k, q, marked(k), None, 1)
+            (scores,) = ranked.scores
+            if not is_clear(scores, 32 - 8):
+                return None
+            made[own.pooling] = {"kernel_size": own.kernel_size, "scores": numbers(scores[0]), "kept": kept(values[0])}
+        return {"seed": seed, **shape, **size, **made}
+
+    return first_clear(case)
+
+
+CASES = {"rkv": rkv, "snapkv": snapkv}
+
+if __name__ == "__main__":
+    system, repository = sys.argv[1:]
+    print(json.dumps({"code": REPOSITORIES[system], **CASES[system](repository)}))

@@ -1,0 +1,116 @@
+"""Our scorers and allocators against what published code computed of a prompt (tests/published/make_cuts.py)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from layers import cut, positions, scores, step
+from published.seeded import prompt
+
+import reasonalloc as ra
+from reasonalloc import _core
+from reasonalloc.allocate import HEADS
+
+pytestmark = pytest.mark.core
+FOLDER = Path(__file__).parent / "published"
+
+
+def read(name):
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def states(wanted):
+    return prompt(*(wanted[x] for x in ("seed", "query_heads", "heads", "tokens", "dim")))
+
+
+class Layer:
+    """A layer that was given a prompt, and is scored and cut by a policy's parts."""
+
+    def __init__(self, policy, queries, keys):
+        self.policy, self.heads, dim = policy, keys.shape[1], keys.shape[3]
+        self.arguments = policy.scorer.arguments(0)
+        self.pool = _core.Pool("float32", dim)
+        self.layer = _core.Layer(
+            self.pool, 1, self.heads, queries.shape[1], policy.schedule.window, policy.core_scorer, 0, policy.statistics
+        )
+        step(self.pool, self.layer, queries, keys, torch.zeros_like(keys))
+        self.older = keys.shape[2] - policy.schedule.window
+
+    def scores(self):
+        """[H, older]."""
+        out = np.zeros((self.heads, self.older), np.float32)
+        scores(self.layer, 0, self.arguments, out.reshape(-1))
+        return out
+
+    def cut(self, total):
+        """Slots and positions of each head afterwards."""
+        heads, *settings = self.policy.heads.arguments()[:6]
+        budgets, _, _ = cut(
+            self.pool, self.layer, self.heads, [total], score=self.arguments, route=(HEADS[heads], *settings)
+        )
+        return budgets[0].tolist(), [positions(self.layer, 0, h).tolist() for h in range(self.heads)]
+
+
+# ---- R-KV ------------------------------------------------------------------------------------------------------------
+
+
+def test_rkv(isa):
+    """R1KV at its first cut, by the layer and by `ra.score.rkv`. The threshold of 0.5 is its default."""
+    wanted = read("rkv")
+    window, alpha = wanted["window_size"], wanted["mix_lambda"]
+    queries, keys = states(wanted)
+    policy = ra.Config(method="rkv", budget=wanted["budget"], window=window, alpha=alpha).policy()
+    layer = Layer(policy, queries, keys)
+    for found in (layer.scores(), ra.score.rkv(queries[0, :, -window:], keys[0], alpha=alpha).numpy()):
+        np.testing.assert_allclose(found, wanted["scores"], rtol=1e-5, atol=1e-8)
+    assert layer.cut(layer.heads * wanted["budget"]) == ([wanted["budget"]] * layer.heads, wanted["kept"])
+
+
+def test_rkv_s_case_says_something():
+    """Keys that are alike, and some that are like no other; none so near to the threshold that rounding decides."""
+    for keys in states(read("rkv"))[1][0]:
+        alike = (oracle.cosines(keys) > 0.5).sum(1)
+        assert 0 < (alike == 0).sum() < len(keys) / 4 and alike.max() > 10
+        assert oracle.redundancy_margin(keys) > 1e-5
+
+
+# ---- SnapKV ----------------------------------------------------------------------------------------------------------
+
+
+def snapkv(wanted, pooling):
+    options = {"pool": pooling.removesuffix("pool"), "width": wanted[pooling]["kernel_size"]}
+    size = {"budget": wanted["max_capacity_prompt"], "window": wanted["window_size"]}
+    return ra.Config(method="snapkv-published", options=options, **size).policy()
+
+
+@pytest.mark.parametrize("pooling", ["avgpool", "maxpool"])
+def test_snapkv(isa, pooling):
+    """For each query head, on keys repeated for it, as the code has it; it sums over the window, ours is the mean."""
+    wanted = read("snapkv")
+    queries, keys = states(wanted)
+    heads, budget = queries.shape[1], wanted["max_capacity_prompt"]
+    layer = Layer(snapkv(wanted, pooling), queries, keys.repeat_interleave(heads // keys.shape[1], 1))
+    np.testing.assert_allclose(layer.scores() * wanted["window_size"], wanted[pooling]["scores"], rtol=1e-5)
+    assert layer.cut(heads * budget) == ([budget] * heads, wanted[pooling]["kept"])
+
+
+def test_snapkv_of_a_group(isa):
+    """Where ours differs, knowingly: a KV head is cut once, by the mean of the code's scores over its query heads."""
+    wanted = read("snapkv")
+    layer = Layer(snapkv(wanted, "avgpool"), *states(wanted))
+    mean = np.array(wanted["avgpool"]["scores"]).reshape(layer.heads, -1, layer.older).mean(1)
+    np.testing.assert_allclose(layer.scores() * wanted["window_size"], mean, rtol=1e-5)
+    window, budget = wanted["window_size"], wanted["max_capacity_prompt"]
+    best = np.argsort(-mean)[:, : budget - window]
+    kept = [sorted([*x, *range(layer.older, wanted["tokens"])]) for x in best.tolist()]
+    assert layer.cut(layer.heads * budget)[1] == kept
+    of_query_heads = wanted["avgpool"]["kept"]
+    assert all(kept[h // 2] != x for h, x in enumerate(of_query_heads))  # the code keeps others for each query head
+
+
+def test_the_defaults_are_the_code_s():
+    arguments = ra.Config(method="snapkv-published", budget=64).policy().scorer.arguments(0)
+    assert (arguments.average, arguments.kernel) == (True, read("snapkv")["avgpool"]["kernel_size"])
