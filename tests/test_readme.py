@@ -240,27 +240,6 @@ def test_tables_are_up_to_date(page, name):
     assert generate.renewed(text, name, generate.BLOCKS[page, name]()) == text
 
 
-def test_pages_of_the_code(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("gates.tsv").write_text("0.5 1.0\n")
-    text = ["some words to learn from"]
-    ra.calibrate(models.tiny(), models.Words(), text, progress=False).save("calibration.safetensors")
-    for name in ra.methods():
-        page = generate.system_page(name)
-        assert generate.first_sentence(generate.doc(name)) in " ".join(page.split())
-        assert f'method="{name}"' in page and (ROOT / generate.source(name)).is_file()
-        exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
-    assert "100%" in generate.system_page("full") and "54%" in generate.system_page("reasonalloc")
-    names = {x for path in (ROOT / "csrc/stat").glob("*.c") for x in re.findall(r'\.name = "(.*?)"', path.read_text())}
-    assert set(generate.SYSTEMS["costs"]) == names and set(generate.SYSTEMS["published"]) <= set(ra.methods())
-    assert all(re.search(r"arXiv \d{4}\.\d{5}", x) for each in generate.SYSTEMS["published"].values() for x in each)
-    assert "nearest-key: 12 bytes" in generate.cost("rkv") and "queries of the newest" in generate.cost("vatp")
-    assert "typedef struct ra_layer ra_layer;" in generate.header_page()
-    page = generate.cli_page()
-    assert "## evaluate accuracy" in page and "--dry-run" in page
-    assert "`lost_mass`" in generate.stats_page() and "`safeguard`" in generate.config_page()
-
-
 def test_versions_are_one():
     citation = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert citation and citation[1] == ra.__version__
