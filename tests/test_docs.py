@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import models
@@ -10,7 +11,9 @@ import pytest
 
 import reasonalloc as ra
 from reasonalloc.cli import settings
-from reasonalloc.policy.scorers import CoreScorer
+from reasonalloc.policy.heads import HEADS
+from reasonalloc.policy.layers import LAYERS
+from reasonalloc.policy.scorers import SCORERS, CoreScorer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -87,3 +90,28 @@ def test_pages_of_the_reference():
     )
     assert "`list[list[list[int]]]`" in stats and "ForwardRef" not in stats and "class" not in stats
     assert "| `safeguard` | `float` | `0.2` | 0 to 1 |" in config and "| `'same'` or `'int8'` |" in config
+
+
+# ---- what pages say by hand ----
+
+
+def test_methods_names_the_parts_with_options():
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    sentence = re.search(r"what only some parts know is in `options`: (.*?)\. ", text, re.DOTALL)
+    keywords = {f.name for f in fields(ra.Config)}
+    have = {
+        name
+        for registry in (SCORERS, LAYERS, HEADS)
+        for name, cls in registry.classes.items()
+        if any(f.init and f.name not in keywords for f in fields(cls)) and cls.__module__.startswith("reasonalloc.")
+    }
+    assert sentence and set(re.findall(r"`([^`]+)`", sentence[1])) == have
+
+
+def test_folders_of_studies_are_all_named():
+    """In benchmarks/README.md, those with the results of a study file or of a plan."""
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    sentence = re.search(r"their results are in `results/`, a folder each: (.*?)\. ", text, re.DOTALL)
+    others = {"ablations", "fidelity-notch", "paper", "restated", "rlkv", "transfer"}
+    there = {x.name for x in (ROOT / "benchmarks" / "results").iterdir() if x.is_dir()}
+    assert sentence and set(re.findall(r"`([^`]+)`", sentence[1])) == there - others

@@ -157,6 +157,8 @@ def newer():
         found = right(name, f"{cell} 384")
         found = f"**{found}**" if cell == "h2o" else found
         yield DOCS, f"| {what} | {found} | {cut(name, f'{cell} 384')} | {row['mean_bytes'] / 1e6:.1f} |"
+    ours, theirs = (right(name, f"{x} 384") for x in ("spans", "R-KV"))
+    yield ROOT / "docs" / "methods.md", f"it has {ours} right where R-KV has {theirs}"
     few = [right(name, f"{x} 384", False).removesuffix(" %") for x in ("dynamickv", "raas", "vatp", "vase")]
     yield DOCS, f"| `dynamickv`, `raas`, `vatp`, `vase` | {', '.join(few)} % |"
     ours, theirs = (right("h2o/h2o", f"{x} 384") for x in ("h2o", "R-KV"))
@@ -219,6 +221,9 @@ def sealed():
         yield DOCS, f" | {each[1]}"
     ours = planned(name, "reasonalloc-kept", "R-KV-kept").removeprefix("+").replace(" ", " points ", 1)
     yield README, f"ReasonAlloc is {ours} ahead of R-KV at 384"
+    two = [planned(name, "reasonalloc-kept", "R-KV-kept", x) for x in (384, 512)]
+    points = two[0].replace(" ", " points ", 1)
+    yield ROOT / "docs" / "limits.md", f"better at 384 slots ({points}) and level at 512 ({two[1]}; [results]"
 
 
 def shares():
