@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -27,6 +27,7 @@ from reasonalloc.policy.heads import HEADS
 from reasonalloc.policy.layers import LAYERS
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.scorers import SCORERS
+from reasonalloc.policy.setting import Choice, Flag, Range
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -65,9 +66,19 @@ def part(name: str, kind: str) -> object:
     return own.default if own.default_factory is MISSING else own.default_factory()
 
 
-def part_name(name: str, kind: str) -> str:
-    value = part(name, kind)
-    return value if isinstance(value, str) else type(value).__name__
+def part_class(value: object, registry: Registry[Any]) -> type[Part] | None:
+    """Of a method's part; None where the method's own code takes its place."""
+    if isinstance(value, str):
+        return registry.classes.get(value)
+    return type(value) if isinstance(value, Part) else None
+
+
+def part_name(value: object) -> str:
+    """A part's name, and the settings that the method gives it."""
+    if not isinstance(value, Part):
+        return f"`{value}`"
+    own = [f for f in fields(value) if f.default is not MISSING and getattr(value, f.name) != f.default]
+    return f"`{value.name}`" + "".join(f", {f.name} {getattr(value, f.name)}" for f in own)
 
 
 def every(name: str) -> str:
@@ -87,32 +98,35 @@ def methods_table(link: str = "") -> str:
     return table(["`method=`", "what it keeps", "cut"], rows)
 
 
-def part_doc(registry: Registry[Part], value: object) -> str:
-    own = registry.classes.get(value) if isinstance(value, str) else type(value)
+def part_doc(value: object, registry: Registry[Any]) -> str:
+    own = part_class(value, registry)
     return inspect.cleandoc(own.__doc__ or "") if own is not None else ""
 
 
 def rows_of(file: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((RESULTS / file).read_text())["rows"]
-    return rows
+    """Rows of results, each with the dtype that they were made in."""
+    found = json.loads((RESULTS / file).read_text())
+    return [{**row, "dtype": found["provenance"]["dtype"]} for row in found["rows"]]
 
 
 def plain_cells(study: str) -> dict[str, tuple[str, str]]:
-    """Of a study's cells: the method and the setting of those that are a method as it is."""
+    """Of a study's cells: the method and the setting of those that are a method as it is, but for prompt and window."""
     plan = yaml.safe_load((ROOT / "benchmarks" / "studies" / f"{study}.yaml").read_text(encoding="utf-8"))
     found = {}
     for label, own in plan["cells"].items():
         said = {**plan.get("config", {}), **own}
-        if said.keys() <= {"method", "keep_prompt"}:
+        if said.keys() <= {"method", "keep_prompt", "window"}:
             prompt = ", prompt kept" if said.get("keep_prompt") else ", prompt as any other text"
             if METHODS[said["method"]].unlimited:
                 prompt = ""
+            if "window" in said:
+                prompt += f", window {said['window']}"
             found[label] = said["method"], f"*{plan['settings'][0]}*{prompt} (study {study}, seed {plan['seed']})"
     return found
 
 
 def answers(name: str) -> list[list[str]]:
-    """What was measured of a method: setting, budget, right, cut off, mean MB of a row."""
+    """What was measured of a method: setting, budget, right, cut off, mean MB of a row, dtype."""
     chosen = [(setting, row) for file, setting in ANSWERS.items() for row in rows_of(file) if row["method"] == name]
     for study in STUDIES:
         cells = plain_cells(study)
@@ -125,8 +139,23 @@ def answers(name: str) -> list[list[str]]:
         right = row["accuracy"]
         interval = f"{right['mean']:.0%} [{right['low']:.0%}, {right['high']:.0%}]"
         budget = "all" if row["budget"] is None else str(row["budget"])
-        found.append([setting, budget, interval, f"{row['truncated']:.0%}", f"{row['mean_bytes'] / 1e6:.1f}"])
+        size = f"{row['mean_bytes'] / 1e6:.1f}"
+        found.append([setting, budget, interval, f"{row['truncated']:.0%}", size, row["dtype"]])
     return found
+
+
+def needs(name: str) -> dict[str, str]:
+    """Files that a method cannot do without, by the setting that names each, as on the command line."""
+    found = {f"options.{file}": f"{file}.tsv" for file in METHODS[name].files}
+    if part(name, "scorer") == "triattention":
+        found["calibration"] = "calibration.safetensors"
+    return found
+
+
+def measure(name: str) -> str:
+    """The command that measures a method."""
+    files = "".join(f" --set {setting}={file}" for setting, file in needs(name).items())
+    return f"reasonalloc evaluate accuracy --methods full,{name}{files}"
 
 
 def system_page(name: str) -> str:
@@ -134,8 +163,8 @@ def system_page(name: str) -> str:
     lines = [f"# {name}\n", doc(name) + "\n", "## Parts\n"]
     rows = []
     for kind, registry in (("scorer", SCORERS), ("layers", LAYERS), ("heads", HEADS)):
-        text = " ".join(part_doc(registry, part(name, kind)).split())
-        rows.append([kind, f"`{part_name(name, kind)}`", text])
+        value = part(name, kind)
+        rows.append([kind, part_name(value), part_doc(value, registry)])
     rows.append(["cut", every(name), "the prefill is never made smaller; the first cut comes right after it"])
     if METHODS[name].unlimited:
         lines.append("It has no parts: nothing is scored or cut.\n")
@@ -145,10 +174,10 @@ def system_page(name: str) -> str:
     lines.append("## Use\n")
     sized = not METHODS[name].unlimited and getattr(part(name, "layers"), "sized", True)
     size = ", budget=256" if sized else ""
-    if METHODS[name].files:
-        size += ", options={" + ", ".join(f'"{file}": "{file}.tsv"' for file in METHODS[name].files) + "}"
-    if part(name, "scorer") == "triattention":
-        size += ', calibration="calibration.safetensors"'
+    files = needs(name)
+    if options := {x.removeprefix("options."): file for x, file in files.items() if x.startswith("options.")}:
+        size += f", options={json.dumps(options)}"
+    size += "".join(f', {x}="{file}"' for x, file in files.items() if "." not in x)
     lines.append(f'```python\nimport reasonalloc as ra\n\nconfig = ra.Config(method="{name}"{size})\n```\n')
     measured = answers(name)
     lines.append("## Measured here\n")
@@ -157,10 +186,11 @@ def system_page(name: str) -> str:
             "Answers of `ledger-135m`, a small reasoner, to problems of its own task: read the order of"
             " methods, not the level ([all results](../results.md)).\n"
         )
-        head = ["task", "slots a head", "right [95 %]", "chains cut off", "mean MB of a row"]
+        head = ["task", "slots a head", "right [95 %]", "chains cut off", "mean MB of a row", "dtype"]
         lines.append(table(head, measured))
     else:
-        lines.append("Nothing yet. `reasonalloc evaluate accuracy --methods full," + name + "` measures it.\n")
+        lines.append(f"Nothing yet. `{measure(name)}` measures it.\n")
+    lines += [f"{text}\n" for text in [SYSTEMS["remarks"].get(name)] if text]
     published = SYSTEMS["published"].get(name, [])
     lines.append("## Published\n")
     lines += [f"- {text}" for text in published] or ["No figure of a reasoning model was found that we could check."]
@@ -185,8 +215,7 @@ def cost(name: str) -> str:
     """What a method keeps beside keys and values, and when it works."""
     if METHODS[name].unlimited:
         return "Keys and values of every token, and attention over all of them."
-    own = SCORERS.classes.get(part(name, "scorer")) if isinstance(part(name, "scorer"), str) else None
-    core = getattr(own, "core", None)
+    core = getattr(part_class(part(name, "scorer"), SCORERS), "core", None)
     if core is None:
         return "Its score is a function in Python, called for each head at each cut."
     kept, queries = statistics(core)
@@ -282,11 +311,29 @@ def cli_page() -> str:
     return "\n".join(lines)
 
 
+def types_of(cls: type) -> list[list[str]]:
+    """Names of a class's annotations with their types."""
+    hints = get_type_hints(cls).items()
+    return [[f"`{name}`", f"`{x.__name__ if isinstance(x, type) and not get_args(x) else x}`"] for name, x in hints]
+
+
+def allowed_values(allowed: object) -> str:
+    """What a setting may be."""
+    match allowed:
+        case Range():
+            ends = (f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (allowed.least, allowed.most))
+            return f"{' to '.join(ends)}{', odd' if allowed.odd else ''}"
+        case Choice():
+            return " or ".join(f"`{text!r}`" for text in allowed.texts)
+        case Flag():
+            return "true or false"
+    return ""
+
+
 def stats_page() -> str:
     from reasonalloc.hf.stats import CacheStats, Seconds
 
-    rows = [[f"`{name}`", f"`{kind}`"] for name, kind in CacheStats.__annotations__.items()]
-    seconds = [[f"`{name}`", f"`{kind}`"] for name, kind in Seconds.__annotations__.items()]
+    rows, seconds = types_of(CacheStats), types_of(Seconds)
     about = inspect.cleandoc(CacheStats.__doc__ or "")
     return (
         f"# Figures of a cache: stats()\n\n{about}\n\n{table(['key', 'type'], rows)}\n## seconds\n\n"
@@ -306,14 +353,11 @@ def header_page() -> str:
 def config_page() -> str:
     rows = []
     for f in fields(ra.Config):
-        allowed = f.metadata.get("allowed")
-        span = "" if allowed is None else "true or false" if not hasattr(allowed, "least") else (
-            f"{allowed.least:g} to {allowed.most:g}{', odd' if allowed.odd else ''}"
-        )  # fmt: skip
         default = "{}" if f.name == "options" else repr(f.default)
-        rows.append([f"`{f.name}`", f"`{f.type}`", f"`{default}`", span])
+        rows.append([f"`{f.name}`", f"`{f.type}`", f"`{default}`", allowed_values(f.metadata.get("allowed"))])
     return (
-        "# Settings: ra.Config\n\nOn the command line each is `--set NAME=VALUE`.\n\n"
+        "# Settings: ra.Config\n\nOn the command line a field is `--set NAME=VALUE`, one of the options `--set"
+        " options.NAME=VALUE`, where the command has no option of its own for it (`--help` lists which).\n\n"
         + table(["field", "type", "default", "allowed"], rows)
         + f"\n```text\n{inspect.cleandoc(ra.Config.__doc__ or '')}\n```\n"
     )

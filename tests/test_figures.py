@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,6 +76,11 @@ def planned(name, cell, other, slots=384):
     pair = f"{cell} {slots}", f"{other} {slots}"
     own = next(x["difference"] for x in comparisons(name) if (x["cell"], x["against"]) == pair)
     return f"{signed(own['mean'])} {bounds(own)}"
+
+
+def megabytes(name, slots):
+    """Mean bytes of the rows at so many slots, from the fewest to the most."""
+    return sorted(row["mean_bytes"] / 1e6 for row in rows(name).values() if row["budget"] == slots)
 
 
 def says(path, claim):
@@ -157,6 +163,8 @@ def newer():
         found = right(name, f"{cell} 384")
         found = f"**{found}**" if cell == "h2o" else found
         yield DOCS, f"| {what} | {found} | {cut(name, f'{cell} 384')} | {row['mean_bytes'] / 1e6:.1f} |"
+    ours, theirs = (right(name, f"{x} 384") for x in ("spans", "R-KV"))
+    yield ROOT / "docs" / "methods.md", f"it has {ours} right where R-KV has {theirs}"
     few = [right(name, f"{x} 384", False).removesuffix(" %") for x in ("dynamickv", "raas", "vatp", "vase")]
     yield DOCS, f"| `dynamickv`, `raas`, `vatp`, `vase` | {', '.join(few)} % |"
     ours, theirs = (right("h2o/h2o", f"{x} 384") for x in ("h2o", "R-KV"))
@@ -209,6 +217,16 @@ def sealed():
             yield README, f"| {short} | {each} |"
     for path in (DOCS, README):
         yield path, f"he full cache has {right(name, 'full')}"
+    small, large = ([f"{x:.1f}" for x in megabytes(name, slots)] for slots in (384, 512))
+    full = f"{rows(name)['full']['mean_bytes'] / 1e6:.1f}"
+    said = f"{small[0]} to {small[-1]} MB at 384 slots, {large[0]} to {large[-1]} at 512, {full} for the full cache"
+    plan = yaml.safe_load((ROOT / "benchmarks" / "studies" / "evidence.yaml").read_text(encoding="utf-8"))
+    family = len(plan["comparisons"]) * len(plan["budgets"])
+    yield README, f"Mean bytes of a chain's cache are {said}; tests are Holm's over {family} comparisons."
+    yield DOCS, f"2 samples, Holm over {family})"
+    yield DOCS, f"takes {small[0]} to {small[-1]} MB in the mean at 384 slots"
+    yield DOCS, f"{large[0]} to {large[-1]} MB at 512, and {full} MB whole: systems at one budget are within 6 %"
+    assert all(most / least < 1.06 for least, *_, most in (megabytes(name, 384), megabytes(name, 512)))
     told = {(x["cell"], x["against"]): x["holm"] < 0.05 for x in comparisons(name)}
     for what, (cell, other) in SEALED.items():
         each = [
@@ -219,6 +237,9 @@ def sealed():
         yield DOCS, f" | {each[1]}"
     ours = planned(name, "reasonalloc-kept", "R-KV-kept").removeprefix("+").replace(" ", " points ", 1)
     yield README, f"ReasonAlloc is {ours} ahead of R-KV at 384"
+    two = [planned(name, "reasonalloc-kept", "R-KV-kept", x) for x in (384, 512)]
+    points = two[0].replace(" ", " points ", 1)
+    yield ROOT / "docs" / "limits.md", f"better at 384 slots ({points}) and level at 512 ({two[1]}; [results]"
 
 
 def shares():

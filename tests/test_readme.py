@@ -73,12 +73,40 @@ def small(folder, tmp_path, monkeypatch):  # noqa: F811
     """A tiny model in place of those that the pages load; files go into a folder of their own."""
     monkeypatch.chdir(tmp_path)
     pair = load(folder)
+    pair[1].chat_template = "{{ messages[0]['content'] }}"
     monkeypatch.setattr("reasonalloc.lab.models.load", lambda *args, **options: pair)
     for name in ("scipy", "math_verify", "matplotlib"):
         pytest.importorskip(name)
 
 
 ALONE = ["start.md", "batches.md", "own-task.md", "coming-from.md", "how-it-works.md"]  # blocks stand by themselves
+# Pages whose blocks run when they are pasted one after the other, with what is asked less of a tiny model.
+PASTED: dict[str, dict[str, str]] = {
+    "README.md": {
+        "max_new_tokens=600": "max_new_tokens=60",
+        "[problem.prompt])": "[problem.prompt], max_new_tokens=8, progress=False)",
+        "budgets=": "max_new_tokens=8, problems=1, progress=False, budgets=",
+    },
+    "docs/calibration.md": {},
+    "docs/cuda.md": {},
+    "docs/evaluation.md": {"budget=256": "budget=24, max_new_tokens=40"},
+    "docs/methods.md": {},
+    "docs/prefix.md": {"max_new_tokens=512)": "max_new_tokens=8, do_sample=False)\n    outputs.append(output)"},
+    "docs/rlkv.md": {},
+    "docs/traces.md": {"max_new_tokens=300": "max_new_tokens=160"},
+}
+
+
+def pasted(page, names=()):
+    """The names that a page's blocks leave behind."""
+    found: dict = {"__name__": "__main__", **dict(names)}
+    code = blocks(page)
+    for text, less in PASTED[page].items():
+        assert any(text in x for x in code), f"{page} has no {text}"
+        code = [x.replace(text, less) for x in code]
+    for block in code:
+        exec(block.replace("past_key_values", CACHE_NAME), found)
+    return found
 
 
 @pytest.mark.parametrize("page", ALONE)
@@ -87,143 +115,86 @@ def test_blocks_that_stand_by_themselves_run(page, small):
         exec(code, {"__name__": "__main__"})
 
 
-def test_a_calibration(small):
-    names: dict = {"__name__": "__main__"}
-    exec(blocks("docs/calibration.md")[0], names)
-    assert names["cache"].config.calibration == names["calibration"]
+def test_every_block_is_run_by_a_test_here():
+    have = {page.relative_to(ROOT).as_posix() for page in PAGES if blocks(page.relative_to(ROOT))}
+    assert have == {f"docs/{page}" for page in ALONE} | set(PASTED)
 
 
-def test_a_study_in_one_call(small):
-    names: dict = {"ra": ra}
-    exec(blocks("README.md")[2].replace("budgets=", "max_new_tokens=8, problems=1, progress=False, budgets="), names)
+def test_readme(small):
+    names = pasted("README.md")
+    assert names["session"].last_cache.stats()["steps"] and names["config"].profile == names["profile"]
+    cache = ra.ReasonAllocCache(names["model"], names["config"])
+    names["model"].generate(models.prompt(300), max_new_tokens=4, do_sample=False, **cache_argument(cache))
+    assert cache.stats()["routings"] == 1 and cache.stats()["wave"] == "profile"
     assert Path("accuracy.png").is_file() and len(names["results"].rows) == 5
 
 
-def test_through_the_hub(monkeypatch):
+def test_a_calibration(small):
+    names = pasted("docs/calibration.md")
+    assert names["cache"].config.calibration == names["calibration"]
+
+
+def test_through_the_hub(small, monkeypatch):
     monkeypatch.chdir(ROOT)
-    model = models.tiny()
-    exec(blocks("docs/evaluation.md")[0].replace("=256", "=24, max_new_tokens=4"), {"model": model, "inputs": {
-        "input_ids": models.prompt(60)}})  # fmt: skip
+    pasted("docs/evaluation.md")
 
 
-def test_a_config_for_a_gpu():
-    names = {"ra": ra}
-    exec(blocks("docs/cuda.md")[0], names)
-    assert names["config"].device == "model"
-
-
-def test_a_graph_of_a_pass():
+def test_a_graph_of_a_pass(folder, monkeypatch):  # noqa: F811
     gpu = torch.cuda.is_available()
-    model = models.tiny().to("cuda" if gpu else "cpu")
-    cache = ra.ReasonAllocCache(model, ra.Config(budget=24, window=4, device="model" if gpu else "cpu"))
-    with torch.no_grad():
-        model(models.prompt(30).to(model.device), past_key_values=cache)
-    names = {"model": model, "cache": cache, "ids": torch.tensor([5], device=model.device)}
+    pair = load(folder, device_map="cuda" if gpu else None)
+    monkeypatch.setattr("reasonalloc.lab.models.load", lambda *args, **options: pair)
     if gpu:
-        exec(blocks("docs/cuda.md")[1], names)
-        assert names["logits"].shape == (1, model.config.vocab_size)
+        names = pasted("docs/cuda.md")
+        assert names["logits"].shape == (1, names["model"].config.vocab_size)
     else:
-        with pytest.raises(ValueError, match="keeps layers on a GPU"):
-            exec(blocks("docs/cuda.md")[1], names)
+        with pytest.raises(ValueError, match="lies in host memory"):
+            pasted("docs/cuda.md")
 
 
-def test_configs_of_gathered_statistics():
-    names = {"ra": ra}
-    exec(blocks("docs/methods.md")[1], names)
+def test_methods(small, register):
+    names = pasted("docs/methods.md")
     assert [names[x].policy().scorer.name for x in ("h2o", "faded", "lazy")] == ["h2o", "h2o", "lazy"]
-
-
-def test_measured_head_shares(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    shares = ra.Config(method="rkv", heads="profile", calibration=names["heads"], budget=64)
+    assert ra.ReasonAllocCache(names["model"], shares).policy.heads.table is not None
+    parts: dict = {}
+    exec(blocks("docs/methods.md")[0], parts)
+    own = blocks("docs/methods.md")[3]
+    assert len([line for line in own.splitlines() if line.strip()]) <= 15
     model = models.tiny()
-    names = {"ra": ra, "model": model, "tokenizer": models.Words(), "prompts": ["one two three"]}
-    exec(blocks("docs/methods.md")[2], names)
-    cache = ra.ReasonAllocCache(model, names["config"])
-    assert cache.policy.heads.table is not None
-
-
-def test_the_config_of_gates(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("adapter_weights.tsv").write_text("0.5 1.0\n")
-    names = {"ra": ra}
-    exec(blocks("docs/rlkv.md")[0], names)
-    assert names["config"].policy().heads.sparsity == 0.4
-
-
-def test_every_block_is_run_by_a_test_here():
-    here = {page.relative_to(ROOT).as_posix(): len(blocks(page.relative_to(ROOT))) for page in PAGES}
-    others = {"README.md": 3, "docs/methods.md": 4, "docs/traces.md": 2, "docs/prefix.md": 2, "docs/evaluation.md": 1}
-    others |= {"docs/cuda.md": 2, "docs/rlkv.md": 1, "docs/calibration.md": 1}
-    alone = {f"docs/{page}" for page in ALONE}
-    assert {page: n for page, n in here.items() if n and page not in alone} == others
-    assert all(here[page] for page in alone)
-
-
-def test_a_profile_of_ones_own(monkeypatch):
-    names = {"ra": ra, "model": models.tiny(), "tokenizer": models.Words(), "prompts": ["one two three"]}
-    exec(blocks("README.md")[1].replace("prompts)", "prompts, max_new_tokens=8, progress=False)"), names)
-    cache = ra.ReasonAllocCache(names["model"], names["config"])
-    names["model"].generate(models.prompt(300), max_new_tokens=4, do_sample=False, **cache_argument(cache))
-    assert cache.stats()["routings"] == 1
-    assert cache.stats()["wave"] == "profile"
-
-
-def test_a_method_out_of_parts():
-    names: dict = {}
-    exec(blocks("docs/methods.md")[0], names)
-    model = models.tiny()
-    cache = ra.ReasonAllocCache(model, names["config"])
-    model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, **cache_argument(cache))
-    assert cache.stats()["evicted"] > 0
-
-
-def test_a_method_of_ones_own_runs(register):
-    code, model = blocks("docs/methods.md")[3], models.tiny()
-    assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    names: dict = {"__name__": "readme"}
-    exec(code, names)
-    for name in ("config", "borrowed"):
-        cache = ra.ReasonAllocCache(model, names[name])
+    for config in (parts["config"], names["config"], names["borrowed"]):
+        cache = ra.ReasonAllocCache(model, config)
         model.generate(models.prompt(200), max_new_tokens=4, do_sample=False, **cache_argument(cache))
         assert cache.stats()["evicted"] > 0
 
 
-def test_traces_are_recorded_and_replayed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model, prompt = models.tiny(), models.prompt(300)
-    inputs = {"input_ids": prompt, "max_new_tokens": 8, "do_sample": False}
-    names = {"ra": ra, "model": model, "tokenizer": None, "inputs": inputs}
-    names["config"] = ra.Config("rkv", budget=128)
-    first, second = blocks("docs/traces.md")
-    exec(first.replace("1000", "200"), names)
+def test_the_config_of_gates(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert pasted("docs/rlkv.md")["config"].policy().heads.sparsity == 0.4
+
+
+def test_traces_are_recorded_and_replayed(small):
+    names = pasted("docs/traces.md")
     assert Path("a.trace").is_file()
-    exec(second, names)
-    assert len(names["log_probs"]) == 7  # before each token of the chain but the last, which the cache was not given
+    new = names["out"].shape[1] - names["inputs"].input_ids.shape[1]
+    assert (
+        len(names["log_probs"]) == new - 1
+    )  # before each token of the chain but the last, which the cache was not given
     assert torch.isfinite(torch.stack(names["log_probs"])).all()
 
 
-def test_a_prompt_is_read_once_for_many_answers(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model, words = models.tiny(), models.Words()
-    prompt, questions = "what stands in a long prompt " * 20, ["first question", "another one"]
-    names = {"model": model, "prompt": prompt, "questions": questions}
-    names["tokenizer"] = lambda text, return_tensors: {"input_ids": words(text).input_ids}
-    first, second = blocks("docs/prefix.md")
+def test_a_prompt_is_read_once_for_many_answers(small):
     outputs: list = []
-    first = first.replace("past_key_values", CACHE_NAME).replace("=512)", "=8, do_sample=False)")
-    first += "    outputs.append(output)\n"
-    exec(first, names | {"outputs": outputs})
-    assert len(outputs) == 2
-    for question, output in zip(questions, outputs, strict=True):
+    names = pasted("docs/prefix.md", {"outputs": outputs})
+    model, tokenizer, prompt = (names[x] for x in ("model", "tokenizer", "prompt"))
+    assert len(outputs) == len(names["questions"]) == 2
+    for question, output in zip(names["questions"], outputs, strict=True):
         alone = ra.ReasonAllocCache(model, ra.Config(method="reasonalloc", budget=256))
-        models.step(model, alone, words(prompt).input_ids)
+        models.step(model, alone, tokenizer(prompt, return_tensors="pt").input_ids)
         assert alone.stats()["evicted"]
-        ids = words(prompt + question).input_ids
+        slots = alone.stats()["slots"]
+        ids = tokenizer(prompt + question, return_tensors="pt").input_ids
         assert torch.equal(output, model.generate(ids, max_new_tokens=8, do_sample=False, **cache_argument(alone)))
-    names |= {"ra": ra, "cache": alone}
-    exec(second, names)
-    assert names["cache"] is not alone
-    assert names["cache"].stats()["slots"] == alone.stats()["slots"]
+    assert names["cache"].stats()["slots"] == slots  # of the file
 
 
 # ---- what is said ----
@@ -238,27 +209,6 @@ def test_tables_are_up_to_date(page, name):
     """`python docs/generate.py` renews them."""
     text = (ROOT / page).read_text(encoding="utf-8")
     assert generate.renewed(text, name, generate.BLOCKS[page, name]()) == text
-
-
-def test_pages_of_the_code(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("gates.tsv").write_text("0.5 1.0\n")
-    text = ["some words to learn from"]
-    ra.calibrate(models.tiny(), models.Words(), text, progress=False).save("calibration.safetensors")
-    for name in ra.methods():
-        page = generate.system_page(name)
-        assert generate.first_sentence(generate.doc(name)) in " ".join(page.split())
-        assert f'method="{name}"' in page and (ROOT / generate.source(name)).is_file()
-        exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
-    assert "100%" in generate.system_page("full") and "54%" in generate.system_page("reasonalloc")
-    names = {x for path in (ROOT / "csrc/stat").glob("*.c") for x in re.findall(r'\.name = "(.*?)"', path.read_text())}
-    assert set(generate.SYSTEMS["costs"]) == names and set(generate.SYSTEMS["published"]) <= set(ra.methods())
-    assert all(re.search(r"arXiv \d{4}\.\d{5}", x) for each in generate.SYSTEMS["published"].values() for x in each)
-    assert "nearest-key: 12 bytes" in generate.cost("rkv") and "queries of the newest" in generate.cost("vatp")
-    assert "typedef struct ra_layer ra_layer;" in generate.header_page()
-    page = generate.cli_page()
-    assert "## evaluate accuracy" in page and "--dry-run" in page
-    assert "`lost_mass`" in generate.stats_page() and "`safeguard`" in generate.config_page()
 
 
 def test_versions_are_one():
