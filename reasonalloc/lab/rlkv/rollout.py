@@ -10,9 +10,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from reasonalloc.hf.capture import Graphs
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, stock_layers, unwrapped
 from reasonalloc.hf.decode import DecodeBatch
-from reasonalloc.hf.graph import Graph, capture
 from reasonalloc.lab.rlkv.mixed import NAME, Mixture, gate_shape, mixing
 from reasonalloc.protocols import Model
 
@@ -90,9 +90,8 @@ class FixedBatch(DecodeBatch):
         self.replaying = graphs
         self.captures = self.replays = 0
         self._columns = torch.arange(self.place.most, device=model.device)
-        self._graphs: dict[int, tuple[Graph, torch.Tensor]] = {}  # by width
+        self._graphs: Graphs[int, torch.Tensor] = Graphs()  # by width
         self._warm: set[tuple[int, int]] = set()  # (rows, width)
-        self._pool: Any = None
 
     def forward(self) -> torch.Tensor:
         if not self.place.seen:
@@ -115,9 +114,7 @@ class FixedBatch(DecodeBatch):
             self._warm.add(kind)
             return self._step()
         if width not in self._graphs:
-            if not self._graphs:  # with its last graph torch gives up a pool
-                self._pool = torch.cuda.graph_pool_handle()
-            self._graphs[width] = capture(self._step, self._pool)
+            self._graphs.capture(width, self._step)
             self.captures += 1
         graph, logits = self._graphs[width]
         graph.replay()
