@@ -12,11 +12,12 @@ from test_accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
 from reasonalloc.policy.smoothing import Smoother
 from reasonalloc.policy.view import RowView
-from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.policy.wave import WaveProfile
 
 pytest.importorskip("scipy")
 pytest.importorskip("math_verify")

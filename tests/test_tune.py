@@ -16,10 +16,11 @@ from test_accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.lab.evaluate.orders import demand_of, followed, orders, shares_of
 from reasonalloc.lab.evaluate.tuning import candidates, mixed, schedule, tune
 from reasonalloc.lab.tasks import Item
-from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.policy.wave import WaveProfile
 
 pytest.importorskip("scipy")
 pytest.importorskip("math_verify")

@@ -13,6 +13,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from reasonalloc.files import encoded
+from reasonalloc.fingerprint import digest, fingerprint, weights_digest
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, unwrapped
 from reasonalloc.hf.head_profile import STEP, head_profile
@@ -21,7 +22,7 @@ from reasonalloc.hf.profile import MOST_PROMPTS, profile
 from reasonalloc.hf.rotation import find_rotations
 from reasonalloc.hf.watch import WatchedCache
 from reasonalloc.policy.calibration import CHEAP, Calibration, LayerCalibration, parts_of, rope_parameters
-from reasonalloc.policy.wave import WaveProfile, digest, fingerprint, weights_digest
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
 
 

@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.fields import build
+from reasonalloc.fingerprint import differences, fingerprint, weights_digest
 from reasonalloc.hf import saved_file
 from reasonalloc.hf.columns import Columns
 from reasonalloc.hf.compat import unwrapped
@@ -26,7 +27,7 @@ from reasonalloc.hf.stock_state import put_back, take_apart
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.observers import CutObserver
 from reasonalloc.policy.policy import Policy
-from reasonalloc.policy.wave import WaveProfile, fingerprint, weights_digest
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model
 from reasonalloc.provenance import provenance
 from reasonalloc.store.pages import DTYPES, PagePool
@@ -241,9 +242,7 @@ def load(cls: Callable[..., C], path: str | Path, model: Model, observers: Seque
 
 def _check_model(path: str | Path, saved: SavedModel, model: Model) -> None:
     here = _identity(model)
-    wrong = [
-        f"{key} {saved.shape.get(key)!r} (here {x!r})" for key, x in here.shape.items() if saved.shape.get(key) != x
-    ]
+    wrong = differences(saved.shape, here.shape)
     if saved.dtype != here.dtype:
         wrong.append(f"dtype {saved.dtype} (here {here.dtype})")
     if not wrong and saved.weights != here.weights and None not in (saved.weights, here.weights):

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonalloc.fingerprint import fingerprint_of
 from reasonalloc.lab.ungrouped import SUFFIX, split, ungroup, ungroup_config
-from reasonalloc.policy.wave import fingerprint_of
 from reasonalloc.protocols import Model, Tokenizer
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def load(
     return model.eval(), tokenizer, label
 
 
-def shape(name: str | None) -> dict[str, object]:
-    """`policy.wave.fingerprint` of a model by its config, without weights; ValueError where it cannot be had."""
+def shape(name: str | None) -> dict[str, Any]:
+    """`fingerprint.fingerprint` of a model by its config, without weights; ValueError where it cannot be had."""
     from transformers import AutoConfig
 
     name, apart = split(name)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from reasonalloc.fields import build
 from reasonalloc.files import Json, parse_json, replace_bytes
+from reasonalloc.fingerprint import differences, fingerprint, weights_digest
 from reasonalloc.hub import Shared
-from reasonalloc.policy.wave import WaveProfile, fingerprint, weights_digest
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model
 
 if TYPE_CHECKING:
@@ -172,8 +173,7 @@ class Calibration(Shared):
 
     def check(self, model: Model, layers: Sequence[int]) -> None:
         """Raises ValueError if it was measured on another model: another shape, other weights or another rotation."""
-        own = fingerprint(model)
-        wrong = [f"{key} {self.model.get(key)!r} (here {own[key]!r})" for key in own if self.model.get(key) != own[key]]
+        wrong = differences(self.model, fingerprint(model))
         if tuple(layers) != tuple(self.layers):
             wrong.append(f"layers {list(self.layers)} (here {list(layers)})")
         if not wrong and self.rope != (rope := rope_parameters(model)):

@@ -20,7 +20,8 @@ from reasonalloc import pictures
 from reasonalloc.config import Config
 from reasonalloc.fields import build
 from reasonalloc.files import Json, encoded, parse_json, replace_bytes
-from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.fingerprint import differences, fingerprint
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model
 from reasonalloc.trace.compact import narrowest, pack, unpack, unpacked_bytes
 
@@ -174,9 +175,7 @@ class Trace:
 
     def check(self, model: Model, layers: Sequence[int]) -> None:
         """Raises ValueError if this trace is of a model of another shape, or another vocabulary."""
-        own = fingerprint(model)
-        wrong = [f"{key} {self.model.get(key)!r} (here {own[key]!r})" for key in own if self.model.get(key) != own[key]]
-        if wrong:
+        if wrong := differences(self.model, fingerprint(model)):
             raise ValueError(f"the trace is of another model: {', '.join(wrong)}")
         if tuple(layers) != self.layers:
             raise ValueError(f"the trace is of layers {list(self.layers)}, the model's are {list(layers)}")

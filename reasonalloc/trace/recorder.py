@@ -13,9 +13,9 @@ import torch
 
 from reasonalloc.config import Config
 from reasonalloc.files import Json
+from reasonalloc.fingerprint import digest
 from reasonalloc.policy.observers import CutView
 from reasonalloc.policy.policy import Policy
-from reasonalloc.policy.wave import digest
 from reasonalloc.protocols import Tokenizer
 from reasonalloc.provenance import provenance
 from reasonalloc.trace.compact import narrowest

@@ -11,11 +11,11 @@ from pathlib import Path
 from reasonalloc.config import Config
 from reasonalloc.fields import build
 from reasonalloc.files import read_json, replace_text
+from reasonalloc.fingerprint import digest
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.table import Section
 from reasonalloc.lab.tasks import Item
 from reasonalloc.policy.size import parse_bytes
-from reasonalloc.policy.wave import digest
 
 FILE = "equal-bytes.json"
 SEED = 10_000  # added to the evaluation's own, for the pilot's problems

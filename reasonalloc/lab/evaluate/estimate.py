@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from reasonalloc import _core
 from reasonalloc.config import Config
@@ -149,7 +149,7 @@ def row_bytes(config: Config, shape: dict[str, Any], tokens: int, dtype: str) ->
 def _shape(study: Study) -> tuple[dict[str, Any] | None, str]:
     try:
         found = shape(study.source.model)
-        return {**found, **{key: int(cast(int, found[key])) for key in ("layers", "kv_heads", "head_dim")}}, ""
+        return {**found, **{key: int(found[key]) for key in ("layers", "kv_heads", "head_dim")}}, ""
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         return None, f"Bytes are not known: {' '.join(str(error).split())}"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from reasonalloc.config import Config
+from reasonalloc.fingerprint import digest, weights_digest
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.lab import models
@@ -22,7 +23,6 @@ from reasonalloc.lab.evaluate.study import Study, write
 from reasonalloc.lab.evaluate.summary import Row, Summary
 from reasonalloc.lab.evaluate.workers import Source
 from reasonalloc.lab.tasks import items
-from reasonalloc.policy.wave import digest, weights_digest
 from reasonalloc.protocols import Model, Tokenizer
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from transformers.cache_utils import DynamicCache
 
 from reasonalloc.fields import build
 from reasonalloc.files import cache_folder, json_lines, read_json, replace_text
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab.problems import Problem
 from reasonalloc.lab.tasks import Item
-from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model, Tokenizer
 
 

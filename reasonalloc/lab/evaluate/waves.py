@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reasonalloc.files import locked
+from reasonalloc.fingerprint import digest
 from reasonalloc.lab.tasks import REGISTRY, items, prompts
-from reasonalloc.policy.wave import WaveProfile, digest
+from reasonalloc.policy.wave import WaveProfile
 
 SEED = 20_000  # of the problems measured on; `reasonalloc evaluate` draws its own by --seed
 

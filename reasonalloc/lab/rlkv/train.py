@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from reasonalloc.fields import build
 from reasonalloc.files import parse_json, read_json, read_text, replace_bytes, replace_text
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.decode import Sampling, decode
 from reasonalloc.hf.tokens import ends
 from reasonalloc.lab import models
@@ -33,7 +34,6 @@ from reasonalloc.lab.rlkv.passes import Text, backward_policy, chain_states, che
 from reasonalloc.lab.rlkv.rollout import batch_of
 from reasonalloc.lab.rlkv.settings import Line, Settings
 from reasonalloc.policy.gates import write_gates
-from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
