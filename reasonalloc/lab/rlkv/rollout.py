@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.capture import Graphs
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, stock_layers, unwrapped
 from reasonalloc.hf.decode import DecodeBatch
@@ -166,11 +168,10 @@ def rows_at_once(model: Model, tokens: int, few: int, many: int) -> int:
     and values take half of what is free."""
     if model.device.type != "cuda":
         return few
-    config = model.config.get_text_config(decoder=True)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     layers, heads = gate_shape(model)
-    free = int(torch.cuda.mem_get_info(model.device)[0])
-    return max(few, min(many, free // (4 * layers * heads * size * model.dtype.itemsize * tokens)))
+    size = np.max(fingerprint(model)["head_dim"])  # a number, or one a layer
+    free = torch.cuda.mem_get_info(model.device)[0]
+    return max(few, min(many, int(free // (4 * layers * heads * size * model.dtype.itemsize * tokens))))
 
 
 def _fixed(model: Model) -> bool:
