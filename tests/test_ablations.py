@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accuracy import folder, task  # noqa: F401  (fixtures)
 from models import prompt, tiny
-from test_accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from accuracy import folder, task  # noqa: F401  (fixtures)
 from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny
-from test_accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
