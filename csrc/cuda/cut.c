@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../core/robustify.h"
 #include "../scorer/scorer.h"
 #include "backend.h"
 
@@ -80,7 +81,7 @@ static ra_status send_per_head(ra_layer *layer, ra_route_config *route)
     cuda_layer *own = ra_cuda_layer_of(layer);
     void *stream = layer->pool->stream;
     size_t bytes = (size_t)layer->kv_heads * sizeof *own->per_head;
-    if (route->heads != RA_HEADS_GIVEN && route->heads != RA_HEADS_SHARES)
+    if (!rb_by_figures(route->heads))
         return RA_OK;
     const void *given = route->heads == RA_HEADS_GIVEN ? (const void *)route->limits : route->shares;
     if (memcmp(own->sent_per_head, given, bytes)) {
