@@ -161,9 +161,9 @@ def _gather_gradients(model: Model, piece: list[int], sums: dict[int, LayerSums]
 
     def look(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         if layer in sums:
-            own = sums[layer]
-            key.register_hook(lambda gradient: own.add_gradient("key", gradient[0]))
-            value.register_hook(lambda gradient: own.add_gradient("value", gradient[0]))
+            layer_sums = sums[layer]
+            key.register_hook(lambda gradient: layer_sums.add_gradient("key", gradient[0]))
+            value.register_hook(lambda gradient: layer_sums.add_gradient("value", gradient[0]))
 
     wanted = [x for x in model.parameters() if x.requires_grad]
     embedding = model.get_input_embeddings()

@@ -56,7 +56,7 @@ def compare(model: Model, seed: int = 0) -> Comparison:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     ids = torch.randint(1, vocabulary, (2, _PROMPT + _CHAIN), generator=generator)
     prompts, chain = [ids[0, :_PROMPT], ids[1, _PROMPT - _SHORT : _PROMPT]], ids[:, _PROMPT:]
-    own = is_active(model)
+    was_active = is_active(model)
     deactivate(model)  # transformers' cache with the model's own attention
     try:
         with torch.no_grad():
@@ -69,7 +69,7 @@ def compare(model: Model, seed: int = 0) -> Comparison:
             batch = _logits(model, cache, prompts, chain)[1]
             single = _logits(model, alone, prompts[1:], chain[1:])[0]
     finally:
-        activate(model) if own else deactivate(model)
+        activate(model) if was_active else deactivate(model)
     kept = [[each.positions(layer.index, row) for layer in cache.ragged] for each, row in ((cache, 1), (alone, 0))]
     same = all(np.array_equal(a, b) for x, y in zip(*kept, strict=True) for a, b in zip(x, y, strict=True))
     return Comparison(

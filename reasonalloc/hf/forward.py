@@ -60,8 +60,8 @@ def _why_nothing(stock: Sequence[CacheLayerMixin]) -> str:
 
 def _shape(model: Model, layers: int, managed: Sequence[int]) -> ModelShape:
     heads = fingerprint(model)["kv_heads"]
-    own = heads[managed[0]] if isinstance(heads, list) else heads
-    return ModelShape(layers, tuple(managed), own if isinstance(own, int) else 0)
+    kv_heads = heads[managed[0]] if isinstance(heads, list) else heads
+    return ModelShape(layers, tuple(managed), kv_heads if isinstance(kv_heads, int) else 0)
 
 
 class ForwardCache(Cache):

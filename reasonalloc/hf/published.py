@@ -65,12 +65,12 @@ def _layer(
     means, lengths = [], []
     for head in range(heads):
         name = f"layer{index:02d}_head{head:02d}"
-        own = stats.get(name)
-        if not isinstance(own, dict) or not all(
-            isinstance(own.get(x), torch.Tensor) and tuple(own[x].shape) == (pairs,) for x in _NAMES
+        entry = stats.get(name)
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(x), torch.Tensor) and tuple(entry[x].shape) == (pairs,) for x in _NAMES
         ):
             raise ValueError(f"{path}: {name} must have {', '.join(_NAMES)} of [{pairs}]; the model has {heads} heads")
-        real, imaginary, length = (own[x].float() for x in _NAMES)
+        real, imaginary, length = (entry[x].float() for x in _NAMES)
         means.append(torch.cat([real, imaginary]))
         lengths.append(length)
     return torch.stack(means), torch.stack(lengths)

@@ -145,7 +145,7 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
             begin += count
         states[name] = whole
     queries = [core.queries(row) for row in range(rows)]
-    own = {
+    tensors = {
         **states,
         "positions": torch.from_numpy(np.concatenate(positions)),
         "slots": torch.from_numpy(slots),
@@ -154,12 +154,12 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
     }
     if layer.statistics is not None:
         columns = [core.columns(row, h)[1] for row in range(rows) for h in range(layer.heads)]
-        own["statistics"] = torch.from_numpy(np.frombuffer(b"".join(columns), np.int32).copy())
+        tensors["statistics"] = torch.from_numpy(np.frombuffer(b"".join(columns), np.int32).copy())
     if layer.cold is not None:
-        own |= _cold_arrays(layer, rows)
+        tensors |= _cold_arrays(layer, rows)
     if layer.sinks is not None:
-        own["sinks"] = torch.as_tensor(layer.sinks).cpu().clone()
-    return own
+        tensors["sinks"] = torch.as_tensor(layer.sinks).cpu().clone()
+    return tensors
 
 
 def _cold_arrays(layer: RaggedLayer, rows: int) -> Arrays:
@@ -312,7 +312,7 @@ def _fill_layer(
         _set_sinks(layer, take(arrays, name + "sinks", torch.float32, (saved.query_heads,)), saved, pool)
     fields = layer.core.columns(0, 0)[0]
     columns = take(arrays, name + "statistics", torch.int32, (fields * whole,)).numpy() if fields else None
-    begin, asked = 0, 0
+    begin, query_begin = 0, 0
     for row in range(rows):
         for head in range(saved.heads):
             end = begin + int(slots[row, head])
@@ -323,8 +323,10 @@ def _fill_layer(
                 layer.core.restore_columns(row, head, columns[fields * begin : fields * end])
             begin = end
         size = counts[row] * saved.query_heads * d
-        layer.core.restore_row(row, tokens[row], counts[row], queries[asked : asked + size], saved.scale, saved.softcap)
-        asked += size
+        layer.core.restore_row(
+            row, tokens[row], counts[row], queries[query_begin : query_begin + size], saved.scale, saved.softcap
+        )
+        query_begin += size
     if layer.cold is not None:
         _fill_cold(layer, name + "cold.", arrays, rows)
 
@@ -446,6 +448,6 @@ def _fill_step(cache: _Saved, step: StepState, header: Header, arrays: Arrays) -
 
 def _device(model: Model, index: int) -> torch.device:
     """Where a layer of the model lies."""
-    own = next((x for x in model.modules() if getattr(x, "layer_idx", None) == index), model)
-    device = next((x.device for x in own.parameters() if not x.is_meta), None)
+    module = next((x for x in model.modules() if getattr(x, "layer_idx", None) == index), model)
+    device = next((x.device for x in module.parameters() if not x.is_meta), None)
     return model.device if device is None else device

@@ -87,17 +87,17 @@ def load(
     name, apart = split(name)
     adapter = _adapter(name)
     if name is None or name == EMBEDDED or adapter:
-        source, label, own = _embedded()
+        source, label, options = _embedded()
         label = name if adapter and name else label
     elif name == GEMMA:
-        source, label, own = _gemma()
+        source, label, options = _gemma()
     else:
-        (source, own), label = _given(name), name
-    tokenizer_extra = {key: x for key, x in own.items() if key != "quantization_config"}
+        (source, options), label = _given(name), name
+    tokenizer_extra = {key: x for key, x in options.items() if key != "quantization_config"}
     try:
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=getattr(torch, dtype), **own, device_map=device_map
+                source, dtype=getattr(torch, dtype), **options, device_map=device_map
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_extra)
             if adapter:
@@ -118,12 +118,12 @@ def shape(name: str | None) -> dict[str, Any]:
 
     name, apart = split(name)
     if name is None or name == EMBEDDED or _adapter(name):
-        source, _, own = _embedded()
+        source, _, options = _embedded()
     elif name == GEMMA:
-        source, _, own = _gemma()
+        source, _, options = _gemma()
     else:
-        source, own = _given(name)
-    files = {key: x for key, x in own.items() if key != "quantization_config"}
+        source, options = _given(name)
+    files = {key: x for key, x in options.items() if key != "quantization_config"}
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, **files)

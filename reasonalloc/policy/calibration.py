@@ -253,19 +253,19 @@ class _Header:
 def _fields(data: object, arrays: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     header = build(_Header, data, "its header")
     names = {f.name for f in fields(LayerCalibration)}
-    own: dict[int, dict[str, torch.Tensor]] = {i: {} for i, *_ in header.layers}
+    by_layer: dict[int, dict[str, torch.Tensor]] = {i: {} for i, *_ in header.layers}
     for name, x in arrays.items():
         _, index, what = ["", "", "", *name.split(".", 2)][-3:]
-        if not index.isdecimal() or int(index) not in own or what not in names:
+        if not index.isdecimal() or int(index) not in by_layer or what not in names:
             raise ValueError(f"its array {name} belongs to nothing")
-        own[int(index)][what] = x
-    for i in own:
-        if "frequency" not in own[i]:
+        by_layer[int(index)][what] = x
+    for i in by_layer:
+        if "frequency" not in by_layer[i]:
             raise ValueError(f"layer {i} has no frequencies")
     return {
         "model": header.model,
         "layers": {
-            i: LayerCalibration(interleaved=interleaved, scaling=scaling, **own[i])
+            i: LayerCalibration(interleaved=interleaved, scaling=scaling, **by_layer[i])
             for i, interleaved, scaling in header.layers
         },
         "rope": header.rope,

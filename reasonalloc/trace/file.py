@@ -231,9 +231,9 @@ class Trace:
             size = sum(unpacked_bytes(*kind) for kind in header.arrays.values())
             if size > most_bytes:
                 raise ValueError(f"its arrays would take {size:,} bytes, allowed are {most_bytes:,} (most_bytes)")
-            own: dict[str, Any] = {x.name: getattr(header, x.name) for x in fields(header) if x.name != "arrays"}
-            own |= {name: unpack(packed[name], *header.arrays[name]) for name in _ARRAYS}
-            return cls(**own)
+            contents: dict[str, Any] = {x.name: getattr(header, x.name) for x in fields(header) if x.name != "arrays"}
+            contents |= {name: unpack(packed[name], *header.arrays[name]) for name in _ARRAYS}
+            return cls(**contents)
         except ValueError as error:
             raise ValueError(f"{path} is not a trace of schema {SCHEMA}: {error}") from error
 
