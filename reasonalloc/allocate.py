@@ -127,13 +127,13 @@ def pyramid_published(layers: int, capacity: int, window: int, tokens: int, beta
     tokens; at most what there is in the first layer. The step is rounded down, so that the last layer has more than
     C // beta, and the sum is more than `capacity` a layer, by less than half the number of layers each.
     """
-    own = capacity - window
-    least, older = own // beta, tokens - window
-    most = 2 * own - least
-    if layers == 1 or tokens < 2 * own:
+    room = capacity - window
+    least, older = room // beta, tokens - window
+    most = 2 * room - least
+    if layers == 1 or tokens < 2 * room:
         return [capacity] * layers
     if most >= older:
-        most, least = older, 2 * own - older
+        most, least = older, 2 * room - older
     step = (most - least) // (layers - 1)
     return [most - i * step + window for i in range(layers)]
 

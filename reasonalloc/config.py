@@ -159,11 +159,11 @@ class Config(Shared):
 
     def settings(self) -> dict[str, Any]:
         """What it says, in words of JSON as far as its options have them; a calibration is the name of its file."""
-        said = {**vars(self), "options": dict(self.options)}
-        said["profile"] = asdict(self.profile) if self.profile is not None else None
-        del said["calibration"]
+        values = {**vars(self), "options": dict(self.options)}
+        values["profile"] = asdict(self.profile) if self.profile is not None else None
+        del values["calibration"]
         calibration = self.measured
-        return said if calibration is None else {**said, "calibration": calibration.path or calibration.digest}
+        return values if calibration is None else {**values, "calibration": calibration.path or calibration.digest}
 
     def file_settings(self) -> dict[str, Any]:
         """`settings` for a file; ValueError for a calibration that is in no file."""
@@ -189,8 +189,8 @@ class Config(Shared):
         Raises ValueError for options that JSON has no form for.
         """
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
-        said = self.file_settings()
-        given |= {name: said[name] for name in said if name in given or name in ("method", "options")}
+        values = self.file_settings()
+        given |= {name: values[name] for name in values if name in given or name in ("method", "options")}
         try:
             text = json.dumps({"schema": SCHEMA, **given}, indent=1)
         except TypeError as error:

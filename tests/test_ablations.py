@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accuracy import folder, task  # noqa: F401  (fixtures)
 from models import prompt, tiny
-from test_accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
 from reasonalloc.policy.smoothing import Smoother
 from reasonalloc.policy.view import RowView
-from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.policy.wave import WaveProfile
 
 pytest.importorskip("scipy")
 pytest.importorskip("math_verify")

@@ -8,6 +8,7 @@ import torch
 from caches import assert_works, cache_of, contents
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 
 # ---- Config ----------------------------------------------------------------------------------------------------------
 
@@ -132,7 +133,7 @@ def test_keys_without_data():
 
 
 def wave(model, layers=(0, 1, 2)):
-    return ra.WaveProfile(tuple(float(i + 1) for i in layers), layers, ra.policy.wave.fingerprint(model))
+    return ra.WaveProfile(tuple(float(i + 1) for i in layers), layers, fingerprint(model))
 
 
 @pytest.mark.parametrize(

@@ -1,94 +1,39 @@
-"""The benchmarks at tiny sizes: what they check, the fields of their results, the report. No times are tested."""
+"""The benchmarks as a whole, at tiny sizes: fields of their results, the report, the command. No times are tested."""
+
+from __future__ import annotations
 
 import contextlib
 import copy
 import json
-import os
-import sys
 from pathlib import Path
 
+import benches
 import models
 import pytest
-import torch
-from transformers.cache_utils import DynamicCache
+from benches import Lengths
 
 from reasonalloc.cli import main
-from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.bench import (
-    attention,
-    bandwidth,
-    compression,
-    decoding,
-    equal_memory,
     kernels,
     kvpress_peer,
     memory,
-    recall,
-    reference,
     report,
-    resident,
-    rkv_repo,
     run,
-    scratch,
-    states,
-    steps,
     targets,
-    threads,
     throughput,
-    timing,
 )
 from reasonalloc.lab.bench.progress import silent
 from reasonalloc.lab.bench.settings import Settings
 
-SHAPE = attention.Shape(heads=2, group=2, head_dim=16)
-F32, BF16 = torch.float32, torch.bfloat16
-
-CLONE_UTILITIES = """
-import torch
-def compute_attention_scores(queries, keys): return "scores"
-def cal_similarity(keys): return "similarity"
-"""
-CLONE = """
-from . import cal_similarity, compute_attention_scores
-from reasonalloc.lab.bench.reference import rkv_compress
-class R1KV:
-    def __init__(self, budget, window_size, kernel_size, mix_lambda): self.budget = budget
-    def update_kv(self, keys, queries, values): return rkv_compress(queries, keys, values, self.budget)
-"""
-
-
-def direct(function, **arguments):
-    """`in_fresh_process` without the process, which takes seconds to start."""
-    return function(**arguments)
-
 
 @pytest.fixture(scope="module")
 def small_machine():
-    """A last-level cache of 64 KiB, small kernels, and no processes."""
-    patch = pytest.MonkeyPatch()
-    for module in (attention, threads):
-        patch.setattr(module, "last_level_cache", lambda: 1 << 16)
-    patch.setattr(kernels, "SHAPE", SHAPE)
-    patch.setattr(kernels, "_chains", lambda tokens, log: ({k: chain(tokens) for k in ("real", "random")}, None))
-    for module in (kernels, scratch, memory, kvpress_peer):
-        patch.setattr(module, "in_fresh_process", direct)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-    patch.undo()
-
-
-def chain(tokens, seed=0):
-    return states.uncorrelated(SHAPE.heads, SHAPE.group, tokens, SHAPE.head_dim, seed)
+    with benches.small_machine():
+        yield
 
 
 @pytest.fixture(scope="module")
-def subject():
-    return decoding.subject(models.build("llama"), None, "tiny", 0, ids=models.prompt(300))
-
-
-@pytest.fixture(scope="module")
-def results(small_machine, subject):
+def results(small_machine):
     """All parts at tiny sizes; kvpress is not present."""
     patch = pytest.MonkeyPatch()
     patch.setattr(memory, "load", lambda name: (models.build("llama"), Lengths(), "tiny"))
@@ -99,7 +44,7 @@ def results(small_machine, subject):
     )
     found = {
         "kernels": kernels.run(settings, silent),
-        "throughput": throughput.run(settings, silent, given=subject, share_budgets=(32,)),
+        "throughput": throughput.run(settings, silent, given=benches.subject(), share_budgets=(32,)),
         "memory": memory.run(settings, silent),
         "kvpress": kvpress_peer.run(settings, silent),
     }
@@ -115,328 +60,11 @@ def folder(results, tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def clone(tmp_path):
-    """Something laid out like a clone of R-KV: its package does not import."""
-    package = tmp_path / "R-KV" / "rkv" / "compression"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("from .rkv import R1KV")
-    (package / "r1_kv.py").write_text(CLONE)
-    (package.parent / "utils.py").write_text(CLONE_UTILITIES)
-    return tmp_path / "R-KV"
-
-
-# ---- Timing ----------------------------------------------------------------------------------------------------------
-
-
-def test_tensors_without_data_are_not_counted():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        fake = torch.empty(1000)
-    before = resident.tensor_bytes()
-    real = torch.empty(1000)
-    assert resident.tensor_bytes() == before + real.nbytes
-    assert fake.shape == real.shape
-
-
-def test_turns_and_ratios():
-    order = []
-
-    def contender(name, seconds):
-        return lambda: order.append(name) or seconds
-
-    samples = timing.take_turns({"ours": contender("a", 2.0), "peer": contender("b", 6.0)}, rounds=3)
-    assert order == ["a", "b"] * 4  # one round is thrown away
-    found = timing.compared(samples)
-    assert found["seconds"] == {"ours": [2.0] * 3, "peer": [6.0] * 3}
-    assert found["ratio"] == {"peer": 3.0}
-
-
-def test_a_limit_ends_the_rounds():
-    samples = timing.take_turns({"ours": lambda: 1.0}, rounds=1000, limit_s=0.0)
-    assert len(samples["ours"]) == timing.LEAST_ROUNDS
-
-
-def test_one_core_is_undone():
-    before, count = timing.cores(), torch.get_num_threads()
-    with timing.one_core() as core:
-        assert timing.cores() == {core}
-        assert torch.get_num_threads() == 1
-    assert (timing.cores(), torch.get_num_threads()) == (before, count)
-
-
-# ---- Memory of the process -------------------------------------------------------------------------------------------
-
-
-def test_rise_sees_what_is_used_and_what_stays():
-    size = 64 << 20
-    passing = resident.rise(lambda: torch.ones(size // 4).sum())
-    assert passing["peak_bytes"] > 0.9 * size
-    assert passing["kept_bytes"] < size // 2
-    kept = []
-    assert resident.rise(lambda: kept.append(torch.ones(size // 4)))["kept_bytes"] > 0.9 * size
-
-
-def test_tensors_are_counted_once():
-    before = resident.tensor_bytes()
-    x = torch.zeros(1000, 1000)
-    views = [x, x[0], x.view(-1)]
-    assert resident.tensor_bytes() - before == 4_000_000
-    del views
-
-
-@pytest.mark.slow
-def test_work_in_a_fresh_process():
-    assert resident.in_fresh_process(os.getpid) != os.getpid()
-    with pytest.raises(ValueError, match="no folder"):
-        resident.in_fresh_process(report.write_report, directory="no folder")
-
-
-# ---- Real keys -------------------------------------------------------------------------------------------------------
-
-
-def test_states_are_what_the_model_saw():
-    model, ids = models.tiny(), models.prompt(40)
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(input_ids=ids, **cache_argument(cache))
-    found = states.read(model, ids, [0, 2])
-    assert torch.equal(found[1].keys, cache.layers[2].keys[0])
-    assert torch.equal(found[1].values, cache.layers[2].values[0])
-    attended = reference.sdpa_grouped(found[0].queries[None, :, -1:], found[0].keys[None], found[0].values[None])
-    assert attended.isfinite().all()
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_parts_come_round():
-    some = chain(10)
-    part = some.part(8, 4)
-    assert torch.equal(part.keys, some.keys[:, [8, 9, 0, 1]])
-    assert torch.equal(part.queries, some.queries[:, [8, 9, 0, 1]])
-
-
-def test_two_heads_side_by_side():
-    layers = [chain(20, seed) for seed in range(2)]
-    wide = states.side_by_side(layers, heads=4, group=3)
-    assert wide.keys.shape == wide.values.shape == (4, 20, 32)
-    assert wide.queries.shape == (12, 20, 32)
-    assert torch.equal(wide.keys[2], torch.cat([layers[1].keys[0], layers[1].keys[1]], -1))
-
-
-def test_text_is_as_long_as_asked():
-    assert states.text_ids(Lengths(), 777).shape == (1, 777)
-
-
-class Lengths:
-    """A tokenizer: a word is its length."""
-
-    def __call__(self, text):
-        return type("Encoding", (), {"input_ids": [min(len(word), 90) for word in text.split()]})()
-
-
-# ---- Compression -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [F32, BF16])
-def test_compression_is_checked_in_steady_state(dtype):
-    ours = compression.Ours(chain(900), 300, dtype)
-    ours.feed(300)
-    ours.compress()
-    ours.timed_cut()
-    assert ours.checked_cut()["score_error"] < 1e-5
-    assert sum(map(len, ours.positions())) == ours.total
-
-
-def test_a_wrong_score_is_not_timed(monkeypatch):
-    real = compression.rkv_published_form
-    monkeypatch.setattr(compression, "rkv_published_form", lambda q, k: real(q, k) + 1e-3)
-    with pytest.raises(RuntimeError, match="not timed"):
-        list(compression.rows({"random": chain(600)}, [200], [F32], {}, 1))
-
-
-def test_other_forms_must_keep_the_same():
-    def newest(queries, keys, values, budget):
-        return keys[:, :, -budget:], values[:, :, -budget:]
-
-    with pytest.raises(RuntimeError, match="other tokens"):
-        list(compression.rows({"random": chain(600)}, [200], [F32], {"newest": newest}, 1))
-
-
-def test_a_clone_is_timed_as_it_is(clone):
-    peers = {"R-KV repository": compression.repository_form(rkv_repo.load(clone))}
-    (row,) = compression.rows({"random": chain(600)}, [200], [F32], peers, 1)
-    assert row["kept_as_published"] == {"R-KV repository": 1.0}
-    assert set(row["ratio"]) == {"published form", "R-KV repository"}
-    assert "_reasonalloc_rkv_clone" not in sys.modules
-
-
-def test_not_a_clone(tmp_path, clone):
-    with pytest.raises(ValueError, match="clone of Zefan-Cai/R-KV"):
-        rkv_repo.load(tmp_path)
-    (clone / "rkv" / "utils.py").write_text("")
-    with pytest.raises(ValueError, match="cal_similarity"):
-        rkv_repo.load(clone)
-
-
-def test_a_cut_with_recall_is_checked():
-    (row,) = recall.rows({"random": chain(900)}, 300, [200], [BF16], 1)
-    assert max(row["checked"].values()) < 1e-5 and set(row["ratio"]) == {"recall, same", "recall, int8"}
-    assert 0 < row["cold_bytes"]["recall, int8"] < 0.6 * row["cold_bytes"]["recall, same"]
-
-
-def test_the_published_form_keeps_the_window():
-    some = chain(100)
-    kept, _ = reference.rkv_compress(some.queries[None, :, -8:], some.keys[None], some.values[None], 40)
-    assert kept.shape == (1, 2, 40, 16)
-    assert torch.equal(kept[0, :, -8:], some.keys[:, -8:])
-
-
-# ---- Attention -------------------------------------------------------------------------------------------------------
-
-
-def test_peers_agree():
-    case = attention.Case(SHAPE, F32, batch=2, n=50, copies=2)
-    assert case.check() < 1e-5
-
-
-def test_a_wrong_peer_is_not_timed(monkeypatch):
-    monkeypatch.setitem(attention.PEERS, "wrong", lambda q, k, v: reference.sdpa_grouped(q, k, v) + 1)
-    with pytest.raises(RuntimeError, match="wrong is off"):
-        attention.Case(SHAPE, F32, batch=1, n=50, copies=1).check()
-
-
-def test_steps_leave_the_length(small_machine):
-    case = attention.Case(SHAPE, BF16, batch=1, n=40, copies=3)
-    case.time_ours(5)
-    assert [layer.tokens(0) for layer in case.layers] == [39, 39, 39]  # the newest token comes and goes
-
-
-def test_a_sweep_comes_round():
-    buffer = bandwidth.Buffer(10_000)
-    seen = []
-    for _ in range(3):
-        assert buffer.sweep(4000, streamed=True) == 4000
-        seen.append(buffer.next)
-    assert seen == [4000, 8000, 4000]
-    assert buffer.sweep(1 << 20) == 10_000
-
-
-# ---- A model that decodes --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["dynamic", "static", "full"])
-def test_filled_caches_go_on_as_a_model_that_read_the_text(subject, name):
-    decoder = decoding.Decoder(subject, name, rows=2, room=80)
-    decoder.fill(30)
-    decoder.fill(60)
-    decoder.step()
-    cache = DynamicCache(config=subject.stock.config)
-    with torch.no_grad():
-        subject.stock(input_ids=models.prompt(300)[:, :60], **cache_argument(cache))
-        want = subject.stock(input_ids=torch.ones(1, 1, dtype=torch.long), **cache_argument(cache)).logits[:, -1]
-    assert decoder.tokens.tolist() == [[int(want.argmax())]] * 2
-    assert int(decoder.cache.get_seq_length()) == decoder.length == 61
-
-
-def test_a_budget_is_filled_to_its_steady_state(subject):
-    decoder = decoding.Decoder(subject, "rkv-32", rows=2, room=0)
-    decoder.fill(2000)
-    slots = torch.tensor(decoder.cache.stats()["slots"])
-    assert decoder.cache.stats()["routings"] >= 4
-    assert slots.float().mean() <= 32 + decoding.INTERVAL
-    assert equal_memory.row_bytes(subject, "rkv-32", 10_000) * 2 >= decoder.bytes()
-
-
-def test_weights_are_shared(subject):
-    assert subject.stock.lm_head.weight is subject.ours.lm_head.weight
-    assert subject.stock.config._attn_implementation != subject.ours.config._attn_implementation
-
-
-def test_overhead_watches_and_stops_watching(subject):
-    before = steps.ALL_ATTENTION_FUNCTIONS["sdpa"]
-    (row,) = steps.overhead(subject, [1], ["dynamic"], 16, 2)
-    assert steps.ALL_ATTENTION_FUNCTIONS["sdpa"] is before
-    assert row["update_us"] > 0 and row["attention_us"] > 0
-
-
-# ---- Equal memory ----------------------------------------------------------------------------------------------------
-
-
-def test_curves():
-    curve = equal_memory.Curve([(16, 1.0), (116, 3.0)])
-    assert [curve.at(x) for x in (0, 16, 66, 116, 1000)] == [1.0, 1.0, 2.0, 3.0, 3.0]
-    assert curve.mean(116) == pytest.approx(2.0)
-    assert curve.mean(216) == pytest.approx(2.5)
-
-
-def test_batches():
-    assert equal_memory.batches(10) == [1, 2, 4, 8, 10]
-    assert equal_memory.batches(8) == [1, 2, 4, 8]
-    assert equal_memory.batches(0) == []
-
-
 def test_no_cache_is_above_the_limit(results):
     data = results["throughput"]
     for row in data["equal_memory"]:
         assert row["tried"]
         assert all(x["cache_bytes"] <= data["memory_limit"] and x["rows"] <= 3 for x in row["tried"])
-
-
-def test_a_limit_that_fits_nothing(subject):
-    (row,) = equal_memory.equal_memory(subject, ["static"], [256], 1000, 8, 1, False, silent)
-    assert row["fits_rows"] == 0 and row["best"] is None
-
-
-def test_whole_chains(subject):
-    rows = list(equal_memory.equal_memory(subject, ["static", "rkv-32"], [64], 10**6, 2, 1, True, silent))
-    assert [[x["rows"] for x in row["tried"]] for row in rows] == [[1, 2]] * 2
-
-
-# ---- kvpress ---------------------------------------------------------------------------------------------------------
-
-
-def test_no_kvpress(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert kvpress_peer.interpreter(None) is None
-    with pytest.raises(ValueError, match="no such file"):
-        kvpress_peer.interpreter("nowhere/python")
-
-
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    (tmp_path / "weights.gguf").touch()
-    monkeypatch.setattr(kvpress_peer, "embedded_folder", lambda: tmp_path)
-
-
-def script(path: Path, text: str) -> str:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_kvpress_is_asked_by_its_own_interpreter(tmp_path, weights):
-    order = tmp_path / "order"
-    python = script(tmp_path / "python", f"cat > {order}; echo loading; echo '{{\"rows\": 2}}'")
-    assert kvpress_peer.theirs(python, torch.ones(2, 3, dtype=torch.long), 5, "knorm") == {"rows": 2}
-    told = json.loads(order.read_text())
-    assert (told["press"], told["steps"], told["gguf_file"]) == ("knorm", 5, "weights.gguf")
-
-
-def test_kvpress_that_fails_says_why(tmp_path, weights):
-    python = script(tmp_path / "python", "echo first >&2; echo 'no kvpress here' >&2; exit 1")
-    with pytest.raises(RuntimeError, match="no kvpress here"):
-        kvpress_peer.theirs(python, torch.ones(1, 3, dtype=torch.long), 5, None)
-
-
-@pytest.mark.parametrize("name", ["dynamic", "full", "rkv-32"])
-def test_ours_in_the_setting_of_kvpress(monkeypatch, name):
-    monkeypatch.setattr(kvpress_peer, "load", lambda name: (models.build("llama"), None, "tiny"))
-    found = kvpress_peer.ours(models.prompt(40, rows=2).tolist(), 3, name)
-    assert found["rows"] == 2 and len(found["step_seconds"]) == 3 and found["cache_bytes"] > 0
-
-
-# ---- Report ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_report_comes_from_the_files_alone(folder):
@@ -528,12 +156,6 @@ def test_a_machine_whose_memory_feeds_no_second_thread(results):
 def test_every_target_has_a_part():
     assert {x.part for x in targets.TARGETS} == {"kernels", "throughput", "memory"}
     assert len({x.what for x in targets.TARGETS}) == len(targets.TARGETS)
-
-
-def test_two_threads(small_machine):
-    (row,) = threads.measure(sorted(timing.cores()), SHAPE, ["float32"], [1], 64, 1)
-    torch.set_num_threads(1)
-    assert all(row[who]["ratio"]["one"] > 0 for who in ("ours", "SDPA grouped", "read"))
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------

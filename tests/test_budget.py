@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.profile import measure
 from reasonalloc.policy.view import RowView
-from reasonalloc.policy.wave import fingerprint
 from reasonalloc.store.pages import PAGE_TOKENS
 
 METHODS = caches.BUDGETED
@@ -88,7 +88,7 @@ def test_slots_are_the_budgets(method):
 def test_budgets_of_each_part():
     """Layers by the wave, heads by routing: each sum is exact."""
     model = models.tiny("llama-mha")
-    wave = ra.WaveProfile((40.0, 10.0, 20.0), (0, 1, 2), ra.policy.wave.fingerprint(model))
+    wave = ra.WaveProfile((40.0, 10.0, 20.0), (0, 1, 2), fingerprint(model))
     cache = cache_of(model, method="reasonalloc", budget=32, interval=8, window=4, profile=wave)
     shares = ra.allocate.robustify(wave.demand, 32 * 4 * 3, floor=16)
 
@@ -107,7 +107,7 @@ def test_budgets_of_each_part():
 def test_slots_follow_the_wave():
     model = models.tiny()
     for demand in ((90.0, 10.0, 40.0), (10.0, 90.0, 40.0)):
-        wave = ra.WaveProfile(demand, (0, 1, 2), ra.policy.wave.fingerprint(model))
+        wave = ra.WaveProfile(demand, (0, 1, 2), fingerprint(model))
         for method in ("reasonalloc", "reasonalloc-wave"):
             cache = cache_of(model, method=method, budget=32, window=4, profile=wave)
             models.step(model, cache, models.prompt(200))
@@ -127,7 +127,7 @@ def test_the_wave_is_measured_where_none_is_given():
     assert cache.stats()["wave"] == "measured on the first prefill"
     shares = ra.allocate.robustify(list(demand.values()), 32 * 6, floor=8)
     assert np.array(cache.stats()["budgets"])[0].sum(1).tolist() == shares.tolist()
-    profile = ra.WaveProfile(tuple(demand.values()), tuple(demand), ra.policy.wave.fingerprint(model))
+    profile = ra.WaveProfile(tuple(demand.values()), tuple(demand), fingerprint(model))
     given = cache_of(model, method="reasonalloc", budget=32, window=4, profile=profile)
     models.step(model, given, text)
     for layer in range(3):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accuracy import folder, task  # noqa: F401  (fixtures)
 from rich.console import Console
-from test_accuracy import folder, task  # noqa: F401  (fixtures)
 from traces import recorded
 
 import reasonalloc as ra

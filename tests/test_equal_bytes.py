@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_accuracy import command, folder, task  # noqa: F401  (fixtures)
+from accuracy import command, folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import models
 import pytest
-from test_accuracy import folder, task  # noqa: F401  (fixtures)
+from accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main

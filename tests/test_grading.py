@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from reasonalloc.lab.evaluate import verifier, verifier_client
+from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.verifier_client import Verifier
 
 pytest.importorskip("math_verify")
@@ -170,3 +171,24 @@ def test_memory_is_bounded_and_the_answer_that_needs_more_is_wrong():
         assert json.loads(line) == [number, number != 2]
     process.stdin.close()
     process.wait(timeout=30)
+
+
+def test_an_answer_that_never_ends_is_wrong(monkeypatch):
+    monkeypatch.setattr(verifier_client, "SECONDS", 1.0)
+    slow = grade(r"\boxed{9^{9^{9^{9}}}}", ["8"])
+    assert (slow.answers, slow.right) == (["9^{9^{9^{9}}}"], [False])
+    assert grade(r"\boxed{0.5}", [r"\frac{1}{2}"]).right == [True]  # by the next process
+
+
+def test_a_verifier_that_dies_is_asked_again():
+    verifier, pipes = verifier_client.Verifier(), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    verifier._process = subprocess.Popen([sys.executable, "-c", "input()"], **pipes)  # dies when asked
+    assert verifier.ask("0.5", r"\frac{1}{2}") and not verifier.ask("0.5", "2")
+    verifier.stop()
+
+
+def test_a_math_verify_that_cannot_compare_is_an_error(monkeypatch, tmp_path):
+    (tmp_path / "math_verify.py").write_text("parse = lambda x, **_: x\nverify = lambda *_, **__: True\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="another version"):
+        verifier_client.Verifier().ask("0.5", "x")

@@ -11,6 +11,7 @@ from caches import cache_of, contents
 from graphs import Graph
 
 import reasonalloc as ra
+from reasonalloc.hf import capture
 from reasonalloc.hf import graph as graphs
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.decode import Sampling, generate
@@ -139,6 +140,51 @@ def test_a_graph_ends_with_a_reset(monkeypatch):
         cache.reset()
         model(models.prompt(30), **cache_argument(cache))
     assert keys[0].generations == keys[1].generations and keys[0] != keys[1]
+
+
+def test_graphs_share_a_pool_until_the_last_one_ends(monkeypatch):
+    pools, numbers = [], iter(range(9))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(numbers))
+    monkeypatch.setattr(capture, "capture", lambda call, pool: (pools.append(pool), call()))
+    made = capture.Graphs()
+    assert made.capture("a", lambda: 1) == made["a"] and made.capture("b", lambda: 2)[1] == 2
+    made.capture("a", lambda: 3)
+    assert pools == [0, 0, 0] and made["a"][1] == 3
+    made.clear()
+    for _ in range(2):  # a lone graph leaves none behind while it is made anew
+        made.capture("a", lambda: 4)
+    assert pools[3:] == [1, 2] and list(made) == ["a"]
+
+
+class Recorded:
+    """Stands in for a graph: runs the pass anew, and writes over the logits that it gave first."""
+
+    def __init__(self, call, pool):
+        self.call, self.result = call, call()
+
+    def replay(self):
+        self.result[1].copy_(self.call()[1])
+
+
+def test_passes_are_captured_and_made_anew_by_their_keys(monkeypatch):
+    """Of a cache in host memory, which stands in for one on a GPU; what `prepare` says is scripted."""
+    model = models.tiny()
+    cache = made(model, [models.prompt(30)[0]], budget=400)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(capture, "capture", lambda call, pool: ((graph := Recorded(call, pool)), graph.result))
+    monkeypatch.setattr(cache, "count_replay", lambda: None)  # the pass has been counted
+    monkeypatch.setattr(graphs, "why_not", lambda cache: "")
+    a, b = object(), object()
+    plain, cut = (graphs.Key(1, (x,), (a,), (0,)) for x in (False, True))
+    moved, anew = plain._replace(generations=(1,)), plain._replace(layers=(b,))
+    captures = []
+    graph = graphs.DecodeGraph(model, cache)
+    for key in (None, plain, plain, plain, cut, cut, moved, moved, cut, anew, anew):
+        monkeypatch.setattr(graphs, "prepare", lambda cache, key=key: key)
+        graph.step(torch.tensor([5]))
+        captures.append(graph.captures)
+    assert captures == [0, 0, 1, 1, 1, 2, 3, 3, 3, 4, 4] and graph.replays == 4
+    assert list(graph._graphs) == [(False,)]  # of the layers that the cache has
 
 
 def test_caches_without_graphs(monkeypatch, tmp_path):

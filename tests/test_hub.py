@@ -13,6 +13,7 @@ import transformers
 from transformers import GenerationConfig, dynamic_module_utils
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf import compat
 from reasonalloc.hf.compat import cache_argument
 
@@ -85,7 +86,7 @@ def test_sampling_beams_and_a_generation_config(model):
 
 
 def test_a_profile_by_its_file(model, tmp_path):
-    wave = ra.WaveProfile((1.0, 5.0, 2.0), (0, 1, 2), ra.policy.wave.fingerprint(model))
+    wave = ra.WaveProfile((1.0, 5.0, 2.0), (0, 1, 2), fingerprint(model))
     wave.save(tmp_path / "wave.json")
     output = hub(
         model, models.prompt(40), budget=16, interval=8, profile=str(tmp_path / "wave.json"),

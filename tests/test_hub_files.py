@@ -12,8 +12,8 @@ import pytest
 from models import build, prompt
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
-from reasonalloc.policy.wave import fingerprint
 
 WAVE = ra.WaveProfile((3.0, 1.5, 2.0), (0, 1, 2), {"model_type": "llama", "layers": 3}, 0.9, {"created": "then"})
 

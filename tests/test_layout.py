@@ -14,7 +14,8 @@ ROOT = Path(reasonalloc.__file__).parent
 
 # From low to high. A module imports modules of its own floor and of lower ones. Files of the root are named one by one.
 FLOORS = (
-    ("_core", "fields", "files", "hub", "lazy", "pictures", "provenance", "protocols", "allocate", "score"),
+    ("fields", "files", "fingerprint", "hub", "lazy", "pictures", "protocols"),
+    ("_core", "allocate", "provenance", "score"),
     ("store", "ops"),
     ("policy",),
     ("methods",),

@@ -17,6 +17,7 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.lab.evaluate import forced_log_probs
 
 pytest.importorskip("lm_eval", reason='lm-evaluation-harness is not installed: pip install ".[lm-eval]"')
@@ -290,7 +291,7 @@ def test_models_that_cannot_be_had_are_refused(tokenizer):
 
 def test_arguments_come_as_lm_eval_gives_them(folder, tmp_path):
     """Through the registry, as text, with what the command line adds."""
-    ra.WaveProfile((1.0, 5.0, 2.0), (0, 1, 2), ra.policy.wave.fingerprint(models.tiny())).save(tmp_path / "w.json")
+    ra.WaveProfile((1.0, 5.0, 2.0), (0, 1, 2), fingerprint(models.tiny())).save(tmp_path / "w.json")
     text = f"pretrained={folder},method=reasonalloc,ratio=0.5,interval=4,profile={tmp_path / 'w.json'},max_length=512"
     model = get_model("reasonalloc").create_from_arg_string(text, {"batch_size": "2", "device": None})
     assert type(model) is ReasonAllocLM and model.batch_size == 2 and model.max_length == 512

@@ -18,6 +18,7 @@ from caches import cache_of
 from transformers.cache_utils import DynamicCache
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import left_padded
 
@@ -92,7 +93,7 @@ def test_a_share_of_the_full_cache(method):
 
 def test_a_given_profile():
     model = models.tiny()
-    profile = ra.WaveProfile((30.0, 8.0, 14.0), (0, 1, 2), ra.policy.wave.fingerprint(model))
+    profile = ra.WaveProfile((30.0, 8.0, 14.0), (0, 1, 2), fingerprint(model))
     assert assert_rows_are_alone(model, ra.Config(method="reasonalloc", profile=profile, **SETTINGS), new=24)
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_accuracy import folder  # noqa: F401  (fixture)
+from accuracy import folder  # noqa: F401  (fixture)
 
 from reasonalloc.cli import main, paper
 from reasonalloc.cli import parser as command_line

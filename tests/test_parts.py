@@ -15,6 +15,7 @@ import torch
 from test_methods import config_of, run, torch_importance
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.lab.evaluate.accuracy import Cell
 from reasonalloc.policy.gathered import H2O, Lazy, RaaS
 from reasonalloc.policy.heads import HEADS, Pooled, Route, UniformHeads
@@ -427,7 +428,7 @@ def test_wave_for_allocators_in_python(register):
 
     seen = []
     model = models.tiny()
-    profile = ra.WaveProfile((1.0, 5.0, 2.0), (0, 1, 2), ra.policy.wave.fingerprint(model))
+    profile = ra.WaveProfile((1.0, 5.0, 2.0), (0, 1, 2), fingerprint(model))
     config = config_of("rkv", layers="mine", profile=profile)
     assert config.resolve().needs_wave and config.policy().needs_wave
     cache, _ = run(model, config, prompt=80, new=0)

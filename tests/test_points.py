@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_accuracy import folder, task  # noqa: F401  (fixtures)
+from accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main

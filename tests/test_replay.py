@@ -11,6 +11,7 @@ import torch
 from traces import feed, recorded, text
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.lab.evaluate import forced_log_probs
 from reasonalloc.lab.evaluate.separate import separate
 from reasonalloc.trace import Trace
@@ -53,7 +54,7 @@ def test_budgets_with_other_scores(name):
 
 
 def test_replay_of_a_layer_that_is_not_cut():
-    profile = ra.WaveProfile((400.0, 20.0, 20.0), (0, 1, 2), ra.policy.wave.fingerprint(models.tiny()))
+    profile = ra.WaveProfile((400.0, 20.0, 20.0), (0, 1, 2), fingerprint(models.tiny()))
     trace, _ = recorded(profile=profile, gamma=1.0, tokens=90)
     for force in ("budgets", "evictions"):
         again = ra.replay(trace, models.tiny(), force=force, record=True)

@@ -85,7 +85,7 @@ def test_steps_are_captured_once_for_each_width_and_number_of_rows(monkeypatch):
         graph.result = torch.zeros(len(batch.tokens), model.config.vocab_size)
         return graph, graph.result
 
-    monkeypatch.setattr(rollout, "capture", capture)
+    monkeypatch.setattr("reasonalloc.hf.capture.capture", capture)
     model, rows, sampling = models.tiny("llama"), prompts(), Sampling(1.0, 1.0, 60, 3)
     with mixing(model, Mixture(GATES, 2, 5)):
         ids, stop = [x for _, x in rows], frozenset(range(1, 4))

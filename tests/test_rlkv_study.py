@@ -105,9 +105,9 @@ def test_the_plan_has_the_cells_of_the_script(script, monkeypatch):
     monkeypatch.chdir(STUDIES.parents[1])
     file = StudyFile.load(STUDIES / "rlkv.yaml")
     cells = {x.name: x.config for x in file.made()}
-    assert list(cells) == ["full", *(x for sparsity in script.SPARSITIES for x in script.cells_of(sparsity))]
+    assert list(cells) == ["full", *(x for sparsity in script.SPARSITIES for x in script.labels_of(sparsity))]
     for sparsity in script.SPARSITIES:
-        for label in script.cells_of(sparsity):
+        for label in script.labels_of(sparsity):
             config = cells[label]
             if config.method == "rlkv":
                 assert config.options["sparsity"] == sparsity / 100
@@ -123,7 +123,7 @@ def test_the_plan_has_the_cells_of_the_script(script, monkeypatch):
 @pytest.mark.parametrize(("folder", "cell"), [("heads", "R-KV 384"), ("heads", "full"), ("prompt", "R-KV-kept 384")])
 def test_bytes_by_the_formula_are_those_of_chains(script, folder, cell):
     slot = script.HEADS * 64 * 2 * 2  # keys and values in bfloat16
-    for x in script.records(STUDIES.parent / "results" / folder):
+    for x in importlib.import_module("chains").records(STUDIES.parent / "results" / folder):
         if x["cell"] == cell:
             about = x["prompt_tokens"], x["tokens"]
             found = script.mixed_slots(0, *about) if cell == "full" else script.cut_slots(384, *about)
@@ -133,7 +133,7 @@ def test_bytes_by_the_formula_are_those_of_chains(script, folder, cell):
 def chains(folder, cells, problems=24):
     """Of each cell as many right as its rate says."""
     folder.mkdir()
-    figures = {"finish": "stop", "tokens": 9, "mean_bytes": 1e6}
+    figures = {"finish": "stop", "tokens": 9, "mean_bytes": 1e6, "slots": 9}
     lines = [
         {"cell": cell, "item": f"p{i}", "right": [i / problems < rate] * 4, **figures}
         for cell, rate in cells.items()
@@ -146,8 +146,8 @@ def chains(folder, cells, problems=24):
 @study
 def test_only_whole_sparsities_are_told(script, tmp_path, monkeypatch, capsys):
     rates = {"seed0": 1.0, "seed1": 0.5, "duo": 0.5}
-    cells = {"full": 1.0} | {x: rates.get(x.rsplit("-", 1)[0], 0.25) for x in script.cells_of(40)}
-    cells |= {x: 0.75 for x in script.cells_of(60)[:-1]}
+    cells = {"full": 1.0} | {x: rates.get(x.rsplit("-", 1)[0], 0.25) for x in script.labels_of(40)}
+    cells |= {x: 0.75 for x in script.labels_of(60)[:-1]}
     monkeypatch.setattr(script, "PROBLEMS", 24)
     monkeypatch.setattr(sys, "argv", ["rlkv.py", chains(tmp_path / "some", cells)])
     script.main()

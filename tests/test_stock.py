@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_accuracy import command, folder, task  # noqa: F401  (fixtures)
+from accuracy import command, folder, task  # noqa: F401  (fixtures)
 from transformers import AutoTokenizer
 
 import reasonalloc as ra

@@ -9,8 +9,8 @@ import pickle
 from pathlib import Path
 
 import pytest
+from accuracy import folder, task  # noqa: F401  (fixtures)
 from models import build, prompt, tiny
-from test_accuracy import folder, task  # noqa: F401  (fixtures)
 from transformers import AutoConfig
 
 import reasonalloc as ra

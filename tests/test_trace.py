@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from traces import SETTINGS, assert_same, feed, recorded, text
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.trace import QUANTILES, Trace
 from reasonalloc.trace.compact import DTYPES, narrowest, pack, unpack
@@ -98,7 +99,7 @@ def test_quantiles_are_of_the_scores(register):
 
 def test_a_layer_that_is_not_cut():
     """A wave gives layer 0 so much that at first only the others are cut."""
-    profile = ra.WaveProfile((400.0, 20.0, 20.0), (0, 1, 2), ra.policy.wave.fingerprint(models.tiny()))
+    profile = ra.WaveProfile((400.0, 20.0, 20.0), (0, 1, 2), fingerprint(models.tiny()))
     trace, cache = recorded(profile=profile, gamma=1.0, tokens=90)
     assert (
         (trace.budgets[0, 0] == -1).all() and np.isnan(trace.quantiles[0, 0]).all() and np.isnan(trace.lost[0, 0]).all()

@@ -9,17 +9,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from accuracy import folder, task  # noqa: F401  (fixtures)
 from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny
-from test_accuracy import folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.lab.evaluate.orders import demand_of, followed, orders, shares_of
 from reasonalloc.lab.evaluate.tuning import candidates, mixed, schedule, tune
 from reasonalloc.lab.tasks import Item
-from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.policy.wave import WaveProfile
 
 pytest.importorskip("scipy")
 pytest.importorskip("math_verify")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint as shape_of
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.lab.evaluate import expected
 from reasonalloc.lab.models import fingerprint, load, missing_for_embedded, shape
 from reasonalloc.lab.ungrouped import split, ungroup
-from reasonalloc.policy.wave import fingerprint as shape_of
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])

@@ -14,9 +14,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import reasonalloc as ra
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.profile import measure
-from reasonalloc.policy.wave import demand, fingerprint
+from reasonalloc.policy.wave import demand
 
 
 class Chat(models.Words):

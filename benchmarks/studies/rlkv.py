@@ -10,12 +10,10 @@ Imports nothing of reasonalloc.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
-from chains import Difference, adjusted, compare, interval, records, score
+from chains import Cell, Difference, Scores, cells_of, compare, folder_given, print_family
 
-FOLDER = Path(__file__).parents[1] / "results" / "rlkv-accuracy"
 SPARSITIES = (40, 60, 50, 20, 80)  # %, in the order in which they are made
 FIRST = (40, 60)  # of the planned comparisons
 RLKV, RANDOM = ("seed0", "seed1"), tuple(f"random-{i}" for i in range(5))
@@ -35,7 +33,7 @@ PROMPT, CHAIN = 212, 1250  # tokens, means of full-cache chains of seeds 4102 an
 HEADS, LOCAL, INTERVAL, PAGE = 90, 16 + 64, 128, 16
 
 
-def cells_of(sparsity: int) -> list[str]:
+def labels_of(sparsity: int) -> list[str]:
     """Labels of a sparsity's cells. Above 60 % the budget is smaller than the prompt, and no prompt can be kept."""
     cut = [x for x in CUT if sparsity <= 60 or not x.endswith("-kept")]
     return [f"{x}-{sparsity}" for x in (*RLKV, "duo", *RANDOM, *cut)]
@@ -76,14 +74,11 @@ def budgets() -> None:
         print(f"{sparsity:6d} % {budget:7d} {mixed_slots(sparsity):20.1f} / {cut_slots(budget):.1f}")
 
 
-Scores = dict[str, float]  # by problem
-
-
 def mean_of(cells: list[Scores]) -> Scores:
     return {item: float(np.mean([x[item] for x in cells])) for item in cells[0]}
 
 
-def labels_of(name: str, sparsity: int) -> list[str]:
+def members_of(name: str, sparsity: int) -> list[str]:
     """Cells of a group, or one."""
     return [f"{x}-{sparsity}" for x in GROUPS.get(name, (name,))]
 
@@ -92,45 +87,34 @@ def main() -> None:
     if sys.argv[1:] == ["--budgets"]:
         budgets()
         return
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    cells: dict[str, Scores] = {}
-    figures: dict[str, list[tuple[bool, int, float]]] = {}
-    for x in records(folder):
-        label = x["cell"]
-        cells.setdefault(label, {})[x["item"]] = score(x)
-        figures.setdefault(label, []).append((x["finish"] == "length", x["tokens"], x["mean_bytes"]))
-    cells = {label: x for label, x in cells.items() if len(x) == PROBLEMS}
-    told = [x for x in SPARSITIES if set(cells_of(x)) <= set(cells)]
+    cells = {label: x for label, x in cells_of(folder_given("rlkv-accuracy")).items() if len(x.scores) == PROBLEMS}
+    whole = [x for x in SPARSITIES if set(labels_of(x)) <= set(cells)]
     for sparsity in SPARSITIES:  # nobody looks at a part of a sparsity
-        if sparsity not in told:
-            made = sum(x in cells for x in cells_of(sparsity))
-            print(f"sparsity {sparsity} %: {made} of {len(cells_of(sparsity))} cells are whole, so none is looked at")
+        if sparsity not in whole:
+            made = sum(x in cells for x in labels_of(sparsity))
+            print(f"sparsity {sparsity} %: {made} of {len(labels_of(sparsity))} cells are whole, so none is looked at")
     rng = np.random.default_rng(1)
     print(f"{PROBLEMS} problems")
-    shown = [x for sparsity in told for x in cells_of(sparsity)]
+    shown = [x for sparsity in whole for x in labels_of(sparsity)]
     for label in [x for x in ("full", *shown) if x in cells]:
-        values = np.array(list(cells[label].values()))
-        low, high = interval(values, rng)
-        cut, tokens, size = np.mean(figures[label], 0)
-        bounds = f"[{low:.1%}, {high:.1%}]"
-        print(f"  {label:20s} {values.mean():6.1%} {bounds:16s} cut off {cut:4.0%} {tokens:7,.0f} {size / 1e6:6.1f} MB")
-    pairs = [(a, b, sparsity) for sparsity in FIRST if sparsity in told for a, b in PLANNED]
-    results = [difference(cells, *pair, rng) for pair in pairs]
-    holm = adjusted([x.p for x in results], FAMILY)
+        x = cells[label]
+        figures = f"cut off {x.cut_off:4.0%} {x.tokens:7,.0f} {x.bytes / 1e6:6.1f} MB"
+        print(f"  {label:20s} {x.right_with_interval(rng):23s} {figures}")
+    pairs = [(a, b, sparsity) for sparsity in FIRST if sparsity in whole for a, b in PLANNED]
+    planned = {f"{sparsity} %: {a} less {b}": difference(cells, a, b, sparsity, rng) for a, b, sparsity in pairs}
     print(f"planned, Holm over {FAMILY}")
-    for (a, b, sparsity), found, by_holm in zip(pairs, results, holm, strict=True):
-        print(f"  {f'{sparsity} %: {a} less {b}':44s} {found}, Holm {by_holm:.2g}")
+    print_family(planned, FAMILY)
     print("secondary, no claim")
-    for sparsity in told:
+    for sparsity in whole:
         for a, b in ([] if sparsity in FIRST else PLANNED) + SECONDARY:
-            if set(labels_of(b, sparsity)) <= set(cells):
+            if set(members_of(b, sparsity)) <= set(cells):
                 print(f"  {f'{sparsity} %: {a} less {b}':44s} {difference(cells, a, b, sparsity, rng)}")
-        each = [np.mean(list(cells[f"{x}-{sparsity}"].values())) for x in RANDOM]
+        each = [cells[f"{x}-{sparsity}"].right for x in RANDOM]
         print(f"  {sparsity} %: random heads {min(each):.1%} to {max(each):.1%}")
 
 
-def difference(cells: dict[str, Scores], a: str, b: str, sparsity: int, rng: np.random.Generator) -> Difference:
-    ours, theirs = (mean_of([cells[x] for x in labels_of(name, sparsity)]) for name in (a, b))
+def difference(cells: dict[str, Cell], a: str, b: str, sparsity: int, rng: np.random.Generator) -> Difference:
+    ours, theirs = (mean_of([cells[x].scores for x in members_of(name, sparsity)]) for name in (a, b))
     return compare(ours, theirs, rng)
 
 

@@ -7,12 +7,9 @@ The unit is the problem; imports nothing of reasonalloc.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-from chains import of_differences, records, score
+from chains import RESULTS, cells_of, of_differences
 
-RESULTS = Path(__file__).parents[1] / "results"
 PAIRS = {
     "notch": ("reasonalloc-wave 384", "rkv 384"),
     "heads": ("wave 384", "R-KV 384"),
@@ -23,11 +20,8 @@ PAIRS = {
 def main() -> None:
     rng, every = np.random.default_rng(1), []
     for name, (ours, theirs) in PAIRS.items():
-        scores: dict[str, dict[str, float]] = {ours: {}, theirs: {}}
-        for x in records(RESULTS / name):
-            if x["cell"] in scores:
-                scores[x["cell"]][x["item"]] = score(x)
-        difference = np.array([scores[ours][x] - scores[theirs][x] for x in scores[ours]])
+        cells = cells_of(RESULTS / name)
+        difference = np.array([x - cells[theirs].scores[item] for item, x in cells[ours].scores.items()])
         every.append(difference)
         print(f"{name:9s} {len(difference)} problems {of_differences(difference, rng)}")
     together = np.concatenate(every)

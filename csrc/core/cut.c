@@ -4,6 +4,7 @@
 
 #include "backend.h"
 #include "cold.h"
+#include "robustify.h"
 #include "scorer.h"
 
 void ra_cut_abandon(ra_layer *layer)
@@ -135,8 +136,8 @@ static ra_status allocate_row(const ra_layer *layer, int64_t row, int64_t protec
                               route_lists lists)
 {
     int64_t H = layer->kv_heads, total = layer->cut.totals[row];
-    bool sets_all = route->heads == RA_HEADS_GIVEN || route->heads == RA_HEADS_SHARES;
-    int64_t base = sets_all ? 0 : spared(layer, row, total, protect_below); /* slots that nobody allocates */
+    /* slots that nobody allocates */
+    int64_t base = rb_by_figures(route->heads) ? 0 : spared(layer, row, total, protect_below);
     int64_t *budgets = lists.budgets + row * H;
     for (int64_t head = 0; head < H; head++) {
         lists.scores[head] = ra_scores_of(layer, ra_pair(layer, row, head)) + base;

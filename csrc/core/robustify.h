@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "reasonalloc.h"
+
 #ifdef __CUDACC__
 #define RB_FUNCTION static __host__ __device__ inline
 #else
@@ -91,6 +93,9 @@ RB_FUNCTION double rb_power(double x, double gamma)
 }
 
 /* ---- Budgets ---- */
+
+/* Whether a figure a head, `limits` or `shares`, sets budgets whole, with what a head evicts last; scores do not matter. */
+RB_FUNCTION bool rb_by_figures(ra_heads heads) { return heads == RA_HEADS_GIVEN || heads == RA_HEADS_SHARES; }
 
 RB_FUNCTION double rb_clipped_sum(const double *x, int64_t n, double scale, double lo, double hi)
 {

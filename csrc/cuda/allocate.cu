@@ -37,8 +37,8 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     }
     const int64_t total = cut.totals[row];
     const bool by_scores = cut.route.heads == RA_HEADS_ROUTE || cut.route.heads == RA_HEADS_POOLED;
-    const bool sets_all = cut.route.heads == RA_HEADS_GIVEN || cut.route.heads == RA_HEADS_SHARES;
-    const int base = sets_all ? 0 : spared(l, cut, row, total, counts); /* slots that nobody allocates */
+    /* slots that nobody allocates */
+    const int base = rb_by_figures(cut.route.heads) ? 0 : spared(l, cut, row, total, counts);
     const int64_t rest = total - (int64_t)H * base, chosen = rest - (int64_t)H * l.window;
     int64_t all = 0;
     int wrong = 0, found;
@@ -74,13 +74,13 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
                       .tau;
         for (int h = threadIdx.x / 32; h < H; h += ROW_THREADS / 32) { /* a warp a head */
             const float *score = cut.scores + (row * H + h) * entries_of(l);
-            int own = 0;
+            int above = 0;
             for (int i = base + threadIdx.x % 32; chosen > 0 && i < l.slots[row * H + h] - l.window; i += 32)
-                own += score[i] >= tau;
+                above += score[i] >= tau;
             for (int mask = 16; mask; mask /= 2)
-                own += shuffle_xor(own, mask);
+                above += shuffle_xor(above, mask);
             if (threadIdx.x % 32 == 0)
-                claims[h] = (double)l.window + (double)own;
+                claims[h] = (double)l.window + (double)above;
         }
         block_sync();
     }

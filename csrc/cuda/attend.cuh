@@ -8,15 +8,15 @@ struct attend_params {
 };
 
 /* A query of a head: token-major within its row. */
-struct asked {
+struct query_ref {
     int token, group, place; /* number among the row's new tokens; query head within the group; where it stands */
     int limit;               /* slots that it sees, but for a mask */
     const uint8_t *visible;  /* by position, or NULL */
 };
 
-RA_DEVICE asked query_number(const attend_params &p, int row, int slots, int fresh, int query)
+RA_DEVICE query_ref query_number(const attend_params &p, int row, int slots, int fresh, int query)
 {
-    asked q;
+    query_ref q;
     q.token = query / p.l.group;
     q.group = query % p.l.group;
     const int number = p.s.begin ? p.s.begin[row] + q.token : row * p.s.tokens + q.token;
@@ -25,19 +25,19 @@ RA_DEVICE asked query_number(const attend_params &p, int row, int slots, int fre
     q.visible = p.s.visible ? p.s.visible + number * p.s.visible_stride : 0;
     return q;
 }
-RA_DEVICE const char *query_at(const attend_params &p, int row, int head, const asked &q)
+RA_DEVICE const char *query_at(const attend_params &p, int row, int head, const query_ref &q)
 {
     const ra_tokens &t = p.s.queries;
     int64_t at = row * t.stride_row + (head * p.l.group + q.group) * t.stride_head + q.place * t.stride_token;
     return (const char *)t.data + at * size_of(t.dtype);
 }
-RA_DEVICE char *out_at(const attend_params &p, int row, int head, const asked &q)
+RA_DEVICE char *out_at(const attend_params &p, int row, int head, const query_ref &q)
 {
     const ra_output &o = p.s.out;
     int64_t at = row * o.stride_row + q.place * o.stride_token + (int64_t)(head * p.l.group + q.group) * p.l.head_dim;
     return (char *)o.data + at * size_of(o.dtype);
 }
-RA_DEVICE float sink_of(const attend_params &p, int head, const asked &q)
+RA_DEVICE float sink_of(const attend_params &p, int head, const query_ref &q)
 {
     return p.s.sinks ? p.s.sinks[head * p.l.group + q.group] : -INFINITY;
 }

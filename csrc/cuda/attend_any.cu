@@ -12,7 +12,7 @@ RA_KERNEL(THREADS, 1) attend_any(attend_params p)
     const shared<float> query = shared_at<float>(0) + warp * d;
     if (number >= fresh * p.l.group)
         return; /* no barrier of the block follows */
-    const asked q = query_number(p, row, slots, fresh, number);
+    const query_ref q = query_number(p, row, slots, fresh, number);
     const char *from = query_at(p, row, head, q);
     for (int c = lane; c < d; c += 32)
         query[c] = load_element(from, c, p.s.queries.dtype);

@@ -30,7 +30,7 @@ RA_DEVICE uint32_t shown_slots(const split_params &p, const work &w, int slot, i
         const int query = column / 2 * 8 + 2 * t + column % 2, see = least(8, (int)limit[query] - slot);
         if (query >= w.count)
             continue;
-        const asked q = query_of(p, w, query);
+        const query_ref q = query_of(p, w, query);
         RA_NO_UNROLL for (int i = 0; i < see; i++) shown |= (uint32_t)shows(q, positions, slot + i)
                                                             << (column / 2 * 16 + 2 * i + column % 2);
     }

@@ -58,11 +58,11 @@ RA_DEVICE bool find_work(const split_params &p, int tile_queries, work *w)
     return w->chunk < w->chunks;
 }
 
-RA_DEVICE asked query_of(const split_params &p, const work &w, int query)
+RA_DEVICE query_ref query_of(const split_params &p, const work &w, int query)
 {
     return query_number(p.a, w.row, w.slots, w.fresh, w.first + query);
 }
-RA_DEVICE bool shows(const asked &q, const int32_t *positions, int slot) { return q.visible[positions[slot]] != 0; }
+RA_DEVICE bool shows(const query_ref &q, const int32_t *positions, int slot) { return q.visible[positions[slot]] != 0; }
 
 RA_DEVICE float logit_log2(const split_params &p, float dot)
 {
@@ -73,7 +73,7 @@ RA_DEVICE float logit_log2(const split_params &p, float dot)
 RA_DEVICE float weight_log2(float logit, float top) { return logit == -INFINITY ? 0 : exp2_fast(logit - top); }
 
 /* What a finished query's accumulators are multiplied with. */
-RA_DEVICE float divisor_of(const split_params &p, const work &w, const asked &q, float top, float sum)
+RA_DEVICE float divisor_of(const split_params &p, const work &w, const query_ref &q, float top, float sum)
 {
     const float sink = sink_of(p.a, w.head, q);
     if (top == -INFINITY)
@@ -84,7 +84,7 @@ RA_DEVICE float divisor_of(const split_params &p, const work &w, const asked &q,
 }
 
 /* Eight of a query's numbers as they leave, from dimension c on. */
-RA_DEVICE void store_out(const split_params &p, const work &w, const asked &q, int c, const float *x, float by)
+RA_DEVICE void store_out(const split_params &p, const work &w, const query_ref &q, int c, const float *x, float by)
 {
     const int dtype = p.a.s.out.dtype;
     char *to = out_at(p.a, w.row, w.head, q) + c * size_of(dtype);
@@ -119,7 +119,7 @@ RA_DEVICE void leave_ends(const split_params &p, const work &w, int query, float
 template <bool LEFT>
 RA_DEVICE void finish(const split_params &p, const work &w, int query, int c, const float *x, float top, float sum)
 {
-    const asked q = query_of(p, w, query);
+    const query_ref q = query_of(p, w, query);
     const float by = divisor_of(p, w, q, top, sum);
     store_out(p, w, q, c, x, by);
     if (LEFT && w.fresh == 1 && c == 0)

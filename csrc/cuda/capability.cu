@@ -20,17 +20,17 @@ extern "C" int ra_cuda_runs(void)
 /* 10 * major + minor of the current device, asked for once; that is no wait. */
 int ra_cuda_capability()
 {
-    static int known[64];
+    static int cached[64];
     int device = 0, major = 0, minor = 0;
     if (cudaGetDevice(&device))
         return 0;
-    if (device < 64 && known[device])
-        return known[device];
+    if (device < 64 && cached[device])
+        return cached[device];
     if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device))
         return 0;
     if (device < 64)
-        known[device] = 10 * major + minor;
+        cached[device] = 10 * major + minor;
     return 10 * major + minor;
 }
 #endif

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../core/robustify.h"
 #include "../scorer/scorer.h"
 #include "backend.h"
 
@@ -77,21 +78,21 @@ static ra_status set_scorer(ra_cuda_cut *job, const ra_score_config *config)
 /* Limits or shares of heads, which seldom change, to where the kernel reads them. */
 static ra_status send_per_head(ra_layer *layer, ra_route_config *route)
 {
-    cuda_layer *own = ra_cuda_layer_of(layer);
+    cuda_layer *cuda = ra_cuda_layer_of(layer);
     void *stream = layer->pool->stream;
-    size_t bytes = (size_t)layer->kv_heads * sizeof *own->per_head;
-    if (route->heads != RA_HEADS_GIVEN && route->heads != RA_HEADS_SHARES)
+    size_t bytes = (size_t)layer->kv_heads * sizeof *cuda->per_head;
+    if (!rb_by_figures(route->heads))
         return RA_OK;
     const void *given = route->heads == RA_HEADS_GIVEN ? (const void *)route->limits : route->shares;
-    if (memcmp(own->sent_per_head, given, bytes)) {
+    if (memcmp(cuda->sent_per_head, given, bytes)) {
         if (ra_device_is_capturing(stream))
             return RA_ERR_CAPTURE;
-        memcpy(own->sent_per_head, given, bytes);
-        if (ra_device_up(own->per_head, own->sent_per_head, bytes, stream))
+        memcpy(cuda->sent_per_head, given, bytes);
+        if (ra_device_up(cuda->per_head, cuda->sent_per_head, bytes, stream))
             return RA_ERR_DEVICE;
     }
-    route->limits = own->per_head;
-    route->shares = (const double *)(const void *)own->per_head;
+    route->limits = cuda->per_head;
+    route->shares = (const double *)(const void *)cuda->per_head;
     return RA_OK;
 }
 
@@ -113,32 +114,32 @@ static ra_status prepare(ra_layer *layer, const int64_t *totals, const int64_t *
         status = send_per_head(layer, &job->route);
     if (status != RA_OK)
         return status;
-    const cuda_layer *own = ra_cuda_layer_of(layer);
+    const cuda_layer *cuda = ra_cuda_layer_of(layer);
     cuda_pieces pieces = {.memory = ra_cuda_pool_of(pool)->scratch};
     cut_pieces at = lay_cut(layer, &pieces);
     job->most_slots = (int32_t)slots;
-    job->totals = own->totals;
-    job->protect_below = own->totals + layer->rows;
+    job->totals = cuda->totals;
+    job->protect_below = cuda->totals + layer->rows;
     job->scale = ra_scale_of(layer);
     job->softcap = layer->softcap;
-    job->centres = own->centres;
-    job->cut = own->there.cut;
-    job->before = own->there.before;
-    job->budgets = own->there.budgets;
-    job->keep = own->there.keep;
-    job->lost = own->there.lost;
+    job->centres = cuda->centres;
+    job->cut = cuda->there.cut;
+    job->before = cuda->there.before;
+    job->budgets = cuda->there.budgets;
+    job->keep = cuda->there.keep;
+    job->lost = cuda->there.lost;
     job->scores = at.scores;
     job->kept = at.kept;
     *rest = at.rest;
-    return ra_cuda_status(ra_cuda_cut_begin(&own->lists, job, at.rest, pool->stream));
+    return ra_cuda_status(ra_cuda_cut_begin(&cuda->lists, job, at.rest, pool->stream));
 }
 
 /* Figures will come; what heads hold then follows from them and from the tokens that come after. */
 void ra_cuda_cut_again(ra_layer *layer)
 {
-    cuda_layer *own = ra_cuda_layer_of(layer);
-    memcpy(own->sent + 2 * layer->rows, layer->tokens, (size_t)layer->rows * sizeof *layer->tokens);
-    own->was_cut = own->folds = true;
+    cuda_layer *cuda = ra_cuda_layer_of(layer);
+    memcpy(cuda->sent + 2 * layer->rows, layer->tokens, (size_t)layer->rows * sizeof *layer->tokens);
+    cuda->was_cut = cuda->folds = true;
 }
 
 static ra_status run(ra_layer *layer, const ra_cut *cut)
@@ -150,8 +151,8 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
         status = prepare(layer, cut->totals, cut->protect_below, &job, &rest);
     if (status != RA_OK)
         return status;
-    cuda_layer *own = ra_cuda_layer_of(layer);
-    const ra_cuda_layer *lists = &own->lists;
+    cuda_layer *cuda = ra_cuda_layer_of(layer);
+    const ra_cuda_layer *lists = &cuda->lists;
     void *stream = layer->pool->stream;
     /* The times are those of starting the work. */
     int64_t start = ra_now_ns();
@@ -168,9 +169,9 @@ static ra_status run(ra_layer *layer, const ra_cut *cut)
     layer->times.route_ns += allocated - scored;
     layer->times.evict_ns += ra_now_ns() - allocated;
     if (!error) /* the figures lie in one piece, in both memories */
-        error = ra_device_down_shared(own->here.lost, own->there.lost, own->figure_bytes, stream);
+        error = ra_device_down_shared(cuda->here.lost, cuda->there.lost, cuda->figure_bytes, stream);
     if (!error)
-        error = ra_device_mark(own->done, stream);
+        error = ra_device_mark(cuda->done, stream);
     ra_cuda_cut_again(layer);
     return ra_cuda_status(error);
 }
@@ -179,11 +180,11 @@ RA_CUDA_HOOK(ra_cuda_cut_on, layer->pool, run(layer, cut), ra_layer *layer, cons
 
 static ra_status fetch(const ra_layer *layer, const ra_figures *figures)
 {
-    const cuda_layer *own = ra_cuda_layer_of(layer);
-    if (!own || !own->was_cut)
+    const cuda_layer *cuda = ra_cuda_layer_of(layer);
+    if (!cuda || !cuda->was_cut)
         return RA_ERR_ARGUMENT;
-    int error = ra_device_wait_for(own->done);
-    const cuda_figures *here = &own->here;
+    int error = ra_device_wait_for(cuda->done);
+    const cuda_figures *here = &cuda->here;
     for (int64_t pair = 0; !error && pair < ra_pairs(layer); pair++) {
         int64_t row = pair / layer->kv_heads;
         figures->cut[row] = here->cut[row];
@@ -203,13 +204,13 @@ RA_CUDA_HOOK(ra_cuda_figures, layer->pool, fetch(layer, figures), ra_layer *laye
 
 bool ra_cuda_fold(ra_layer *layer)
 {
-    const cuda_layer *own = ra_cuda_layer_of(layer);
-    if (!own || !own->folds || layer->lists != RA_LISTS_DEVICE)
+    const cuda_layer *cuda = ra_cuda_layer_of(layer);
+    if (!cuda || !cuda->folds || layer->lists != RA_LISTS_DEVICE)
         return false;
-    const int64_t *then = own->sent + 2 * layer->rows;
+    const int64_t *then = cuda->sent + 2 * layer->rows;
     for (int64_t pair = 0; pair < ra_pairs(layer); pair++) {
         int64_t row = pair / layer->kv_heads;
-        layer->slots[pair] = (int32_t)(own->here.keep[pair] + layer->tokens[row] - then[row]);
+        layer->slots[pair] = (int32_t)(cuda->here.keep[pair] + layer->tokens[row] - then[row]);
     }
     return true;
 }
@@ -257,27 +258,27 @@ static ra_status choose(ra_layer *layer, const int64_t *protect_below, const int
     ra_status status = prepare(layer, layer->cut.totals, protect_below, &job, &rest);
     if (status != RA_OK)
         return status;
-    const cuda_layer *own = ra_cuda_layer_of(layer);
+    const cuda_layer *cuda = ra_cuda_layer_of(layer);
     void *stream = layer->pool->stream;
     size_t pairs = (size_t)ra_pairs(layer), row = (size_t)layer->pages * PAGE * 4, more = PAGE * 4;
     for (size_t pair = 0; pair < pairs; pair++) /* of the rows that are not cut they may be anything */
-        own->here.budgets[pair] = (int32_t)ra_max(0, ra_min(budgets[pair], INT32_MAX));
-    int error = ra_device_up(job.budgets, own->here.budgets, pairs * sizeof(int32_t), stream);
+        cuda->here.budgets[pair] = (int32_t)ra_max(0, ra_min(budgets[pair], INT32_MAX));
+    int error = ra_device_up(job.budgets, cuda->here.budgets, pairs * sizeof(int32_t), stream);
     if (!error)
         error = ra_device_up_runs(job.scores, row, layer->cut.scores, row + more, row, pairs, stream);
     if (!error)
-        error = ra_cuda_choose(&own->lists, &job, rest, stream);
+        error = ra_cuda_choose(&cuda->lists, &job, rest, stream);
     if (!error)
         error = ra_device_down_runs(layer->cut.kept, row + more, job.kept, row, row, pairs, stream);
     if (!error)
         error = ra_device_down(layer->cut.keep, job.keep, pairs * sizeof(int32_t), stream);
     if (!error)
-        error = ra_device_down(own->here.lost, job.lost, pairs * sizeof(double), stream);
+        error = ra_device_down(cuda->here.lost, job.lost, pairs * sizeof(double), stream);
     if (!error)
         error = ra_device_wait(stream);
     for (size_t pair = 0; !error && lost && pair < pairs; pair++)
         if (layer->cut.cut[pair / (size_t)layer->kv_heads])
-            lost[pair] = own->here.lost[pair];
+            lost[pair] = cuda->here.lost[pair];
     return error ? RA_ERR_DEVICE : ra_cuda_fault(layer);
 }
 

@@ -20,7 +20,7 @@ struct gather_job {
     int queries;       /* of a head: room */
     int64_t stride;    /* S of logits */
     int32_t *counts;   /* [R][2] queries of a head; newest slots that none of them sees */
-    float *asked;      /* [R, H, queries, D], scaled by powers of two */
+    float *scaled_queries;      /* [R, H, queries, D], scaled by powers of two */
     float *scales;     /* [R, H, queries] by which logits are brought back */
     float *ends;       /* [R, H, queries][2] tops, and one over the sums */
     float *logits;     /* [R, H, queries, S]; -INFINITY where the query does not see the slot */
@@ -78,7 +78,7 @@ RA_KERNEL(THREADS, 4) load_queries(gather_job j)
             const int at = fresh_place(t, token), place = j.s.index ? j.s.index[number_of(j, row, at)] : at;
             from += (row * q.stride_row + (head * group + g) * q.stride_head + place * q.stride_token) * size_of(q.dtype);
         }
-        float *out = j.asked + to * d, largest = 0;
+        float *out = j.scaled_queries + to * d, largest = 0;
         for (int c = lane; c < d; c += 32) {
             out[c] = t.kept ? ring[c] : load_element(from, c, q.dtype);
             largest = fmaxf(largest, fabsf(out[c]));
@@ -199,7 +199,7 @@ static size_t lay(gather_job *j, void *memory)
     j->field = (type *)(at + used);                                                                                    \
     used += aligned(size);
     RA_LAY(counts, int32_t, 2 * j->l.rows * sizeof(int32_t))
-    RA_LAY(asked, float, pairs *most_queries *d * sizeof(float))
+    RA_LAY(scaled_queries, float, pairs *most_queries *d * sizeof(float))
     RA_LAY(scales, float, pairs *most_queries * sizeof(float))
     RA_LAY(ends, float, 2 * pairs * most_queries * sizeof(float))
     RA_LAY(logits, float, bytes)
@@ -246,7 +246,7 @@ extern "C" int ra_cuda_gather(const ra_cuda_layer *layer, const ra_cuda_step *st
         return error;
     j.which = step->left ? OTHERS : ALL;
     lay(&j, scratch);
-    logits_job keys = {*layer, 0, {}, 1, 0, 0, 0, false, false, j.asked, j.counts};
+    logits_job keys = {*layer, 0, {}, 1, 0, 0, 0, false, false, j.scaled_queries, j.counts};
     keys.s.stride = j.stride, keys.s.queries = j.queries, keys.s.logits = j.logits;
     keys.s.parts = (int32_t)((j.stride + BLOCK_SLOTS - 1) / BLOCK_SLOTS);
     do { /* once at least: new slots get their first entries */

@@ -38,15 +38,15 @@ static ra_status score(const ra_dense *keys, float *out, void *scratch, void *st
 
 static const char *take_fault(void)
 {
-    static const char *const said[] = {
+    static const char *const messages[] = {
         [RA_FAULT_LENGTHS] = "lengths out of range",
         [RA_FAULT_TABLE] = "a page that does not exist",
         [RA_FAULT_NOT_FINITE] = "NaN or infinity",
     };
-    for (size_t i = 0; faults && i < sizeof said / sizeof said[0]; i++)
+    for (size_t i = 0; faults && i < sizeof messages / sizeof messages[0]; i++)
         if (faults[i]) {
             faults[i] = 0;
-            return said[i];
+            return messages[i];
         }
     return NULL;
 }

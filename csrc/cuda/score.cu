@@ -74,9 +74,9 @@ RA_DEVICE void share(const ra_cuda_cut &cut, const int32_t *positions, int older
             sum += (double)score[end];
             best = fmaxf(best, score[end]);
         }
-        const float own = cut.average ? (float)(sum / (double)(end - begin)) : best;
+        const float span_score = cut.average ? (float)(sum / (double)(end - begin)) : best;
         for (int i = begin; i < end; i++)
-            score[i] = own;
+            score[i] = span_score;
     }
     block_sync();
 }

@@ -86,17 +86,17 @@ RA_KERNEL(COMBINE, 2) join_heads(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s
     int first = cut.candidates ? protected_slots(positions_of(l, pair), cut.protect_below[row], older) : 0;
     first = first < older ? first : 0; /* no candidates: their order does not matter to what stays */
     for (int g = 0; g < l.group; g++) {
-        const float *own = s.logits + ((int64_t)pair * s.queries + g) * s.stride;
+        const float *query_logits = s.logits + ((int64_t)pair * s.queries + g) * s.stride;
         double mean = 0, square = 0;
         for (int i = first + threadIdx.x; i < older; i += COMBINE)
-            mean += (double)own[i];
+            mean += (double)query_logits[i];
         mean = block_sum(mean, scratch) / (double)(older - first);
         for (int i = first + threadIdx.x; i < older; i += COMBINE)
-            square += ((double)own[i] - mean) * ((double)own[i] - mean);
+            square += ((double)query_logits[i] - mean) * ((double)query_logits[i] - mean);
         const double deviation = fmax(sqrt(block_sum(square, scratch) / (double)(older - first)), 1e-6);
-        tell_faults(l, row, own, older);
+        tell_faults(l, row, query_logits, older);
         for (int i = threadIdx.x; i < older; i += COMBINE) {
-            const float x = (float)(((double)own[i] - mean) / deviation), so_far = g ? score[i] : x;
+            const float x = (float)(((double)query_logits[i] - mean) / deviation), so_far = g ? score[i] : x;
             score[i] = cut.centres.group_mean ? (g ? so_far + x : x) : so_far > x ? so_far : x;
         }
     }

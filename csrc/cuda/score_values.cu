@@ -27,15 +27,15 @@ template <class T, class Visit> RA_DEVICE void visit_value(const T *value, int d
 template <class T> RA_KERNEL(THREADS, 8) measure_values(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s, bool range)
 {
     static_assert(THREADS / LANES == PAGE, "the block takes a page");
-    const int pair = blockIdx.x, older = l.slots[pair] - l.window, own = threadIdx.x / LANES;
+    const int pair = blockIdx.x, older = l.slots[pair] - l.window, slot = threadIdx.x / LANES;
     if (!cut.cut[pair / l.kv_heads])
         return;
     const int begin = blockIdx.y * BLOCK_SLOTS, end = least(older, begin + BLOCK_SLOTS);
     for (int first = begin; first < end; first += PAGE) {
-        const bool there = first + own < end;
+        const bool there = first + slot < end;
         float high = -INFINITY, low = INFINITY, sum = 0;
         if (there)
-            visit_value((const T *)values_in(l, page_at(l, pair, first / PAGE)) + own * l.head_dim, l.head_dim,
+            visit_value((const T *)values_in(l, page_at(l, pair, first / PAGE)) + slot * l.head_dim, l.head_dim,
                         [&](float x) {
                             high = fmaxf(high, x);
                             low = fminf(low, x);
@@ -48,7 +48,7 @@ template <class T> RA_KERNEL(THREADS, 8) measure_values(ra_cuda_layer l, ra_cuda
             sum += shuffle_xor(sum, mask);
         }
         if (there && threadIdx.x % LANES == 0)
-            s.values[pair * s.stride + first + own] = fminf(range ? high - low : sum, FLT_MAX);
+            s.values[pair * s.stride + first + slot] = fminf(range ? high - low : sum, FLT_MAX);
     }
 }
 

@@ -138,7 +138,7 @@ RA_CUDA_HOOK(ra_cuda_reserve, layer->pool, reserve(layer, tokens, slots), ra_lay
 static ra_status run(ra_layer *layer, const ra_step *step)
 {
     ra_pool *pool = layer->pool;
-    cuda_pool *own = ra_cuda_pool_of(pool);
+    cuda_pool *cuda = ra_cuda_pool_of(pool);
     void *stream = pool->stream;
     ra_status status = ra_cuda_push(layer);
     if (status != RA_OK)
@@ -166,7 +166,7 @@ static ra_status run(ra_layer *layer, const ra_step *step)
         status = ra_cuda_tickets(pool, ra_cuda_attend_tickets(lists, &job));
     if (status != RA_OK)
         return status;
-    pieces = (cuda_pieces){.memory = own->scratch};
+    pieces = (cuda_pieces){.memory = cuda->scratch};
     step_pieces at = lay_step(layer, step, &pieces);
     int error = 0;
     if (at.begin)
@@ -187,7 +187,7 @@ static ra_status run(ra_layer *layer, const ra_step *step)
         error = ra_cuda_append(lists, &job, at.rest, stream);
     int64_t start = ra_now_ns();
     if (!error && step->out.data)
-        error = ra_cuda_attend(lists, &job, own->tickets, at.rest, stream);
+        error = ra_cuda_attend(lists, &job, cuda->tickets, at.rest, stream);
     if (!error && kept)
         error = ra_cuda_gather(lists, &job, &how, at.rest, stream);
     layer->times.attend_ns += ra_now_ns() - start;

@@ -13,9 +13,9 @@ static void share(const ra_score_view *view, int64_t span, bool average, float *
             sum += (double)scores[end];
             most = scores[end] > most ? scores[end] : most;
         }
-        float own = average ? (float)(sum / (double)(end - begin)) : most;
+        float span_score = average ? (float)(sum / (double)(end - begin)) : most;
         for (int64_t i = begin; i < end; i++)
-            scores[i] = own;
+            scores[i] = span_score;
     }
 }
 

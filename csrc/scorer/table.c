@@ -58,8 +58,8 @@ size_t ra_score_bytes(int64_t slots, int64_t head_dim, int64_t window, int64_t g
     ra_nearest_in(&count, slots, head_dim);
     size_t most = count.used + 64 + ra_importance_bytes(slots, window) + ra_redundancy_bytes(slots, head_dim) +
                   ra_head_attention_bytes(slots) + ra_dkv_bytes(slots, head_dim);
-    size_t own = ra_triattention_bytes(slots, group);
-    return most > own ? most : own;
+    size_t triattention = ra_triattention_bytes(slots, group);
+    return most > triattention ? most : triattention;
 }
 
 static bool keeps(const ra_layer *layer, int stat) { return layer->columns[stat] != NULL; }

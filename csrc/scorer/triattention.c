@@ -197,13 +197,13 @@ static ra_status score(ra_score_view *view, const ra_score_config *config, ra_sc
         if (c->pairs)
             add_norms(&view->span, c, c->spread + query_head * c->pairs, heads, older, scores);
         for (int64_t i = 0; i < heads; i++) {
-            float *own = scores + i * older;
-            if (!ra_all_finite(RA_F32, own, older))
+            float *one = scores + i * older;
+            if (!ra_all_finite(RA_F32, one, older))
                 return RA_ERR_NOT_FINITE;
-            standardise(own, older, first);
+            standardise(one, older, first);
             for (int64_t t = 0; t < older; t++) {
-                float sum = begin + i ? out[t] + own[t] : own[t];
-                out[t] = c->group_mean ? sum : begin + i && out[t] > own[t] ? out[t] : own[t];
+                float sum = begin + i ? out[t] + one[t] : one[t];
+                out[t] = c->group_mean ? sum : begin + i && out[t] > one[t] ? out[t] : one[t];
             }
         }
     }

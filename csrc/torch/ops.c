@@ -59,16 +59,16 @@ static _Atomic(const ra_device *) device;
 /* Where any tensor is on a CUDA device. */
 static void call_cuda(const char *name, ra_op_body body, uint64_t tensors, ra_stable_value *stack, uint64_t outputs)
 {
-    const ra_device *own = atomic_load(&device);
-    if (own == NULL) { /* torch's own message would list dispatch keys */
+    const ra_device *on_cuda = atomic_load(&device);
+    if (on_cuda == NULL) { /* torch's own message would list dispatch keys */
         drop_tensors(stack, tensors);
         refuse(name,
                "a tensor is on a CUDA device, and reasonalloc was built without CUDA (REASONALLOC_CUDA=1 builds it"
                " with nvcc). Move its tensors with .cpu()");
     }
-    const int32_t type = own->type == DEVICE_CPU ? ra_torch.aoti_torch_device_type_cpu()
-                                                 : ra_torch.aoti_torch_device_type_cuda();
-    call(name, body, tensors, stack, outputs, (ra_place){.operators = own->operators, .type = type});
+    const int32_t type = on_cuda->type == DEVICE_CPU ? ra_torch.aoti_torch_device_type_cpu()
+                                                     : ra_torch.aoti_torch_device_type_cuda();
+    call(name, body, tensors, stack, outputs, (ra_place){.operators = on_cuda->operators, .type = type});
 }
 
 /* X(name, body, tensors, schema after the name) */

@@ -18,14 +18,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.name is None:
         raise ValueError("name an ablation (reasonalloc ablate --list shows them)")
-    ablation, own = ABLATIONS[args.name], study.study_of(args)
-    waves, out = plan.UnmeasuredWaves(own.task) if args.dry_run else own.waves, options.console(args)
+    ablation, evaluation = ABLATIONS[args.name], study.study_of(args)
+    waves, out = plan.UnmeasuredWaves(evaluation.task) if args.dry_run else evaluation.waves, options.console(args)
     out.print(ablation.question)
-    with study.status_line(out, own):
+    with study.status_line(out, evaluation):
         cells = cells_of(ablation, Around(waves, args.budget, options.settings_of(args, settings.CHOSEN)))
     if args.dry_run:
-        return plan.show(args, out, [(own, cells)])
-    study.run_and_report(args, own, cells, ablation.name, ablation.question)
+        return plan.show(args, out, [(evaluation, cells)])
+    study.run_and_report(args, evaluation, cells, ablation.name, ablation.question)
     return 0
 
 

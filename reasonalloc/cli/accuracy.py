@@ -16,22 +16,22 @@ from reasonalloc.policy.size import parse_bytes
 
 def run(args: argparse.Namespace) -> int:
     wanted = _cells(args)  # what cannot be is an error before the model is loaded
-    own = study.study_of(args)
+    evaluation = study.study_of(args)
     if args.dry_run:
-        return plan.show(args, options.console(args), [(own, wanted)])
-    own.records.open(own.settings)  # and so are other settings
+        return plan.show(args, options.console(args), [(evaluation, wanted)])
+    evaluation.records.open(evaluation.settings)  # and so are other settings
     if args.equal_bytes:
         out = options.console(args)
-        with study.status_line(out, own):
+        with study.status_line(out, evaluation):
             pilot = study.Pilot(args.task, args.pilot, args.seed, args.settings, args.tolerance)
-            wanted = study.at_equal_bytes(own, args.equal_bytes, own.with_wave(wanted), pilot, out)
-    study.run_and_report(args, own, wanted, "accuracy")
+            wanted = study.at_equal_bytes(evaluation, args.equal_bytes, evaluation.with_wave(wanted), pilot, out)
+    study.run_and_report(args, evaluation, wanted, "accuracy")
     return 0
 
 
 def _cells(args: argparse.Namespace) -> list[Cell]:
     given = options.settings_of(args, settings.VARIED)
-    own = given.pop("options", {})
+    extra = given.pop("options", {})
     base, names = Config(method="full", **given), list(args.methods)
     if args.equal_bytes in TABLE:
         args.equal_bytes = TABLE.own(args.equal_bytes)
@@ -46,5 +46,5 @@ def _cells(args: argparse.Namespace) -> list[Cell]:
             raise ValueError(f"--equal-bytes takes one of {', '.join(methods())} or bytes: {error}") from error
         if args.budgets or args.ratios:
             raise ValueError("--equal-bytes with a size finds all budgets: give no --budgets and no --ratios")
-        return cells(names, BUDGETS[:1], [], base, own)
-    return cells(names, [] if args.ratios else args.budgets or BUDGETS, args.ratios or [], base, own)
+        return cells(names, BUDGETS[:1], [], base, extra)
+    return cells(names, [] if args.ratios else args.budgets or BUDGETS, args.ratios or [], base, extra)

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
             progress=out.is_terminal,
         )
     calibration.save(args.output)
-    said = f"{', '.join(calibration.holds)} of {len(calibration.layers)} layers of {label}"
-    out.print(f"{said}, saved to {args.output}", highlight=False)
+    summary = f"{', '.join(calibration.holds)} of {len(calibration.layers)} layers of {label}"
+    out.print(f"{summary}, saved to {args.output}", highlight=False)
     options.write_json(
         args.json,
         {"holds": calibration.holds, "layers": list(calibration.layers), "source": dict(calibration.source)},

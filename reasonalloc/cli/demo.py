@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(
         *((0.6, 0.95) if sampled else (0.0, 1.0)), max_new_tokens=args.max_new_tokens or TOKENS[task], seed=args.seed
     )
-    asked = items(
+    problems = items(
         task,
         count=args.problems or PROBLEMS[task],
         seed=args.seed,
@@ -131,26 +131,26 @@ def run(args: argparse.Namespace) -> int:
     with _status(out, "loading the model"):
         model, tokenizer, label = options.load_model(args)
     out.print(Text.assemble((label, "bold"), f", {args.dtype}, {torch.get_num_threads()} threads;"
-                            f" {len(asked)} problems of {task} as one batch, the first:"))  # fmt: skip
-    out.print(shorten(asked[0].prompt), style="italic", markup=False, highlight=False)
+                            f" {len(problems)} problems of {task} as one batch, the first:"))  # fmt: skip
+    out.print(shorten(problems[0].prompt), style="italic", markup=False, highlight=False)
     if any(x.resolve().needs_wave and x.profile is None for x in configs):
         configs = _with_wave(configs, _wave(model, tokenizer, task, out))
 
-    runs = [_run(model, tokenizer, asked, None, sampling, FULL, out)]
+    runs = [_run(model, tokenizer, problems, None, sampling, FULL, out)]
     for config in configs:
-        runs.append(_run(model, tokenizer, asked, config, sampling, f"{config.method}, budget {args.budget}", out))
+        runs.append(_run(model, tokenizer, problems, config, sampling, f"{config.method}, budget {args.budget}", out))
 
     steps = min(x.together for x in runs)
     figures = [x.figures(steps) for x in runs]
-    out.print(_table(figures, steps, len(asked)))
-    written = _write(runs, folder, steps, f"{label}, {len(asked)} problems of {task}, {args.budget} slots a head")
+    out.print(_table(figures, steps, len(problems)))
+    written = _write(runs, folder, steps, f"{label}, {len(problems)} problems of {task}, {args.budget} slots a head")
     seconds = time.perf_counter() - started
     out.print(f"{', '.join(map(str, written))}; {seconds:.0f} s in all", highlight=False, soft_wrap=True)
     result = {
         "schema": SCHEMA,
         "task": task,
         "budget": args.budget,
-        "problems": [asdict(x) for x in asked],
+        "problems": [asdict(x) for x in problems],
         "steps_compared": steps,
         "runs": figures,
         "sampling": asdict(sampling),
@@ -189,18 +189,18 @@ def _wave(model: Model, tokenizer: Tokenizer, task: str, out: Console) -> WavePr
 
 
 def _run(
-    model: Model, tokenizer: Tokenizer, asked: Sequence[Item], config: Config | None, sampling: Sampling, title: str,
+    model: Model, tokenizer: Tokenizer, problems: Sequence[Item], config: Config | None, sampling: Sampling, title: str,
     out: Console,
 ) -> Run:  # fmt: skip
     """The batch with a cache of ours, or without a config with transformers' own."""
-    ids = {x.id: encode_prompt(tokenizer, x.prompt, "cpu")[0].tolist() for x in asked}
-    by_id, found, trace = {x.id: x for x in asked}, {}, None
-    first = asked[0].id
+    ids = {x.id: encode_prompt(tokenizer, x.prompt, "cpu")[0].tolist() for x in problems}
+    by_id, found, trace = {x.id: x for x in problems}, {}, None
+    first = problems[0].id
     cache: Cache = DynamicCache(config=model.config)
     if config is not None:
         cache = ReasonAllocCache(model, config, record=True)
     if not out.is_terminal:
-        out.print(f"{title}: {len(asked)} chains ...", highlight=False)
+        out.print(f"{title}: {len(problems)} chains ...", highlight=False)
     with ExitStack() as stack:
         if config is not None:
             stack.enter_context(using(model))
@@ -215,7 +215,7 @@ def _run(
             watch.ended(chain.key, _note(answer))
             watch.resume()
         stats = cache.stats() if isinstance(cache, ReasonAllocCache) else None
-    done = Run(config.method if config else "full", title, [found[x.id] for x in asked], watch.steps, stats, trace)
+    done = Run(config.method if config else "full", title, [found[x.id] for x in problems], watch.steps, stats, trace)
     questions = sum(len(x.right) for x in done.answers)
     out.rule(f"{title}: {done.right} of {questions} answers right, {watch.speed:.0f} tokens a second", style="dim")
     return done

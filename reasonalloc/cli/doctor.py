@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reasonalloc import __version__, _core, uninstall
 from reasonalloc.cli import options
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf import attention
 from reasonalloc.hf.architectures import ARCHITECTURES, architecture, groups
 from reasonalloc.hf.check import compare
@@ -34,7 +35,6 @@ from reasonalloc.lab.models import (
     embedded_folder,
     missing_for_embedded,
 )
-from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model
 from reasonalloc.store.backends import backend_for
 

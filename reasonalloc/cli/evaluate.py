@@ -92,7 +92,7 @@ def _of_ablation(args: argparse.Namespace, given: dict[str, Any]) -> list[Cell]:
 
 
 def _provenance(args: argparse.Namespace, label: str) -> Json:
-    own = {"tokens": args.tokens, "interval": args.interval, "keep_prompt": args.keep_prompt, "dtype": args.dtype}
+    about = {"tokens": args.tokens, "interval": args.interval, "keep_prompt": args.keep_prompt, "dtype": args.dtype}
     if args.texts:
         source = f"solutions of {args.texts}"
     elif args.task:
@@ -102,8 +102,8 @@ def _provenance(args: argparse.Namespace, label: str) -> Json:
         source = f"pieces of {', '.join(named)}, {args.prompt_tokens} tokens before each"
     else:
         source = "MATH-500 with the model's own full-cache solutions"
-        own["temperature"] = args.temperature
-    return {**provenance(label, args.seed), "texts": source, **own}
+        about["temperature"] = args.temperature
+    return {**provenance(label, args.seed), "texts": source, **about}
 
 
 def _texts(args: argparse.Namespace, model: Model, tokenizer: Tokenizer, out: Console) -> list[texts.Text]:
@@ -112,8 +112,8 @@ def _texts(args: argparse.Namespace, model: Model, tokenizer: Tokenizer, out: Co
     if args.texts:
         return texts.read(args.texts, tokenizer, args.tokens, args.problems)
     if args.task:
-        asked = items(args.task, count=args.problems, seed=args.seed, settings=args.settings)
-        return texts.worked(asked, tokenizer, args.tokens)
+        chosen = items(args.task, count=args.problems, seed=args.seed, settings=args.settings)
+        return texts.worked(chosen, tokenizer, args.tokens)
     if args.documents:
         return texts.pieces(args.documents, tokenizer, args.prompt_tokens, args.tokens, args.problems)
     problems = math500(args.problems, args.seed)

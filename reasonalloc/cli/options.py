@@ -190,8 +190,8 @@ def add_profile(parser: Group) -> None:
 
 def settings_of(args: argparse.Namespace, taken: Collection[str] = ()) -> dict[str, Any]:
     """Fields of `ra.Config` as the options above and `--set` say. taken: those that the command varies itself."""
-    own = {name: getattr(args, name, None) for name in ("interval", "keep_prompt", "alpha", "profile")}
-    return settings.merged(own, settings.parse(args.settings_given, taken))
+    values = {name: getattr(args, name, None) for name in ("interval", "keep_prompt", "alpha", "profile")}
+    return settings.merged(values, settings.parse(args.settings_given, taken))
 
 
 def config_of(args: argparse.Namespace) -> Config:

@@ -38,8 +38,8 @@ def plans(args: argparse.Namespace) -> list[StudyFile]:
     given = {x: getattr(args, x) for x in ("budgets", "problems", "max_new_tokens", "samples", "batch_size", "seed")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if args.methods:
-        own = [TABLE.own(x) for x in args.methods]
-        changes["cells"] = {name: {"method": name} for name in own}
+        names = [TABLE.own(x) for x in args.methods]
+        changes["cells"] = {name: {"method": name} for name in names}
     if args.model == REASONER:
         changes.pop("samples", None)  # it answers greedily
     config = options.settings_of(args, settings.CHOSEN)
@@ -53,20 +53,22 @@ def run(args: argparse.Namespace) -> int:
     """Makes what is missing of all tables and writes them; a table that cannot be made is an error at the start."""
     folder, out, parts = args.output or default_folder(args), options.console(args), []
     studies = [(plan, study.of_file(args, plan, folder / "raw" / plan.task)) for plan in plans(args)]
-    wanted = [(plan, own, plan.made()) for plan, own in studies]
+    wanted = [(plan, evaluation, plan.made()) for plan, evaluation in studies]
     if args.dry_run:
-        return show(args, out, [(own, cells) for _, own, cells in wanted])
-    for _, own in studies:
-        own.records.open(own.settings)
-    for plan, own, asked in wanted:
-        summary = study.measured(out, own, asked, folder / plan.task, regrade=args.regrade)
+        return show(args, out, [(evaluation, cells) for _, evaluation, cells in wanted])
+    for _, evaluation in studies:
+        evaluation.records.open(evaluation.settings)
+    for plan, evaluation, cells in wanted:
+        summary = study.measured(out, evaluation, cells, folder / plan.task, regrade=args.regrade)
         if summary is None:
             continue
         parts.append((plan, summary))
-        pack(own.records.by_key.values(), folder / f"{plan.task}.jsonl.gz")
+        pack(evaluation.records.by_key.values(), folder / f"{plan.task}.jsonl.gz")
         replace_text(folder / "README.md", report(parts, args.model))
     if args.shard:
-        options.write_json(args.json, {"schema": 1, "shards": [study.shard_json(own) for _, own in studies]})
+        options.write_json(
+            args.json, {"schema": 1, "shards": [study.shard_json(evaluation) for _, evaluation in studies]}
+        )
         return 0
     options.write_json(args.json, {"schema": 1, "tables": {plan.task: summary.as_json() for plan, summary in parts}})
     return 0

@@ -26,10 +26,10 @@ def names() -> list[str]:
 def add(parser: argparse._ActionsContainer, taken: Collection[str] = ()) -> None:
     """The option `--set`. taken: fields that other options of the command give."""
     free = [x for x in names() if x not in taken and x != "options"]
-    own = "" if "options" in taken else "; options.NAME=VALUE for what only some methods have"
+    hint = "" if "options" in taken else "; options.NAME=VALUE for what only some methods have"
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings_given",
-        help=f"a field of ra.Config, may be repeated: {', '.join(free)}{own}",
+        help=f"a field of ra.Config, may be repeated: {', '.join(free)}{hint}",
     )  # fmt: skip
 
 

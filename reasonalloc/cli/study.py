@@ -44,10 +44,12 @@ def ray_of(args: argparse.Namespace) -> RaySettings | None:
 
 def study_of(args: argparse.Namespace) -> Study:
     """The study as the options of `add` say; ValueError for what does not fit."""
-    asked = items(args.task, count=args.problems, fraction=args.fraction or 1.0, seed=args.seed, settings=args.settings)
+    problems = items(
+        args.task, count=args.problems, fraction=args.fraction or 1.0, seed=args.seed, settings=args.settings
+    )
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
     return Study(
-        Path(args.output), source_of(args), args.task, asked, sampling, args.samples, args.batch_size, ray_of(args),
+        Path(args.output), source_of(args), args.task, problems, sampling, args.samples, args.batch_size, ray_of(args),
         shard=args.shard,
     )  # fmt: skip
 
@@ -55,10 +57,10 @@ def study_of(args: argparse.Namespace) -> Study:
 def of_file(args: argparse.Namespace, file: StudyFile, folder: Path) -> Study:
     """What a study file says, where and in how many parts the options say."""
     given = argparse.Namespace(**{**vars(args), "model": file.model or models.REASONER, "dtype": file.dtype})
-    asked = items(file.task, count=file.problems, seed=file.seed, settings=file.settings)
+    problems = items(file.task, count=file.problems, seed=file.seed, settings=file.settings)
     sampling = Sampling(file.temperature, file.top_p, file.max_new_tokens, file.seed)
     return Study(
-        folder, source_of(given), file.task, asked, sampling, file.samples, file.batch_size, ray_of(args),
+        folder, source_of(given), file.task, problems, sampling, file.samples, file.batch_size, ray_of(args),
         wave_tokens=file.wave_tokens, shard=args.shard,
     )  # fmt: skip
 

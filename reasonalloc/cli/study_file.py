@@ -23,41 +23,43 @@ from reasonalloc.lab.table import Section
 def run(args: argparse.Namespace) -> int:
     file = StudyFile.load(args.file).part(args.budgets, args.cells, args.batch_size)
     cells = file.made()
-    own = study.of_file(args, file, Path(args.output or Path("studies-out") / file.name))
-    own.about |= {"study": f"{file.name}.yaml", "study_sha256": file.digest}
+    evaluation = study.of_file(args, file, Path(args.output or Path("studies-out") / file.name))
+    evaluation.about |= {"study": f"{file.name}.yaml", "study_sha256": file.digest}
     out = options.console(args)
     if file.question:
         out.print(file.question)
     if args.dry_run:
-        each = [cells, *(found for _, found in file.ablated(plan.UnmeasuredWaves(own.task)))]
-        return plan.show(args, out, [(own, list({x.name: x for some in each for x in some}.values()))])
-    own.records.open(own.settings)  # other settings are an error before a wave is measured
+        each = [cells, *(found for _, found in file.ablated(plan.UnmeasuredWaves(evaluation.task)))]
+        return plan.show(args, out, [(evaluation, list({x.name: x for some in each for x in some}.values()))])
+    evaluation.records.open(evaluation.settings)  # other settings are an error before a wave is measured
     if file.equal_bytes is not None:
-        with study.status_line(out, own):
+        with study.status_line(out, evaluation):
             pilot = study.Pilot(file.task, file.pilot, file.seed, file.settings, file.tolerance)
-            cells = study.at_equal_bytes(own, file.equal_bytes, own.with_wave(cells), pilot, out)
+            cells = study.at_equal_bytes(evaluation, file.equal_bytes, evaluation.with_wave(cells), pilot, out)
     tables: dict[str, Json] = {}
     if cells:
-        tables[file.name] = _compared(args, file, own, cells, out)
-    with study.status_line(out, own):
-        ablated = file.ablated(own.waves)
+        tables[file.name] = _compared(args, file, evaluation, cells, out)
+    with study.status_line(out, evaluation):
+        ablated = file.ablated(evaluation.waves)
     for ablation, found in ablated:
         out.print(ablation.question)
-        summary = study.measured(out, own, found, own.folder / ablation.name, ablation.question, args.regrade)
+        summary = study.measured(
+            out, evaluation, found, evaluation.folder / ablation.name, ablation.question, args.regrade
+        )
         tables[ablation.name] = {} if summary is None else summary.as_json()
     if args.pack:
-        pack(own.records.by_key.values(), own.records.folder / PACKED)
-    if own.shard is not None:
-        options.write_json(args.json, study.shard_json(own))
+        pack(evaluation.records.by_key.values(), evaluation.records.folder / PACKED)
+    if evaluation.shard is not None:
+        options.write_json(args.json, study.shard_json(evaluation))
     else:
         options.write_json(args.json, {"schema": 1, "tables": tables} if file.ablations else tables[file.name])
     return 0
 
 
-def _compared(args: argparse.Namespace, file: StudyFile, own: Study, cells: list[Cell], out: Console) -> Json:
+def _compared(args: argparse.Namespace, file: StudyFile, evaluation: Study, cells: list[Cell], out: Console) -> Json:
     """The table of a file's cells and the comparisons that it names."""
-    stem = own.folder / file.name
-    summary = study.measured(out, own, cells, stem, file.question or file.name, args.regrade)
+    stem = evaluation.folder / file.name
+    summary = study.measured(out, evaluation, cells, stem, file.question or file.name, args.regrade)
     if summary is None:
         return {}
     comparisons = file.compared(summary)

@@ -30,34 +30,36 @@ def run(args: argparse.Namespace) -> int:
     given = options.settings_of(args, settings.VARIED)
     config = Config(method=args.method, budget=args.budget, **given)
     followed(config)
-    own, out = study.study_of(args), options.console(args)
-    test = _test_items(args, own)
+    evaluation, out = study.study_of(args), options.console(args)
+    test = _test_items(args, evaluation)
     if args.dry_run:
-        return plan.show(args, out, _planned(own, config, args.orders))
-    own.records.open(own.settings)  # other settings are an error before a wave is measured
-    with study.status_line(out, own):
-        wave = config.profile or own.waves.get()
+        return plan.show(args, out, _planned(evaluation, config, args.orders))
+    evaluation.records.open(evaluation.settings)  # other settings are an error before a wave is measured
+    with study.status_line(out, evaluation):
+        wave = config.profile or evaluation.waves.get()
     cells = candidates(config, wave, args.orders, args.keep_below)
-    with study.progress_bar(out, own) as progress:
-        found = tune(own, cells, progress)
-    path = own.folder / PROFILE
-    about = {"method": config.method, "budget": args.budget, "kept": found.best.name, "chosen_by": own.settings}
+    with study.progress_bar(out, evaluation) as progress:
+        found = tune(evaluation, cells, progress)
+    path = evaluation.folder / PROFILE
+    about = {"method": config.method, "budget": args.budget, "kept": found.best.name, "chosen_by": evaluation.settings}
     _profile(found, about).save(path)
     out.print(_rounds(found).rich())
     out.print(_told(found, path), highlight=False, markup=False)
-    around = Around(GivenWave(own.task, wave), args.budget, {key: x for key, x in given.items() if key != "profile"})
+    around = Around(
+        GivenWave(evaluation.task, wave), args.budget, {key: x for key, x in given.items() if key != "profile"}
+    )
     beside = [around.cell("full"), around.cell("rkv"), found.start]
-    own.items = test
-    own.about |= {"tuned": {"kept": found.best.name, "rounds": [asdict(x) for x in found.rounds]}}
-    study.run_and_report(args, own, [*beside, *([found.best] if found.best != found.start else [])], "tuned")
+    evaluation.items = test
+    evaluation.about |= {"tuned": {"kept": found.best.name, "rounds": [asdict(x) for x in found.rounds]}}
+    study.run_and_report(args, evaluation, [*beside, *([found.best] if found.best != found.start else [])], "tuned")
     return 0
 
 
-def _test_items(args: argparse.Namespace, own: Study) -> list[Item]:
+def _test_items(args: argparse.Namespace, evaluation: Study) -> list[Item]:
     """Problems that the order is not chosen by."""
     seed = args.seed + 1 if args.test_seed is None else args.test_seed
-    found = other_items(args.task, own.items, count=args.problems, seed=seed, settings=args.settings)
-    used = {x.hash for x in own.items}
+    found = other_items(args.task, evaluation.items, count=args.problems, seed=seed, settings=args.settings)
+    used = {x.hash for x in evaluation.items}
     if again := sum(x.hash in used for x in found):
         raise ValueError(
             f"{again} of the {len(found)} problems to test on are among those that the order is chosen by:"
@@ -66,12 +68,12 @@ def _test_items(args: argparse.Namespace, own: Study) -> list[Item]:
     return found
 
 
-def _planned(own: Study, config: Config, orders: int) -> list[tuple[Study, list[Cell]]]:
+def _planned(evaluation: Study, config: Config, orders: int) -> list[tuple[Study, list[Cell]]]:
     """What each round adds, by stand-ins: the wave need not be measured yet."""
     name, parts, before = cell_name(config), [], 0
     cells = [Cell(name, config), *(Cell(f"{name} order={i}", config) for i in range(orders - 1))]
-    for size, problems in schedule(orders, len(own.items)):
-        parts.append((replace(own, items=own.items[before:problems]), cells[:size]))
+    for size, problems in schedule(orders, len(evaluation.items)):
+        parts.append((replace(evaluation, items=evaluation.items[before:problems]), cells[:size]))
         before = problems
     return parts
 

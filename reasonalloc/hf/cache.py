@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf import saving
 from reasonalloc.hf.compat import stock_layers
 from reasonalloc.hf.copying import check_not_amid_pass, independent_copy
@@ -18,7 +19,6 @@ from reasonalloc.hf.forward import ForwardCache
 from reasonalloc.hf.layer import RaggedLayer
 from reasonalloc.hf.stats import CacheStats, Seconds
 from reasonalloc.policy.observers import CutObserver
-from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.store.pages import PAGE_TOKENS
 from reasonalloc.trace import Trace, recorder

@@ -13,6 +13,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from reasonalloc.files import encoded
+from reasonalloc.fingerprint import digest, fingerprint, weights_digest
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, unwrapped
 from reasonalloc.hf.head_profile import STEP, head_profile
@@ -21,7 +22,7 @@ from reasonalloc.hf.profile import MOST_PROMPTS, profile
 from reasonalloc.hf.rotation import find_rotations
 from reasonalloc.hf.watch import WatchedCache
 from reasonalloc.policy.calibration import CHEAP, Calibration, LayerCalibration, parts_of, rope_parameters
-from reasonalloc.policy.wave import WaveProfile, digest, fingerprint, weights_digest
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
 
 
@@ -160,9 +161,9 @@ def _gather_gradients(model: Model, piece: list[int], sums: dict[int, LayerSums]
 
     def look(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         if layer in sums:
-            own = sums[layer]
-            key.register_hook(lambda gradient: own.add_gradient("key", gradient[0]))
-            value.register_hook(lambda gradient: own.add_gradient("value", gradient[0]))
+            layer_sums = sums[layer]
+            key.register_hook(lambda gradient: layer_sums.add_gradient("key", gradient[0]))
+            value.register_hook(lambda gradient: layer_sums.add_gradient("value", gradient[0]))
 
     wanted = [x for x in model.parameters() if x.requires_grad]
     embedding = model.get_input_embeddings()

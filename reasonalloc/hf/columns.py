@@ -104,11 +104,11 @@ def visible_positions(columns: Columns, hidden: Flags | None, new: Flags, pairs:
     new tokens see which.
     """
     parts = []
-    for row, own in enumerate(new):
+    for row, is_new in enumerate(new):
         old = np.ones(columns.length, np.bool_) if hidden is None else ~hidden[row]
         if columns.real is not None:
             old = old[columns.real[row]]
-        block = pairs[row][own][:, own]
+        block = pairs[row][is_new][:, is_new]
         parts.append(np.concatenate([np.broadcast_to(old, (len(block), len(old))), block], 1))
     most = max(part.shape[1] for part in parts)
     out = np.zeros((sum(map(len, parts)), most), np.bool_)

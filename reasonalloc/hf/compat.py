@@ -51,8 +51,8 @@ def cache_of(output: object) -> Any:
 def generation_setting(model: Model, args: Sequence[object], kwargs: Mapping[str, Any], name: str) -> Any:
     """What a call `model.generate(*args, **kwargs)` uses of its generation configs; None: their default."""
     given = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
-    said = (kwargs.get(name), getattr(given, name, None), getattr(model.generation_config, name, None))
-    chosen = next((value for value in said if value is not None), None)
+    values = (kwargs.get(name), getattr(given, name, None), getattr(model.generation_config, name, None))
+    chosen = next((value for value in values if value is not None), None)
     # the class of cache that older checkpoints name: transformers no longer follows it either
     return None if name == "cache_implementation" and chosen == "hybrid" else chosen
 
@@ -114,9 +114,9 @@ def kv_sources(model: Model) -> set[int]:
         read = {config.layer_types[i] for i, mode in enumerate(modes) if mode not in (None, "store")}
         return {i for i, mode in enumerate(modes) if mode == "store" and config.layer_types[i] in read}
     shared = getattr(config, "num_kv_shared_layers", None) or 0
-    own = config.layer_types[: config.num_hidden_layers - shared] if shared else []
-    read = set(config.layer_types[len(own) :]) if shared else set()
-    return {len(own) - 1 - own[::-1].index(kind) for kind in read}
+    unshared = config.layer_types[: config.num_hidden_layers - shared] if shared else []
+    read = set(config.layer_types[len(unshared) :]) if shared else set()
+    return {len(unshared) - 1 - unshared[::-1].index(kind) for kind in read}
 
 
 def budgeted_layers(model: Model) -> list[int]:

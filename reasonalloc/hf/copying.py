@@ -38,15 +38,15 @@ def independent_copy(cache: T, memo: dict[int, object]) -> T:
     cutter = vars(cache)["_cutter"]
     if cutter is not None:
         cutter.fetch()  # what is on a device still belongs to this one's layers
-    own = dict(memo)  # what caches share others may still want to copy, the model above all
+    own_memo = dict(memo)  # what caches share others may still want to copy, the model above all
     state = vars(cache)
     for name in _SHARED:
         if name in state:
-            own[id(state[name])] = state[name]
+            own_memo[id(state[name])] = state[name]
     schedule = state["policy"].schedule  # clocks may hold it
-    own[id(schedule)] = schedule
-    own.update({id(shared): shared for shared in (*state["observers"], *state["_pools"].values())})
+    own_memo[id(schedule)] = schedule
+    own_memo.update({id(shared): shared for shared in (*state["observers"], *state["_pools"].values())})
     twin = type(cache).__new__(type(cache))
-    own[id(cache)] = twin
-    vars(twin).update({name: copy.deepcopy(value, own) for name, value in state.items()})
+    own_memo[id(cache)] = twin
+    vars(twin).update({name: copy.deepcopy(value, own_memo) for name, value in state.items()})
     return twin

@@ -80,8 +80,8 @@ def not_applied(model: Model, sampling: Sampling) -> dict[str, object]:
     """What a model's generation config says about the choice of tokens that `generate` here does not follow."""
     config = getattr(model, "generation_config", None)
     neutral = _CHOOSING | (_SAMPLING if sampling.temperature else {})
-    said = {name: getattr(config, name, None) for name in neutral}
-    return {name: x for name, x in said.items() if x is not None and x != neutral[name]}
+    config_values = {name: getattr(config, name, None) for name in neutral}
+    return {name: x for name, x in config_values.items() if x is not None and x != neutral[name]}
 
 
 def warn_of(ignored: Mapping[str, object]) -> None:

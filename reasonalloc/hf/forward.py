@@ -16,6 +16,7 @@ from torch.nn import Module
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from reasonalloc.config import Config, check_config
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.architectures import refusal
 from reasonalloc.hf.attention import NAME, SERVED, AttentionSpec, activate, expect, take_mask, text_config
 from reasonalloc.hf.compat import budgeted_layers, check_not_prefix_tuned, is_full_attention, stock_layers, unwrapped
@@ -30,7 +31,7 @@ from reasonalloc.policy.cut_together import CutTogether
 from reasonalloc.policy.gates import ModelShape
 from reasonalloc.policy.observers import CutObserver
 from reasonalloc.policy.policy import Policy
-from reasonalloc.policy.wave import PROBE_QUERIES, fingerprint
+from reasonalloc.policy.wave import PROBE_QUERIES
 from reasonalloc.protocols import Model
 from reasonalloc.store.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.trace import recorder
@@ -59,8 +60,8 @@ def _why_nothing(stock: Sequence[CacheLayerMixin]) -> str:
 
 def _shape(model: Model, layers: int, managed: Sequence[int]) -> ModelShape:
     heads = fingerprint(model)["kv_heads"]
-    own = heads[managed[0]] if isinstance(heads, list) else heads
-    return ModelShape(layers, tuple(managed), own if isinstance(own, int) else 0)
+    kv_heads = heads[managed[0]] if isinstance(heads, list) else heads
+    return ModelShape(layers, tuple(managed), kv_heads if isinstance(kv_heads, int) else 0)
 
 
 class ForwardCache(Cache):

@@ -5,19 +5,17 @@ All that changes from step to step lies in the device's memory and moves on by i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.capture import Graphs
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.protocols import Model
-
-T = TypeVar("T")
 
 
 class Key(NamedTuple):
@@ -81,20 +79,6 @@ def prepare(cache: ReasonAllocCache) -> Key | None:
     return Key(cache.rows, tuple(cut), cores, tuple(core.generation for core in cores))
 
 
-class Graph(Protocol):
-    """A captured pass."""
-
-    def replay(self) -> None: ...
-
-
-def capture(call: Callable[[], T], pool: Any = None) -> tuple[Graph, T]:
-    """The graph of what a call puts on the GPU, and what it returned, which each replay writes anew."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        result = call()
-    return graph, result
-
-
 class DecodeGraph:
     """Decodes with a model and a cache that lies on its GPU, a token of each row at a time.
 
@@ -120,8 +104,7 @@ class DecodeGraph:
         self.model, self.cache = model, cache
         self.replays = self.captures = 0
         self._device = cache.ragged[0].pool.backend.device
-        self._pool: Any = None
-        self._graphs: dict[tuple[bool, ...], tuple[Key, Graph, torch.Tensor]] = {}
+        self._graphs: Graphs[tuple[bool, ...], tuple[Key, torch.Tensor]] = Graphs()
         self._warm: set[tuple[bool, ...]] = set()
         self._tokens: list[int] = []  # of the rows, which `_positions` says
         self._ids = self._positions = torch.zeros(0, 1, dtype=torch.long, device=self._device)
@@ -162,26 +145,23 @@ class DecodeGraph:
             if key is not None:
                 self._warm.add(key.cut)
             return logits
-        if any(stale.layers != key.layers for stale, _, _ in self._graphs.values()):
+        if any(stale.layers != key.layers for _, (stale, _) in self._graphs.values()):
             self._graphs.clear()  # of layers that the cache no longer has
-        captured = self._graphs.get(key.cut)
-        if captured is not None and captured[0] == key:
-            captured[1].replay()
-            self.cache.count_replay()
-            self.replays += 1
-            return captured[2]
-        self._graphs.pop(key.cut, None)
-        if not self._graphs:  # with its last graph torch gives up a pool, whose handle is of no use then
-            self._pool = torch.cuda.graph_pool_handle()
+        if key.cut in self._graphs:
+            graph, (captured, logits) = self._graphs[key.cut]
+            if captured == key:
+                graph.replay()
+                self.cache.count_replay()
+                self.replays += 1
+                return logits
         self.cache.capturing = True
         try:
-            graph, logits = capture(self._forward, self._pool)
+            graph, (_, logits) = self._graphs.capture(key.cut, lambda: (key, self._forward()))
         except BaseException as error:
             self.cache.step.close(error)  # the host has counted what never ran
             raise
         finally:
             self.cache.capturing = False
-        self._graphs[key.cut] = key, graph, logits
         graph.replay()
         self.captures += 1
         return logits

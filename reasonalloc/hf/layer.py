@@ -150,10 +150,10 @@ class RaggedLayer(CacheLayerMixin):
         """Keeps the newest `most` queries of each row. query: [B, Hq, T, D], of which `new` are real."""
         self.probes = self.probes or [query[row, :, :0] for row in range(len(query))]
         for row, kept in enumerate(self.probes):
-            own = query[row]
+            queries = query[row]
             if new.begin is not None and new.index is not None:
-                own = own[:, new.index[new.begin[row] : new.begin[row + 1]]]
-            self.probes[row] = torch.cat([kept, own], 1)[:, -most:].detach().clone()
+                queries = queries[:, new.index[new.begin[row] : new.begin[row + 1]]]
+            self.probes[row] = torch.cat([kept, queries], 1)[:, -most:].detach().clone()
 
     def demand(self, row: int, allocator: LayerAllocator) -> float:
         """How many tokens the newest queries of a row need, by what the layer holds; the queries are let go."""

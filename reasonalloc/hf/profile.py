@@ -10,10 +10,11 @@ import transformers
 from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
+from reasonalloc.fingerprint import digest, fingerprint
 from reasonalloc.hf.decode import Sampling, chains
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.hf.watch import of_layers
-from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile, demand, digest, fingerprint
+from reasonalloc.policy.wave import PROBE_QUERIES, WaveProfile, demand
 from reasonalloc.protocols import Model, Tokenizer
 
 MOST_PROMPTS = 8

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.calibrate import calibration_of
 from reasonalloc.hf.compat import budgeted_layers, unwrapped
 from reasonalloc.hf.rotation import find_rotations
 from reasonalloc.policy.calibration import Calibration, LayerCalibration
-from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model
 
 _NAMES = ("q_mean_real", "q_mean_imag", "q_abs_mean")
@@ -39,7 +39,7 @@ def import_triattention(model: Model, path: str | Path) -> Calibration:
     for index, rotation in find_rotations(model, managed).items():
         if rotation.interleaved or 2 * rotation.pairs != size:
             raise ValueError(f"layer {index} of {type(model).__name__} does not rotate whole heads in half style")
-        mean, length = _layer(path, stats, index, int(shape["query_heads"]), rotation.pairs)  # type: ignore[call-overload]
+        mean, length = _layer(path, stats, index, int(shape["query_heads"]), rotation.pairs)
         # theirs are without YaRN's factor, ours with it
         layers[index] = LayerCalibration(
             rotation.frequency, False, rotation.scaling, mean * rotation.scaling, length * rotation.scaling
@@ -65,12 +65,12 @@ def _layer(
     means, lengths = [], []
     for head in range(heads):
         name = f"layer{index:02d}_head{head:02d}"
-        own = stats.get(name)
-        if not isinstance(own, dict) or not all(
-            isinstance(own.get(x), torch.Tensor) and tuple(own[x].shape) == (pairs,) for x in _NAMES
+        entry = stats.get(name)
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(x), torch.Tensor) and tuple(entry[x].shape) == (pairs,) for x in _NAMES
         ):
             raise ValueError(f"{path}: {name} must have {', '.join(_NAMES)} of [{pairs}]; the model has {heads} heads")
-        real, imaginary, length = (own[x].float() for x in _NAMES)
+        real, imaginary, length = (entry[x].float() for x in _NAMES)
         means.append(torch.cat([real, imaginary]))
         lengths.append(length)
     return torch.stack(means), torch.stack(lengths)

@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.fields import build
+from reasonalloc.fingerprint import differences, fingerprint, weights_digest
 from reasonalloc.hf import saved_file
 from reasonalloc.hf.columns import Columns
 from reasonalloc.hf.compat import unwrapped
@@ -26,7 +27,7 @@ from reasonalloc.hf.stock_state import put_back, take_apart
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.observers import CutObserver
 from reasonalloc.policy.policy import Policy
-from reasonalloc.policy.wave import WaveProfile, fingerprint, weights_digest
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model
 from reasonalloc.provenance import provenance
 from reasonalloc.store.pages import DTYPES, PagePool
@@ -144,7 +145,7 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
             begin += count
         states[name] = whole
     queries = [core.queries(row) for row in range(rows)]
-    own = {
+    tensors = {
         **states,
         "positions": torch.from_numpy(np.concatenate(positions)),
         "slots": torch.from_numpy(slots),
@@ -153,12 +154,12 @@ def _layer_arrays(layer: RaggedLayer, rows: int) -> Arrays:
     }
     if layer.statistics is not None:
         columns = [core.columns(row, h)[1] for row in range(rows) for h in range(layer.heads)]
-        own["statistics"] = torch.from_numpy(np.frombuffer(b"".join(columns), np.int32).copy())
+        tensors["statistics"] = torch.from_numpy(np.frombuffer(b"".join(columns), np.int32).copy())
     if layer.cold is not None:
-        own |= _cold_arrays(layer, rows)
+        tensors |= _cold_arrays(layer, rows)
     if layer.sinks is not None:
-        own["sinks"] = torch.as_tensor(layer.sinks).cpu().clone()
-    return own
+        tensors["sinks"] = torch.as_tensor(layer.sinks).cpu().clone()
+    return tensors
 
 
 def _cold_arrays(layer: RaggedLayer, rows: int) -> Arrays:
@@ -241,9 +242,7 @@ def load(cls: Callable[..., C], path: str | Path, model: Model, observers: Seque
 
 def _check_model(path: str | Path, saved: SavedModel, model: Model) -> None:
     here = _identity(model)
-    wrong = [
-        f"{key} {saved.shape.get(key)!r} (here {x!r})" for key, x in here.shape.items() if saved.shape.get(key) != x
-    ]
+    wrong = differences(saved.shape, here.shape)
     if saved.dtype != here.dtype:
         wrong.append(f"dtype {saved.dtype} (here {here.dtype})")
     if not wrong and saved.weights != here.weights and None not in (saved.weights, here.weights):
@@ -313,7 +312,7 @@ def _fill_layer(
         _set_sinks(layer, take(arrays, name + "sinks", torch.float32, (saved.query_heads,)), saved, pool)
     fields = layer.core.columns(0, 0)[0]
     columns = take(arrays, name + "statistics", torch.int32, (fields * whole,)).numpy() if fields else None
-    begin, asked = 0, 0
+    begin, query_begin = 0, 0
     for row in range(rows):
         for head in range(saved.heads):
             end = begin + int(slots[row, head])
@@ -324,8 +323,10 @@ def _fill_layer(
                 layer.core.restore_columns(row, head, columns[fields * begin : fields * end])
             begin = end
         size = counts[row] * saved.query_heads * d
-        layer.core.restore_row(row, tokens[row], counts[row], queries[asked : asked + size], saved.scale, saved.softcap)
-        asked += size
+        layer.core.restore_row(
+            row, tokens[row], counts[row], queries[query_begin : query_begin + size], saved.scale, saved.softcap
+        )
+        query_begin += size
     if layer.cold is not None:
         _fill_cold(layer, name + "cold.", arrays, rows)
 
@@ -447,6 +448,6 @@ def _fill_step(cache: _Saved, step: StepState, header: Header, arrays: Arrays) -
 
 def _device(model: Model, index: int) -> torch.device:
     """Where a layer of the model lies."""
-    own = next((x for x in model.modules() if getattr(x, "layer_idx", None) == index), model)
-    device = next((x.device for x in own.parameters() if not x.is_meta), None)
+    module = next((x for x in model.modules() if getattr(x, "layer_idx", None) == index), model)
+    device = next((x.device for x in module.parameters() if not x.is_meta), None)
     return model.device if device is None else device

@@ -48,8 +48,8 @@ def put_back(saved: Stock, layer: CacheLayerMixin, arrays: Arrays, rows: int, de
     """Fills a fresh layer. Raises ValueError, naming what does not fit."""
     if type(layer).__name__ != saved.kind:
         raise ValueError(f"layer {saved.index} was a {saved.kind}, here it is a {type(layer).__name__}")
-    own = {**vars(layer), "dtype": None, "device": None}
-    unknown, missing = set(saved.state) - set(own), set(vars(layer)) - set(saved.state) - {"device"}
+    attributes = {**vars(layer), "dtype": None, "device": None}
+    unknown, missing = set(saved.state) - set(attributes), set(vars(layer)) - set(saved.state) - {"device"}
     if unknown or missing:
         raise ValueError(
             f"layer {saved.index} ({saved.kind}) was saved with other attributes than it has here:"
@@ -57,16 +57,16 @@ def put_back(saved: Stock, layer: CacheLayerMixin, arrays: Arrays, rows: int, de
         )
     state: dict[str, object] = {
         name: (
-            {int(k): _meant(x, arrays, rows, device) for k, x in value.items()}
-            if isinstance(own[name], dict) and isinstance(value, dict)
-            else _meant(value, arrays, rows, device)
+            {int(k): _restored(x, arrays, rows, device) for k, x in value.items()}
+            if isinstance(attributes[name], dict) and isinstance(value, dict)
+            else _restored(value, arrays, rows, device)
         )
         for name, value in saved.state.items()
     }
     for name in _FIXED:
-        if name in own and state.get(name) != own[name]:
-            raise ValueError(f"layer {saved.index}: {name} was {state.get(name)!r}, here it is {own[name]!r}")
-    for name, value in own.items():
+        if name in attributes and state.get(name) != attributes[name]:
+            raise ValueError(f"layer {saved.index}: {name} was {state.get(name)!r}, here it is {attributes[name]!r}")
+    for name, value in attributes.items():
         kept = state.get(name)
         if isinstance(value, dict) and (not isinstance(kept, dict) or set(kept) != set(value)):
             raise ValueError(f"layer {saved.index}: {name} must be of {sorted(value)}, got {kept!r:.100}")
@@ -83,15 +83,15 @@ def put_back(saved: Stock, layer: CacheLayerMixin, arrays: Arrays, rows: int, de
     vars(layer).update(state)
 
 
-def _meant(said: object, arrays: Arrays, rows: int, device: torch.device) -> object:
-    if not isinstance(said, dict):
-        return said
-    if set(said) == {_TENSOR} and said[_TENSOR] in arrays:
-        x = arrays[said[_TENSOR]]
+def _restored(value: object, arrays: Arrays, rows: int, device: torch.device) -> object:
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {_TENSOR} and value[_TENSOR] in arrays:
+        x = arrays[value[_TENSOR]]
         if x.ndim > 1 and x.shape[0] != rows:
-            raise ValueError(f"array {said[_TENSOR]} must be of {rows} rows, got {list(x.shape)}")
+            raise ValueError(f"array {value[_TENSOR]} must be of {rows} rows, got {list(x.shape)}")
         return x.to(device)
-    name = said.get(_DTYPE)
-    if set(said) == {_DTYPE} and isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype):
+    name = value.get(_DTYPE)
+    if set(value) == {_DTYPE} and isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype):
         return getattr(torch, name)
-    raise ValueError(f"{said!r:.100} is neither a tensor nor a dtype")
+    raise ValueError(f"{value!r:.100} is neither a tensor nor a dtype")

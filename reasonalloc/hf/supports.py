@@ -72,12 +72,12 @@ def supports(model: Model | PreTrainedConfig | str, *, check: bool = False) -> S
 
 def _refused(model: Model) -> str | None:
     """What making a cache raises; the model's attention is as before then."""
-    own = is_active(model)
+    was_active = is_active(model)
     try:
         ReasonAllocCache(model, Config(method="full"))
     except (ValueError, TypeError, NotImplementedError) as error:
         return " ".join(str(error).split())
     finally:
-        if not own:
+        if not was_active:
             deactivate(model)
     return None

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonalloc.fingerprint import fingerprint_of
 from reasonalloc.lab.ungrouped import SUFFIX, split, ungroup, ungroup_config
-from reasonalloc.policy.wave import fingerprint_of
 from reasonalloc.protocols import Model, Tokenizer
 
 if TYPE_CHECKING:
@@ -87,17 +87,17 @@ def load(
     name, apart = split(name)
     adapter = _adapter(name)
     if name is None or name == EMBEDDED or adapter:
-        source, label, own = _embedded()
+        source, label, options = _embedded()
         label = name if adapter and name else label
     elif name == GEMMA:
-        source, label, own = _gemma()
+        source, label, options = _gemma()
     else:
-        (source, own), label = _given(name), name
-    tokenizer_extra = {key: x for key, x in own.items() if key != "quantization_config"}
+        (source, options), label = _given(name), name
+    tokenizer_extra = {key: x for key, x in options.items() if key != "quantization_config"}
     try:
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=getattr(torch, dtype), **own, device_map=device_map
+                source, dtype=getattr(torch, dtype), **options, device_map=device_map
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_extra)
             if adapter:
@@ -112,18 +112,18 @@ def load(
     return model.eval(), tokenizer, label
 
 
-def shape(name: str | None) -> dict[str, object]:
-    """`policy.wave.fingerprint` of a model by its config, without weights; ValueError where it cannot be had."""
+def shape(name: str | None) -> dict[str, Any]:
+    """`fingerprint.fingerprint` of a model by its config, without weights; ValueError where it cannot be had."""
     from transformers import AutoConfig
 
     name, apart = split(name)
     if name is None or name == EMBEDDED or _adapter(name):
-        source, _, own = _embedded()
+        source, _, options = _embedded()
     elif name == GEMMA:
-        source, _, own = _gemma()
+        source, _, options = _gemma()
     else:
-        source, own = _given(name)
-    files = {key: x for key, x in own.items() if key != "quantization_config"}
+        source, options = _given(name)
+    files = {key: x for key, x in options.items() if key != "quantization_config"}
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, **files)

@@ -97,24 +97,24 @@ class _Dealer:
 
     def part(self, cls: type[P] | P) -> P:
         """A part with what the config says of its settings."""
-        own = [f.name for f in fields(cls) if f.init]
+        names = [f.name for f in fields(cls) if f.init]
         if isinstance(cls, type):
             missing = [f for f in fields(cls) if f.init and f.name not in self.given]
             self._require(f"{cls.kind} {cls.registered!r}", missing)
-        settings = {name: self.given[name] for name in own if name in self.given} | self._options(own)
+        settings = {name: self.given[name] for name in names if name in self.given} | self._options(names)
         return cls(**settings) if isinstance(cls, type) else replace(cls, **settings)
 
     def method(self, cls: type[Method]) -> Method:
         """A method with its options; ValueError for one that is missing, or a file that is not there."""
-        own = _own_fields(cls)
-        self._require(f"method {cls.name!r}", own, cls.files)
+        required = _own_fields(cls)
+        self._require(f"method {cls.name!r}", required, cls.files)
         for file in cls.files:
             if file in self.options and not Path(self.options[file]).is_file():
                 raise ValueError(f"method {cls.name!r}: the file {file!r} does not exist: {self.options[file]}")
-        return cls(**self._options(f.name for f in own))
+        return cls(**self._options(f.name for f in required))
 
-    def _require(self, who: str, own: Iterable[Field[Any]], files: tuple[str, ...] = ()) -> None:
-        for f in own:
+    def _require(self, who: str, needed: Iterable[Field[Any]], files: tuple[str, ...] = ()) -> None:
+        for f in needed:
             if f.name not in self.options and f.default is MISSING and f.default_factory is MISSING:
                 what = "file" if f.name in files else "option"
                 raise ValueError(f"{who} needs the {what} {f.name!r}: Config(options={{{f.name!r}: ...}})")
@@ -185,29 +185,29 @@ def compose(config: Keywords) -> tuple[Method, Policy]:
     Raises ValueError for names and options that do not exist, and for settings out of range.
     """
     dealer, owners = _Dealer(config), _Owners.of(config, config.method)
-    own, sources = owners.method, owners.sources
+    base, sources = owners.method, owners.sources
     replaced = {kind: name for kind in _KINDS if (name := getattr(config, kind)) is not None}
-    what = " with ".join([f"method {own.name!r}", *(f"{kind} {name!r}" for kind, name in replaced.items())])
+    what = " with ".join([f"method {base.name!r}", *(f"{kind} {name!r}" for kind, name in replaced.items())])
     dealer.check(what, owners)
 
     changes: dict[str, Any] = {kind: x.value for kind, x in sources.items()}
     changes |= {x: getattr(config, x) for x in ("interval", "keep_prompt", "sinks") if getattr(config, x) is not None}
-    method = replace(dealer.method(own), **changes)
-    instances = {own: method} | {cls: dealer.method(cls) for cls in owners.methods if cls is not own}
+    method = replace(dealer.method(base), **changes)
+    instances = {base: method} | {cls: dealer.method(cls) for cls in owners.methods if cls is not base}
 
     def part(kind: str, borrowed: Callable[[Method], Part]) -> Any:
         source = sources[kind]
         return dealer.part(source.part) if source.lender is None else borrowed(instances[source.lender])
 
     policy = Policy(
-        name=own.name,
+        name=base.name,
         scorer=part("scorer", lambda x: MethodScorer(x, config, smoothing=config.smoothing)),
         layers=part("layers", lambda x: MethodLayers(x, config, x.needs_wave)),
         heads=part("heads", lambda x: MethodHeads(x, config)),
-        schedule=Schedule(method.interval, config.window, method.keep_prompt, method.sinks, own.whole_prompts),
+        schedule=Schedule(method.interval, config.window, method.keep_prompt, method.sinks, base.whole_prompts),
         storage=dealer.part(owners.storage),
         settings=config,
-        unlimited=own.unlimited,
+        unlimited=base.unlimited,
         cold=Cold(config.cold_slots, config.cold_format) if config.recall else None,
     )
     return method, policy

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from reasonalloc.fields import build
 from reasonalloc.files import Json, parse_json, replace_bytes
+from reasonalloc.fingerprint import differences, fingerprint, weights_digest
 from reasonalloc.hub import Shared
-from reasonalloc.policy.wave import WaveProfile, fingerprint, weights_digest
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model
 
 if TYPE_CHECKING:
@@ -172,8 +173,7 @@ class Calibration(Shared):
 
     def check(self, model: Model, layers: Sequence[int]) -> None:
         """Raises ValueError if it was measured on another model: another shape, other weights or another rotation."""
-        own = fingerprint(model)
-        wrong = [f"{key} {self.model.get(key)!r} (here {own[key]!r})" for key in own if self.model.get(key) != own[key]]
+        wrong = differences(self.model, fingerprint(model))
         if tuple(layers) != tuple(self.layers):
             wrong.append(f"layers {list(self.layers)} (here {list(layers)})")
         if not wrong and self.rope != (rope := rope_parameters(model)):
@@ -253,19 +253,19 @@ class _Header:
 def _fields(data: object, arrays: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     header = build(_Header, data, "its header")
     names = {f.name for f in fields(LayerCalibration)}
-    own: dict[int, dict[str, torch.Tensor]] = {i: {} for i, *_ in header.layers}
+    by_layer: dict[int, dict[str, torch.Tensor]] = {i: {} for i, *_ in header.layers}
     for name, x in arrays.items():
         _, index, what = ["", "", "", *name.split(".", 2)][-3:]
-        if not index.isdecimal() or int(index) not in own or what not in names:
+        if not index.isdecimal() or int(index) not in by_layer or what not in names:
             raise ValueError(f"its array {name} belongs to nothing")
-        own[int(index)][what] = x
-    for i in own:
-        if "frequency" not in own[i]:
+        by_layer[int(index)][what] = x
+    for i in by_layer:
+        if "frequency" not in by_layer[i]:
             raise ValueError(f"layer {i} has no frequencies")
     return {
         "model": header.model,
         "layers": {
-            i: LayerCalibration(interleaved=interleaved, scaling=scaling, **own[i])
+            i: LayerCalibration(interleaved=interleaved, scaling=scaling, **by_layer[i])
             for i, interleaved, scaling in header.layers
         },
         "rope": header.rope,

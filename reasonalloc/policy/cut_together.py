@@ -99,8 +99,8 @@ class CutTogether(Cutter):
             raise ValueError(
                 f"scores of {scorer.title} across layers must be of {len(layers)} layers, got {len(result)}"
             )
-        for cut, layer, own in zip(cuts, layers, result, strict=True):
-            scores = [_floats(x) for x in own]
+        for cut, layer, changed in zip(cuts, layers, result, strict=True):
+            scores = [_floats(x) for x in changed]
             wanted, got = [x.shape for x in layer.scores], [x.shape for x in scores]
             if got != wanted or not all(np.isfinite(x).all() for x in scores):
                 raise ValueError(

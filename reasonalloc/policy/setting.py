@@ -81,8 +81,8 @@ def flag(default: bool) -> bool:
 
 def same_as(owner: type, name: str, default: Any = MISSING) -> Any:
     """A field with the range of a part's setting, and its default where none is given. None, as default, is allowed."""
-    own: Field[Any] = next(f for f in fields(owner) if f.name == name)
-    return field(default=own.default if default is MISSING else default, metadata=own.metadata)
+    setting_field: Field[Any] = next(f for f in fields(owner) if f.name == name)
+    return field(default=setting_field.default if default is MISSING else default, metadata=setting_field.metadata)
 
 
 def check_settings(owner: DataclassInstance) -> None:

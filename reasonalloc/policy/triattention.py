@@ -73,11 +73,11 @@ class TriAttention(CoreScorer):
         return self.calibration
 
     def prepare(self, core: _core.Layer, layer: int) -> None:
-        own = self._calibration.layers[layer]
+        calibration = self._calibration.layers[layer]
         core.set_centres(
-            own.frequency.numpy(),
-            *_queries(own),
-            own.interleaved,
+            calibration.frequency.numpy(),
+            *_queries(calibration),
+            calibration.interleaved,
             self.offsets == "max",
             self.group == "mean",
         )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from reasonalloc import pictures
 from reasonalloc.fields import build
 from reasonalloc.files import Json, read_saved, replace_text
+from reasonalloc.fingerprint import differences, fingerprint
 from reasonalloc.hub import Shared
 from reasonalloc.protocols import Model
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PROBE_QUERIES = 64
-_SAMPLE = 64  # numbers of each parameter that tell a model from others of its shape
 
 
 def demand(
@@ -53,56 +52,6 @@ def demand(
     return float((mass < rho).sum()) + 1
 
 
-def fingerprint(model: Model) -> dict[str, object]:
-    """What two models must share for a profile of one to be used for the other: the shape, not the weights."""
-    return fingerprint_of(model.config)
-
-
-def fingerprint_of(model_config: Any) -> dict[str, object]:
-    """The same from a model's config alone."""
-    config = model_config.get_text_config(decoder=True)
-    heads = _over_layers(config, "num_attention_heads")
-    return {
-        "model_type": config.model_type,
-        "layers": config.num_hidden_layers,
-        "query_heads": heads,
-        "kv_heads": _over_layers(config, "num_key_value_heads") or heads,
-        "head_dim": _over_layers(config, "head_dim")
-        or config.hidden_size // (heads if isinstance(heads, int) else heads[0]),
-        "hidden_size": config.hidden_size,
-    }
-
-
-def weights_digest(model: Model, rounded: bool = False) -> str | None:
-    """A digest of every parameter's name, shape and a sample of its numbers; None where weights are not in memory.
-
-    rounded: of the numbers as bfloat16 has them, so that the same weights in float32 and bfloat16 have one digest.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:  # offloaded
-            return None
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE]
-        numbers = (sample.bfloat16() if rounded else sample).float().cpu().numpy()
-        digest.update(f"{name} {list(parameter.shape)} ".encode() + numbers.tobytes())
-    return digest.hexdigest()
-
-
-def _over_layers(config: Any, name: str) -> Any:
-    """A setting of a model's config; where layers differ in it, the list of theirs."""
-    each = getattr(config, "per_layer_config", None)  # since transformers 5.24, where the plain attribute may raise
-    if not each:
-        return getattr(config, name, None)
-    values = [getattr(layer, name, None) for layer in each]
-    return values[0] if values.count(values[0]) == len(values) else values
-
-
-def digest(value: object) -> str:
-    """16 hexadecimal digits of what it says as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True)
 class WaveProfile(Shared):
     """Demand of each layer that has a budget (sliding-window layers have none), with where it comes from."""
@@ -128,9 +77,7 @@ class WaveProfile(Shared):
 
     def check(self, model: Model, layers: Sequence[int]) -> None:
         """Raises ValueError if this profile was made for a model of another shape."""
-        own = fingerprint(model)
-        wrong = [f"{key} {self.model.get(key)!r} (here {own[key]!r})" for key in own if self.model.get(key) != own[key]]
-        if wrong:
+        if wrong := differences(self.model, fingerprint(model)):
             raise ValueError(f"the wave profile is of another model: {', '.join(wrong)}")
         if tuple(layers) != self.layers:
             raise ValueError(f"the wave profile is for layers {list(self.layers)}, the model's are {list(layers)}")

@@ -42,8 +42,8 @@ class PagePool:
 
     def sinks(self, logits: torch.Tensor) -> Any:
         """Logits [Hq] of attention sinks as `_core.Layer.step` takes them."""
-        own = logits.detach().float().to(self.backend.device).contiguous()
-        return own.numpy() if self.backend.capsule is None else own
+        on_device = logits.detach().float().to(self.backend.device).contiguous()
+        return on_device.numpy() if self.backend.capsule is None else on_device
 
     def trim(self, keep_free: int) -> None:
         """Moves pages together and gives slabs back to torch as long as `keep_free` pages stay free."""

@@ -84,6 +84,6 @@ def _into_planes(planes: npt.NDArray[np.uint8], begin: int, part: bytes) -> None
     data, (count, _) = np.frombuffer(part, np.uint8), planes.shape
     while data.size:
         plane, row = divmod(begin, count)
-        own = min(count - row, data.size)
-        planes[row : row + own, plane] = data[:own]
-        data, begin = data[own:], begin + own
+        taken = min(count - row, data.size)
+        planes[row : row + taken, plane] = data[:taken]
+        data, begin = data[taken:], begin + taken

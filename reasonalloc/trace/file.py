@@ -20,7 +20,8 @@ from reasonalloc import pictures
 from reasonalloc.config import Config
 from reasonalloc.fields import build
 from reasonalloc.files import Json, encoded, parse_json, replace_bytes
-from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.fingerprint import differences, fingerprint
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model
 from reasonalloc.trace.compact import narrowest, pack, unpack, unpacked_bytes
 
@@ -174,9 +175,7 @@ class Trace:
 
     def check(self, model: Model, layers: Sequence[int]) -> None:
         """Raises ValueError if this trace is of a model of another shape, or another vocabulary."""
-        own = fingerprint(model)
-        wrong = [f"{key} {self.model.get(key)!r} (here {own[key]!r})" for key in own if self.model.get(key) != own[key]]
-        if wrong:
+        if wrong := differences(self.model, fingerprint(model)):
             raise ValueError(f"the trace is of another model: {', '.join(wrong)}")
         if tuple(layers) != self.layers:
             raise ValueError(f"the trace is of layers {list(self.layers)}, the model's are {list(layers)}")
@@ -232,9 +231,9 @@ class Trace:
             size = sum(unpacked_bytes(*kind) for kind in header.arrays.values())
             if size > most_bytes:
                 raise ValueError(f"its arrays would take {size:,} bytes, allowed are {most_bytes:,} (most_bytes)")
-            own: dict[str, Any] = {x.name: getattr(header, x.name) for x in fields(header) if x.name != "arrays"}
-            own |= {name: unpack(packed[name], *header.arrays[name]) for name in _ARRAYS}
-            return cls(**own)
+            contents: dict[str, Any] = {x.name: getattr(header, x.name) for x in fields(header) if x.name != "arrays"}
+            contents |= {name: unpack(packed[name], *header.arrays[name]) for name in _ARRAYS}
+            return cls(**contents)
         except ValueError as error:
             raise ValueError(f"{path} is not a trace of schema {SCHEMA}: {error}") from error
 

@@ -13,9 +13,9 @@ import torch
 
 from reasonalloc.config import Config
 from reasonalloc.files import Json
+from reasonalloc.fingerprint import digest
 from reasonalloc.policy.observers import CutView
 from reasonalloc.policy.policy import Policy
-from reasonalloc.policy.wave import digest
 from reasonalloc.protocols import Tokenizer
 from reasonalloc.provenance import provenance
 from reasonalloc.trace.compact import narrowest
@@ -52,8 +52,8 @@ class Recorder:
     def __call__(self, cut: CutView) -> None:
         quantiles = np.stack([_quantiles(x) for x in cut.scores])
         gone = tuple(np.array(x) for x in cut.evicted)
-        own = Cut(cut.order, cut.tokens, np.array(cut.budgets), np.array(cut.lost), quantiles, gone)
-        self.cuts[cut.row].append(own)
+        recorded = Cut(cut.order, cut.tokens, np.array(cut.budgets), np.array(cut.lost), quantiles, gone)
+        self.cuts[cut.row].append(recorded)
 
     def arrays(self, heads: int) -> dict[str, npt.NDArray[Any]]:
         """All C cuts of all rows. places: [C, 3] row, layer, tokens; budgets, lost, counts: [C, H]; quantiles:
@@ -76,8 +76,8 @@ class Recorder:
         gone = np.split(arrays["gone"], np.cumsum(arrays["counts"].reshape(-1))[:-1])
         for i, (row, layer, tokens) in enumerate(arrays["places"].tolist()):
             budgets, lost, quantiles = (arrays[name][i] for name in ("budgets", "lost", "quantiles"))
-            own = tuple(gone[i * heads : (i + 1) * heads])
-            self.cuts[row].append(Cut(layer, tokens, budgets, lost, quantiles, own))
+            positions = tuple(gone[i * heads : (i + 1) * heads])
+            self.cuts[row].append(Cut(layer, tokens, budgets, lost, quantiles, positions))
 
     def move_rows(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""
@@ -120,7 +120,7 @@ def trace(cuts: Sequence[Cut], ids: Ids, tokenizer: Tokenizer | None, of: Record
         quantiles[number, cut.layer] = cut.quantiles
         for h, positions in enumerate(cut.gone):
             gone[cut.layer, h, positions] = number + 1
-    own = pieces(tokenizer, given.tolist()) if tokenizer is not None else None
+    texts = pieces(tokenizer, given.tolist()) if tokenizer is not None else None
     settings = json.loads(json.dumps(of.config.settings(), default=str))
     vocabulary = tokenizer.get_vocab() if tokenizer is not None and hasattr(tokenizer, "get_vocab") else {}
     return Trace(
@@ -143,8 +143,8 @@ def trace(cuts: Sequence[Cut], ids: Ids, tokenizer: Tokenizer | None, of: Record
             "settings": digest(settings),
             "scorer": of.policy.scorer.name,
         },
-        text=None if own is None else "".join(own),
-        ends=np.zeros(0, np.int64) if own is None else np.cumsum([len(x) for x in own], dtype=np.int64),
+        text=None if texts is None else "".join(texts),
+        ends=np.zeros(0, np.int64) if texts is None else np.cumsum([len(x) for x in texts], dtype=np.int64),
         provenance=provenance(of.model_id),
     )
 

@@ -77,8 +77,8 @@ class TraceHeads(HeadAllocator):
 
     def shares(self, scores: Sequence[npt.NDArray[np.float32]], total: int, view: LayerView) -> Numbers:
         number, layer = _cut_after(self.trace, view.tokens), self.trace.layers.index(view.layer)
-        own: Ints = self.trace.budgets[number, layer]
-        return own
+        budgets: Ints = self.trace.budgets[number, layer]
+        return budgets
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def replay_config(trace: Trace, config: Config | None, force: str) -> Config:
     if config.resolve().unlimited:
         raise ValueError(f"method {config.method!r} keeps every token, so it has no scores to fill the budgets with")
     for name in ("window", "interval"):
-        own, given = getattr(trace, name), getattr(config, name)
-        if given not in (None, own):
-            raise ValueError(f"{name} must be the trace's {own}, got {given}")
+        traced, given = getattr(trace, name), getattr(config, name)
+        if given not in (None, traced):
+            raise ValueError(f"{name} must be the trace's {traced}, got {given}")
     return replace(config, profile=None, **sizes)
 
 

@@ -44,8 +44,8 @@ def check(*, dtype: str, batch_size: int | str | None, loglikelihood: str, setti
 
     Raises ArgumentError naming what was given and what is allowed.
     """
-    own = {field.name for field in fields(Config)}
-    unknown = sorted(set(settings) - own - set(PASSED_ON))
+    names = {field.name for field in fields(Config)}
+    unknown = sorted(set(settings) - names - set(PASSED_ON))
     if unknown:
         raise ArgumentError(
             f"unknown model argument {unknown[0]!r}; allowed are pretrained, dtype, device, loglikelihood,"
@@ -56,7 +56,7 @@ def check(*, dtype: str, batch_size: int | str | None, loglikelihood: str, setti
     if loglikelihood not in SCORED:
         raise ArgumentError(f"loglikelihood must be one of {', '.join(SCORED)}, got {loglikelihood!r}")
     return Arguments(
-        _config({name: value for name, value in settings.items() if name in own}),
+        _config({name: value for name, value in settings.items() if name in names}),
         dtype,
         _rows(batch_size),
         loglikelihood,

@@ -164,13 +164,13 @@ def break_even(subject: Subject, names: Sequence[str], longest: int, runs: int, 
             # For a static cache the point is the mean itself: it is made for the chain and attends to all of it.
             peers["static"].points.append((room, _full_curve(subject, "static", 1, room, runs)[0].points[0][1]))
     for name in names:
-        own = _budget_curve(Decoder(subject, name, 1, room=0), runs)[0]
+        ours = _budget_curve(Decoder(subject, name, 1, room=0), runs)[0]
         lengths = {
             peer: next(
                 (
                     x
                     for x in range(64, longest + 1, 64)
-                    if own.mean(x) <= (curve.at(x) if peer == "static" else curve.mean(x))
+                    if ours.mean(x) <= (curve.at(x) if peer == "static" else curve.mean(x))
                 ),
                 None,
             )
@@ -181,6 +181,6 @@ def break_even(subject: Subject, names: Sequence[str], longest: int, runs: int, 
             "cache": name,
             "longest": longest,
             "from": lengths,
-            "points": own.points,
+            "points": ours.points,
             "peer_points": {k: v.points for k, v in peers.items()},
         }

@@ -71,10 +71,7 @@ def decode(
         result["stats"] = {key: stats[key] for key in _KEPT}
         config = config_of(name)
         if config is not None and config.budget is not None:
-            core = model.config.get_text_config(decoder=True)
-            head_dim = getattr(core, "head_dim", None) or core.hidden_size // core.num_attention_heads
-            heads = sum(layer.heads for layer in decoder.cache.ragged)
-            token_bytes = 2 * head_dim * model.dtype.itemsize * heads
+            token_bytes = 2 * model.dtype.itemsize * sum(x.heads * x.head_dim for x in decoder.cache.ragged)
             bound = rows * (config.budget + INTERVAL) * token_bytes
             result["bound_bytes"] = bound
             result["held_of_bound"] = stats["peak_bytes"] / bound

@@ -242,10 +242,10 @@ def varied(cells: Iterable[str]) -> tuple[str, dict[str, float]] | None:
 
     cells: names as `Around.cell` gives them; a plain one has the default. None where no number or several are varied.
     """
-    own = [x.split() for x in cells if x.split()[0] == "reasonalloc"]
+    split_names = [x.split() for x in cells if x.split()[0] == "reasonalloc"]
     found: dict[str, float] = {}
     names: set[str] = set()
-    for words in own:
+    for words in split_names:
         name, sign, text = words[-1].partition("=")
         try:
             found[" ".join(words)] = float(text) if sign else math.nan

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from reasonalloc.config import Config
-from reasonalloc.policy.wave import digest
+from reasonalloc.fingerprint import digest
 
 
 @dataclass(frozen=True)

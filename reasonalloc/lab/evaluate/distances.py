@@ -113,10 +113,10 @@ def _gap(distances: Floats, task: npt.NDArray[np.int64], times: Floats) -> Float
     """[R] mean between tasks less mean within them. task: [R, n] of each prompt; times: [R, n] that each counts."""
     weight = times[:, :, None] * times[:, None, :] * (1.0 - np.eye(len(distances)))
     inside = weight * (task[:, :, None] == task[:, None, :])
-    both, own = weight.sum((1, 2)), inside.sum((1, 2))
-    sum_both, sum_own = (np.einsum("rij,ij->r", x, distances) for x in (weight, inside))
+    total, within = weight.sum((1, 2)), inside.sum((1, 2))
+    sum_total, sum_within = (np.einsum("rij,ij->r", x, distances) for x in (weight, inside))
     with np.errstate(invalid="ignore", divide="ignore"):  # not a number where there is no pair of a kind
-        out: Floats = (sum_both - sum_own) / (both - own) - sum_own / own
+        out: Floats = (sum_total - sum_within) / (total - within) - sum_within / within
     return out
 
 
@@ -153,8 +153,8 @@ def _interval(distances: Floats, task: npt.NDArray[np.int64], rng: np.random.Gen
     gaps = []
     for _ in range(RESAMPLES // _AT_ONCE):
         times = np.zeros((_AT_ONCE, len(task)))
-        for own in members:
-            times[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=_AT_ONCE)
+        for group in members:
+            times[:, group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), size=_AT_ONCE)
         gaps.append(_gap(distances, task[None], times))
     low, high = np.nanquantile(np.concatenate(gaps), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

@@ -11,11 +11,11 @@ from pathlib import Path
 from reasonalloc.config import Config
 from reasonalloc.fields import build
 from reasonalloc.files import read_json, replace_text
+from reasonalloc.fingerprint import digest
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.table import Section
 from reasonalloc.lab.tasks import Item
 from reasonalloc.policy.size import parse_bytes
-from reasonalloc.policy.wave import digest
 
 FILE = "equal-bytes.json"
 SEED = 10_000  # added to the evaluation's own, for the pilot's problems
@@ -169,15 +169,15 @@ def matched(matcher: Matcher, wanted: str, cells: Sequence[Cell]) -> tuple[list[
     wanted: one of the cells' labels, or bytes. cells: at the sizes where that one stays; those whose name says none,
     like the full cache, stay as they are. For a size in bytes each search starts at its cell's own.
     """
-    own = [x for x in cells if x.label == wanted]
-    if own and own[0].config.resolve().unlimited:
+    fixed = [x for x in cells if x.label == wanted]
+    if fixed and fixed[0].config.resolve().unlimited:
         raise ValueError(f"method {wanted!r} keeps every token: give a method with a budget, or a size like 12MB")
-    result = [x for x in cells if x.name == x.label] + own
+    result = [x for x in cells if x.name == x.label] + fixed
     others = {x.label: x.config for x in cells if x not in result}
     found: list[Match] = []
     if not others:
         return list(cells), found
-    for size, (target, reference) in matcher.targets(wanted, own).items():
+    for size, (target, reference) in matcher.targets(wanted, fixed).items():
         for label, config in others.items():
             start = config if reference is None else reference.config
             cell, match = matcher.match(f"{label} {size}", config, target, start)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from reasonalloc import _core
 from reasonalloc.config import Config
@@ -66,8 +66,8 @@ class Estimate:
     @property
     def peak_bytes(self) -> int | None:
         """Of the largest batch's cache."""
-        known = [x.row_bytes * min(self.batch, x.chains) for x in self.rows if x.row_bytes is not None and x.chains]
-        return max(known, default=None)
+        sizes = [x.row_bytes * min(self.batch, x.chains) for x in self.rows if x.row_bytes is not None and x.chains]
+        return max(sizes, default=None)
 
     @property
     def largest(self) -> int:
@@ -75,8 +75,8 @@ class Estimate:
         return min(self.batch, max((x.chains for x in self.rows), default=0))
 
     def as_json(self) -> Json:
-        own = {"chains": self.chains, "tokens": self.tokens, "hours": self.hours, "peak_bytes": self.peak_bytes}
-        return {"schema": 1, **asdict(self), **own}
+        totals = {"chains": self.chains, "tokens": self.tokens, "hours": self.hours, "peak_bytes": self.peak_bytes}
+        return {"schema": 1, **asdict(self), **totals}
 
     def section(self) -> Section:
         total = Row("all", self.chains, sum(x.made for x in self.rows), self.tokens, None, self.hours)
@@ -116,11 +116,13 @@ def estimate(study: Study, cells: Sequence[Cell], speed: float | None = None) ->
         speed, source = sum(x.tokens for x in records) / seconds, "of the chains in the folder"
     speed = speed or ASSUMED_SPEED
     longest = study.sampling.max_new_tokens
-    known, unknown = _shape(study)
+    model_shape, unknown = _shape(study)
     rows = []
     for cell in cells:
         jobs, made = left[cell.name], whole[cell.name] - left[cell.name]
-        size = None if known is None else row_bytes(cell.config, known, _PROMPT + longest, study.source.dtype)
+        size = (
+            None if model_shape is None else row_bytes(cell.config, model_shape, _PROMPT + longest, study.source.dtype)
+        )
         rows.append(Row(cell.name, jobs, made, jobs * longest, size, jobs * longest / speed / 3600))
     return Estimate(study.task, rows, speed, source, study.batch_size, longest, unknown)
 
@@ -149,7 +151,7 @@ def row_bytes(config: Config, shape: dict[str, Any], tokens: int, dtype: str) ->
 def _shape(study: Study) -> tuple[dict[str, Any] | None, str]:
     try:
         found = shape(study.source.model)
-        return {**found, **{key: int(cast(int, found[key])) for key in ("layers", "kv_heads", "head_dim")}}, ""
+        return {**found, **{key: int(found[key]) for key in ("layers", "kv_heads", "head_dim")}}, ""
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         return None, f"Bytes are not known: {' '.join(str(error).split())}"
 

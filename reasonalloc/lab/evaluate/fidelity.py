@@ -178,21 +178,21 @@ def evaluate_fidelity(
             references = [full_log_probs(model, x.prompt, x.solution) for x in some]
             nlls = [-float(_chosen(x, y.solution).mean()) for x, y in zip(references, some, strict=True)]
             full += nlls
-            for cell, own in zip(cells, rows, strict=True):
-                own += _measure(model, cell.config, some, references, nlls, progress)
+            for cell, figures in zip(cells, rows, strict=True):
+                figures += _measure(model, cell.config, some, references, nlls, progress)
     if not full:
         raise ValueError("there is no text to evaluate on")
     chosen = picks(len(full), seed)
     points = [
         Point(
-            config.method, config.budget, config.ratio, problems=list(own),
+            config.method, config.budget, config.ratio, problems=list(figures),
             max_bytes=None if config.max_bytes is None else parse_bytes(config.max_bytes),
             variant=name.removeprefix(cell_name(config)).strip(),
-            **{metric: bootstrap([x[metric] for x in own], chosen) for metric in METRICS},
+            **{metric: bootstrap([x[metric] for x in figures], chosen) for metric in METRICS},
         )
-        for name, config, own in ((x.name, x.config, own) for x, own in zip(cells, rows, strict=True))
+        for name, config, figures in ((x.name, x.config, figures) for x, figures in zip(cells, rows, strict=True))
     ]  # fmt: skip
-    kls = [[x["kl"] for x in own] for own in rows]
+    kls = [[x["kl"] for x in figures] for figures in rows]
     differences = [] if against is None else _differences(points, kls, against, chosen)
     return Fidelity(points, bootstrap(full, chosen), provenance or {}, differences=differences)
 
@@ -212,10 +212,10 @@ def _differences(
     points: Sequence[Point], kls: Sequence[Sequence[float]], against: str, chosen: npt.NDArray[np.int64]
 ) -> list[Difference]:
     """Of every point but full caches and the other itself, a plain cell. kls: of each point's texts."""
-    others = {x.setting: own for x, own in zip(points, kls, strict=True) if x.name == against}
+    others = {x.setting: divergences for x, divergences in zip(points, kls, strict=True) if x.name == against}
     compared = [
-        (x, [a - b for a, b in zip(own, others[x.setting], strict=True)])
-        for x, own in zip(points, kls, strict=True)
+        (x, [a - b for a, b in zip(divergences, others[x.setting], strict=True)])
+        for x, divergences in zip(points, kls, strict=True)
         if x.method != "full" and x.name != against and x.setting in others
     ]
     ps = [permutation_test(x) for _, x in compared]
@@ -244,13 +244,13 @@ class _Sums:
     slots: float = 0.0
     step: int = 0
 
-    def add(self, own: torch.Tensor, size: int) -> None:
+    def add(self, log_probs: torch.Tensor, size: int) -> None:
         """own: [V] log-probabilities of the next token; size: bytes of the row's pages."""
         full = self.reference[self.step]
-        self.nll -= float(own[self.text.solution[self.step]])
-        gap = torch.where(full > float("-inf"), full.exp() * (full - own), 0.0)
+        self.nll -= float(log_probs[self.text.solution[self.step]])
+        gap = torch.where(full > float("-inf"), full.exp() * (full - log_probs), 0.0)
         self.kl += float(gap.sum(dtype=torch.float64))
-        self.agreement += int(own.argmax() == full.argmax())
+        self.agreement += int(log_probs.argmax() == full.argmax())
         self.bytes += size
         self.peak = max(self.peak, size)
         self.step += 1
@@ -289,8 +289,8 @@ def _measure(
     rows = list(every)
     while rows:
         logs = torch.log_softmax(batch.forward().float(), dim=-1)
-        for row, own, size in zip(rows, logs, cache.page_bytes_by_row(), strict=True):
-            row.add(own, int(size))
+        for row, log_probs, size in zip(rows, logs, cache.page_bytes_by_row(), strict=True):
+            row.add(log_probs, int(size))
         if progress:
             progress(len(rows))
         on = [i for i, row in enumerate(rows) if not row.done]

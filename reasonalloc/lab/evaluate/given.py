@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from reasonalloc.config import Config
+from reasonalloc.fingerprint import digest, weights_digest
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.lab import models
@@ -22,7 +23,6 @@ from reasonalloc.lab.evaluate.study import Study, write
 from reasonalloc.lab.evaluate.summary import Row, Summary
 from reasonalloc.lab.evaluate.workers import Source
 from reasonalloc.lab.tasks import items
-from reasonalloc.policy.wave import digest, weights_digest
 from reasonalloc.protocols import Model, Tokenizer
 
 if TYPE_CHECKING:
@@ -102,12 +102,12 @@ class Results:
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    own = {
+    values = {
         name: getattr(row, name)
         for name in ("method", "budget", "ratio", "problems", "samples", "tokens", "truncated", "mean_bytes",
                      "peak_bytes", "tokens_per_s")
     }  # fmt: skip
-    return own | {"accuracy": row.accuracy.mean, "low": row.accuracy.low, "high": row.accuracy.high}
+    return values | {"accuracy": row.accuracy.mean, "low": row.accuracy.low, "high": row.accuracy.high}
 
 
 @dataclass
@@ -124,8 +124,8 @@ class _Given(Study):
     @cached_property
     def settings(self) -> dict[str, object]:
         model = self.pair[0]
-        own = super().settings | {"dtype": str(model.dtype).removeprefix("torch.")}
-        return own | {"weights": digest([weights_digest(model)])}
+        values = super().settings | {"dtype": str(model.dtype).removeprefix("torch.")}
+        return values | {"weights": digest([weights_digest(model)])}
 
 
 def load(name: str | None = None, *, dtype: str = "float32", device_map: str | None = None) -> tuple[Model, Tokenizer]:
@@ -175,7 +175,7 @@ def evaluate(
     if not budgets and not ratios:
         budgets = (256,)
     sampling = Sampling(temperature, top_p, max_new_tokens, seed)
-    asked = items(task, count=problems, seed=seed, settings=settings)
+    drawn = items(task, count=problems, seed=seed, settings=settings)
     taken = sorted({"method", "budget", "ratio", "max_bytes"} & set(config or {}))
     if taken:
         raise ValueError(f"config gives {taken[0]}, which `methods`, `budgets` and `ratios` say")
@@ -183,7 +183,7 @@ def evaluate(
     own = given.pop("options", {})
     wanted = cells(_texts("methods", methods), budgets, ratios, Config(method="full", **given), own)
     with tempfile.TemporaryDirectory() as scratch:
-        study = _study(model, tokenizer, Path(folder or scratch), task, asked, sampling, samples, batch_size)
+        study = _study(model, tokenizer, Path(folder or scratch), task, drawn, sampling, samples, batch_size)
         study.records.open(study.settings)
         wanted = study.with_wave(wanted)
         with tqdm(desc=task, unit="chain", disable=not progress) as bar:

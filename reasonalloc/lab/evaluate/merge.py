@@ -73,10 +73,12 @@ def _found(target: Path, sources: Sequence[str | Path]) -> dict[Path, list[Path]
     """Folders of shards by the place, below the target, where they go."""
     found: dict[Path, list[Path]] = {}
     for root in map(Path, sources or [target]):
-        own = [x.parent for x in sorted(root.rglob(SETTINGS), key=_order) if _is_part(x.parent, target, bool(sources))]
-        if not own:
+        shards = [
+            x.parent for x in sorted(root.rglob(SETTINGS), key=_order) if _is_part(x.parent, target, bool(sources))
+        ]
+        if not shards:
             raise ValueError(f"{root} has no chains of a shard: name the folders that --shard wrote to")
-        for path in own:
+        for path in shards:
             place = Path(*[x for x in path.relative_to(root).parts if not NAME.fullmatch(x)])
             if path not in found.setdefault(place, []):
                 found[place].append(path)

@@ -44,16 +44,16 @@ def separate(trace: Trace, model: Model, config: Config) -> Separation:
         raise ValueError(f"a trace needs a prompt and a chain, got {len(prompt)} and {len(chain)} tokens")
     with using(model):
         caches = [replay(trace, model, force="evictions"), replay(trace, model, config)]
-        own = ReasonAllocCache(model, config)
+        direct = ReasonAllocCache(model, config)
         reference = full_log_probs(model, prompt, chain)
         rows = [cache.log_probs() for cache in caches]
-        kl = [_kl(reference, x) for x in [*rows, forced_log_probs(model, own, prompt, chain)]]
+        kl = [_kl(reference, x) for x in [*rows, forced_log_probs(model, direct, prompt, chain)]]
     return Separation(*kl)
 
 
 def _kl(reference: torch.Tensor, rows: Iterable[torch.Tensor]) -> float:
     total = 0.0
-    for full, own in zip(reference, rows, strict=True):
-        gap = torch.where(full > float("-inf"), full.exp() * (full - own), 0.0)
+    for full, row in zip(reference, rows, strict=True):
+        gap = torch.where(full > float("-inf"), full.exp() * (full - row), 0.0)
         total += float(gap.sum(dtype=torch.float64))
     return max(total / len(reference), 0.0)  # rounding may leave it a little below

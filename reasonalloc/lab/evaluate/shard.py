@@ -44,8 +44,8 @@ class Shard:
         """Its batches of a whole study's, without chains that are there. Whole batches: a chain has the neighbours that
         it has when nothing is split, so that it is the same to the last bit."""
         there = set(done)
-        own = [
+        part = [
             replace(x, jobs=tuple(j for j in x.jobs if (x.cell.name, j.item.id, j.sample) not in there))
             for x in batches[self.number - 1 :: self.count]
         ]
-        return [x for x in own if x.jobs]
+        return [x for x in part if x.jobs]

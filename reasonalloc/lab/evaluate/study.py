@@ -69,8 +69,8 @@ class Study:
     def settings(self) -> dict[str, object]:
         """What all generations of the folder have in common."""
         name = self.source.model or models.EMBEDDED
-        own = {"model": name, "weights": models.fingerprint(name), "dtype": self.source.dtype, "task": self.task}
-        return {**own, "samples": self.samples, **asdict(self.sampling)}
+        about = {"model": name, "weights": models.fingerprint(name), "dtype": self.source.dtype, "task": self.task}
+        return {**about, "samples": self.samples, **asdict(self.sampling)}
 
     @cached_property
     def model(self) -> tuple[Model, Tokenizer]:
@@ -141,10 +141,10 @@ class Study:
 
     def regrade(self) -> None:
         """Grades the chains of these problems again, from their texts."""
-        asked = {x.id: x for x in self.items}
+        by_id = {x.id: x for x in self.items}
 
         def again(record: Record) -> Record:
-            item = asked.get(record.item)
+            item = by_id.get(record.item)
             if item is None or item.hash != record.asked:
                 return record
             return replace(record, **vars(grade(record.text, item.answers, item.asked)))

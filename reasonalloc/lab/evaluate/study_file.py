@@ -145,10 +145,10 @@ class StudyFile:
     ) -> StudyFile:
         """The same with some of its budgets and cells only, and with the comparisons whose cells are left; batch_size:
         another number of chains that decode together. ValueError for what the file does not have."""
-        for given, own, what in ((budgets, self.budgets, "budgets"), (cells, self.cells, "cells")):
+        for given, allowed, what in ((budgets, self.budgets, "budgets"), (cells, self.cells, "cells")):
             for x in given or ():
-                if x not in own:
-                    raise ValueError(f"the {what} of {self.name} are {', '.join(map(str, own)) or 'none'}, got {x}")
+                if x not in allowed:
+                    raise ValueError(f"the {what} of {self.name} are {', '.join(map(str, allowed)) or 'none'}, got {x}")
         left = self.cells if cells is None else {x: self.cells[x] for x in self.cells if x in cells}
         if self.equal_bytes is not None and self.equal_bytes not in left:
             raise ValueError(f"the other cells of {self.name} take as many bytes as {self.equal_bytes}: name that too")
@@ -172,8 +172,8 @@ class StudyFile:
         """Its cells; ValueError, naming the label, for settings that a `Config` refuses."""
         wave = None if self.wave is None else WaveProfile.load(self.wave)
         found = []
-        for label, own in self.cells.items():
-            settings = {**self.config, **own}
+        for label, changes in self.cells.items():
+            settings = {**self.config, **changes}
             sized = any(settings.get(x) is not None for x in _SIZES)
             alone = sized or not self.budgets or _unlimited(settings)
             for budget in _NO_SIZE if alone else self.budgets:

@@ -68,8 +68,8 @@ class Row:
     @property
     def size(self) -> str:
         """The setting, with the budget or ratio before it where that was found by the bytes that it takes."""
-        own = str(self.budget) if self.budget is not None else f"{self.ratio:g}x" if self.ratio is not None else ""
-        return self.setting if not own or self.setting.split()[0] == own else f"{own} ({self.setting})"
+        amount = str(self.budget) if self.budget is not None else f"{self.ratio:g}x" if self.ratio is not None else ""
+        return self.setting if not amount or self.setting.split()[0] == amount else f"{amount} ({self.setting})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,7 +131,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 def _texts(row: Row, heads: Sequence[str]) -> list[str]:
     pairs = {_column(row, x): f"{x.difference.text('+.1%')} ({x.holm:.2g})" for x in row.against}
     rules = {f"{rule} box": f"{value:.1%}" for rule, value in row.by_rule.items()}
-    own = {
+    columns = {
         "method": row.method,
         "budget": row.size,
         "accuracy": row.accuracy.text(".1%"),
@@ -142,7 +142,7 @@ def _texts(row: Row, heads: Sequence[str]) -> list[str]:
         "tokens/s": f"{row.tokens_per_s:.0f}",
         "boxed again": f"{row.again:.0%}" if rules else "",
     }
-    return [(own | pairs | rules).get(name, "") for name in heads]
+    return [(columns | pairs | rules).get(name, "") for name in heads]
 
 
 def summarise(
@@ -208,18 +208,18 @@ def _baseline(name: str, cell: str, scores: Mapping[str, dict[str, float]]) -> s
     sizes = [x for x in cell.split()[1:] if x[0].isdigit()]
     names = [" ".join([name, *sizes]), name]
     for size in sizes:
-        own, _, owner = size.partition("@")
+        amount, _, owner = size.partition("@")
         if owner == name:
-            names.insert(1, f"{name} {own}")
+            names.insert(1, f"{name} {amount}")
         elif not owner:
-            names.insert(1, f"{name} {own}@{cell.split()[0]}")
+            names.insert(1, f"{name} {amount}@{cell.split()[0]}")
     return next((x for x in names if x in scores), None)
 
 
 def _row(
     cell: str, records: list[Record], scores: Mapping[str, dict[str, float]], baselines: Sequence[str], seed: int
 ) -> Row:
-    own, first = scores[cell], records[0]
+    by_problem, first = scores[cell], records[0]
     method = cell.split()[0]
     against = []
     others = [_baseline(x, cell, scores) for x in baselines if x != method]
@@ -227,23 +227,23 @@ def _row(
     for other in others:
         if other is None or other == cell:
             continue
-        both = [x for x in own if x in scores[other]]
+        both = [x for x in by_problem if x in scores[other]]
         if both:
-            ours, theirs = [own[x] for x in both], [scores[other][x] for x in both]
+            ours, theirs = [by_problem[x] for x in both], [scores[other][x] for x in both]
             against.append(paired(other, ours, theirs, picks(len(both), seed)))
     groups: dict[str, list[float]] = defaultdict(list)
     for x in records:
         groups[x.group].append(x.score)
     seconds = sum(x.seconds for x in records)
     return Row(
-        cell, method, first.budget, first.ratio, len(own), len(records) // max(len(own), 1),
-        proportion_mean(list(own.values()), picks(len(own), seed)),
+        cell, method, first.budget, first.ratio, len(by_problem), len(records) // max(len(by_problem), 1),
+        proportion_mean(list(by_problem.values()), picks(len(by_problem), seed)),
         statistics.fmean(x.tokens for x in records),
         statistics.fmean(x.finish == "length" for x in records),
         statistics.fmean(x.mean_bytes for x in records),
         max(x.peak_bytes for x in records),
         sum(x.tokens for x in records) / seconds if seconds else 0.0,
-        against, {k: statistics.fmean(v) for k, v in groups.items()}, own, _by_rule(records),
+        against, {k: statistics.fmean(v) for k, v in groups.items()}, by_problem, _by_rule(records),
         sum(x.again for x in records) / sum(len(x.right) for x in records),
     )  # fmt: skip
 

@@ -15,11 +15,11 @@ from transformers.cache_utils import DynamicCache
 
 from reasonalloc.fields import build
 from reasonalloc.files import cache_folder, json_lines, read_json, replace_text
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.lab.problems import Problem
 from reasonalloc.lab.tasks import Item
-from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model, Tokenizer
 
 
@@ -89,14 +89,14 @@ def pieces(
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no text in UTF-8: {error}") from error
         size = prompt + tokens
-        own = [
+        cut_up = [
             Text(f"{path.name}/{i}", piece[:prompt], piece[prompt:])
             for i, piece in enumerate(ids[: len(ids) // size * size].split(size))
             if len(piece)
         ]
-        if not own:
+        if not cut_up:
             raise ValueError(f"{path} has {len(ids)} tokens, less than a piece of {prompt} and {tokens}")
-        every.append(own)
+        every.append(cut_up)
     mixed = [x for round_ in zip_longest(*every) for x in round_ if x is not None]
     return mixed[:count]
 

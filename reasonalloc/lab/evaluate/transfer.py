@@ -11,13 +11,14 @@ import transformers
 
 from reasonalloc.allocate import robustify
 from reasonalloc.files import Json
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.profile import measure
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.distances import Floats, earth_movers, matrix, rank_correlation, separation, share
 from reasonalloc.lab.evaluate.transfer_result import Chain, Distances, Measuring, Transfer
 from reasonalloc.lab.problems import Problem
 from reasonalloc.lab.tasks import prompts
-from reasonalloc.policy.wave import WaveProfile, fingerprint
+from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
 
 SHUFFLES = 200

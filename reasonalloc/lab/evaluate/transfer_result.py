@@ -121,7 +121,7 @@ class Transfer:
 
     def statements(self) -> list[str]:
         """What the distances say, in a sentence for waves and one for budgets."""
-        return [f"{name}: {_said(x)}" for name, x in (("Waves", self.wave), ("Budgets", self.budgets))]
+        return [f"{name}: {_sentence(x)}" for name, x in (("Waves", self.wave), ("Budgets", self.budgets))]
 
     def _tables(self) -> Iterator[tuple[str, list[list[str]]]]:
         moved = self.budgets.moved
@@ -152,11 +152,12 @@ def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _said(x: Distances) -> str:
-    own = x.prompts
-    parts = [f"two prompts of one task {_text(own.within)} layers apart, of two tasks {_text(own.between)}"]
-    if own.difference is not None and own.p is not None:
-        parts.append(f"difference {own.difference.text('.2f')}, permutation p = {own.p:.2g} (least {own.least_p:.2g})")
+def _sentence(x: Distances) -> str:
+    distances = x.prompts
+    parts = [f"two prompts of one task {_text(distances.within)} layers apart, of two tasks {_text(distances.between)}"]
+    if distances.difference is not None and distances.p is not None:
+        p = f"permutation p = {distances.p:.2g} (least {distances.least_p:.2g})"
+        parts.append(f"difference {distances.difference.text('.2f')}, {p}")
     if x.chains is not None:
         parts.append(f"two chains of one prompt {x.chains:.2f}")
     parts.append(f"with layers in random order {x.shuffled:.2f}")

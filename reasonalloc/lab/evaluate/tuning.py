@@ -76,17 +76,17 @@ def tune(study: Study, cells: Sequence[Cell], progress: Callable[[int, int], Non
 
     The start is in every round. Chains that the folder has are taken from it. progress: that of `Study.run`, by round.
     """
-    asked, left, rounds = mixed(study.items), list(cells), []
+    items, left, rounds = mixed(study.items), list(cells), []
     start = cells[0]
-    for size, problems in schedule(len(cells), len(asked)):
-        study.items = asked[:problems]
+    for size, problems in schedule(len(cells), len(items)):
+        study.items = items[:problems]
         left = left[:size]
         here = left if start in left else [start, *left]
         study.run(here, progress)
         scores = {x.name: _score(study, x) for x in here}
         left.sort(key=lambda x: -scores[x.name])  # stable: of equals the one that was ahead before
         rounds.append(Round(problems, dict(sorted(scores.items(), key=lambda x: -x[1]))))
-    study.items = asked
+    study.items = items
     last = rounds[-1].scores
     best = left[0] if last[left[0].name] > last[start.name] else start
     return Tuned(start, best, rounds)

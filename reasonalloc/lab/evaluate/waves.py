@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reasonalloc.files import locked
+from reasonalloc.fingerprint import digest
 from reasonalloc.lab.tasks import REGISTRY, items, prompts
-from reasonalloc.policy.wave import WaveProfile, digest
+from reasonalloc.policy.wave import WaveProfile
 
 SEED = 20_000  # of the problems measured on; `reasonalloc evaluate` draws its own by --seed
 
@@ -40,9 +41,9 @@ class Waves:
 
     def _read(self, path: Path) -> WaveProfile:
         found = WaveProfile.load(path)
-        for name, own in (self.about | {"max_new_tokens": self.tokens}).items():
-            if (was := found.source.get(name)) != own:
-                raise ValueError(f"{path} was measured with {name} {was!r}, now {own!r}: take another folder")
+        for name, value in (self.about | {"max_new_tokens": self.tokens}).items():
+            if (saved := found.source.get(name)) != value:
+                raise ValueError(f"{path} was measured with {name} {saved!r}, now {value!r}: take another folder")
         return found
 
     def _measure(self, path: Path, task: str, count: int, rho: float) -> WaveProfile:

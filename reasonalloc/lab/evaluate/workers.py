@@ -113,30 +113,30 @@ def _cluster(address: str | None) -> Iterator[Any]:
         import ray
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"--ray needs Ray: {INSTALL}") from error
-    own = not ray.is_initialized()
-    if own:
+    started = not ray.is_initialized()
+    if started:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield ray
     finally:
-        if own:
+        if started:
             ray.shutdown()
 
 
 def _actor(ray: Any, source: Source, gpus: float) -> tuple[Any, int]:
     """The class of actors with what each takes, and how many there is room for: one more would wait for ever."""
-    free, asked = ray.cluster_resources(), {"CPU": source.threads or 1, "GPU": gpus}
-    room = min(int(free.get(kind, 0) / share) for kind, share in asked.items() if share)
+    free, needs = ray.cluster_resources(), {"CPU": source.threads or 1, "GPU": gpus}
+    room = min(int(free.get(kind, 0) / share) for kind, share in needs.items() if share)
     if room < 1:
-        has = {kind: free.get(kind, 0) for kind, share in asked.items() if share}
-        raise ValueError(f"the cluster has {has}, and a worker needs {asked}: fewer --threads or --gpus fit")
-    return ray.remote(Worker).options(num_cpus=asked["CPU"], num_gpus=gpus), room
+        has = {kind: free.get(kind, 0) for kind, share in needs.items() if share}
+        raise ValueError(f"the cluster has {has}, and a worker needs {needs}: fewer --threads or --gpus fit")
+    return ray.remote(Worker).options(num_cpus=needs["CPU"], num_gpus=gpus), room
 
 
-def _answers(ray: Any, asked: list[Any]) -> list[Any]:
+def _answers(ray: Any, pending: list[Any]) -> list[Any]:
     """Of fresh workers; ValueError where one could not be started."""
     try:
-        return ray.get(asked)  # type: ignore[no-any-return]
+        return ray.get(pending)  # type: ignore[no-any-return]
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None  # the model's or the cache's own error
     except ray.exceptions.RayError as error:

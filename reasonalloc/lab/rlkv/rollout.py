@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from reasonalloc.fingerprint import fingerprint
+from reasonalloc.hf.capture import Graphs
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, stock_layers, unwrapped
 from reasonalloc.hf.decode import DecodeBatch
-from reasonalloc.hf.graph import Graph, capture
 from reasonalloc.lab.rlkv.mixed import NAME, Mixture, gate_shape, mixing
 from reasonalloc.protocols import Model
 
@@ -90,9 +92,8 @@ class FixedBatch(DecodeBatch):
         self.replaying = graphs
         self.captures = self.replays = 0
         self._columns = torch.arange(self.place.most, device=model.device)
-        self._graphs: dict[int, tuple[Graph, torch.Tensor]] = {}  # by width
+        self._graphs: Graphs[int, torch.Tensor] = Graphs()  # by width
         self._warm: set[tuple[int, int]] = set()  # (rows, width)
-        self._pool: Any = None
 
     def forward(self) -> torch.Tensor:
         if not self.place.seen:
@@ -115,9 +116,7 @@ class FixedBatch(DecodeBatch):
             self._warm.add(kind)
             return self._step()
         if width not in self._graphs:
-            if not self._graphs:  # with its last graph torch gives up a pool
-                self._pool = torch.cuda.graph_pool_handle()
-            self._graphs[width] = capture(self._step, self._pool)
+            self._graphs.capture(width, self._step)
             self.captures += 1
         graph, logits = self._graphs[width]
         graph.replay()
@@ -169,11 +168,10 @@ def rows_at_once(model: Model, tokens: int, few: int, many: int) -> int:
     and values take half of what is free."""
     if model.device.type != "cuda":
         return few
-    config = model.config.get_text_config(decoder=True)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     layers, heads = gate_shape(model)
-    free = int(torch.cuda.mem_get_info(model.device)[0])
-    return max(few, min(many, free // (4 * layers * heads * size * model.dtype.itemsize * tokens)))
+    size = np.max(fingerprint(model)["head_dim"])  # a number, or one a layer
+    free = torch.cuda.mem_get_info(model.device)[0]
+    return max(few, min(many, int(free // (4 * layers * heads * size * model.dtype.itemsize * tokens))))
 
 
 def _fixed(model: Model) -> bool:

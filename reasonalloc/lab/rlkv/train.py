@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from reasonalloc.fields import build
 from reasonalloc.files import parse_json, read_json, read_text, replace_bytes, replace_text
+from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.decode import Sampling, decode
 from reasonalloc.hf.tokens import ends
 from reasonalloc.lab import models
@@ -33,7 +34,6 @@ from reasonalloc.lab.rlkv.passes import Text, backward_policy, chain_states, che
 from reasonalloc.lab.rlkv.rollout import batch_of
 from reasonalloc.lab.rlkv.settings import Line, Settings
 from reasonalloc.policy.gates import write_gates
-from reasonalloc.policy.wave import fingerprint
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
@@ -71,8 +71,8 @@ class Trainer:
         self.state = State()
         self.lines: list[Line] = []
         self.restore()
-        said = asdict(settings) | {"problems": file} | provenance(label, settings.seed)
-        replace_text(folder / "settings.json", json.dumps(said, indent=1) + "\n")
+        record = asdict(settings) | {"problems": file} | provenance(label, settings.seed)
+        replace_text(folder / "settings.json", json.dumps(record, indent=1) + "\n")
 
     # ---- the folder ----
 
@@ -82,10 +82,10 @@ class Trainer:
         if not path.is_file():
             return
         given = read_json(path, "file of settings")
-        own = asdict(self.settings) | {"problems": self.file, "model": self.label}
-        other = [k for k in own if k != "steps" and given.get(k) != own[k]]
+        here = asdict(self.settings) | {"problems": self.file, "model": self.label}
+        other = [k for k in here if k != "steps" and given.get(k) != here[k]]
         if other:
-            differences = "; ".join(f"{k} {given.get(k)!r}, now {own[k]!r}" for k in other)
+            differences = "; ".join(f"{k} {given.get(k)!r}, now {here[k]!r}" for k in other)
             raise ValueError(f"{self.folder} holds a run with other settings ({differences}): take another folder")
 
     def restore(self) -> None:
@@ -123,7 +123,7 @@ class Trainer:
         names = {"rlkv": "adapter_weights.tsv", "duo": "full_attention_heads.tsv"}
         path = self.folder / names[self.settings.objective]
         text = write_gates(path, self.values())
-        said = {
+        record = {
             "schema": SCHEMA,
             "gates": path.name,
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -136,7 +136,7 @@ class Trainer:
             "mean_gate": [x.mean_gate for x in self.lines],
             **provenance(self.label, self.settings.seed),
         }
-        replace_text(path.with_suffix(".json"), json.dumps(said, indent=1, default=str) + "\n")
+        replace_text(path.with_suffix(".json"), json.dumps(record, indent=1, default=str) + "\n")
         return path
 
     # ---- the loop ----
@@ -197,15 +197,16 @@ class Trainer:
 
         def watch(logits: torch.Tensor, names: Any, picked: Any) -> None:
             scaled = logits.float() / s.temperature
-            own = scaled.gather(-1, torch.tensor(picked, device=scaled.device)[:, None])[:, 0] - scaled.logsumexp(-1)
-            watched.append((list(names), own))
+            ids = torch.tensor(picked, device=scaled.device)[:, None]
+            logp = scaled.gather(-1, ids)[:, 0] - scaled.logsumexp(-1)
+            watched.append((list(names), logp))
 
         stop = ends(self.model, self.tokenizer)
         with mixing(self.model, self.mixture):
             batch = batch_of(self.model, [ids for _, ids in rows], s.max_new_tokens)
             done = {c.key: c for c in decode(batch, rows, stop, sampling, watch=watch)}
         logprobs: dict[str, list[float]] = {key: [] for key in keys}
-        every = torch.cat([own for _, own in watched]).tolist()  # one wait for the device, not one a step
+        every = torch.cat([logp for _, logp in watched]).tolist()  # one wait for the device, not one a step
         for name, x in zip((name for names, _ in watched for name in names), every, strict=True):
             logprobs[name].append(x)
         texts, rewards = [], []
@@ -227,16 +228,16 @@ class Trainer:
         with mixing(self.model, self.mixture):
             batches = list(micro_batches(texts, s.micro))
             for number, batch in enumerate(batches):
-                own = worth[[x.place for x in batch]]
+                weights = worth[[x.place for x in batch]]
                 # Chains without an advantage have no gradient; one batch is looked at all the same, for the gap.
-                if not own.any() and (number or worth.any()):
+                if not weights.any() and (number or worth.any()):
                     continue
 
-                def loss(logprobs: torch.Tensor, rows: torch.Tensor, own: torch.Tensor = own) -> torch.Tensor:
+                def loss(logprobs: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor = weights) -> torch.Tensor:
                     # One update a batch: the policy that sampled is the one that learns.
-                    return policy_loss(logprobs, logprobs.detach(), own.to(rows.device)[rows], s.clip) / every
+                    return policy_loss(logprobs, logprobs.detach(), weights.to(rows.device)[rows], s.clip) / every
 
-                with torch.set_grad_enabled(bool(own.any())):
+                with torch.set_grad_enabled(bool(weights.any())):
                     _, logprobs = backward_policy(self.model, batch, loss, s.temperature)
                 before = torch.tensor([x for text in batch for x in sampled[text.place]])
                 gaps.append((logprobs.cpu() - before).abs())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from reasonalloc.fingerprint import digest
 from reasonalloc.lab.problems import Problem
-from reasonalloc.policy.wave import digest
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."  # as DeepSeek-R1's card asks
 

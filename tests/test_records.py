@@ -1,0 +1,56 @@
+"""Chains in a folder: read back as they were written, damaged ones refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from accuracy import record
+
+from reasonalloc.lab.evaluate.records import Records, pack, read
+
+
+def test_records_of_other_types_are_refused(tmp_path):
+    path, good = tmp_path / "a.jsonl", asdict(record("full", "0", 1))
+    for name, value in [
+        ("right", []), ("right", [1]), ("right", None), ("answers", "x"), ("answers", [1]), ("sample", -1),
+        ("sample", 1.5), ("tokens", True), ("finish", "ended"), ("budget", "24"), ("seconds", -1.0),
+        ("mean_bytes", float("nan")), ("peak_bytes", 10**400), ("slots", float("inf")), ("item", None),
+    ]:  # fmt: skip
+        path.write_text(json.dumps({**good, name: value}) + "\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"a\.jsonl:1 is not a generation \(.*{name}"):
+            list(read(path))
+    path.write_text(json.dumps(good) + "\n" + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: nested too deep"):
+        list(read(path))
+
+
+def test_texts_with_any_line_end_are_read_as_they_were_written(tmp_path):
+    records = Records(tmp_path)
+    records.open({"a": 1})
+    odd = replace(record("full", "0", 1), text="a\u2028b\x85c\x0bd\re", answers=["\u2029"])
+    records.add(odd)
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        records.add(replace(record("full", "1", 1), text="\ud800"))
+    records.close()
+    assert list(read(tmp_path / "generations.jsonl")) == [odd]
+    pack([odd], tmp_path / "p.jsonl.gz")
+    assert list(read(tmp_path / "p.jsonl.gz")) == [odd]
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "{", "[" * 100_000, '{"a": "\\ud800"}'])
+def test_a_folder_whose_settings_are_damaged_is_refused(text, tmp_path):
+    records = Records(tmp_path)
+    records.open({"a": 1})
+    records.add(record("full", "0", 1))
+    records.close()
+    before = (tmp_path / "generations.jsonl").read_bytes()
+    (tmp_path / "settings.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"settings\.json is not a file of settings"):
+        Records(tmp_path).open({"a": 1})
+    if text != "[]":
+        (tmp_path / "runs.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"runs\.json is not a list of runs"):
+            records.runs()
+    assert (tmp_path / "generations.jsonl").read_bytes() == before
