@@ -20,13 +20,26 @@ ARCHITECTURES = (os.environ.get("REASONALLOC_CUDA_ARCHS") or "75 90").split()
 HOME = os.environ.get("CUDA_HOME", "/usr/local/cuda")
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{HOME}/bin")
 CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump") or shutil.which("cuobjdump", path=f"{HOME}/bin")
-MOST_REGISTERS = 255  # of a thread: what the machine has, and two blocks of 128 threads an SM need
+# Blocks of 128 threads that the registers of an SM (65,536) must have room for, by source.
+ROOM = {
+    "append": 8, "append_prompt": 4, "apply": 5, "attend_matrix": 2, "attend_plain": 3, "score": 8,
+    "score_attention": 8, "score_dkv": 5, "score_gathered": 8, "score_logits": 4, "score_redundancy": 5, "score_similar": 3,
+    "score_triattention": 8, "score_values": 8, "gather": 8, "allocate": 5, "choose": 8,
+}  # fmt: skip
+
+
+def most_registers(source: str) -> int:
+    """Of a thread: what ROOM leaves, in the eights that they are given out in."""
+    name = next(x for x in sorted(ROOM, key=len, reverse=True) if source.startswith(x))
+    return min(255, 65_536 // (128 * ROOM[name]) // 8 * 8)
+
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="no nvcc")]
 
 
 class Compiled:
     def __init__(self, source: str, arch: str, folder: Path) -> None:
+        self.source = source
         self.object = folder / f"{source}.sm_{arch}.o"
         command = [str(NVCC), "-std=c++17", "-O3", f"-arch=sm_{arch}", "-Xptxas=-v", "-Icsrc/include", "-Icsrc/cuda"]
         command += ["-c", f"csrc/cuda/{source}.cu", "-o", str(self.object)]
@@ -55,7 +68,7 @@ def without_spills(compiled: Compiled) -> int:
     assert len(kernels) == compiled.report.count("entry function")
     for name, stack, stores, loads, registers in kernels:
         assert (int(stack), int(stores), int(loads)) == (0, 0, 0), name
-        assert int(registers) <= MOST_REGISTERS, name
+        assert int(registers) <= most_registers(compiled.source), name
     most = max(int(kernel[4]) for kernel in kernels)
     print(f"\n{compiled.object.stem}: {len(kernels)} kernels, at most {most} registers, {compiled.seconds:.1f} s")
     return len(kernels)
