@@ -23,8 +23,8 @@ CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump") or shutil.w
 # Blocks of 128 threads that the registers of an SM (65,536) must have room for, by source.
 ROOM = {
     "append": 8, "append_prompt": 4, "apply": 5, "attend_matrix": 2, "attend_plain": 3, "score": 8,
-    "score_attention": 8, "score_dkv": 5, "score_gathered": 8, "score_logits": 4, "score_redundancy": 5, "score_similar": 3,
-    "score_triattention": 8, "score_values": 8, "gather": 8, "allocate": 5, "choose": 8,
+    "score_attention": 8, "score_dkv": 5, "score_gathered": 8, "score_logits": 4, "score_redundancy": 5,
+    "score_similar": 3, "score_triattention": 8, "score_values": 8, "gather": 8, "allocate": 5, "choose": 8,
 }  # fmt: skip
 
 
