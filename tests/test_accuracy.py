@@ -216,7 +216,7 @@ def test_intervals():
 # ---- plan and summary ----------------------------------------------------------------------------------------------
 
 ITEMS = [Item(str(i), "w1 w2", ("1",), "a" if i < 3 else "b") for i in range(5)]
-CELLS = cells(["full", "rkv", "reasonalloc"], [24], [], ra.Config(method="full"))
+CELLS = cells(["full", "rkv", "reasonalloc"], [24], [], {})
 
 
 def record(cell, item, score, sample=0, tokens=10, finish="stop"):
@@ -285,7 +285,7 @@ def test_groups_are_batched_together_in_any_order():
     mixed = [Item(str(i), "w1", ("1",), "ab"[i % 2]) for i in range(8)]
     made = [[j.item.group for j in x.jobs] for x in plan(mixed, CELLS[:1], 1, 3)]
     assert made == [["a", "a", "a"], ["a", "b", "b"], ["b", "b"]]
-    assert [x.name for x in cells(["rkv", "rkv"], [24, 24], [], ra.Config(method="full"))] == ["rkv 24"]
+    assert [x.name for x in cells(["rkv", "rkv"], [24, 24], [], {})] == ["rkv 24"]
 
 
 def test_an_answer_that_never_ends_is_wrong(monkeypatch):
@@ -380,9 +380,9 @@ def test_the_gate():
 def test_a_methods_new_default_is_another_cell(monkeypatch):
     from reasonalloc.methods import METHODS
 
-    (cell,) = cells(["rkv"], [24], [], ra.Config(method="full"))
+    (cell,) = cells(["rkv"], [24], [], {})
     before = cell.hash
-    assert cells(["rkv"], [24], [], ra.Config(method="full"))[0].hash == before
+    assert cells(["rkv"], [24], [], {})[0].hash == before
     monkeypatch.setitem(METHODS.classes, "rkv", METHODS["reasonalloc-route"])
     assert cell.hash != before
 
@@ -534,7 +534,7 @@ def test_a_wave_of_another_model_is_refused(folder, task):
 
 def test_accelerate_places_the_model(folder):
     pytest.importorskip("accelerate")
-    (batch,) = plan(ITEMS[:1], cells(["rkv"], [24], [], ra.Config(method="full", interval=8)), 1, 1)
+    (batch,) = plan(ITEMS[:1], cells(["rkv"], [24], [], {"interval": 8}), 1, 1)
     texts = [[x.text for x in run_batch(*m[:2], batch, Sampling(max_new_tokens=30))]
              for m in (Source(folder).load(), Source(folder, device_map="cpu").load())]  # fmt: skip
     assert texts[0] == texts[1]
@@ -569,7 +569,7 @@ def test_ray_gives_the_same(folder, task, capsys):
 def test_a_killed_worker_is_replaced(folder, task):
     ray = pytest.importorskip("ray")
     sampling = Sampling(max_new_tokens=30)
-    small = cells(["rkv"], [24], [], ra.Config(method="full", interval=8))
+    small = cells(["rkv"], [24], [], {"interval": 8})
     batches = plan(ITEMS, small, 1, 2)
     pids = []
 
@@ -624,6 +624,6 @@ def test_what_a_worker_had_finished_is_not_made_again(tmp_path, monkeypatch):
 def test_an_error_of_the_model_is_raised_as_it_is(folder):
     pytest.importorskip("ray")
     empty = [Item("empty", "", ("1",))]
-    batches = plan(empty, cells(["rkv"], [24], [], ra.Config(method="full")), 1, 2)
+    batches = plan(empty, cells(["rkv"], [24], [], {}), 1, 2)
     with pytest.raises(ValueError, match="no token"):
         list(run_on_ray(Source(folder), batches, Sampling(max_new_tokens=3), workers=1))

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from reasonalloc.cli import options, plan, settings, study
 from reasonalloc.cli.parsers.accuracy import BUDGETS
-from reasonalloc.config import Config
 from reasonalloc.files import locked, visible
 from reasonalloc.lab.evaluate import equal_bytes
 from reasonalloc.lab.evaluate.accuracy import cells
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cells(args: argparse.Namespace) -> list[Cell]:
-    base = Config(method="full", **options.settings_of(args, settings.VARIED))
+    base = options.settings_of(args, settings.VARIED)
     names = list(args.methods)
     if args.equal_bytes in TABLE:
         args.equal_bytes = TABLE.own(args.equal_bytes)

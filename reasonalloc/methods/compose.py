@@ -132,6 +132,15 @@ class _Dealer:
             raise ValueError(f"{what} has no option {unknown[0]!r}; it has {list(dict.fromkeys(has)) or 'none'}")
 
 
+def takes_size(method: str, layers: str | None = None) -> bool:
+    """Whether a method keeps as much as it is told, not every token or what its own options say. layers: what replaces
+    its layer allocator. ValueError for names that do not exist."""
+    own = METHODS[method]
+    source = _Source.of("layers", layers, own)
+    part: Any = source.part
+    return not own.unlimited and (source.lender is not None or part.sized)
+
+
 def _own_fields(cls: type[Method]) -> list[Field[Any]]:
     base = {f.name for f in fields(Method)}
     return [f for f in fields(cls) if f.name not in base]

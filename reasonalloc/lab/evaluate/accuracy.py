@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from reasonalloc.config import Config
 from reasonalloc.hf.decode import Chain, Sampling, generate
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.cells import Cell, cell_name
@@ -14,14 +13,18 @@ from reasonalloc.lab.evaluate.fidelity import points_of
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.lab.tasks import Item
+from reasonalloc.methods import METHODS
 from reasonalloc.protocols import Model, Tokenizer
 
 T = TypeVar("T")
 
 
-def cells(methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], base: Config) -> list[Cell]:
-    """A cell for each method at each budget or ratio, the rest as in `base`."""
-    return [Cell(cell_name(x), x) for x in points_of(_once(methods), _once(budgets), _once(ratios), base)]
+def cells(
+    methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], settings: Mapping[str, Any]
+) -> list[Cell]:
+    """A cell for each method at each budget or ratio. settings: as of `points_of`."""
+    names = _once([METHODS.own(x) for x in methods])
+    return [Cell(cell_name(x), x) for x in points_of(names, _once(budgets), _once(ratios), settings)]
 
 
 def _once(values: Sequence[T]) -> list[T]:

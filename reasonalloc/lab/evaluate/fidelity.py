@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
@@ -24,11 +24,13 @@ from reasonalloc.lab.evaluate.forcing import full_log_probs
 from reasonalloc.lab.evaluate.statistics import Measure, bootstrap, holm, permutation_test, picks
 from reasonalloc.lab.evaluate.texts import Text
 from reasonalloc.lab.table import Section
+from reasonalloc.methods import METHODS, takes_size
 from reasonalloc.protocols import Model
 
 SCHEMA = 1
 
 # What is measured of each text, each a mean over its tokens. bytes and slots: of the compressed cache.
+_OF_EVICTION = ("recall", "cold_slots", "cold_format", "options")  # fields that are refused where nothing goes
 _Metric = Literal["nll", "excess_nll", "kl", "agreement", "mean_bytes", "peak_bytes", "slots_ratio"]
 METRICS: tuple[_Metric, ...] = get_args(_Metric)
 
@@ -307,21 +309,22 @@ def points_of(
     methods: Sequence[str],
     budgets: Sequence[int],
     ratios: Sequence[float],
-    base: Config,
+    settings: Mapping[str, Any],
     sizes: Sequence[int | str] = (),
 ) -> list[Config]:
-    """A config for each method at each budget, ratio or size in bytes, the rest as in `base`; one alone for a method
-    without a budget.
+    """A config for each method at each budget, ratio or size in bytes; one alone for a method that takes no size.
 
-    base: any valid config; its method, budget, ratio and max_bytes do not matter.
+    settings: other fields of `Config`, for every method; the full cache goes without those that say how tokens go.
     """
     configs: list[Config] = []
     for name in methods:
-        bare: dict[str, Any] = {"method": name, "budget": None, "ratio": None, "max_bytes": None}
-        if name == "full":
-            configs.append(replace(base, **bare))
-        else:
-            configs += [replace(base, **{**bare, "budget": b}) for b in budgets]
-            configs += [replace(base, **{**bare, "ratio": r}) for r in ratios]
-            configs += [replace(base, **{**bare, "max_bytes": s}) for s in sizes]
+        own = dict(settings)
+        if METHODS[name].unlimited:
+            own = {key: x for key, x in own.items() if key not in _OF_EVICTION}
+        if not takes_size(name, own.get("layers")):
+            configs.append(Config(method=name, **own))
+            continue
+        configs += [Config(method=name, budget=b, **own) for b in budgets]
+        configs += [Config(method=name, ratio=r, **own) for r in ratios]
+        configs += [Config(method=name, max_bytes=s, **own) for s in sizes]
     return configs

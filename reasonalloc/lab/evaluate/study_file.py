@@ -17,6 +17,7 @@ from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.statistics import Paired, adjusted, paired, picks
 from reasonalloc.lab.evaluate.summary import Row, Summary
 from reasonalloc.lab.table import Section
+from reasonalloc.methods import takes_size
 from reasonalloc.policy.wave import WaveProfile
 
 INSTALL = "pip install pyyaml"
@@ -156,7 +157,7 @@ class StudyFile:
         for label, own in self.cells.items():
             settings = {**self.config, **own}
             sized = any(settings.get(x) is not None for x in _SIZES)
-            alone = sized or not self.budgets or _unlimited(settings)
+            alone = sized or not self.budgets or not _takes_size(settings)
             for budget in _NO_SIZE if alone else self.budgets:
                 size = {} if budget is None else {"budget": budget}
                 found.append(Cell(f"{label} {budget or ''}".strip(), _config(label, {**settings, **size}, wave)))
@@ -193,8 +194,11 @@ def _config(label: str, settings: Mapping[str, Any], wave: WaveProfile | None) -
     return config
 
 
-def _unlimited(settings: Mapping[str, Any]) -> bool:
-    return str(settings.get("method", "")).lower() == "full"
+def _takes_size(settings: Mapping[str, Any]) -> bool:
+    try:
+        return takes_size(settings.get("method", Config.method), settings.get("layers"))
+    except ValueError:
+        return True  # `_config` says what is wrong, and in which cell
 
 
 def _at(rows: Mapping[str, Row], label: str, size: int | None) -> Row | None:
