@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
-import reasonalloc as ra
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.records import Record, read
 from reasonalloc.lab.tasks import Item
@@ -60,7 +59,7 @@ def texts(path="out"):
 ITEMS = [Item(str(i), "w1 w2", ("1",), "a" if i < 3 else "b") for i in range(5)]
 
 
-CELLS = cells(["full", "rkv", "reasonalloc"], [24], [], ra.Config(method="full"))
+CELLS = cells(["full", "rkv", "reasonalloc"], [24], [], {})
 
 
 def record(cell, item, score, sample=0, tokens=10, finish="stop"):

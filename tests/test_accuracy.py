@@ -41,7 +41,7 @@ def test_groups_are_batched_together_in_any_order():
     mixed = [Item(str(i), "w1", ("1",), "ab"[i % 2]) for i in range(8)]
     made = [[j.item.group for j in x.jobs] for x in plan(mixed, CELLS[:1], 1, 3)]
     assert made == [["a", "a", "a"], ["a", "b", "b"], ["b", "b"]]
-    assert [x.name for x in cells(["rkv", "rkv"], [24, 24], [], ra.Config(method="full"))] == ["rkv 24"]
+    assert [x.name for x in cells(["rkv", "rkv"], [24, 24], [], {})] == ["rkv 24"]
 
 
 def test_a_cell_knows_its_settings():
@@ -53,9 +53,9 @@ def test_a_cell_knows_its_settings():
 def test_a_methods_new_default_is_another_cell(monkeypatch):
     from reasonalloc.methods import METHODS
 
-    (cell,) = cells(["rkv"], [24], [], ra.Config(method="full"))
+    (cell,) = cells(["rkv"], [24], [], {})
     before = cell.hash
-    assert cells(["rkv"], [24], [], ra.Config(method="full"))[0].hash == before
+    assert cells(["rkv"], [24], [], {})[0].hash == before
     monkeypatch.setitem(METHODS.classes, "rkv", METHODS["reasonalloc-route"])
     assert cell.hash != before
 
@@ -190,7 +190,7 @@ def test_a_wave_of_another_model_is_refused(folder, task):  # noqa: F811
 
 def test_accelerate_places_the_model(folder):  # noqa: F811
     pytest.importorskip("accelerate")
-    (batch,) = plan(ITEMS[:1], cells(["rkv"], [24], [], ra.Config(method="full", interval=8)), 1, 1)
+    (batch,) = plan(ITEMS[:1], cells(["rkv"], [24], [], {"interval": 8}), 1, 1)
     texts = [[x.text for x in run_batch(*m[:2], batch, Sampling(max_new_tokens=30))]
              for m in (Source(folder).load(), Source(folder, device_map="cpu").load())]  # fmt: skip
     assert texts[0] == texts[1]

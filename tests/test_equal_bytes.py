@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from accuracy import command, folder, task  # noqa: F401  (fixtures)
@@ -17,7 +16,7 @@ from reasonalloc.lab.evaluate.records import read
 from reasonalloc.lab.evaluate.summary import Summary
 from reasonalloc.lab.tasks import items, other_items
 
-BASE = ra.Config(method="full")
+BASE = {}
 
 
 # ---- The search ------------------------------------------------------------------------------------------------------
@@ -99,7 +98,7 @@ def test_all_methods_at_the_bytes_of_one(tmp_path):
     again: list = []
     same, _ = matched(matcher(tmp_path, costs, again), "rkv", wanted)
     assert same == found and not again  # from the file
-    changed = replace(BASE, keep_prompt=True)
+    changed = {"keep_prompt": True}
     for changes in ({"about": {"seed": 2}}, {"pilot": items("ledger", count=2, settings=["plain"])}):
         again.clear()
         matched(matcher(tmp_path, costs, again, **changes), "rkv", wanted)
@@ -146,7 +145,7 @@ def test_ratios_and_sizes(tmp_path):
     assert {x.target for x in matches} == {2e5}
     with pytest.raises(ValueError, match="keeps every token"):
         matched(matcher(tmp_path, costs, asked), "full", cells(["full", "rkv"], [64], [], BASE))
-    alone = [Cell("full", BASE)]
+    alone = cells(["full"], [], [], BASE)
     assert matched(matcher(tmp_path, costs, asked), "0.2MB", alone) == (alone, [])
 
 

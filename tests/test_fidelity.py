@@ -32,7 +32,7 @@ def text(seed: int, prompt: int = 40, tokens: int = 60) -> Text:
 
 @pytest.fixture(scope="module")
 def result(model):
-    configs = points_of(["full", "rkv"], [16, 48, 4096], [], ra.Config(method="full", interval=8))
+    configs = points_of(["full", "rkv"], [16, 48, 4096], [], {"interval": 8})
     return evaluate_fidelity(model, [text(0), text(1), text(2)], configs, provenance={"model": "tiny"})
 
 
@@ -101,7 +101,7 @@ def test_intervals(model, result):
 
 def test_methods_at_equal_bytes(model, tmp_path):
     """At equal budgets one that is cut every token weighs less than one that is cut at intervals of 128."""
-    texts, base, peaks = [text(3, 20, 240)], ra.Config(method="full", window=4), []
+    texts, base, peaks = [text(3, 20, 240)], {"window": 4}, []
     for budgets, sizes in (([64], []), ([], ["96 KiB"])):
         found = evaluate_fidelity(model, texts, points_of(["rkv", "streaming"], budgets, [], base, sizes))
         found.save(tmp_path / "f.json")
@@ -140,7 +140,7 @@ def test_the_model_is_left_as_it_was(model, result):
 
 
 def test_points():
-    base = ra.Config(method="full", interval=4)
+    base = {"interval": 4}
     points = points_of(["full", "rkv"], [], [0.25, 0.5], base)
     assert [(p.method, p.ratio, p.interval) for p in points] == [("full", None, 4), ("rkv", 0.25, 4), ("rkv", 0.5, 4)]
     with pytest.raises(ValueError, match="nosuch"):
@@ -182,7 +182,7 @@ def test_plot(result, tmp_path):
 def test_a_batch_gives_what_texts_give_alone(model):
     """Texts of other lengths side by side: the same figures, whatever ends first."""
     texts = [text(0, 40, 60), text(1, 23, 31), text(2, 31, 60)]
-    configs = points_of(["full", "rkv", "random"], [24], [], ra.Config(method="full", interval=8))
+    configs = points_of(["full", "rkv", "random"], [24], [], {"interval": 8})
     alone, both = (evaluate_fidelity(model, texts, configs, batch_size=x) for x in (1, 3))
     for one, other in zip(alone.points, both.points, strict=True):
         assert [x["id"] for x in other.problems] == ["0", "1", "2"]
@@ -212,7 +212,7 @@ def test_bytes_are_those_of_the_cache(model):
 def test_differences_are_paired_by_text(model, tmp_path):
     """By definition: means of the texts' differences, the permutation test's p, Holm's over those that are told."""
     texts = [text(i, 30, 40) for i in range(4)]
-    base = ra.Config(method="full", interval=8)
+    base = {"interval": 8}
     cells = [Cell(cell_name(x), x) for x in points_of(["full", "rkv", "streaming"], [16, 24], [], base)]
     cells.append(Cell("rkv 16 alpha=1", replace(cells[1].config, alpha=1.0)))
     found = evaluate_fidelity(model, texts, cells, against="rkv")

@@ -12,7 +12,7 @@ import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.lab.evaluate.points import points_of
 
-BASE = ra.Config(method="full", interval=8)
+BASE = {"interval": 8}
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +24,21 @@ def gates(tmp_path_factory):
 
 
 def test_methods_with_and_without_a_budget(gates):
-    made = points_of(["rlkv", "h2o", "rkv"], [64, 96], [0.1], BASE, ["1MB"], options={"gates": gates, "decay": 0.5})
+    made = points_of(
+        ["rlkv", "h2o", "rkv"], [64, 96], [0.1], BASE | {"options": {"gates": gates, "decay": 0.5}}, ["1MB"]
+    )
     assert [(x.method, x.budget or x.ratio or x.max_bytes) for x in made] == [
         ("rlkv", None), *((name, size) for name in ("h2o", "rkv") for size in (64, 96, 0.1, "1MB"))
     ]  # fmt: skip
     assert [dict(x.options) for x in made] == [{"gates": gates}, *[{"decay": 0.5}] * 4, *[{}] * 4]
     assert all(x.interval == 8 for x in made)
-    borrowed = points_of(["rkv"], [64], [], ra.Config(method="full", scorer="h2o"), options={"decay": 0.5})
+    borrowed = points_of(["rkv"], [64], [], {"scorer": "h2o", "options": {"decay": 0.5}})
     assert dict(borrowed[0].options) == {"decay": 0.5}
 
 
 def test_what_is_refused(gates):
     with pytest.raises(ValueError, match=r"none of the methods full, h2o has the option 'gates'; they have .*decay"):
-        points_of(["full", "h2o"], [64], [], BASE, options={"gates": gates})
+        points_of(["full", "h2o"], [64], [], BASE | {"options": {"gates": gates}})
     with pytest.raises(ValueError, match="needs the file 'gates'"):
         points_of(["rlkv"], [64], [], BASE)
     with pytest.raises(ValueError, match="method 'nosuch' is unknown"):

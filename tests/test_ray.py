@@ -42,7 +42,7 @@ def test_ray_gives_the_same(folder, task, capsys):  # noqa: F811
 def test_a_killed_worker_is_replaced(folder, task):  # noqa: F811
     ray = pytest.importorskip("ray")
     sampling = Sampling(max_new_tokens=30)
-    small = cells(["rkv"], [24], [], ra.Config(method="full", interval=8))
+    small = cells(["rkv"], [24], [], {"interval": 8})
     batches = plan(ITEMS, small, 1, 2)
     pids = []
 
@@ -97,6 +97,6 @@ def test_what_a_worker_had_finished_is_not_made_again(tmp_path, monkeypatch):
 def test_an_error_of_the_model_is_raised_as_it_is(folder):  # noqa: F811
     pytest.importorskip("ray")
     empty = [Item("empty", "", ("1",))]
-    batches = plan(empty, cells(["rkv"], [24], [], ra.Config(method="full")), 1, 2)
+    batches = plan(empty, cells(["rkv"], [24], [], {}), 1, 2)
     with pytest.raises(ValueError, match="no token"):
         list(run_on_ray(Source(folder), batches, Sampling(max_new_tokens=3), workers=1))

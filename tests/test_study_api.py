@@ -83,15 +83,38 @@ def test_settings_of_all_methods(folder, studied):  # noqa: F811
     assert plain.rows[1].mean_bytes > other.rows[1].mean_bytes
 
 
+def test_settings_that_methods_have_and_the_full_cache_has_not(folder, studied, tmp_path):  # noqa: F811
+    """What it cannot have is left out for it; a method that takes no size is one row."""
+    found = ra.evaluate(folder, **studied, config={"recall": True})
+    assert [x.cell for x in found.rows] == ["full", "rkv 24 recall"]
+    gates = tmp_path / "gates.tsv"
+    gates.write_text("0.5 0.1\n" * 3)
+    own = studied | {"methods": ["full", "rlkv"], "config": {"options": {"gates": str(gates)}}}
+    assert [x.cell for x in ra.evaluate(folder, **own).rows] == ["full", "rlkv"]
+    own = studied | {"methods": ["H2O", "h2o"], "config": {"options": {"recent": 0.25}}}
+    assert [x.cell for x in ra.evaluate(folder, **own).rows] == ["h2o 24"]
+
+
+def test_chains_are_those_of_the_table(folder, studied, tmp_path):  # noqa: F811
+    both = ra.evaluate(folder, **studied, folder=tmp_path)
+    fewer = ra.evaluate(folder, **studied | {"problems": 1}, folder=tmp_path)
+    assert len(fewer.chains) == sum(x.problems for x in fewer.rows) < len(both.chains)
+
+
 def test_bad_studies(folder, studied):  # noqa: F811
     model = tiny()
     for arguments, changes, told in [
-        ((folder,), {"methods": "rkv"}, "must be a list of names"),
+        ((folder,), {"methods": "rkv"}, "must be a list"),
         ((folder,), {"methods": ["nosuch"]}, "'nosuch' is unknown"),
         ((folder,), {"budgets": [4]}, "budget must be above the window"),
         ((folder,), {"config": {"budget": 3}}, "config gives budget"),
         ((folder,), {"task": "nosuch"}, "task 'nosuch' is unknown"),
         ((folder,), {"samples": 2}, "temperature above 0"),
+        ((folder,), {"samples": 0}, "samples must be at least 1, got 0"),
+        ((folder,), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ((folder,), {"problems": 0}, "number of problems must be at least 1, got 0"),
+        ((folder,), {"methods": []}, "at least one, got none"),
+        ((folder,), {"budgets": 24}, "budgets must be a list, got 24"),
         ((model,), {}, "needs its tokenizer"),
         ((folder, object()), {}, "has its own tokenizer"),
     ]:

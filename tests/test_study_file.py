@@ -46,6 +46,13 @@ def test_cells_at_every_budget(tmp_path):
     assert made["tenth"].budget is None and made["tenth"].ratio == 0.1 and made["full"].budget is None
 
 
+def test_a_method_without_a_size_is_one_cell(tmp_path):
+    (tmp_path / "gates.tsv").write_text("0.5 0.1\n")
+    cells = {"R-KV": {"method": "rkv"}, "RLKV": {"method": "rlkv", "options": {"gates": str(tmp_path / "gates.tsv")}}}
+    file = StudyFile.load(write(tmp_path / "a.yaml", GOOD | {"cells": cells, "comparisons": []}))
+    assert [x.name for x in file.made()] == ["R-KV 24", "R-KV 32", "RLKV"]
+
+
 def test_a_part_of_a_file(tmp_path):
     file = StudyFile.load(write(tmp_path / "a.yaml", GOOD))
     part = file.part([32], ["kept", "R-KV"], 5)

@@ -6,7 +6,6 @@ import argparse
 
 from reasonalloc.cli import options, plan, settings, study
 from reasonalloc.cli.parsers.accuracy import BUDGETS
-from reasonalloc.config import Config
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.methods import METHODS as TABLE
@@ -30,9 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cells(args: argparse.Namespace) -> list[Cell]:
-    given = options.settings_of(args, settings.VARIED)
-    extra = given.pop("options", {})
-    base, names = Config(method="full", **given), list(args.methods)
+    given, names = options.settings_of(args, settings.VARIED), list(args.methods)
     if args.equal_bytes in TABLE:
         args.equal_bytes = TABLE.own(args.equal_bytes)
         if args.equal_bytes not in [TABLE.own(x) for x in names]:
@@ -46,5 +43,5 @@ def _cells(args: argparse.Namespace) -> list[Cell]:
             raise ValueError(f"--equal-bytes takes one of {', '.join(methods())} or bytes: {error}") from error
         if args.budgets or args.ratios:
             raise ValueError("--equal-bytes with a size finds all budgets: give no --budgets and no --ratios")
-        return cells(names, BUDGETS[:1], [], base, extra)
-    return cells(names, [] if args.ratios else args.budgets or BUDGETS, args.ratios or [], base, extra)
+        return cells(names, BUDGETS[:1], [], given)
+    return cells(names, [] if args.ratios else args.budgets or BUDGETS, args.ratios or [], given)

@@ -166,8 +166,7 @@ def _configs(args: argparse.Namespace) -> list[Config]:
     given.setdefault("keep_prompt", True)
     if "full" in map(str.lower, args.methods):
         raise ValueError("--methods full: the full cache runs anyway, it is transformers' own; name the others")
-    own = given.pop("options", {})
-    return points_of(args.methods, [args.budget], [], Config(method="full", **given), options=own)
+    return points_of(args.methods, [args.budget], [], given)
 
 
 def _with_wave(configs: Sequence[Config], profile: WaveProfile) -> list[Config]:

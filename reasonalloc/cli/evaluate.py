@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from reasonalloc.cli import options, settings
-from reasonalloc.config import Config
 from reasonalloc.files import Json
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate import texts
@@ -63,10 +62,8 @@ def _cells(args: argparse.Namespace) -> list[Cell]:
         return _of_ablation(args, given)
     if args.cells:
         raise ValueError("--cells are of --ablation")
-    own = given.pop("options", {})
-    base = Config(method="full", **given)
     budgets = [] if args.ratios or args.max_bytes else args.budgets or [64, 128, 256]
-    made = points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], base, args.max_bytes or [], own)
+    made = points_of(list(dict.fromkeys(args.methods)), budgets, args.ratios or [], given, args.max_bytes or [])
     return [Cell(cell_name(x), x) for x in made]
 
 

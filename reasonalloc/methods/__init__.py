@@ -1,7 +1,7 @@
 """Methods, one file each; each puts together a scorer, allocators of layers and heads, a schedule and a storage."""
 
 from reasonalloc.methods.base import Method
-from reasonalloc.methods.compose import compose
+from reasonalloc.methods.compose import compose, options_of, takes_size
 from reasonalloc.methods.table import METHODS, methods, register
 from reasonalloc.policy import gathered as _gathered  # noqa: F401  its scorers enter their table
 from reasonalloc.policy import profiled as _profiled  # noqa: F401
@@ -53,6 +53,7 @@ __all__ = [
     "h2o",
     "lazyeviction",
     "methods",
+    "options_of",
     "pyramid_rkv",
     "pyramidkv",
     "pyramidkv_published",
@@ -68,6 +69,7 @@ __all__ = [
     "snapkv_published",
     "spans",
     "streaming",
+    "takes_size",
     "triattention",
     "vase",
     "vatp",

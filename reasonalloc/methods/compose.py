@@ -139,10 +139,10 @@ class _Owners:
     storage: type[Storage] | Storage
 
     @classmethod
-    def of(cls, config: Keywords, method: str) -> _Owners:
-        """method: in place of the config's."""
+    def of(cls, method: str, replaced: Mapping[str, str | None]) -> _Owners:
+        """replaced: names of parts in place of the method's own, by kind."""
         own = METHODS[method]
-        sources = {kind: _Source.of(kind, getattr(config, kind), own) for kind in _KINDS}
+        sources = {kind: _Source.of(kind, replaced.get(kind), own) for kind in _KINDS}
         return cls(own, sources, STORAGES[own.storage] if isinstance(own.storage, str) else own.storage)
 
     @property
@@ -157,21 +157,20 @@ class _Owners:
         has = [f.name for method in self.methods for f in _own_fields(method)]
         return list(dict.fromkeys([*has, *(f.name for part in parts for f in fields(part) if f.init)]))
 
-    @property
-    def sized(self) -> bool:
-        """Whether there is a budget."""
-        layers = self.sources["layers"]
-        return not self.method.unlimited and (layers.lender is not None or bool(getattr(layers.part, "sized", True)))
+
+def options_of(method: str, settings: Mapping[str, Any]) -> list[str]:
+    """Names of the options that a method has, with the parts that settings of a config put in place of its own.
+    ValueError for names that do not exist."""
+    return _Owners.of(method, settings).options
 
 
-def options_of(config: Keywords, method: str) -> list[str]:
-    """Names of the options that a method has, with the parts that a config puts in place of its own."""
-    return _Owners.of(config, method).options
-
-
-def is_sized(config: Keywords, method: str) -> bool:
-    """Whether a method takes a budget, with the parts that a config puts in place of its own."""
-    return _Owners.of(config, method).sized
+def takes_size(method: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a method keeps as much as it is told, not every token or what its own options say; with the layer
+    allocator that settings of a config put in place of its own. ValueError for names that do not exist."""
+    own = METHODS[method]
+    source = _Source.of("layers", settings.get("layers"), own)
+    part: Any = source.part
+    return not own.unlimited and (source.lender is not None or part.sized)
 
 
 def _own_fields(cls: type[Method]) -> list[Field[Any]]:
@@ -184,9 +183,9 @@ def compose(config: Keywords) -> tuple[Method, Policy]:
 
     Raises ValueError for names and options that do not exist, and for settings out of range.
     """
-    dealer, owners = _Dealer(config), _Owners.of(config, config.method)
-    base, sources = owners.method, owners.sources
     replaced = {kind: name for kind in _KINDS if (name := getattr(config, kind)) is not None}
+    dealer, owners = _Dealer(config), _Owners.of(config.method, replaced)
+    base, sources = owners.method, owners.sources
     what = " with ".join([f"method {base.name!r}", *(f"{kind} {name!r}" for kind, name in replaced.items())])
     dealer.check(what, owners)
 

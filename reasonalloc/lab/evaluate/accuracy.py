@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from reasonalloc.config import Config
 from reasonalloc.hf.decode import Chain, Sampling, generate
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.lab.evaluate.cells import Cell, cell_name
@@ -20,16 +19,10 @@ T = TypeVar("T")
 
 
 def cells(
-    methods: Sequence[str],
-    budgets: Sequence[int],
-    ratios: Sequence[float],
-    base: Config,
-    options: Mapping[str, Any] | None = None,
+    methods: Sequence[str], budgets: Sequence[int], ratios: Sequence[float], settings: Mapping[str, Any]
 ) -> list[Cell]:
-    """A cell for each method at each budget or ratio, the rest as in `base`; an option goes to the methods that have
-    it."""
-    made = points_of(_once(methods), _once(budgets), _once(ratios), base, options=options)
-    return [Cell(cell_name(x), x) for x in made]
+    """A cell for each method at each budget or ratio. settings: as of `points_of`."""
+    return [Cell(cell_name(x), x) for x in points_of(methods, _once(budgets), _once(ratios), settings)]
 
 
 def _once(values: Sequence[T]) -> list[T]:

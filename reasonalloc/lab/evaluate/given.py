@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from reasonalloc.config import Config
 from reasonalloc.fingerprint import digest, weights_digest
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
@@ -172,6 +172,9 @@ def evaluate(
 
     Raises ValueError for what does not fit, before the model is loaded.
     """
+    _check_lists(methods=methods, budgets=budgets, ratios=ratios, settings=settings)
+    if not methods:
+        raise ValueError("methods must name at least one, got none")
     if not budgets and not ratios:
         budgets = (256,)
     sampling = Sampling(temperature, top_p, max_new_tokens, seed)
@@ -179,9 +182,7 @@ def evaluate(
     taken = sorted({"method", "budget", "ratio", "max_bytes"} & set(config or {}))
     if taken:
         raise ValueError(f"config gives {taken[0]}, which `methods`, `budgets` and `ratios` say")
-    given = dict(config or {})
-    own = given.pop("options", {})
-    wanted = cells(_texts("methods", methods), budgets, ratios, Config(method="full", **given), own)
+    wanted = cells(methods, budgets, ratios, config or {})
     with tempfile.TemporaryDirectory() as scratch:
         study = _study(model, tokenizer, Path(folder or scratch), task, drawn, sampling, samples, batch_size)
         study.records.open(study.settings)
@@ -193,15 +194,15 @@ def evaluate(
                 bar.update(done - bar.n)
 
             study.run(wanted, show)
-        names = {x.name for x in wanted}
-        chains = [x for x in study.records.by_key.values() if x.cell in names]
+        names, ids = {x.name for x in wanted}, {x.id for x in drawn}
+        chains = [x for x in study.records.by_key.values() if x.cell in names and x.item in ids]
         return Results(study.summary(wanted), chains, None if folder is None else Path(folder))
 
 
-def _texts(name: str, values: Iterable[str]) -> list[str]:
-    if isinstance(values, str):
-        raise ValueError(f"{name} must be a list of names, got the text {values!r}")
-    return list(values)
+def _check_lists(**given: object) -> None:
+    for name, values in given.items():
+        if isinstance(values, str) or not isinstance(values, (Sequence, NoneType)):
+            raise ValueError(f"{name} must be a list, got {values!r}")
 
 
 def _study(model: str | Model | None, tokenizer: Tokenizer | None, folder: Path, task: str, *rest: Any) -> Study:

@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 from reasonalloc.config import Config
-from reasonalloc.methods.compose import is_sized, options_of
-from reasonalloc.methods.table import METHODS
+from reasonalloc.methods import METHODS, options_of, takes_size
+
+_OF_EVICTION = ("recall", "cold_slots", "cold_format")  # fields that are refused where nothing goes
 
 
 def points_of(
     methods: Sequence[str],
     budgets: Sequence[int],
     ratios: Sequence[float],
-    base: Config,
+    settings: Mapping[str, Any],
     sizes: Sequence[int | str] = (),
-    options: Mapping[str, Any] | None = None,
 ) -> list[Config]:
-    """A config for each method at each budget, ratio or size in bytes, the rest as in `base`; one alone for a method
-    without a budget.
+    """A config for each method at each budget, ratio or size in bytes; one alone for a method that takes no size.
 
-    base: any valid config; its method, budget, ratio, max_bytes and options do not matter. options: each goes to the
-    methods that have it. Raises ValueError for one that none has.
+    settings: other fields of `Config`, for every method; the full cache goes without those that say how tokens go, and
+    each of `options` goes to the methods that have it. Raises ValueError for one that none has.
     """
-    given, configs = dict(options or {}), list[Config]()
-    has = {name: options_of(base, METHODS.own(name)) for name in methods}
-    for option in given:
-        if not any(option in own for own in has.values()):
-            all_of_them = sorted({x for own in has.values() for x in own if not hasattr(base, x)})
-            raise ValueError(
-                f"none of the methods {', '.join(methods)} has the option {option!r}; they have"
-                f" {', '.join(all_of_them) or 'none'}"
-            )
-    for name, own in has.items():
-        bare: dict[str, Any] = {"method": name, "budget": None, "ratio": None, "max_bytes": None}
-        bare["options"] = {key: value for key, value in given.items() if key in own}
-        if not is_sized(base, METHODS.own(name)):
-            configs.append(replace(base, **bare))
+    options = dict(settings.get("options") or {})
+    shared = {key: value for key, value in settings.items() if key != "options"}
+    has = {name: options_of(name, shared) for name in map(METHODS.own, methods)}
+    _check_owned(options, has)
+    configs: list[Config] = []
+    for name, names in has.items():
+        own = shared | {"method": name, "options": {key: value for key, value in options.items() if key in names}}
+        if METHODS[name].unlimited:
+            own = {key: value for key, value in own.items() if key not in _OF_EVICTION}
+        if not takes_size(name, shared):
+            configs.append(Config(**own))
             continue
-        configs += [replace(base, **{**bare, "budget": b}) for b in budgets]
-        configs += [replace(base, **{**bare, "ratio": r}) for r in ratios]
-        configs += [replace(base, **{**bare, "max_bytes": s}) for s in sizes]
+        configs += [Config(budget=b, **own) for b in budgets]
+        configs += [Config(ratio=r, **own) for r in ratios]
+        configs += [Config(max_bytes=s, **own) for s in sizes]
     return configs
+
+
+def _check_owned(options: Mapping[str, Any], has: Mapping[str, Sequence[str]]) -> None:
+    known = sorted({x for names in has.values() for x in names} - {x.name for x in fields(Config)})
+    for option in options:
+        if not any(option in names for names in has.values()):
+            raise ValueError(
+                f"none of the methods {', '.join(has)} has the option {option!r}; they have"
+                f" {', '.join(known) or 'none'}"
+            )

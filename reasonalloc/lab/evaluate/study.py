@@ -60,6 +60,9 @@ class Study:
     shard: Shard | None = None  # only this part of the chains; they lie in a folder of its own inside of `folder`
 
     def __post_init__(self) -> None:
+        for name in ("samples", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.samples > 1 and not self.sampling.temperature:
             raise ValueError(f"{self.samples} samples need a temperature above 0: greedy ones are all the same")
         self.folder = Path(self.folder)

@@ -17,6 +17,7 @@ from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.statistics import Paired, adjusted, paired, picks
 from reasonalloc.lab.evaluate.summary import Row, Summary
 from reasonalloc.lab.table import Section
+from reasonalloc.methods import takes_size
 from reasonalloc.policy.wave import WaveProfile
 
 INSTALL = "pip install pyyaml"
@@ -109,7 +110,7 @@ class StudyFile:
         if label not in self.cells:
             raise ValueError(f"equal_bytes names a cell, got {label!r}; there are {', '.join(self.cells)}")
         settings = {**self.config, **self.cells[label]}
-        if not self.budgets or _unlimited(settings) or any(settings.get(x) is not None for x in _SIZES):
+        if not self.budgets or not _takes_size(settings) or any(settings.get(x) is not None for x in _SIZES):
             raise ValueError(f"equal_bytes names a cell that is made at each of `budgets`, {label!r} is not")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is a share above 0 and below 1, got {self.tolerance}")
@@ -175,7 +176,7 @@ class StudyFile:
         for label, changes in self.cells.items():
             settings = {**self.config, **changes}
             sized = any(settings.get(x) is not None for x in _SIZES)
-            alone = sized or not self.budgets or _unlimited(settings)
+            alone = sized or not self.budgets or not _takes_size(settings)
             for budget in _NO_SIZE if alone else self.budgets:
                 size = {} if budget is None else {"budget": budget}
                 found.append(Cell(f"{label} {budget or ''}".strip(), _config(label, {**settings, **size}, wave)))
@@ -216,8 +217,11 @@ def _config(label: str, settings: Mapping[str, Any], wave: WaveProfile | None) -
     return config
 
 
-def _unlimited(settings: Mapping[str, Any]) -> bool:
-    return str(settings.get("method", "")).lower() == "full"
+def _takes_size(settings: Mapping[str, Any]) -> bool:
+    try:
+        return takes_size(settings.get("method", Config.method), settings)
+    except ValueError:
+        return True  # `_config` says what is wrong, and in which cell
 
 
 def _paired(one: Row, other: Row, seed: int) -> Paired:
