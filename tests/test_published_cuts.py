@@ -54,6 +54,22 @@ class Layer:
         return budgets[0].tolist(), [positions(self.layer, 0, h).tolist() for h in range(self.heads)]
 
 
+def assert_kept_alike(found, code, scores):
+    """The same positions, but for tokens of equal scores, of which torch.topk takes some and ours the newest.
+
+    Where the maximum of neighbours is the score, many are equal. scores: [older].
+    """
+    older = len(scores)
+    assert [x for x in found if x >= older] == [x for x in code if x >= older]
+    ours, theirs = ([x for x in each if x < older] for each in (found, code))
+    tau = min(scores[x] for x in theirs)
+    assert [x for x in ours if scores[x] > tau] == [x for x in theirs if scores[x] > tau]
+    tied = [x for x in range(older) if scores[x] == tau]
+    left = len(theirs) - sum(scores[x] > tau for x in theirs)
+    assert [x for x in ours if x in tied] == tied[-left:]
+    assert len(ours) == len(theirs) and set(theirs) <= set(ours) | set(tied)
+
+
 # ---- R-KV ------------------------------------------------------------------------------------------------------------
 
 
@@ -94,7 +110,10 @@ def test_snapkv(isa, pooling):
     heads, budget = queries.shape[1], wanted["max_capacity_prompt"]
     layer = Layer(snapkv(wanted, pooling), queries, keys.repeat_interleave(heads // keys.shape[1], 1))
     np.testing.assert_allclose(layer.scores() * wanted["window_size"], wanted[pooling]["scores"], rtol=1e-5)
-    assert layer.cut(heads * budget) == ([budget] * heads, wanted[pooling]["kept"])
+    budgets, found = layer.cut(heads * budget)
+    assert budgets == [budget] * heads
+    for each in zip(found, wanted[pooling]["kept"], wanted[pooling]["scores"], strict=True):
+        assert_kept_alike(*each)
 
 
 def test_snapkv_of_a_group(isa):
@@ -114,3 +133,41 @@ def test_snapkv_of_a_group(isa):
 def test_the_defaults_are_the_code_s():
     arguments = ra.Config(method="snapkv-published", budget=64).policy().scorer.arguments(0)
     assert (arguments.average, arguments.kernel) == (True, read("snapkv")["avgpool"]["kernel_size"])
+
+
+# ---- Ada-KV ----------------------------------------------------------------------------------------------------------
+
+
+def adakv(case):
+    """The case, and a layer of its prompt with the method's parts: KV heads, the mean over a group, as in the code."""
+    wanted = read("adakv")
+    wanted |= wanted[case]
+    size = {"budget": wanted["capacity"], "window": wanted["window_size"], "safeguard": wanted["floor_alpha"]}
+    return wanted, Layer(ra.Config(method="adakv-published", **size).policy(), *states(wanted))
+
+
+def test_adakv(isa):
+    wanted, layer = adakv("met")
+    np.testing.assert_allclose(layer.scores(), wanted["scores"], rtol=1e-5)
+    budgets, found = layer.cut(layer.heads * wanted["capacity"])
+    assert budgets == wanted["budgets"]
+    for each in zip(found, wanted["kept"], wanted["scores"], strict=True):
+        assert_kept_alike(*each)
+
+
+@pytest.mark.parametrize("case", ["missed", "floored"])
+def test_adakv_s_rounding(isa, case):
+    """Where ours differs, knowingly: the code rounds each head's share of the mix by itself, and the even part of it
+    down before, so that its budgets miss the total. Both are a rounding of the same mix."""
+    wanted, layer = adakv(case)
+    window, safeguard = wanted["window_size"], wanted["floor_alpha"]
+    base, total = wanted["capacity"] - window, layer.heads * wanted["capacity"]
+    counts = oracle.claims(layer.scores(), total, window) - window
+    assert counts.sum() == layer.heads * base
+    even = safeguard * base
+    code = window + np.rint((1 - safeguard) * counts + int(even)).astype(int)
+    assert code.tolist() == wanted["budgets"] and code.sum() != total
+    assert (int(even) != even) == (case == "floored")
+    budgets, _ = layer.cut(total)
+    assert sum(budgets) == total
+    assert np.abs(np.array(budgets) - (window + (1 - safeguard) * counts + even)).max() < 1

@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 REPOSITORIES = {
     "rkv": ("Zefan-Cai/R-KV", "d15c9767"),
     "snapkv": ("FasterDecoding/SnapKV", "e216ddc8"),
+    "adakv": ("FFY0/AdaKV", "efe4e2ee"),
 }
-CLEAR = 1e-5  # of the scores' range: the last that stays is so far above the first that goes, by more than rounding
+CLEAR = 1e-5  # the part of the last score that stays by which it is above the first that goes: more than rounding
 
 
 class Ranked(TorchFunctionMode):
@@ -48,11 +49,11 @@ def kept(values):
     return values[..., 0].long().sort(-1).values.tolist()
 
 
-def is_clear(scores, keep):
-    """Whether no rounding decides which `keep` scores of each row [..., n] are the best, and no tie."""
+def is_clear(scores, keep, ties=False):
+    """Whether no rounding decides which `keep` scores of each row [..., n] are the best, and no tie unless `ties`."""
     best = scores.sort(-1, descending=True).values
-    gap = best[..., keep - 1] - best[..., keep]
-    return bool((gap > CLEAR * (best[..., 0] - best[..., -1])).all())
+    last, first = best[..., keep - 1], best[..., keep]
+    return bool(((last - first > CLEAR * last.abs()) | (ties & (last == first))).all())
 
 
 def numbers(x):
@@ -100,7 +101,7 @@ def snapkv(repository):
             with Ranked() as ranked:
                 _, values = own.update_kv(k, q, marked(k), None, 1)
             (scores,) = ranked.scores
-            if not is_clear(scores, 32 - 8):
+            if not is_clear(scores, 32 - 8, ties=own.pooling == "maxpool"):
                 return None
             made[own.pooling] = {"kernel_size": own.kernel_size, "scores": numbers(scores[0]), "kept": kept(values[0])}
         return {"seed": seed, **shape, **size, **made}
@@ -108,8 +109,45 @@ def snapkv(repository):
     return first_clear(case)
 
 
-CASES = {"rkv": rkv, "snapkv": snapkv}
+def adakv(repository):
+    """AdaptiveSnapKVCluster for KV heads (gqa_support). The file's import of flash_attn is none of its own: not run.
+
+    Three prompts: by rounding each head's budget the code meets the total, or misses it; and a floor that is no whole
+    number, which it rounds down first.
+    """
+    path = "adaptive_snapkv/monkeypatch/snapkv_utils.py"
+    cluster, _ = load("adakv", repository, path, "AdaptiveSnapKVCluster", "repeat_kv")
+    shape = {"query_heads": 8, "heads": 4, "tokens": 72, "dim": 16}
+    settings = {"window_size": 8, "kernel_size": 7, "pooling": "maxpool", "floor_alpha": 0.2}
+    of_model = {"skip": 0, "layer_idx": 0, "gqa_support": True, "num_key_value_groups": 2, "gqa_func": "mean"}
+
+    def case(seed, capacity, meets):
+        q, k = prompt(seed, **shape)
+        own = cluster(**settings, **of_model, base_capacity=capacity)
+        with Ranked() as ranked:
+            _, values = own.update_kv(k, q, marked(k))
+        (scores,), pooled = ranked.scores[0], ranked.scores[1][0]
+        budgets, total = own.head_lens.tolist(), shape["heads"] * capacity
+        clear = is_clear(pooled, total - shape["heads"] * 8)
+        if not clear or not all(is_clear(x, b - 8, ties=True) for x, b in zip(scores, budgets, strict=True)):
+            return None
+        if (sum(budgets) == total) != meets:
+            return None
+        positions = [kept(x) for x in values.split(budgets)]
+        return {"seed": seed, "capacity": capacity, "scores": numbers(scores), "budgets": budgets, "kept": positions}
+
+    cases = {
+        name: first_clear(lambda seed, x=x: case(seed, *x))
+        for name, x in {"met": (28, True), "missed": (28, False), "floored": (32, False)}.items()
+    }
+    for name in ("missed", "floored"):
+        del cases[name]["scores"]
+    return {**shape, **settings, **cases}
+
+
+CASES = {"rkv": rkv, "snapkv": snapkv, "adakv": adakv}
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     system, repository = sys.argv[1:]
     print(json.dumps({"code": REPOSITORIES[system], **CASES[system](repository)}))
