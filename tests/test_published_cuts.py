@@ -13,6 +13,7 @@ from published.seeded import prompt
 import reasonalloc as ra
 from reasonalloc import _core
 from reasonalloc.allocate import HEADS
+from reasonalloc.policy.view import RowView
 
 pytestmark = pytest.mark.core
 FOLDER = Path(__file__).parent / "published"
@@ -171,3 +172,32 @@ def test_adakv_s_rounding(isa, case):
     budgets, _ = layer.cut(total)
     assert sum(budgets) == total
     assert np.abs(np.array(budgets) - (window + (1 - safeguard) * counts + even)).max() < 1
+
+
+# ---- PyramidKV -------------------------------------------------------------------------------------------------------
+
+
+def test_pyramidkv_s_budgets():
+    """A head's of each layer. The code cuts nothing that is shorter than the budget."""
+    for layers, capacity, window, tokens, wanted in read("pyramidkv")["budgets"]:
+        policy = ra.Config(method="pyramidkv-published", budget=capacity, window=window).policy()
+        view = RowView(0, tokens, 2, window)
+        totals = policy.layers.totals(np.ones(layers), layers * 2 * capacity, view)
+        assert [min(x // 2, tokens) for x in totals] == wanted
+
+
+def test_pyramidkv(isa):
+    """Every layer of a small model, each with a prompt of its own; the code sums over the window."""
+    wanted = read("pyramidkv")
+    capacity, window = wanted["max_capacity_prompt"], wanted["window_size"]
+    policy = ra.Config(method="pyramidkv-published", budget=capacity, window=window).policy()
+    layers, heads = wanted["layers"], wanted["heads"]
+    view = RowView(0, wanted["tokens"], heads, window)
+    totals = policy.layers.totals(np.ones(len(layers)), len(layers) * heads * capacity, view)
+    for own, total in zip(layers, totals, strict=True):
+        layer = Layer(policy, *states(wanted | own))
+        np.testing.assert_allclose(layer.scores() * window, own["scores"], rtol=1e-5)
+        budgets, found = layer.cut(total)
+        assert budgets == [len(x) for x in own["kept"]]
+        for each in zip(found, own["kept"], own["scores"], strict=True):
+            assert_kept_alike(*each)

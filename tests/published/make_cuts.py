@@ -18,6 +18,7 @@ REPOSITORIES = {
     "rkv": ("Zefan-Cai/R-KV", "d15c9767"),
     "snapkv": ("FasterDecoding/SnapKV", "e216ddc8"),
     "adakv": ("FFY0/AdaKV", "efe4e2ee"),
+    "pyramidkv": ("Zefan-Cai/KVCache-Factory", "c97f9d70"),
 }
 CLEAR = 1e-5  # the part of the last score that stays by which it is above the first that goes: more than rounding
 
@@ -145,7 +146,42 @@ def adakv(repository):
     return {**shape, **settings, **cases}
 
 
-CASES = {"rkv": rkv, "snapkv": snapkv, "adakv": adakv}
+def pyramidkv(repository):
+    """PyramidKVCluster for KV heads, as it is given keys that were not repeated: each layer of a small model; and what
+    it keeps of a head for other numbers of layers, capacities and prompts. `steps` has no meaning for one layer.
+    """
+    functions = ("_gqa_groups", "_reduce_group_scores", "_grouped_window_attn_cache", "_select_topk_kv", "repeat_kv")
+    path = "pyramidkv/pyramidkv_utils.py"
+    cluster, *_ = load("pyramidkv", repository, path, "PyramidKVCluster", *functions, _debug_print=lambda *_: None)
+    shape = {"query_heads": 4, "heads": 2, "tokens": 72, "dim": 16}
+    settings = {"window_size": 8, "max_capacity_prompt": 28, "kernel_size": 7, "pooling": "maxpool"}
+
+    def case(seed, layers, layer):
+        q, k = prompt(seed, **shape)
+        own = cluster(num_hidden_layers=layers, layer_idx=layer, **settings)
+        with Ranked() as ranked:
+            _, values = own.update_kv(k, q, marked(k), None, 2)
+        (scores,) = ranked.scores
+        if is_clear(scores, values.shape[2] - 8, ties=True):
+            return {"seed": seed, "scores": numbers(scores[0]), "kept": kept(values[0])}
+        return None
+
+    def budgets(layers, capacity, window, tokens):
+        own = {"num_hidden_layers": layers, "window_size": window, "max_capacity_prompt": capacity}
+        q, k = prompt(1, 2, 1, tokens, 2)
+        return [cluster(**own, layer_idx=i).update_kv(k, q, k, None, 2)[0].shape[2] for i in range(layers)]
+
+    sizes = [(4, 68, 8, 1000), (4, 68, 8, 121), (4, 68, 8, 120), (4, 68, 8, 119), (4, 68, 8, 68), (4, 68, 8, 67)]
+    sizes += [(2, 40, 8, 300), (5, 128, 32, 1000), (5, 128, 32, 200), (30, 256, 8, 4000), (32, 128, 8, 500)]
+    return {
+        **shape,
+        **settings,
+        "layers": [first_clear(lambda seed, i=i: case(100 * i + seed, 4, i)) for i in range(4)],
+        "budgets": [[*size, budgets(*size)] for size in sizes],
+    }
+
+
+CASES = {"rkv": rkv, "snapkv": snapkv, "adakv": adakv, "pyramidkv": pyramidkv}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
