@@ -8,7 +8,7 @@ import oracle
 import pytest
 import torch
 from layers import cut, positions, scores, step
-from published.seeded import prompt
+from published.seeded import prompt, prompts
 
 import reasonalloc as ra
 from reasonalloc import _core
@@ -201,3 +201,52 @@ def test_pyramidkv(isa):
         assert budgets == [len(x) for x in own["kept"]]
         for each in zip(found, own["kept"], own["scores"], strict=True):
             assert_kept_alike(*each)
+
+
+# ---- DynamicKV -------------------------------------------------------------------------------------------------------
+
+
+def dynamickv(wanted):
+    """A layer for each of the model's, with the code's score: for each query head, mean-pooled over 7.
+
+    "dynamickv" has R-KV's form of the score, knowingly; what is compared is how layers share the budget.
+    """
+    width = {"pool": wanted["pooling"].removesuffix("pool"), "width": wanted["kernel_size"]}
+    size = {"budget": wanted["max_capacity_prompt"], "window": wanted["window_size"]}
+    policy = ra.Config(method="snapkv-published", options=width, **size).policy()
+    shape = {x: wanted[x] for x in ("query_heads", "heads", "tokens", "dim")}
+    group = wanted["query_heads"] // wanted["heads"]
+    for queries, keys in prompts(wanted["seed"], wanted["layers"], **shape):
+        yield Layer(policy, queries, keys.repeat_interleave(group, 1))
+
+
+def test_dynamickv(isa):
+    """Scores, and how many of the best of all layers each layer has; what stays in the code's budgets."""
+    wanted = read("dynamickv")
+    layers, window = list(dynamickv(wanted)), wanted["window_size"]
+    found = [layer.scores() for layer in layers]
+    np.testing.assert_allclose(found[3][:2] * window, wanted["scores"], rtol=1e-5)
+    chosen = len(layers) * wanted["query_heads"] * (wanted["max_capacity_prompt"] - window)
+    assert oracle.claims([x.ravel() for x in found], chosen).tolist() == wanted["counts"]
+    for i, kept in wanted["kept"].items():
+        heads, slots = wanted["query_heads"], wanted["budgets"][int(i)]
+        assert layers[int(i)].cut(heads * slots) == ([slots] * heads, kept)
+
+
+def test_dynamickv_s_layers_share_alike(isa):
+    """Layers get slots in proportion to their counts. Where ours differs, knowingly: it rounds shares to whole slots of
+    a layer; the code rounds those of a head down, three times over, and what is left goes to the last layer."""
+    wanted = read("dynamickv")
+    heads, window, budget = wanted["query_heads"], wanted["window_size"], wanted["max_capacity_prompt"]
+    r_max = ra.Config(method="dynamickv", budget=budget, window=window).policy().layers.r_max
+    assert r_max == wanted["radio_max"]
+    layers = wanted["layers"]
+    total = layers * heads * budget
+    scores = [list(layer.scores()) for layer in dynamickv(wanted)]
+    ours = ra.allocate.route_layers(scores, total, window=window, r_max=r_max)
+    counts = np.array(wanted["counts"])
+    share = counts / counts.sum() * layers * (budget - window)  # slots of a head above the window
+    assert np.abs(ours - heads * (share + window)).max() < 1 and ours.sum() == total
+    code = np.array(wanted["budgets"]) - window
+    assert code.sum() == layers * (budget - window)
+    assert ((share[:-1] - 2 < code[:-1]) & (code[:-1] <= share[:-1])).all() and code[-1] > share[-1]

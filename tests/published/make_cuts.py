@@ -8,10 +8,12 @@ CPU in float32; what they rank is seen from outside. None of that code is kept.
 
 import json
 import sys
+from types import SimpleNamespace
 
 import torch
 from code_of import definitions
-from seeded import prompt
+from dynamickv_layers import IMPORTED, Attention
+from seeded import prompt, prompts
 from torch.overrides import TorchFunctionMode
 
 REPOSITORIES = {
@@ -19,6 +21,7 @@ REPOSITORIES = {
     "snapkv": ("FasterDecoding/SnapKV", "e216ddc8"),
     "adakv": ("FFY0/AdaKV", "efe4e2ee"),
     "pyramidkv": ("Zefan-Cai/KVCache-Factory", "c97f9d70"),
+    "dynamickv": ("DreamMr/DynamicKV", "8ab3c08d"),
 }
 CLEAR = 1e-5  # the part of the last score that stays by which it is above the first that goes: more than rounding
 
@@ -181,7 +184,36 @@ def pyramidkv(repository):
     }
 
 
-CASES = {"rkv": rkv, "snapkv": snapkv, "adakv": adakv, "pyramidkv": pyramidkv}
+def dynamickv(repository):
+    """The attention function of its Llama, layer after layer, which reallocates after the fourth and the eighth."""
+    methods = "kv_compression/token_drop/methods/dynamic_v11.py"
+    cluster, start = load("dynamickv", repository, methods, "DynamicKVClusterV11", "init_dynamickv_V11")
+    path = "kv_compression/token_drop/llama_model_impl/dynamickv_v11.py"
+    name = "llama_flash_attn2_forward_DynamicKV_V11"
+    (attend,) = load("dynamickv", repository, path, name, **IMPORTED, init_dynamickv_V11=start)
+    shape = {"query_heads": 8, "heads": 4, "tokens": 128, "dim": 16}
+    settings = {"window_size": 8, "max_capacity_prompt": 40, "kernel_size": 7, "pooling": "avgpool", "radio_max": 10}
+    config = SimpleNamespace(num_hidden_layers=8, **settings)
+    counted, count = [], cluster.count_elements
+    cluster.count_elements = staticmethod(lambda *x: counted.append(count(*x)) or counted[-1])
+
+    def case(seed):
+        stored = {}
+        with Ranked() as ranked:
+            for i, (q, k) in enumerate(prompts(seed, 8, **shape)):
+                Attention(config, i, q, k, marked(k), stored).run(attend)
+        scores, pooled = [x for x in ranked.scores if x.dim() == 3], ranked.scores[-1]
+        budgets = [stored[i].shape[2] for i in range(8)]
+        clear = all(is_clear(x[0], b - 8) for x, b in zip(scores, budgets, strict=True))
+        if not clear or not is_clear(pooled, 8 * shape["query_heads"] * (40 - 8)):
+            return None
+        made = {"counts": counted[-1].tolist(), "budgets": budgets, "scores": numbers(scores[3][0, :2])}
+        return {"seed": seed, **shape, **settings, "layers": 8, **made, "kept": {i: kept(stored[i][0]) for i in (0, 7)}}
+
+    return first_clear(case)
+
+
+CASES = {"rkv": rkv, "snapkv": snapkv, "adakv": adakv, "pyramidkv": pyramidkv, "dynamickv": dynamickv}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -15,3 +15,10 @@ def prompt(seed, query_heads, heads, tokens, dim):
     drift = np.cumsum(random.standard_normal((1, heads, tokens, dim)) * 0.15, 2)
     k = drift + random.standard_normal((1, heads, tokens, dim))
     return torch.from_numpy(q.astype(np.float32)), torch.from_numpy(k.astype(np.float32))
+
+
+def prompts(seed, layers, **shape):
+    """The same of each layer of a model; a layer looks more narrowly than those before it."""
+    for layer in range(layers):
+        q, k = prompt(1000 * seed + layer, **shape)
+        yield q * (0.5 + layer / layers), k
