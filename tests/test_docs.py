@@ -10,7 +10,9 @@ import models
 import pytest
 
 import reasonalloc as ra
-from reasonalloc.cli import settings
+from reasonalloc.cli import main, settings
+from reasonalloc.lab.tasks import TASKS
+from reasonalloc.policy.calibration import SYSTEMS
 from reasonalloc.policy.heads import HEADS
 from reasonalloc.policy.layers import LAYERS
 from reasonalloc.policy.scorers import SCORERS, CoreScorer
@@ -92,7 +94,29 @@ def test_pages_of_the_reference():
     assert "| `safeguard` | `float` | `0.2` | 0 to 1 |" in config and "| `'same'` or `'int8'` |" in config
 
 
-# ---- what pages say by hand ----
+# ---- what pages, docstrings and help say by hand ----
+
+
+def test_docstrings_name_what_there_is():
+    config, evaluate = ra.Config.__doc__, ra.evaluate.__doc__
+    for registry in (SCORERS, LAYERS, HEADS):
+        for name, cls in registry.classes.items():
+            assert f'"{name}"' in config or not cls.__module__.startswith("reasonalloc."), name
+    assert all(f'"{task}"' in evaluate for task in TASKS)
+
+
+def test_help_tells_systems_from_methods_and_settings_of_both_tasks(capsys):
+    def shown(*words):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        return " ".join(capsys.readouterr().out.split())
+
+    text = shown("calibrate")
+    here, others = (re.search(rf"{x}: ([\w, ]+);", text)[1].split(", ") for x in ("Methods", "no methods here"))
+    assert set(here) <= set(ra.methods()) and not set(others) & set(ra.methods())
+    assert {*here, *others} == set(SYSTEMS)
+    for words in (("evaluate", "accuracy"), ("evaluate", "fidelity")):
+        assert "of search: short, middle, long" in shown(*words)
 
 
 def test_methods_names_the_parts_with_options():
