@@ -8,6 +8,7 @@ from pathlib import Path
 
 import models
 import pytest
+import yaml
 
 import reasonalloc as ra
 from reasonalloc.cli import main, settings
@@ -95,6 +96,16 @@ def test_pages_of_the_reference():
 
 
 # ---- what pages, docstrings and help say by hand ----
+
+
+def test_papers_of_all_methods_are_cited_with_their_authors():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    cited = {x["url"].removeprefix("https://arxiv.org/abs/"): x for x in citation["references"]}
+    named = {paper for name in ra.methods() for paper in re.findall(r"arXiv (\d{4}\.\d{5})", generate.doc(name))}
+    assert named - {"2512.07993"} == set(cited)  # SkipKV, which `spans` says that it is not
+    for paper, entry in cited.items():
+        assert entry["year"] >= 2000 + int(paper[:2]) and len(entry["title"]) > 20, paper
+        assert all(set(x) == {"family-names", "given-names"} for x in entry["authors"]), paper
 
 
 def test_docstrings_name_what_there_is():
