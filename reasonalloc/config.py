@@ -49,9 +49,10 @@ class Config(Shared):
         interval: tokens between two cuts; None: the method's own (128, StreamingLLM 1).
         window: newest tokens that always stay, whose queries score the others.
         scorer, layers, heads: replace the method's scorer, layer allocator and head allocator; each a name ("rkv",
-            "rkv-centred", "importance", "recency", "random", "h2o", "lazy", "raas" / "uniform", "wave", "pyramid",
-            "dynamic" / "uniform", "route", "pooled", or one given to `ra.register`) or another method's name, whose
-            part is taken with its options.
+            "rkv-centred", "importance", "recency", "random", "h2o", "lazy", "raas", "snapkv-published", "vatp", "vase",
+            "dkv", "spans", "triattention" / "uniform", "wave", "pyramid", "pyramid-published", "dynamic" / "uniform",
+            "route", "pooled", "profile", or one given to `ra.register`) or another method's name, whose part is taken
+            with its options.
         keep_prompt: evict tokens of the prompt last. The prompt is the first step and the steps of several tokens right
             after it: a prompt fed in chunks counts as one, but for a last chunk of a single token where its length is
             not known.
@@ -59,7 +60,7 @@ class Config(Shared):
         recall: evicted tokens go to host memory, are scored again at each cut and can win their slots back. False: they
             are gone, as in the papers. Sizes count slots alone. cold_slots, cold_format: how many tokens of each KV
             head are kept there (None: all), "same" as in the cache or "int8" (`reasonalloc.policy.cold.Cold`).
-        options: settings of methods and parts written in Python, by name; each goes to all that have it.
+        options: settings of the method and its parts that are no fields here, by name; each goes to all that have it.
         device: where the cache lies. "model": with each layer of the model, on a CUDA device if that is on one; "cpu":
             in host memory, wherever the model lies. None: as the environment variable REASONALLOC_BACKEND says ("cpu",
             "cuda"), else as "model". Where the CUDA backend was not built, or lacks the scorer, "model" is refused;

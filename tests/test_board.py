@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -38,10 +39,10 @@ def test_an_entry_has_the_form(path, validator):
     "change",
     [
         lambda x: x.pop("commit"),
-        lambda x: x.update(schema=2),
+        lambda x: x.update(schema=1),
         lambda x: x["score"].update(mean=64.2),
         lambda x: x["bytes"].update(mean=0),
-        lambda x: x.update(machine="a large one"),
+        lambda x: x.update(machines=["a large one"]),
         lambda x: x.update(remark="best of ten runs"),
     ],
 )
@@ -52,17 +53,30 @@ def test_what_is_not_of_the_form_is_refused(change, validator):
     assert not validator.is_valid(entry)
 
 
-@pytest.mark.parametrize("name", build["OURS"])
-def test_ours_are_the_results(name):
+@pytest.mark.parametrize("folder", build["OURS"])
+def test_ours_are_the_results(folder):
     """`python benchmarks/board/build.py` renews them."""
-    folder = BOARD / "entries" / name.split("/")[0]
-    own = {x.stem: json.loads(x.read_text()) for x in folder.glob("*.json")}
+    own = {x.stem: json.loads(x.read_text()) for x in (BOARD / "entries" / folder).glob("*.json")}
+    name, cells = build["OURS"][folder]
     commits = {x["commit"] for x in own.values()}
     assert len(commits) == 1
     results = json.loads((RESULTS / f"{name}.json").read_text())
-    data, cells = f"benchmarks/results/{name.split('/')[0]}", build["OURS"][name]
+    data = f"benchmarks/results/{name.split('/')[0]}"
     assert own == build["entries"](results, commits.pop(), build["US"], data, cells)
     assert len(own) == len(cells or results["rows"])
+
+
+def test_ours_are_all_named():
+    sentence = (BOARD / "README.md").read_text(encoding="utf-8").partition("`entries/")[2].partition(" are ours")[0]
+    named = re.findall(r"`(?:entries/)?(\w+)`", "`entries/" + sentence)
+    assert set(named) == set(build["OURS"]) == {x.name for x in (BOARD / "entries").iterdir()}
+
+
+def test_machines_are_those_of_the_chains():
+    every = [json.loads(x.read_text())["machines"] for x in (BOARD / "entries" / "evidence").iterdir()]
+    runs = json.loads((RESULTS / "evidence" / "runs.json").read_text())
+    gpus = {gpu for run in runs for gpu in run["machine"]["gpus"]}
+    assert len(gpus) == 2 and all({gpu for x in machines for gpu in x["gpus"]} == gpus for machines in every)
 
 
 def test_settings_are_read_out_of_the_command():
@@ -76,6 +90,7 @@ def test_cells_of_a_study_are_its_methods(tmp_path):
     heads = json.loads((BOARD / "entries" / "heads" / "wave-heads-384.json").read_text())["method"]
     assert heads["name"] == "reasonalloc-wave"
     assert heads["settings"] == {"keep_prompt": True, "variant": "wave-heads"}
+    assert heads["own"] == {"heads": "profile", "options": {"head_profile": "benchmarks/studies/heads.tsv"}}
     dropped = json.loads((BOARD / "entries" / "prompt" / "r-kv-384.json").read_text())["method"]
     assert dropped["name"] == "rkv" and dropped["settings"] == {}
     kept = json.loads((BOARD / "entries" / "prompt" / "r-kv-kept-384.json").read_text())["method"]
@@ -90,9 +105,9 @@ def test_cells_of_a_study_are_its_methods(tmp_path):
 def test_results_of_others_become_entries(tmp_path, monkeypatch, validator):
     copy = tmp_path / "benchmarks" / "board"
     shutil.copytree(BOARD, copy)
-    for name in build["OURS"]:
+    for name, _ in build["OURS"].values():
         path = tmp_path / "benchmarks" / "results" / f"{name}.json"
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(RESULTS / f"{name}.json", path)
     study = tmp_path / "my-study"
     study.mkdir()
@@ -131,7 +146,7 @@ def test_the_page_sorts_and_plots():
         tab.goto(BOARD.joinpath("index.html").as_uri())
         doubting = [json.loads(x.read_text()) for x in ENTRIES if x.parent.name == "paper"]
         groups = tab.locator("#group option").all_inner_texts()
-        assert len(groups) == 8 and all("seed" in x for x in groups)
+        assert len(groups) == 9 and all("seed" in x for x in groups)
         tab.locator("#group").select_option(label=next(x for x in groups if "64 problems x 1, seed 0" in x))
         assert tab.locator("#body tr").count() == tab.locator("circle").count() == len(doubting)
         assert tab.locator("#body tr td:first-child").first.inner_text() == "full"  # most are right

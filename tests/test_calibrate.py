@@ -224,7 +224,7 @@ def test_other_models_are_refused():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"for_": "nonsense"}, "for_ takes methods .*'nonsense'"),
+        ({"for_": "nonsense"}, "for_ takes systems .*'nonsense'"),
         ({"for_": []}, "names nothing"),
         ({"chunk": 1}, "at least 2, got 4096 and 1"),
         ({"length": 0}, "at least 2, got 0 and 512"),

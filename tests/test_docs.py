@@ -8,9 +8,12 @@ from pathlib import Path
 
 import models
 import pytest
+import yaml
 
 import reasonalloc as ra
-from reasonalloc.cli import settings
+from reasonalloc.cli import main, settings
+from reasonalloc.lab.tasks import TASKS
+from reasonalloc.policy.calibration import SYSTEMS
 from reasonalloc.policy.heads import HEADS
 from reasonalloc.policy.layers import LAYERS
 from reasonalloc.policy.scorers import SCORERS, CoreScorer
@@ -92,7 +95,39 @@ def test_pages_of_the_reference():
     assert "| `safeguard` | `float` | `0.2` | 0 to 1 |" in config and "| `'same'` or `'int8'` |" in config
 
 
-# ---- what pages say by hand ----
+# ---- what pages, docstrings and help say by hand ----
+
+
+def test_papers_of_all_methods_are_cited_with_their_authors():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    cited = {x["url"].removeprefix("https://arxiv.org/abs/"): x for x in citation["references"]}
+    named = {paper for name in ra.methods() for paper in re.findall(r"arXiv (\d{4}\.\d{5})", generate.doc(name))}
+    assert named - {"2512.07993"} == set(cited)  # SkipKV, which `spans` says that it is not
+    for paper, entry in cited.items():
+        assert entry["year"] >= 2000 + int(paper[:2]) and len(entry["title"]) > 20, paper
+        assert all(set(x) == {"family-names", "given-names"} for x in entry["authors"]), paper
+
+
+def test_docstrings_name_what_there_is():
+    config, evaluate = ra.Config.__doc__, ra.evaluate.__doc__
+    for registry in (SCORERS, LAYERS, HEADS):
+        for name, cls in registry.classes.items():
+            assert f'"{name}"' in config or not cls.__module__.startswith("reasonalloc."), name
+    assert all(f'"{task}"' in evaluate for task in TASKS)
+
+
+def test_help_tells_systems_from_methods_and_settings_of_both_tasks(capsys):
+    def shown(*words):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        return " ".join(capsys.readouterr().out.split())
+
+    text = shown("calibrate")
+    here, others = (re.search(rf"{x}: ([\w, ]+);", text)[1].split(", ") for x in ("Methods", "no methods here"))
+    assert set(here) <= set(ra.methods()) and not set(others) & set(ra.methods())
+    assert {*here, *others} == set(SYSTEMS)
+    for words in (("evaluate", "accuracy"), ("evaluate", "fidelity")):
+        assert "of search: short, middle, long" in shown(*words)
 
 
 def test_methods_names_the_parts_with_options():

@@ -23,14 +23,18 @@ ROOT = HERE.parents[1]
 ENTRIES = HERE / "entries"
 STUDIES = ROOT / "benchmarks" / "studies"
 WAVE = "reasonalloc-wave 384"
-# Of benchmarks/results, with the cells that are shown; none: all.
-OURS: dict[str, tuple[str, ...]] = {
-    "paper/ledger": (),
-    "restated/accuracy": (),
-    "prompt/prompt": (),
-    "heads/heads": (),
-    "evidence/evidence": (),
-    "order/notch": ("full", "rkv 384", WAVE, f"{WAVE} wave=notch-kept-5"),
+PARTS = (f"{WAVE} wave=notch-only", f"{WAVE} wave=no-notch")
+SPARED = (f"{WAVE} prompt=spared", "reasonalloc 384", "reasonalloc 384 prompt=spared")
+# Folders of entries: the file of benchmarks/results, and the cells that are shown; none: all.
+OURS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "paper": ("paper/ledger", ()),
+    "restated": ("restated/accuracy", ()),
+    "prompt": ("prompt/prompt", ()),
+    "heads": ("heads/heads", ()),
+    "evidence": ("evidence/evidence", ()),
+    "notch": ("notch/notch", ("full", "rkv 384", WAVE, *PARTS, f"{WAVE} wave=notch-kept-5")),
+    "spared": ("notch/spared", SPARED),
+    "order": ("order/notch", ("full", "rkv 384", WAVE, f"{WAVE} wave=notch-kept-5")),
 }
 US = "the reasonalloc authors"
 
@@ -42,14 +46,13 @@ def entries(
 
     cells: that are wanted; none: all. study: the file that made the results, where one did."""
     made = results["provenance"]
-    machine = {name: made["machine"][name] for name in ("processor", "cpus", "gpus")}
-    plan, found = plan_of(made, study), {}
+    plan, machines, found = plan_of(made, study), machines_of(made), {}
     for row in results["rows"]:
         if cells and row["cell"] not in cells:
             continue
-        method, settings, variant = cell_of(row, made, plan)
+        method, settings, variant, own = cell_of(row, made, plan)
         found[re.sub(r"[^a-z0-9.=-]+", "-", row["cell"].lower())] = {
-            "schema": 1,
+            "schema": 2,
             "model": {"name": made["model"], "revision": made["weights"], "dtype": made["dtype"]},
             "task": {
                 "name": made["task"],
@@ -66,11 +69,12 @@ def entries(
                 "budget": row["budget"],
                 "ratio": row["ratio"],
                 "settings": settings | ({"variant": variant} if variant else {}),
+                "own": own,
             },
             "bytes": {"mean": round(row["mean_bytes"]), "peak": row["peak_bytes"]},
             "score": {"metric": "pass@1"} | {name: round(row["accuracy"][name], 6) for name in ("mean", "low", "high")},
             "chains": {"tokens": round(row["tokens"], 1), "cut_off": row["truncated"]},
-            "machine": machine,
+            "machines": machines,
             "versions": made["versions"],
             "command": made["command"],
             "commit": commit,
@@ -79,6 +83,13 @@ def entries(
             "data": data,
         }
     return found
+
+
+def machines_of(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that made the chains, each once; where the results do not say, that which made the tables."""
+    every = [x["machine"] for x in made.get("runs", [])] or [made["machine"]]
+    found = [{name: x[name] for name in ("processor", "cpus", "gpus")} for x in every]
+    return [x for i, x in enumerate(found) if x not in found[:i]]
 
 
 def plan_of(made: dict[str, Any], study: Path | None) -> dict[str, Any]:
@@ -92,15 +103,18 @@ def plan_of(made: dict[str, Any], study: Path | None) -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
-def cell_of(row: dict[str, Any], made: dict[str, Any], plan: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
-    """Method, what all cells of the results have set, and what tells a row from others of its method."""
+def cell_of(
+    row: dict[str, Any], made: dict[str, Any], plan: dict[str, Any]
+) -> tuple[str, dict[str, Any], str, dict[str, Any]]:
+    """Method, what all cells of the results have set, what tells a row from others of its method, and its settings."""
     if not plan:
-        return row["method"], settings_of(made["command"], made["task"]), " ".join(row["cell"].split()[2:])
+        return row["method"], settings_of(made["command"], made["task"]), " ".join(row["cell"].split()[2:]), {}
     label, common = row["cell"].split()[0], plan.get("config", {})
     own = {**common, **plan["cells"][label]}
     settings = {key: value for key, value in own.items() if key in common or key == "keep_prompt"}
     said = {*settings, "method", "budget", "ratio", "max_bytes"}
-    return own["method"], {k: x for k, x in settings.items() if x is not False}, label if own.keys() - said else ""
+    more = {key: value for key, value in own.items() if key not in said}
+    return own["method"], {k: x for k, x in settings.items() if x is not False}, label if more else "", more
 
 
 def settings_of(command: str, task: str) -> dict[str, Any]:
@@ -148,11 +162,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.results and not (args.by and args.data and args.commit):
         parser.error("results of your own need --by, --data and, outside of a git checkout, --commit")
-    for name, cells in OURS.items():
+    for folder, (name, cells) in OURS.items():
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
         if commit := commit_of(path):  # without git ours stay as they are
             data = f"benchmarks/results/{Path(name).parent}"
-            write(ENTRIES / name.split("/")[0], entries(json.loads(path.read_text()), commit, US, data, cells))
+            write(ENTRIES / folder, entries(json.loads(path.read_text()), commit, US, data, cells))
     for path in args.results:
         folder = re.sub(r"[^a-z0-9-]+", "-", f"{args.by}-{path.resolve().parent.name}".lower())
         results = json.loads(path.read_text())

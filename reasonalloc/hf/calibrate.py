@@ -43,10 +43,10 @@ def calibrate(
     at a time. Memory does not grow with the texts: sums, and of the ranges the tails of each channel (of at most some
     200 000 tokens, evenly taken from more).
 
-    for_: methods ("triattention", "kvquant", "palu", "reasonalloc") or parts: "queries", "moments", "ranges" (the three
-    by default), "fisher" (a backward pass for each `chunk` tokens, which begin anew there), "wave" (`ra.profile` on
-    the beginnings of the first 8 texts) and "heads" (`hf.head_profile` on these, for `slots` of a head above prompt and
-    window). progress: show a bar on standard error.
+    for_: systems, for what they need: the methods "triattention" and "reasonalloc", and "kvquant" and "palu", which are
+    no methods here; or parts: "queries", "moments", "ranges" (the three by default), "fisher" (a backward pass for each
+    `chunk` tokens, which begin anew there), "wave" (`ra.profile` on the beginnings of the first 8 texts) and "heads"
+    (`hf.head_profile` on these, for `slots` of a head above prompt and window). progress: show a bar on standard error.
 
     Queries and keys are taken where attention is given them, after any norm and with RoPE, and turned back by their
     positions. How a layer rotates is found by running the model (`reasonalloc.hf.rotation`).

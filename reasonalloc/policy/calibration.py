@@ -27,8 +27,8 @@ QUANTILES = (0.005, 0.995)  # KVQuant's (arXiv 2401.18079) for 1 % of outliers
 
 PARTS = ("queries", "moments", "ranges", "fisher", "wave", "heads")
 CHEAP = ("queries", "moments", "ranges")
-# What methods need of it.
-METHODS = {
+# What systems need of it, by the names of their papers; not each is a method here.
+SYSTEMS = {
     "triattention": ("queries",),
     "kvquant": ("ranges", "fisher"),
     "palu": ("moments", "fisher"),
@@ -37,13 +37,13 @@ METHODS = {
 
 
 def parts_of(for_: str | Sequence[str]) -> tuple[str, ...]:
-    """The parts that these methods need, or those named; ValueError for an unknown name."""
+    """The parts that these systems need, or those named; ValueError for an unknown name."""
     names = [for_] if isinstance(for_, str) else list(for_)
     found: set[str] = set()
     for name in names:
-        if name not in PARTS and name not in METHODS:
-            raise ValueError(f"for_ takes methods ({', '.join(METHODS)}) and parts ({', '.join(PARTS)}), got {name!r}")
-        found |= {name} if name in PARTS else set(METHODS[name])
+        if name not in PARTS and name not in SYSTEMS:
+            raise ValueError(f"for_ takes systems ({', '.join(SYSTEMS)}) and parts ({', '.join(PARTS)}), got {name!r}")
+        found |= {name} if name in PARTS else set(SYSTEMS[name])
     if not found:
         raise ValueError("for_ names nothing to measure")
     return tuple(x for x in PARTS if x in found)

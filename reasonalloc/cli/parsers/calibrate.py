@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from reasonalloc.cli import options
-from reasonalloc.policy.calibration import CHEAP, METHODS, PARTS
+from reasonalloc.methods import METHODS
+from reasonalloc.policy.calibration import CHEAP, PARTS, SYSTEMS
 
 
 def add(subparsers: options.Subparsers) -> None:
+    here = [x for x in SYSTEMS if x in METHODS]
+    others = [x for x in SYSTEMS if x not in METHODS]
     parser = subparsers.add_parser(
         "calibrate",
         help="measure a model's queries, keys and values",
-        description="Runs plain texts through the model and keeps the statistics that methods need of its queries, keys"
-        f" and values. Methods: {', '.join(METHODS)}; parts: {', '.join(PARTS)}.",
+        description="Runs plain texts through the model and keeps the statistics that systems need of its queries, keys"
+        f" and values. Methods: {', '.join(here)}; systems that are no methods here: {', '.join(others)}; parts:"
+        f" {', '.join(PARTS)}.",
     )
     options.add_model(parser)
     parser.add_argument(
@@ -22,7 +26,7 @@ def add(subparsers: options.Subparsers) -> None:
         dest="wanted",
         nargs="+",
         default=list(CHEAP),
-        metavar="METHOD|PART",
+        metavar="SYSTEM|PART",
         help=f"what is measured ({' '.join(CHEAP)})",
     )
     parser.add_argument("--length", type=options.positive, default=4096, metavar="N", help="tokens of a piece (4096)")

@@ -7,6 +7,12 @@ import argparse
 from reasonalloc.cli import options
 from reasonalloc.lab.evaluate.shard import Shard
 from reasonalloc.lab.tasks import GRID, TASKS
+from reasonalloc.lab.tasks.search import GRID as SIZES
+
+SETTINGS = (
+    f"of ledger: {', '.join(GRID)} or like questions=4,depth=3; of search: {', '.join(SIZES)} or like"
+    " numbers=9,lines=40-80 (all that have a name)"
+)
 
 
 def add(parser: argparse.ArgumentParser, folder: str) -> None:
@@ -16,12 +22,15 @@ def add(parser: argparse.ArgumentParser, folder: str) -> None:
     task.add_argument("--task", default="ledger", metavar="TASK", help=f"{', '.join(TASKS)} or FILE.jsonl (ledger)")
     size = task.add_mutually_exclusive_group()
     size.add_argument(
-        "--problems", type=options.positive, metavar="N", help="of ledger: for each setting (8); of a dataset (all)"
+        "--problems",
+        type=options.positive,
+        metavar="N",
+        help="of ledger and search: for each setting (8); of a dataset (all)",
     )
     size.add_argument("--fraction", type=options.share, metavar="X", help="of the problems of a dataset")
     task.add_argument(
         "--settings", type=settings_type, metavar="A;B",
-        help=f"of ledger: {', '.join(GRID)} or like questions=4,depth=3 (all that have a name)",
+        help=SETTINGS,
     )  # fmt: skip
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--samples", type=options.positive, default=1, metavar="K", help="of each problem (1)")

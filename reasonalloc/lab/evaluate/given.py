@@ -163,12 +163,13 @@ def evaluate(
     """Lets a model answer the problems of a task with each method at each budget, and grades the answers.
 
     model: a name as `load` takes it (None: the embedded reasoner, ledger-135m), or a model with its tokenizer. task:
-    "ledger", "math500", "aime24" or a JSON-lines file with `problem` and `answer`. methods: names of `ra.methods()`.
-    budgets: slots of a KV head (256 if neither is given); ratios: shares of the full cache. problems: how many (all of
-    a dataset; of ledger 8 for each setting). settings: of ledger, like "plain" or "questions=4,depth=3". samples: of
-    each problem, drawn with `temperature` and `top_p`. max_new_tokens: of a chain at most. config: other fields of
-    `ra.Config` for every method; each of `options` goes to the methods that have it. folder: keeps every chain and goes
-    on there when called again; None: nothing is kept.
+    "ledger", "search", "math500", "aime24" or a JSON-lines file with `problem` and `answer`. methods: names of
+    `ra.methods()`. budgets: slots of a KV head (256 if neither is given); ratios: shares of the full cache. problems:
+    how many (all of a dataset; of ledger and search 8 for each setting). settings: of ledger, like "plain" or
+    "questions=4,depth=3", or of search, like "short" or "numbers=9,lines=40-80". samples: of each problem, drawn with
+    `temperature` and `top_p`. max_new_tokens: of a chain at most. config: other fields of `ra.Config` for every method;
+    each of `options` goes to the methods that have it. folder: keeps every chain and goes on there when called again;
+    None: nothing is kept.
 
     Raises ValueError for what does not fit, before the model is loaded.
     """

@@ -22,8 +22,9 @@ def items(
 ) -> list[Item]:
     """The items of a task: a name of TASKS or a JSON-lines file with `problem` and `answer` (`id` if it has one).
 
-    count: of a dataset, after a shuffle by `seed`; of "ledger", for each setting (8). fraction: share of a dataset
-    instead. settings: of "ledger" only, names of its grid or like "questions=4,depth=3"; None: the whole grid.
+    count: of a dataset, after a shuffle by `seed`; of "ledger" and "search", for each setting (8). fraction: share of
+    a dataset instead. settings: of these two, names of their grids or like "questions=4,depth=3" and
+    "numbers=9,lines=40-80"; None: the whole grid.
     Raises ValueError for an unknown task or setting and for a file that is not of that form.
     """
     if not 0 < fraction <= 1:
