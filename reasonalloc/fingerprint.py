@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasonalloc.protocols import Model
+
+if TYPE_CHECKING:
+    import torch
 
 _SAMPLE = 64  # numbers of each parameter that tell a model from others of its shape
 
@@ -35,6 +38,11 @@ def fingerprint_of(model_config: Any) -> dict[str, Any]:
 def differences(saved: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
     """What a saved fingerprint says otherwise than one of here, for a message; empty if nothing."""
     return [f"{key} {saved.get(key)!r} (here {x!r})" for key, x in here.items() if saved.get(key) != x]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What files call it, "bfloat16" say."""
+    return str(dtype).removeprefix("torch.")
 
 
 def weights_digest(model: Model, rounded: bool = False) -> str | None:

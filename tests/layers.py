@@ -87,6 +87,14 @@ def scores(layer, row, config, out, total=0, protect=0):
     layer.cut_abandon()
 
 
+def scores_by_head(layer, row, config, heads, window):
+    """The same, an array a head."""
+    older = np.maximum(slots(layer, heads)[row] - window, 0)
+    out = np.full(int(older.sum()), np.nan, np.float32)
+    scores(layer, row, config, out)
+    return np.split(out, np.cumsum(older)[:-1])
+
+
 def slots(layer, heads):
     out = np.zeros((layer.rows, heads), np.int64)
     layer.slots(out)

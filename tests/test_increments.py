@@ -5,7 +5,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from layers import DTYPES, RKV, ROUTE, add_pages, make, positions, read, slots, step
+from layers import DTYPES, RKV, ROUTE, add_pages, make, positions, read, scores_by_head, step
 from test_score import KINDS
 
 pytestmark = pytest.mark.core
@@ -15,10 +15,7 @@ SCALE = 1 / np.sqrt(np.float32(DIM))
 
 
 def scores(layer, row):
-    held = slots(layer, HEADS)[row]
-    flat = np.full(int(np.maximum(held - WINDOW, 0).sum()), np.nan, np.float32)
-    layers.scores(layer, row, RKV, flat)
-    return np.split(flat, np.cumsum(np.maximum(held - WINDOW, 0))[:-1])
+    return scores_by_head(layer, row, RKV, HEADS, WINDOW)
 
 
 def queries(layer, row):

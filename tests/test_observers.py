@@ -146,14 +146,11 @@ def test_what_an_observer_is_shown(changes):
     assert len(watcher.cuts) == 6 * cache.stats()["routings"] > 6
 
 
-def test_scores_are_those_of_the_definition():
-    """Of the first cut, where everything is still held, in float64."""
-    model, watcher = models.tiny(), Watcher()
-    models.step(model, ra.ReasonAllocCache(model, config_of("snapkv"), observers=[watcher]), models.prompt(50))
+def assert_importance(model, cuts):
+    """Scores of cuts of the first 50 tokens are SnapKV's importance in float64, while everything is still held."""
     full = ra.ReasonAllocCache(model, ra.Config(method="full", window=4))
     models.step(model, full, models.prompt(50))
-    assert [cut.layer for cut in watcher.cuts] == [0, 1, 2]
-    for cut in watcher.cuts[:1]:  # later layers see what the cut of the first one left
+    for cut in cuts:
         core = full.ragged[cut.layer].core
         count, raw = core.queries(0)
         queries = np.frombuffer(raw, np.float32).reshape(-1, count, 8).astype(np.float64)
@@ -162,6 +159,14 @@ def test_scores_are_those_of_the_definition():
             core.read(0, h, False, keys)
             expected = oracle.importance(queries[2 * h : 2 * h + 2], keys.astype(np.float64), 7)
             np.testing.assert_allclose(cut.scores[h], expected, rtol=1e-4)
+
+
+def test_scores_are_those_of_the_definition():
+    """Of the first cut, where everything is still held, in float64."""
+    model, watcher = models.tiny(), Watcher()
+    models.step(model, ra.ReasonAllocCache(model, config_of("snapkv"), observers=[watcher]), models.prompt(50))
+    assert [cut.layer for cut in watcher.cuts] == [0, 1, 2]
+    assert_importance(model, watcher.cuts[:1])  # later layers see what the cut of the first one left
 
 
 def test_views_cannot_be_written_through():

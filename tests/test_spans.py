@@ -8,7 +8,7 @@ import oracle
 import oracle_spans
 import pytest
 import torch
-from layers import cut, positions, read, scores, slots, step, tokens
+from layers import cut, positions, read, scores_by_head, step, tokens
 from test_methods import config_of, run
 
 import reasonalloc as ra
@@ -31,10 +31,7 @@ def fed(dtype="float32", n=90, seed=0):
 
 
 def scores_of(layer, arguments):
-    older = slots(layer, HEADS)[0] - WINDOW
-    out = np.zeros(int(older.sum()), np.float32)
-    scores(layer, 0, arguments, out)
-    return np.split(out, np.cumsum(older)[:-1])
+    return scores_by_head(layer, 0, arguments, HEADS, WINDOW)
 
 
 def expected(layer, head, part):

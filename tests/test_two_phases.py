@@ -10,7 +10,7 @@ import pytest
 import torch
 from caches import UNGATED, assert_closed, contents
 from test_methods import config_of
-from test_observers import Watcher, feed, held
+from test_observers import Watcher, assert_importance, feed, held
 from test_padding import assert_rows_are_alone
 
 import reasonalloc as ra
@@ -52,18 +52,8 @@ def test_scores_are_of_layers_before_any_is_cut():
     cache = ra.ReasonAllocCache(model, config_of("dynamickv"), observers=[watcher])
     cache.prompt_columns = 0
     models.step(model, cache, models.prompt(50))
-    full = ra.ReasonAllocCache(model, ra.Config(method="full", window=4))
-    models.step(model, full, models.prompt(50))
     assert [cut.layer for cut in watcher.cuts] == [0, 1, 2]
-    for cut in watcher.cuts:
-        core = full.ragged[cut.layer].core
-        count, raw = core.queries(0)
-        queries = np.frombuffer(raw, np.float32).reshape(-1, count, 8).astype(np.float64)
-        for h in range(2):
-            keys = np.zeros((50, 8), np.float32)
-            core.read(0, h, False, keys)
-            expected = oracle.importance(queries[2 * h : 2 * h + 2], keys.astype(np.float64), 7)
-            np.testing.assert_allclose(cut.scores[h], expected, rtol=1e-4)
+    assert_importance(model, watcher.cuts)
 
 
 def test_the_c_allocator_is_the_python_one(register):

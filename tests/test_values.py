@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import add_pages, cut, positions, read, scores, slots, step, tokens
+from layers import add_pages, cut, positions, read, scores, scores_by_head, step, tokens
 from test_methods import config_of, run
 
 import reasonalloc as ra
@@ -35,10 +35,7 @@ def fed(scorer, n=60, dtype="float32", seed=0, decoded=3):
 
 
 def scores_of(layer, config):
-    older = slots(layer, HEADS)[0] - WINDOW
-    out = np.zeros(int(older.sum()), np.float32)
-    scores(layer, 0, config, out)
-    return np.split(out, np.cumsum(older)[:-1])
+    return scores_by_head(layer, 0, config, HEADS, WINDOW)
 
 
 def state_of(layer, head):

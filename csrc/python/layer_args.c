@@ -47,7 +47,7 @@ int ra_row_number(const layer_object *self, PyObject *object, int64_t *out)
     return -1;
 }
 
-int ra_head_number(const layer_object *self, PyObject *object, int64_t *out)
+static int head_number(const layer_object *self, PyObject *object, int64_t *out)
 {
     long long head;
     if (ra_whole_number(object, &head))
@@ -58,6 +58,11 @@ int ra_head_number(const layer_object *self, PyObject *object, int64_t *out)
     PyErr_Format(PyExc_IndexError, "head %lld of a layer with %lld KV heads", head,
                  (long long)ra_layer_kv_heads(self->layer));
     return -1;
+}
+
+int ra_row_and_head(const layer_object *self, PyObject *const *args, int64_t *row, int64_t *head)
+{
+    return ra_row_number(self, args[0], row) || head_number(self, args[1], head) ? -1 : 0;
 }
 
 int ra_parse_stats(PyObject *object, ra_stat_config *out)

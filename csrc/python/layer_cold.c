@@ -99,7 +99,7 @@ static PyObject *do_cold_read(layer_object *self, PyObject *const *args, Py_ssiz
 {
     (void)count;
     int64_t row, head;
-    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+    if (ra_row_and_head(self, args, &row, &head))
         return NULL;
     int64_t n = ra_cold_slots(self->layer, row, head);
     const char *positions = (const char *)ra_cold_positions(self->layer, row, head);
@@ -119,7 +119,7 @@ static PyObject *do_cold_restore(layer_object *self, PyObject *const *args, Py_s
     ra_buffers b = {.count = 0};
     int64_t row, head;
     Py_buffer records;
-    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+    if (ra_row_and_head(self, args, &row, &head))
         return NULL;
     Py_ssize_t n = PyObject_Length(args[2]);
     const int32_t *positions = n < 0 ? NULL : ra_take(&b, args[2], "positions", 'p', n, 0);

@@ -235,7 +235,7 @@ static PyObject *do_cut_kept(layer_object *self, PyObject *const *args, Py_ssize
 {
     (void)count;
     int64_t row, head, n;
-    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+    if (ra_row_and_head(self, args, &row, &head))
         return NULL;
     const int32_t *kept = ra_cut_kept(self->layer, row, head, &n);
     if (!kept)

@@ -31,7 +31,8 @@ int ra_whole_number(PyObject *object, long long *out);
 /* A finite number that float32 can hold. */
 int ra_finite_number(PyObject *object, const char *name, float *out);
 int ra_row_number(const layer_object *self, PyObject *object, int64_t *out);
-int ra_head_number(const layer_object *self, PyObject *object, int64_t *out);
+/* Of args[0] and args[1]. */
+int ra_row_and_head(const layer_object *self, PyObject *const *args, int64_t *row, int64_t *head);
 
 /* (prompt, decay, activation, relative, birth), or None for the defaults. */
 int ra_parse_stats(PyObject *object, ra_stat_config *out);

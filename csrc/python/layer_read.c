@@ -58,7 +58,7 @@ static PyObject *do_positions(layer_object *self, PyObject *const *args, Py_ssiz
     int64_t row, head;
     if (wait_for(self))
         return NULL;
-    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+    if (ra_row_and_head(self, args, &row, &head))
         return NULL;
     return PyBytes_FromStringAndSize((const char *)ra_layer_positions(self->layer, row, head),
                                      (Py_ssize_t)slots_of(self, row, head) * (Py_ssize_t)sizeof(int32_t));
@@ -75,7 +75,7 @@ static PyObject *do_read(layer_object *self, PyObject *const *args, Py_ssize_t c
     int64_t row, head;
     if (wait_for(self))
         return NULL;
-    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+    if (ra_row_and_head(self, args, &row, &head))
         return NULL;
     int values = PyObject_IsTrue(args[2]);
     if (values < 0)
@@ -150,7 +150,7 @@ static PyObject *do_columns(layer_object *self, PyObject *const *args, Py_ssize_
     int64_t row, head;
     if (wait_for(self))
         return NULL;
-    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+    if (ra_row_and_head(self, args, &row, &head))
         return NULL;
     int64_t fields = ra_layer_columns(self->layer, row, head, NULL);
     Py_ssize_t bytes = (Py_ssize_t)(fields * slots_of(self, row, head)) * (Py_ssize_t)sizeof(int32_t);
@@ -173,7 +173,7 @@ static PyObject *do_restore(layer_object *self, PyObject *const *args, Py_ssize_
     (void)count;
     ra_buffers b = {.count = 0};
     int64_t row, head, missing = 0;
-    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+    if (ra_row_and_head(self, args, &row, &head))
         return NULL;
     Py_ssize_t n = PyObject_Length(args[2]), d = (Py_ssize_t)self->pool->head_dim;
     if (n < 0)
@@ -201,7 +201,7 @@ static PyObject *do_restore_columns(layer_object *self, PyObject *const *args, P
     int64_t row, head;
     if (wait_for(self))
         return NULL;
-    if (ra_row_number(self, args[0], &row) || ra_head_number(self, args[1], &head))
+    if (ra_row_and_head(self, args, &row, &head))
         return NULL;
     int64_t fields = ra_layer_columns(self->layer, row, head, NULL);
     const int32_t *columns = ra_take(&b, args[2], "columns", 'p', (Py_ssize_t)(fields * slots_of(self, row, head)), 0);

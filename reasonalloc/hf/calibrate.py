@@ -13,7 +13,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from reasonalloc.files import encoded
-from reasonalloc.fingerprint import digest, fingerprint, weights_digest
+from reasonalloc.fingerprint import digest, dtype_name, fingerprint, weights_digest
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.compat import budgeted_layers, cache_argument, unwrapped
 from reasonalloc.hf.head_profile import STEP, head_profile
@@ -104,7 +104,7 @@ def calibration_of(
         layers=layers,
         rope=rope_parameters(model),
         weights=weights_digest(model, rounded=True),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         wave=wave,
         source={
             "model": getattr(model.config, "_name_or_path", "") or type(model).__name__,

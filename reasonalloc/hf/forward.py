@@ -37,13 +37,13 @@ from reasonalloc.store.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.trace import recorder
 
 _LOG = logging.getLogger("reasonalloc")
-_said: WeakSet[Model] = WeakSet()  # models whose users know
+_warned: WeakSet[Model] = WeakSet()  # models whose users know
 
 
 def _say_measured(model: Model) -> None:
     """Once for a model: a profile would serve every prompt."""
-    if model not in _said:
-        _said.add(model)
+    if model not in _warned:
+        _warned.add(model)
         _LOG.info("the layer wave was measured on the prompt; ra.profile measures it once for a model")
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from reasonalloc.fields import build
 from reasonalloc.files import Json, parse_json, replace_bytes
+from reasonalloc.fingerprint import dtype_name
 
 SCHEMA = 1
 FORMAT = "reasonalloc-cache"
@@ -92,7 +93,7 @@ class Header:
 
 def write(path: str | Path, header: Header, arrays: Arrays) -> None:
     """Writes a cache, whole or not at all."""
-    kinds = {name: [_dtype(x), list(x.shape), _checksum(x)] for name, x in arrays.items()}
+    kinds = {name: [dtype_name(x.dtype), list(x.shape), _checksum(x)] for name, x in arrays.items()}
     metadata = {"format": FORMAT, "schema": str(SCHEMA), "header": json.dumps(asdict(header))}
     replace_bytes(path, save(arrays, {**metadata, "arrays": json.dumps(kinds)}))
 
@@ -132,15 +133,11 @@ def _check_arrays(kinds: object, arrays: Arrays) -> None:
     if not isinstance(kinds, dict) or set(kinds) != set(arrays):
         raise ValueError(f"its arrays are {', '.join(sorted(arrays))}, its list says {kinds!r:.200}")
     for name, x in arrays.items():
-        found = [_dtype(x), list(x.shape), _checksum(x)]
+        found = [dtype_name(x.dtype), list(x.shape), _checksum(x)]
         if kinds[name] != found:
             raise ValueError(
                 f"array {name} is damaged: it is {found} (dtype, shape, checksum), saved was {kinds[name]}"
             )
-
-
-def _dtype(x: torch.Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
 
 
 def _checksum(x: torch.Tensor) -> int:
@@ -156,6 +153,6 @@ def take(arrays: Arrays, name: str, dtype: torch.dtype, shape: tuple[int, ...]) 
     x = arrays[name]
     if x.dtype != dtype or tuple(x.shape) != shape:
         raise ValueError(
-            f"array {name} must be {str(dtype).removeprefix('torch.')} {list(shape)}, got {_dtype(x)} {list(x.shape)}"
+            f"array {name} must be {dtype_name(dtype)} {list(shape)}, got {dtype_name(x.dtype)} {list(x.shape)}"
         )
     return x

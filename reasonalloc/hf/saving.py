@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 from reasonalloc import _core
 from reasonalloc.config import Config
 from reasonalloc.fields import build
-from reasonalloc.fingerprint import differences, fingerprint, weights_digest
+from reasonalloc.fingerprint import differences, dtype_name, fingerprint, weights_digest
 from reasonalloc.hf import saved_file
 from reasonalloc.hf.columns import Columns
 from reasonalloc.hf.compat import unwrapped
@@ -67,11 +67,7 @@ C = TypeVar("C", bound=_Saved)
 
 def _identity(model: Model) -> SavedModel:
     label = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return SavedModel(fingerprint(model), weights_digest(model), _name(model.dtype), label)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return SavedModel(fingerprint(model), weights_digest(model), dtype_name(model.dtype), label)
 
 
 # ---- to the file ----
@@ -110,7 +106,7 @@ def save(cache: _Saved, path: str | Path) -> None:
             config=_settings(cache.config),
             rows=rows,
             length=cache.ragged[0].length,
-            dtype=_name(cache.ragged[0].dtype) if rows else identity.dtype,
+            dtype=dtype_name(cache.ragged[0].dtype) if rows else identity.dtype,
             fixed=fixed,
             record=cache.record,
             step=asdict(cache.step.state),

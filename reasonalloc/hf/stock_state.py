@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from reasonalloc.fingerprint import dtype_name
 from reasonalloc.hf.saved_file import Arrays, Stock
 
 _KINDS = ("DummyLayer", "DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer")
@@ -27,18 +28,18 @@ def take_apart(index: int, layer: CacheLayerMixin) -> tuple[Stock, Arrays]:
         if name == "device":  # the model's, wherever it lies by then
             continue
         if isinstance(value, dict):  # a state for each of several
-            state[name] = {str(k): _said(f"stock.{index}.{name}.{k}", x, arrays) for k, x in value.items()}
+            state[name] = {str(k): _encoded(f"stock.{index}.{name}.{k}", x, arrays) for k, x in value.items()}
         else:
-            state[name] = _said(f"stock.{index}.{name}", value, arrays)
+            state[name] = _encoded(f"stock.{index}.{name}", value, arrays)
     return Stock(index, kind, state), arrays
 
 
-def _said(name: str, value: object, arrays: Arrays) -> object:
+def _encoded(name: str, value: object, arrays: Arrays) -> object:
     if isinstance(value, torch.Tensor):
         arrays[name] = value.detach().cpu().contiguous().clone()
         return {_TENSOR: name}
     if isinstance(value, torch.dtype):
-        return {_DTYPE: str(value).removeprefix("torch.")}
+        return {_DTYPE: dtype_name(value)}
     if isinstance(value, _PLAIN):
         return value
     raise ValueError(f"{name} holds a {type(value).__name__}, which cannot be saved")
@@ -57,9 +58,9 @@ def put_back(saved: Stock, layer: CacheLayerMixin, arrays: Arrays, rows: int, de
         )
     state: dict[str, object] = {
         name: (
-            {int(k): _restored(x, arrays, rows, device) for k, x in value.items()}
+            {int(k): _decoded(x, arrays, rows, device) for k, x in value.items()}
             if isinstance(attributes[name], dict) and isinstance(value, dict)
-            else _restored(value, arrays, rows, device)
+            else _decoded(value, arrays, rows, device)
         )
         for name, value in saved.state.items()
     }
@@ -83,7 +84,7 @@ def put_back(saved: Stock, layer: CacheLayerMixin, arrays: Arrays, rows: int, de
     vars(layer).update(state)
 
 
-def _restored(value: object, arrays: Arrays, rows: int, device: torch.device) -> object:
+def _decoded(value: object, arrays: Arrays, rows: int, device: torch.device) -> object:
     if not isinstance(value, dict):
         return value
     if set(value) == {_TENSOR} and value[_TENSOR] in arrays:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from reasonalloc.fields import build
 from reasonalloc.files import Json, parse_json, replace_bytes
-from reasonalloc.fingerprint import differences, fingerprint, weights_digest
+from reasonalloc.fingerprint import differences, dtype_name, fingerprint, weights_digest
 from reasonalloc.hub import Shared
 from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model
@@ -178,7 +178,7 @@ class Calibration(Shared):
             wrong.append(f"layers {list(self.layers)} (here {list(layers)})")
         if not wrong and self.rope != (rope := rope_parameters(model)):
             wrong.append(f"rotary embedding {dict(self.rope)} (here {rope})")
-        dtypes = {self.dtype, str(model.dtype).removeprefix("torch.")}
+        dtypes = {self.dtype, dtype_name(model.dtype)}
         # The digest is of numbers rounded to bfloat16, which float16 has rounded already.
         if not wrong and self.weights is not None and (len(dtypes) == 1 or "float16" not in dtypes):
             here = weights_digest(model, rounded=True)

@@ -175,19 +175,7 @@ RA_INLINE void move_row_16bit(const uint16_t *from, const struct order *order, u
 #define move_row_bf16 move_row_16bit
 #define move_row_f16 move_row_16bit
 
-#include "row_kernels.inc"
-
-#define DTYPE f32
-#define ELEM float
-#include "page_kernels.inc"
-
-#define DTYPE bf16
-#define ELEM uint16_t
-#include "page_kernels.inc"
-
-#define DTYPE f16
-#define ELEM uint16_t
-#include "page_kernels.inc"
+#include "vector_kernels.inc"
 
 const ra_kernels ra_kernels_avx2 = {
     .name = "avx2",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from reasonalloc.fingerprint import digest, weights_digest
+from reasonalloc.fingerprint import digest, dtype_name, weights_digest
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.hf.decode import Sampling, not_applied, warn_of
 from reasonalloc.lab import models
@@ -124,7 +124,7 @@ class _Given(Study):
     @cached_property
     def settings(self) -> dict[str, object]:
         model = self.pair[0]
-        values = super().settings | {"dtype": str(model.dtype).removeprefix("torch.")}
+        values = super().settings | {"dtype": dtype_name(model.dtype)}
         return values | {"weights": digest([weights_digest(model)])}
 
 
