@@ -171,6 +171,25 @@ def newer():
     yield DOCS, f"{ours} against {theirs}, **{planned('h2o/h2o', 'h2o', 'R-KV')}**"
 
 
+def kernel():
+    name = "kernel/kernel"
+    cells = {f"reasonalloc 384{x}": what for x, what in (
+        (" kernel=1", "1 (its own importance alone)"), (" kernel=3", "3"), ("", "7, the default"), (" kernel=15", "15"),
+    )}  # fmt: skip
+    for cell, what in cells.items():
+        found = f"**{right(name, cell)}**" if what == "15" else right(name, cell)
+        yield DOCS, f"| {what} | {found} | {cut(name, cell)} |"
+    plain = "reasonalloc 384"
+    pairs = [next(x for x in rows(name)[f"{plain} kernel={k}"]["against"] if x["against"] == plain) for k in (1, 3, 15)]
+    said = [f"{signed(x['difference']['mean'])} {bounds(x['difference'])}" for x in pairs]
+    assert {f"{x['holm']:.1f}" for x in pairs} == {"0.3"} and {x["family"] for x in pairs} == {3}
+    yield DOCS, f"Less the default: {said[0]}, {said[1]} and {said[2]} (Holm's p of 3: 0.3 each)"
+    wide = next(x for x in rows(name)[f"{plain} kernel=15"]["against"] if x["against"] == "rkv 384")
+    assert wide["family"] == 4
+    gain = f"{signed(wide['difference']['mean'])} {bounds(wide['difference'])}"
+    yield DOCS, f"15 is {gain} on R-KV with its 7 ({wide['holm']:.1g} of 4)"
+
+
 def recent():
     name = "recent/recent"
     for cell, what in (("h2o", "174 to 302: `h2o`"), ("snapkv-window-192", "`snapkv`, window 192"),
@@ -334,8 +353,8 @@ def kernels():
 
 
 KINDS = (
-    answers, parts, prompt, notch, order, newer, recent, recency, sealed, shares, heads, fidelity, next_tokens, speed,
-    kernels,
+    answers, parts, prompt, notch, order, newer, kernel, recent, recency, sealed, shares, heads, fidelity, next_tokens,
+    speed, kernels,
 )  # fmt: skip
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 

@@ -47,6 +47,7 @@ def test_results(path):
 
 SMALL = {
     "h2o": 48,
+    "kernel": 144,
     "newer": 216,
     "recent": 144,
     "recency": 144,
