@@ -278,6 +278,9 @@ def test_published_files_that_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="no file of tensors and plain values"):
         ra.import_triattention(model, path)
     assert capsys.readouterr().out == ""
+    (tmp_path / "empty.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty\.pt is no file of tensors and plain values: EOFError"):
+        ra.import_triattention(model, tmp_path / "empty.pt")
     torch.save([1], path)
     with pytest.raises(ValueError, match="needs the entries"):
         ra.import_triattention(model, path)

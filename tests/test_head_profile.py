@@ -170,6 +170,8 @@ def test_what_is_refused(tmp_path):
     common = {"method": "rkv", "heads": "profile", "budget": 32}
     with pytest.raises(ValueError, match="needs the file 'head_profile'"):
         ra.ReasonAllocCache(model, ra.Config(**common))
+    with pytest.raises(ValueError, match="head_profile must be the name of a file, got 5"):
+        ra.Config(**common, options={"head_profile": 5})
     path = tmp_path / "shares.tsv"
     write_gates(path, np.ones((1, 2)))
     with pytest.raises(ValueError, match="shares of 1 layers x 2 KV heads, the model has"):

@@ -114,7 +114,7 @@ def _parts() -> Iterator[Check]:
             "torch operators", "ok" if abs(float(share.sum()) - 1) < 1e-4 else "broken", "torch.ops.reasonalloc"
         )
     except (ImportError, RuntimeError, AttributeError) as error:
-        yield Check("torch operators", "broken", str(error).splitlines()[0])
+        yield Check("torch operators", "broken", str(error).partition("\n")[0] or type(error).__name__)
     registered = attention.NAME in ALL_ATTENTION_FUNCTIONS
     yield Check("attention interface", "ok" if registered else "broken", f"{attention.NAME!r} in transformers")
 

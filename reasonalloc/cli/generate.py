@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -24,7 +23,6 @@ def run(args: argparse.Namespace) -> int:
     how = _sampling(args)
     config = options.config_of(args)
     prompt = _prompt(args)
-    _check_trace(args.trace)
     out = options.console(args)
     model, tokenizer, label = options.load_model(args, out)
     ids = encode_prompt(tokenizer, prompt, model.device)
@@ -70,12 +68,6 @@ def _why_more(cache: ReasonAllocCache) -> str:
     return (
         f" (a ratio of {ratio:g} is what stays at a cut; until the next one up to {interval} tokens a head come on top)"
     )
-
-
-def _check_trace(path: str | None) -> None:
-    """Before the work, not after it."""
-    if path is not None and (not Path(path).parent.is_dir() or Path(path).is_dir()):
-        raise ValueError(f"--trace {path}: not a file in a folder that exists")
 
 
 def _write(out: Console, text: str) -> None:

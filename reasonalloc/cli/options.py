@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from rich.console import Console
@@ -36,6 +37,20 @@ def late(command: str, function: str = "run") -> Callable[[argparse.Namespace], 
         return int(getattr(import_module(f"reasonalloc.cli.{command}"), function)(args))
 
     return run
+
+
+def new_file(text: str) -> str:
+    """A file that is written after the work: what cannot be is said before it."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder")
+    return text
+
+
+def file_in_folder(text: str) -> str:
+    """As `new_file`, where no folder is made for it."""
+    if Path(text).is_dir() or not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file in a folder that exists")
+    return text
 
 
 def positive(text: str) -> int:
@@ -121,7 +136,9 @@ def load_model(args: argparse.Namespace, out: Console | None = None) -> tuple[Mo
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - for standard output")
+    parser.add_argument(
+        "--json", type=file_in_folder, metavar="FILE", help="write the figures as JSON; - for standard output"
+    )
 
 
 def console(args: argparse.Namespace) -> Console:

@@ -52,7 +52,8 @@ def _read(path: str | Path) -> tuple[Mapping[str, object], Mapping[str, object]]
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no file of tensors and plain values: {str(error).splitlines()[0]}") from error
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is no file of tensors and plain values: {why}") from error
     metadata, stats = (data.get(x) if isinstance(data, dict) else None for x in ("metadata", "stats"))
     if not isinstance(metadata, dict) or not isinstance(stats, dict):
         raise ValueError(f"{path} has no TriAttention statistics: it needs the entries 'metadata' and 'stats'")

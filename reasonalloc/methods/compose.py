@@ -17,6 +17,7 @@ from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.registry import Part, Registry
 from reasonalloc.policy.schedule import Schedule
 from reasonalloc.policy.scorers import SCORERS
+from reasonalloc.policy.setting import FileName
 from reasonalloc.policy.storage import STORAGES, Storage
 from reasonalloc.policy.view import Settings
 
@@ -109,7 +110,7 @@ class _Dealer:
         required = _own_fields(cls)
         self._require(f"method {cls.name!r}", required, cls.files)
         for file in cls.files:
-            if file in self.options and not Path(self.options[file]).is_file():
+            if file in self.options and not Path(FileName().check(file, self.options[file])).is_file():
                 raise ValueError(f"method {cls.name!r}: the file {file!r} does not exist: {self.options[file]}")
         return cls(**self._options(f.name for f in required))
 

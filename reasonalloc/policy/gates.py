@@ -21,7 +21,7 @@ from reasonalloc.policy.heads import CoreHeads, HeadAllocator, HeadArguments
 from reasonalloc.policy.layers import LayerAllocator
 from reasonalloc.policy.registry import Part
 from reasonalloc.policy.schedule import Schedule
-from reasonalloc.policy.setting import setting
+from reasonalloc.policy.setting import file_name, setting
 from reasonalloc.policy.view import Numbers, RowView
 
 Gates = npt.NDArray[np.float64]
@@ -115,7 +115,7 @@ class _Gated(Part):
     limits: [layers with a budget, H] slots of a head, -1 for a full one; None until `fitted` to a model.
     """
 
-    gates: str = ""
+    gates: str = file_name()
     sparsity: float = setting(0.4, -_ANY, _ANY)
     sinks: int = setting(16, 0, 2**31 - 1, whole=True)
     recent: int = setting(64, 1, 2**31 - 1, whole=True)

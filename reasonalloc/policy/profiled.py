@@ -15,7 +15,7 @@ from reasonalloc import allocate
 from reasonalloc.policy.calibration import Calibration, LayerCalibration
 from reasonalloc.policy.gates import ModelShape, read_layers
 from reasonalloc.policy.heads import HEADS, CoreHeads, HeadArguments
-from reasonalloc.policy.setting import setting
+from reasonalloc.policy.setting import file_name, setting
 from reasonalloc.policy.view import LayerView, Numbers
 from reasonalloc.protocols import Model
 
@@ -49,7 +49,7 @@ class ProfiledHeads(CoreHeads):
     Python; without it the part is in C.
     """
 
-    head_profile: str = ""
+    head_profile: str = file_name()
     head_lo: float = setting(0.25, 0, 1)
     head_hi: float = setting(2.5, 1, 1e6)
     correction: float = setting(0.0, 0, 4)

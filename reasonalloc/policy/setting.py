@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import operator
 from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -52,6 +53,15 @@ class Flag:
         return bool(value)
 
 
+class FileName:
+    """A text or a path."""
+
+    def check(self, name: str, value: object) -> str:
+        if not isinstance(value, (str, Path)):
+            raise ValueError(f"{name} must be the name of a file, got {value!r}")
+        return str(value)
+
+
 @dataclass(frozen=True)
 class Choice:
     """One of some texts."""
@@ -72,6 +82,11 @@ def choice(default: T, *texts: str) -> T:
 def setting(default: T, least: float, most: float, *, whole: bool = False, odd: bool = False) -> T:
     """A dataclass field that `check_settings` holds to a range."""
     return field(default=default, metadata={"allowed": Range(least, most, whole, odd)})
+
+
+def file_name() -> str:
+    """A dataclass field that names a file, none by default."""
+    return field(default="", metadata={"allowed": FileName()})
 
 
 def flag(default: bool) -> bool:

@@ -37,7 +37,8 @@ def add(subparsers: options.Subparsers) -> None:
     )  # fmt: skip
     parser.add_argument("--import", dest="published", metavar="FILE.pt", help="TriAttention's published statistics")
     parser.add_argument(
-        "-o", "--output", default="calibration.safetensors", metavar="FILE", help="the file (calibration.safetensors)"
-    )
+        "-o", "--output", type=options.new_file, default="calibration.safetensors", metavar="FILE",
+        help="the file (calibration.safetensors)",
+    )  # fmt: skip
     options.add_json(parser)
     parser.set_defaults(run=options.late("calibrate"))

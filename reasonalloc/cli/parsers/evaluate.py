@@ -73,7 +73,7 @@ def add(subparsers: options.Subparsers) -> None:
     fidelity.add_argument(
         "--batch-size", type=options.positive, default=1, metavar="N", help="texts that are fed side by side (1)"
     )
-    fidelity.add_argument("--plot", metavar="PNG", help="draw the result over the budget")
+    fidelity.add_argument("--plot", type=options.new_file, metavar="PNG", help="draw the result over the budget")
     options.add_json(fidelity)
     fidelity.set_defaults(run=options.late("evaluate"))
     accuracy.add(kinds)

@@ -18,6 +18,8 @@ def add(subparsers: options.Subparsers) -> None:
     group.add_argument("--temperature", type=options.not_negative, default=None, help="with --sample (0.6)")
     group.add_argument("--top-p", type=options.share, default=None, help="with --sample (0.95)")
     group.add_argument("--seed", type=options.natural, default=0, help="with --sample (0)")
-    parser.add_argument("--trace", metavar="FILE", help="record every cut, for `reasonalloc report`")
+    parser.add_argument(
+        "--trace", type=options.file_in_folder, metavar="FILE", help="record every cut, for `reasonalloc report`"
+    )
     options.add_json(parser)
     parser.set_defaults(run=options.late("generate"))

@@ -18,7 +18,9 @@ def add(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument("--max-new-tokens", type=options.positive, default=256, metavar="N", help="of each chain (256)")
     parser.add_argument("--rho", type=options.share, default=0.93, help="share of the attention (0.93)")
-    parser.add_argument("-o", "--output", default="wave.json", metavar="FILE", help="the profile (wave.json)")
-    parser.add_argument("--plot", metavar="PNG", help="draw the wave")
+    parser.add_argument(
+        "-o", "--output", type=options.new_file, default="wave.json", metavar="FILE", help="the profile (wave.json)"
+    )
+    parser.add_argument("--plot", type=options.new_file, metavar="PNG", help="draw the wave")
     options.add_json(parser)
     parser.set_defaults(run=options.late("profile"))

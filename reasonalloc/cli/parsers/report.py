@@ -14,6 +14,9 @@ def add(subparsers: options.Subparsers) -> None:
         " heads keep, scores, and two traces against each other. The page needs no network.",
     )
     parser.add_argument("traces", nargs="+", metavar="TRACE", help="saved traces; the first two are compared")
-    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page (report.html)")
+    parser.add_argument(
+        "-o", "--output", type=options.file_in_folder, default="report.html", metavar="FILE",
+        help="the page (report.html)",
+    )  # fmt: skip
     options.add_json(parser)
     parser.set_defaults(run=options.late("report"))

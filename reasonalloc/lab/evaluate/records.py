@@ -88,14 +88,18 @@ class Records:
         """Makes the folder or goes on in it, from what `pack` left if that is all there is. settings: what all records
         must have in common.
 
-        Raises ValueError, with nothing changed, if the folder's records were made with others.
+        Raises ValueError, with nothing changed, if the folder's records were made with others, or nobody knows how.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock()
         path, packed = self.folder / SETTINGS, self.folder / PACKED
         unpack = packed.is_file() and not self.path.is_file()
         self._mend()
-        if path.is_file() and (unpack or (self.path.is_file() and self.path.stat().st_size)):
+        if unpack or (self.path.is_file() and self.path.stat().st_size):
+            if not path.is_file():
+                raise ValueError(
+                    f"{self.folder} has generations, and no {SETTINGS} to say how they were made: take another folder"
+                )
             earlier = read_settings(self.folder)
             other = [k for k in {**earlier, **settings} if earlier.get(k) != settings.get(k)]
             if other:
