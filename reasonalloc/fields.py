@@ -7,7 +7,10 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from reasonalloc.files import read_saved
 
 T = TypeVar("T")
 
@@ -25,6 +28,15 @@ def build(kind: type[T], value: object, name: str, *, others: bool = False) -> T
     if others and isinstance(value, dict):
         value = {key: x for key, x in value.items() if key in _hints(cast(Any, kind))}
     return cast(T, _as(kind, value, name))
+
+
+def load(kind: type[T], path: str | Path, what: str, schema: int) -> T:
+    """`build` of a file that says of which schema it is. what: what errors call it."""
+    data = read_saved(path, what, schema)
+    try:
+        return build(kind, data, "it")
+    except ValueError as error:
+        raise ValueError(f"{path} is not a {what} of schema {schema}: {error}") from error
 
 
 def _as(kind: Any, value: object, name: str) -> Any:

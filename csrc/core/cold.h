@@ -56,9 +56,9 @@ void ra_cold_store(const ra_layer *layer, int64_t pair, int64_t slot, char *reco
 
 /* What statistics know of a head's slots but those that are dropped, goes[0, count) ascending; *out NULL where they know
  * nothing. False without memory. They are changed on the way, and then as they were. */
-bool ra_cold_remember(ra_layer *layer, int64_t pair, const int32_t *goes, int64_t count, ra_cold_block **out);
-/* Tells them, once the slots begin with those that it is about; else they are left with nothing. */
-void ra_cold_remind(ra_layer *layer, int64_t pair, const ra_cold_block *statistics);
+bool ra_cold_save_statistics(ra_layer *layer, int64_t pair, const int32_t *goes, int64_t count, ra_cold_block **out);
+/* Back to them, once the slots begin with those that it is about; else they know nothing of the head. */
+void ra_cold_restore_statistics(ra_layer *layer, int64_t pair, const ra_cold_block *statistics);
 
 /* ---- cold_cut.c ---- */
 

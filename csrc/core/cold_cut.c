@@ -81,7 +81,7 @@ static void fill_lists(ra_layer *layer, int64_t pair)
     }
     spread(positions, positions, n, block, (const char *)block->positions, sizeof(int32_t));
     layer->slots[pair] = (int32_t)(n + block->count);
-    ra_cold_remind(layer, pair, cold->statistics[pair]);
+    ra_cold_restore_statistics(layer, pair, cold->statistics[pair]);
 }
 
 /* Columns that say of each slot what its key and value say. */
@@ -335,7 +335,7 @@ static ra_status retire_head(ra_layer *layer, int64_t pair)
         block = ra_cold_make(stored, (size_t)stored * cold->record_bytes);
         cold->fresh[pair] = block;
         bool made = block &&
-                    ra_cold_remember(layer, pair, goes + stored, count - stored, &cold->fresh_statistics[pair]);
+                    ra_cold_save_statistics(layer, pair, goes + stored, count - stored, &cold->fresh_statistics[pair]);
         status = made ? RA_OK : RA_ERR_NO_MEMORY;
     }
     for (int64_t i = 0, c = 0; block && i < stored; i++) {

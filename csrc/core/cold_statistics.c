@@ -62,7 +62,7 @@ static void forget(ra_layer *layer, int64_t pair, int s, const int32_t *goes, in
     ra_stat_move(layer, s, pair, kept, keep, n, places);
 }
 
-bool ra_cold_remember(ra_layer *layer, int64_t pair, const int32_t *goes, int64_t count, ra_cold_block **out)
+bool ra_cold_save_statistics(ra_layer *layer, int64_t pair, const int32_t *goes, int64_t count, ra_cold_block **out)
 {
     int64_t n = layer->slots[pair];
     size_t bytes = 0, most = 0;
@@ -113,7 +113,7 @@ bool ra_cold_remember(ra_layer *layer, int64_t pair, const int32_t *goes, int64_
     return true;
 }
 
-void ra_cold_remind(ra_layer *layer, int64_t pair, const ra_cold_block *statistics)
+void ra_cold_restore_statistics(ra_layer *layer, int64_t pair, const ra_cold_block *statistics)
 {
     const char *from = statistics ? statistics->records : NULL;
     for (int s = 0; s < RA_STATS; s++) {

@@ -91,17 +91,17 @@ static void hide(const ra_attend_job *job, int64_t pair, int64_t page, const til
     }
 }
 
-/* The maximum of row i has grown: what it left of the pages from `begin` on follows. */
-static void shrink_left(float *left, const tile *t, int64_t i, int64_t begin, int64_t page, float shrink)
+/* The maximum of row i has grown: the weights stored of the pages from `begin` on follow. */
+static void shrink_stored(float *stored, const tile *t, int64_t i, int64_t begin, int64_t page, float shrink)
 {
     for (; begin < page; begin++)
-        ra_kernels_get()->scale(left + (begin * t->m + i) * PAGE, PAGE, shrink);
+        ra_kernels_get()->scale(stored + (begin * t->m + i) * PAGE, PAGE, shrink);
 }
 
-/* Pages [begin, end) of the head. logits: where the first query's go, `stride` apart from the next one's, or NULL. left:
+/* Pages [begin, end) of the head. logits: where the first query's go, `stride` apart from the next one's, or NULL. stored:
  * where the tile's weights go, [pages][m][PAGE], or NULL. */
 static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, int64_t end, tile *t, float *logits,
-                         int64_t stride, float *left)
+                         int64_t stride, float *stored)
 {
     const ra_span *span = &job->spans[pair];
     const ra_kernels *kernels = ra_kernels_get();
@@ -116,8 +116,8 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
     if (begin < end)
         start_lookahead(job, pair, begin, &next);
     for (int64_t page = begin; page < end; page++) {
-        if (left)
-            p = left + page * t->m * PAGE;
+        if (stored)
+            p = stored + page * t->m * PAGE;
         ra_streams_point(&next.streams, next.next, &ahead);
         span->kernels->qk(t->q, m, ra_span_k(span, page), d, &ahead, p);
         ra_softcap(p, t->m * PAGE, job->softcap);
@@ -131,8 +131,8 @@ static void attend_pages(const ra_attend_job *job, int64_t pair, int64_t begin, 
         for (size_t i = 0; i < m; i++)
             if (shrink[i] != 1) {
                 kernels->scale(&t->acc[i * d], d, shrink[i]);
-                if (left)
-                    shrink_left(left, t, (int64_t)i, begin, page, shrink[i]);
+                if (stored)
+                    shrink_stored(stored, t, (int64_t)i, begin, page, shrink[i]);
             }
         for (int64_t i = 0; i < RA_STREAMS; i++)
             ahead.stream[i] += next.streams.part / 2; /* the values: second half of the page */
@@ -249,12 +249,12 @@ static void attend_tasks(int64_t begin, int64_t end, void *context)
         start_tile(&t, span->d);
         float *logits = r->job->logits ? r->job->logits[a->pair] : NULL;
         int64_t stride = ra_pages_for(span->slots) * PAGE;
-        const ra_left_weights *left = r->job->weights ? &r->job->weights[a->pair] : NULL;
-        left = left && left->parts ? left : NULL;
+        const ra_stored_weights *stored = r->job->weights ? &r->job->weights[a->pair] : NULL;
+        stored = stored && stored->parts ? stored : NULL;
         attend_pages(r->job, a->pair, a->begin, a->end, &t, logits ? logits + a->first * stride : NULL, stride,
-                     left ? left->parts + a->first * stride : NULL);
-        if (left)
-            memcpy(left->factors + a->begin / RA_CHUNK_PAGES * r->job->group + a->first, t.top,
+                     stored ? stored->parts + a->first * stride : NULL);
+        if (stored)
+            memcpy(stored->factors + a->begin / RA_CHUNK_PAGES * r->job->group + a->first, t.top,
                    (size_t)t.m * sizeof *t.top);
         if (a->partial)
             save_partial(&t, span->d, a->partial);
@@ -342,29 +342,29 @@ ra_status ra_attend_run(const ra_attend_job *job, ra_scratch *scratch, ra_parall
 
 static int64_t chunks_of(int64_t slots) { return ra_pages_for(slots) / RA_CHUNK_PAGES + 1; }
 
-int64_t ra_left_floats(int64_t group, int64_t slots)
+int64_t ra_stored_floats(int64_t group, int64_t slots)
 {
     return group * (ra_pages_for(slots) * PAGE + chunks_of(slots) + 2);
 }
 
-ra_left_weights ra_left_in(float *memory, int64_t group, int64_t slots)
+ra_stored_weights ra_stored_in(float *memory, int64_t group, int64_t slots)
 {
     float *factors = memory + group * ra_pages_for(slots) * PAGE;
-    return (ra_left_weights){.parts = memory, .factors = factors, .ends = factors + group * chunks_of(slots)};
+    return (ra_stored_weights){.parts = memory, .factors = factors, .ends = factors + group * chunks_of(slots)};
 }
 
 ra_weights ra_attend_weights(const ra_attend_job *job, int64_t pair)
 {
-    const ra_left_weights *left = &job->weights[pair];
+    const ra_stored_weights *stored = &job->weights[pair];
     int64_t group = job->group, slots = job->spans[pair].slots, height = ra_tile_rows(job->head_dim);
     for (int64_t page = 0, at = 0; page < ra_pages_for(slots); page += RA_CHUNK_PAGES)
         for (int64_t g = 0; g < group; g++, at++) {
-            float chunk = left->factors[at], top = left->ends[g], sum = left->ends[group + g];
+            float chunk = stored->factors[at], top = stored->ends[g], sum = stored->ends[group + g];
             /* A query that sees nothing, or nothing of this chunk, has parts of 0. */
-            left->factors[at] = sum > 0 && chunk > -INFINITY ? (chunk == top ? 1 : expf(chunk - top)) / sum : 0;
+            stored->factors[at] = sum > 0 && chunk > -INFINITY ? (chunk == top ? 1 : expf(chunk - top)) / sum : 0;
         }
-    return (ra_weights){.parts = left->parts,
-                        .factors = left->factors,
+    return (ra_weights){.parts = stored->parts,
+                        .factors = stored->factors,
                         .slots = slots,
                         .group = group,
                         .height = height,

@@ -7,12 +7,12 @@
 /* Slots of a head that one task of a decode step takes. */
 #define RA_CHUNK_PAGES 16
 
-/* Where a head's one new token leaves its softmax behind (ra_weights). */
-typedef struct ra_left_weights {
+/* Where the softmax of a head's one new token is stored for statistics (ra_weights). */
+typedef struct ra_stored_weights {
     float *parts;   /* [group][slots, whole pages], NULL: not wanted */
     float *factors; /* [chunks of RA_CHUNK_PAGES][group]: first the chunks' maxima */
     float *ends;    /* [2][group]: maximum and sum over all chunks and the sink */
-} ra_left_weights;
+} ra_stored_weights;
 
 typedef struct ra_attend_job {
     const ra_span *spans; /* [rows][kv_heads] */
@@ -28,7 +28,7 @@ typedef struct ra_attend_job {
     ra_output out;
     /* NULL, or for each (row, head) NULL or a place for the logits of its one new token, [group][slots, whole pages] */
     float *const *logits;
-    const ra_left_weights *weights; /* NULL, or for each (row, head) */
+    const ra_stored_weights *weights; /* NULL, or for each (row, head) */
 } ra_attend_job;
 
 /* Row r's new tokens, and the number of the first. */
@@ -44,11 +44,11 @@ static inline int64_t ra_attend_first(const ra_attend_job *job, int64_t row)
 /* Scratch for heads of at most `slots` slots, rows of at most `tokens` new tokens, at most `total` of them together. */
 size_t ra_attend_bytes(int64_t pairs, int64_t group, int64_t head_dim, int64_t slots, int64_t tokens);
 ra_status ra_attend_run(const ra_attend_job *job, ra_scratch *scratch, ra_parallel parallel);
-/* What a head's new token has left behind; its factors are made of the maxima, once. */
+/* What is stored of a head's new token; its factors are made of the maxima, once. */
 ra_weights ra_attend_weights(const ra_attend_job *job, int64_t pair);
-/* Floats of *left for a head of that many slots, or the places of the three in so many at `memory`. */
-int64_t ra_left_floats(int64_t group, int64_t slots);
-ra_left_weights ra_left_in(float *memory, int64_t group, int64_t slots);
+/* Floats that are stored for a head of that many slots, or the places of the three in so many at `memory`. */
+int64_t ra_stored_floats(int64_t group, int64_t slots);
+ra_stored_weights ra_stored_in(float *memory, int64_t group, int64_t slots);
 /* One more logit in a softmax's sum, with no value (attention sinks of GPT-OSS): *top and *sum follow. Returns what sums
  * over the others are scaled by. */
 float ra_add_sink(float sink, float *top, float *sum);

@@ -1,4 +1,4 @@
-/* Attention of new tokens for statistics alone, where the step's own attention has left none behind. */
+/* Attention of new tokens for statistics alone, where the step's own attention has stored none. */
 #ifndef RA_GATHER_H
 #define RA_GATHER_H
 

@@ -138,7 +138,7 @@ static void gather_heads(int64_t begin, int64_t end, void *context)
 {
     const step_job *job = context;
     ra_layer *layer = job->layer;
-    const ra_left_weights *weights = job->attention->weights;
+    const ra_stored_weights *weights = job->attention->weights;
     for (int64_t pair = begin; pair < end; pair++) {
         int64_t in = cut_in(job->step, pair / layer->kv_heads), head = pair % layer->kv_heads;
         float *floats = job->floats + pair * job->most;
@@ -147,8 +147,8 @@ static void gather_heads(int64_t begin, int64_t end, void *context)
                 ra_stats[s]->gather(layer, pair, in, job->logits[pair], ra_pages_for(layer->slots[pair]) * PAGE,
                                     layer->sinks + head * layer->group, floats);
         if (weights && weights[pair].parts) {
-            ra_weights left = ra_attend_weights(job->attention, pair);
-            ra_stats_add(layer, pair, in, &left, layer->tokens[pair / layer->kv_heads] - 1, floats);
+            ra_weights stored = ra_attend_weights(job->attention, pair);
+            ra_stats_add(layer, pair, in, &stored, layer->tokens[pair / layer->kv_heads] - 1, floats);
         }
     }
 }
@@ -168,18 +168,18 @@ static float **room_for_logits(const ra_layer *layer, const ra_step *step, ra_sc
 }
 
 /* Room for the weights of the heads whose one new token statistics take in; NULL where there is none. */
-static ra_left_weights *room_for_weights(const ra_layer *layer, const ra_step *step, ra_scratch *scratch)
+static ra_stored_weights *room_for_weights(const ra_layer *layer, const ra_step *step, ra_scratch *scratch)
 {
     if (!ra_stats_gather(layer))
         return NULL;
     int64_t pairs = ra_pairs(layer);
-    ra_left_weights *weights = ra_scratch_take(scratch, pairs, sizeof *weights);
+    ra_stored_weights *weights = ra_scratch_take(scratch, pairs, sizeof *weights);
     for (int64_t pair = 0; weights && pair < pairs; pair++) {
         int64_t slots = layer->slots[pair];
         float *memory = NULL;
         if (ra_attention_gathers(layer, step, pair / layer->kv_heads))
-            memory = ra_scratch_take(scratch, ra_left_floats(layer->group, slots), sizeof *memory);
-        weights[pair] = memory ? ra_left_in(memory, layer->group, slots) : (ra_left_weights){0};
+            memory = ra_scratch_take(scratch, ra_stored_floats(layer->group, slots), sizeof *memory);
+        weights[pair] = memory ? ra_stored_in(memory, layer->group, slots) : (ra_stored_weights){0};
     }
     return weights;
 }
@@ -200,7 +200,7 @@ static ra_status attend(step_job *job, ra_parallel parallel)
         job->most = ra_max(job->most, ra_pages_for(layer->slots[pair]) * PAGE);
     }
     job->logits = room_for_logits(layer, step, scratch);
-    ra_left_weights *weights = room_for_weights(layer, step, scratch);
+    ra_stored_weights *weights = room_for_weights(layer, step, scratch);
     bool gathers = job->logits || weights;
     job->floats = gathers ? ra_scratch_take(scratch, pairs * job->most, sizeof *job->floats) : NULL;
     ra_attend_job attention = {.spans = spans,
@@ -243,10 +243,10 @@ size_t ra_cpu_step_bytes(const ra_layer *layer, int64_t tokens, int64_t slots)
         many = ra_attend_bytes(pairs, layer->group, d, slots, tokens);
     size_t step = count.used + 256 + attention + many, cut = ra_cpu_cut_bytes(layer, slots);
     if (ra_stats_gather(layer)) {
-        int64_t left;
-        if (!ra_size_of(pairs, ra_left_floats(layer->group, slots) + 64, sizeof(float), 1, &left))
+        int64_t stored;
+        if (!ra_size_of(pairs, ra_stored_floats(layer->group, slots) + 64, sizeof(float), 1, &stored))
             return SIZE_MAX / 4;
-        step += (size_t)left + (size_t)pairs * sizeof(ra_left_weights) + 256;
+        step += (size_t)stored + (size_t)pairs * sizeof(ra_stored_weights) + 256;
         size_t anew = ra_gather_bytes(layer, slots);
         step = step > anew ? step : anew;
     }

@@ -55,7 +55,7 @@ static bool is_matrix(const ra_cuda_layer *layer, const ra_cuda_step *step)
            ra_cuda_capability() >= needs;
 }
 
-extern "C" size_t ra_cuda_left_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step)
+extern "C" size_t ra_cuda_logits_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step)
 {
     const size_t queries = (size_t)layer->rows * layer->kv_heads * layer->group;
     return is_matrix(layer, step) ? queries * (list_room(step->most_slots) + 2) * sizeof(float) : 0;
@@ -88,8 +88,9 @@ extern "C" int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *st
     p.cap_log2 = step->softcap > 0 ? step->softcap * LOG2_E : 0;
     p.partial = (float *)scratch;
     p.tickets = tickets;
-    if (step->left)
-        return layer->format == RA_BF16 ? ra_attend_matrix_left_bf16(p, stream) : ra_attend_matrix_left_f16(p, stream);
+    if (step->logits)
+        return layer->format == RA_BF16 ? ra_attend_matrix_logits_bf16(p, stream)
+                                        : ra_attend_matrix_logits_f16(p, stream);
     switch (layer->format) {
     case RA_F32: return ra_attend_plain_f32(p, stream);
     case RA_BF16: return is_matrix(layer, step) ? ra_attend_matrix_bf16(p, stream) : ra_attend_plain_bf16(p, stream);

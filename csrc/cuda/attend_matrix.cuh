@@ -61,7 +61,7 @@ RA_DEVICE int32_t coming_page(const split_params &p, const int32_t *table, int s
 /* Blocks that an SM is to hold: what hides the latency of the first loads and of the merge. */
 constexpr int blocks_for(int dims, int tiles) { return dims <= 128 && tiles == 1 ? 3 : 2; }
 
-/* The lane's logits of queries first + 2t and first + 2t + 1 of the tile, of 8 slots from `slot` on, to step.left. */
+/* The lane's logits of queries first + 2t and first + 2t + 1 of the tile, of 8 slots from `slot` on, to step.logits. */
 RA_DEVICE void leave_logits(const split_params &p, const work &w, int first, int t, int slot, const float (&s)[4][4])
 {
     RA_UNROLL for (int c = 0; c < 2; c++)
@@ -69,7 +69,7 @@ RA_DEVICE void leave_logits(const split_params &p, const work &w, int first, int
         const int query = first + 2 * t + c;
         if (query >= w.count)
             continue;
-        float *to = p.a.s.left + ((int64_t)w.pair * p.a.l.group + w.first + query) * list_room(p.a.s.most_slots) + slot;
+        float *to = p.a.s.logits + ((int64_t)w.pair * p.a.l.group + w.first + query) * list_room(p.a.s.most_slots) + slot;
         RA_UNROLL for (int half = 0; half < 2; half++)
         {
             vec16 v;
@@ -79,8 +79,8 @@ RA_DEVICE void leave_logits(const split_params &p, const work &w, int first, int
     }
 }
 
-/* N: tiles of 8 queries. Dimensions are taken in rounds of 64; lane = 4 g + t throughout. LEFT: see step.left. */
-template <class T, int D, int N, bool LEFT> RA_KERNEL(THREADS, blocks_for(D, N)) attend_matrix(split_params p)
+/* N: tiles of 8 queries. Dimensions are taken in rounds of 64; lane = 4 g + t throughout. LOGITS: see step.logits. */
+template <class T, int D, int N, bool LOGITS> RA_KERNEL(THREADS, blocks_for(D, N)) attend_matrix(split_params p)
 {
     constexpr int K_STEPS = D / 16, ROUNDS = (D + 63) / 64, TILE = 8 * N;
     constexpr int V_STEPS = D > 128 ? 1 : D > 64 && N == 1 ? 2 : 4; /* of 4, loaded together: what registers hold */
@@ -175,7 +175,7 @@ template <class T, int D, int N, bool LEFT> RA_KERNEL(THREADS, blocks_for(D, N))
                 s[n][i][j] = sees ? logit_log2(p, s[n][i][j]) : -INFINITY;
                 best[c] = fmaxf(best[c], s[n][i][j]);
             }
-            if constexpr (LEFT)
+            if constexpr (LOGITS)
                 if (w.fresh == 1 && k_there)
                     leave_logits(p, w, 8 * n, t, slot, s[n]);
             RA_UNROLL for (int c = 0; c < 2; c++)
@@ -285,30 +285,30 @@ template <class T, int D, int N, bool LEFT> RA_KERNEL(THREADS, blocks_for(D, N))
         const int query = item / (D / 8), c = item % (D / 8) * 8, from = query * (D + 2);
         float x[8];
         RA_UNROLL for (int i = 0; i < 8; i++) x[i] = result[from + c + i];
-        leave<D, TILE, LEFT>(p, w, query, c, x, result[from + D], result[from + D + 1]);
+        leave<D, TILE, LOGITS>(p, w, query, c, x, result[from + D], result[from + D + 1]);
     }
-    merge_chunks<D, TILE, LEFT>(p, w, flag_at);
+    merge_chunks<D, TILE, LOGITS>(p, w, flag_at);
 }
 
-template <class T, int D, int N, bool LEFT> static int launch_matrix(const split_params &p, void *stream)
+template <class T, int D, int N, bool LOGITS> static int launch_matrix(const split_params &p, void *stream)
 {
-    return RA_LAUNCH((attend_matrix<T, D, N, LEFT>), split_grid(p, 8 * N), THREADS, (matrix_shared<D, N>::bytes), stream, p);
+    return RA_LAUNCH((attend_matrix<T, D, N, LOGITS>), split_grid(p, 8 * N), THREADS, (matrix_shared<D, N>::bytes), stream, p);
 }
 
 /* 16 queries at a time where their accumulators fit the registers; bits do not depend on it. */
-template <class T, int D, bool LEFT> static int launch_matrix_of_size(const split_params &p, void *stream)
+template <class T, int D, bool LOGITS> static int launch_matrix_of_size(const split_params &p, void *stream)
 {
-    if constexpr (D == 64 || (D == 128 && !LEFT))
+    if constexpr (D == 64 || (D == 128 && !LOGITS))
         if (p.a.l.group * p.a.s.tokens > 8)
-            return launch_matrix<T, D, 2, LEFT>(p, stream);
-    return launch_matrix<T, D, 1, LEFT>(p, stream);
+            return launch_matrix<T, D, 2, LOGITS>(p, stream);
+    return launch_matrix<T, D, 1, LOGITS>(p, stream);
 }
 
-template <class T, bool LEFT> static int launch_matrix_any_size(const split_params &p, void *stream)
+template <class T, bool LOGITS> static int launch_matrix_any_size(const split_params &p, void *stream)
 {
     switch (p.a.l.head_dim) {
 #define CASE(D)                                                                                                        \
-    case D: return launch_matrix_of_size<T, D, LEFT>(p, stream);
+    case D: return launch_matrix_of_size<T, D, LOGITS>(p, stream);
         RA_HEAD_SIZES(CASE)
 #undef CASE
     }

@@ -104,25 +104,25 @@ RA_DEVICE void store_out(const split_params &p, const work &w, const query_ref &
     store16(to, v[0]);
 }
 
-/* What makes weights of a query's logits where these are in step.left (attend_matrix.cuh), behind all lists: its top, and what
+/* What makes weights of a query's logits where these are in step.logits (attend_matrix.cuh), behind all lists: its top, and what
  * is multiplied with. */
 RA_DEVICE void leave_ends(const split_params &p, const work &w, int query, float top, float by)
 {
     const int64_t queries = (int64_t)p.a.l.rows * p.a.l.kv_heads * p.a.l.group;
-    float *ends = p.a.s.left + queries * list_room(p.a.s.most_slots);
+    float *ends = p.a.s.logits + queries * list_room(p.a.s.most_slots);
     ends += 2 * ((int64_t)w.pair * p.a.l.group + w.first + query);
     ends[0] = top * LN_2;
     ends[1] = by;
 }
 
-/* Eight accumulators of a query that is done, from dimension c on. LEFT: its logits are in step.left. */
-template <bool LEFT>
+/* Eight accumulators of a query that is done, from dimension c on. LOGITS: its logits are in step.logits. */
+template <bool LOGITS>
 RA_DEVICE void finish(const split_params &p, const work &w, int query, int c, const float *x, float top, float sum)
 {
     const query_ref q = query_of(p, w, query);
     const float by = divisor_of(p, w, q, top, sum);
     store_out(p, w, q, c, x, by);
-    if (LEFT && w.fresh == 1 && c == 0)
+    if (LOGITS && w.fresh == 1 && c == 0)
         leave_ends(p, w, query, top, by);
 }
 
@@ -138,11 +138,11 @@ template <int D, int TILE> RA_DEVICE float *part_of(const split_params &p, const
 }
 
 /* Eight accumulators of a query, and beside the first ones its top and sum; a head that is not split is done with that. */
-template <int D, int TILE, bool LEFT = false>
+template <int D, int TILE, bool LOGITS = false>
 RA_DEVICE void leave(const split_params &p, const work &w, int query, int c, const float *x, float top, float sum)
 {
     if (w.chunks == 1) {
-        finish<LEFT>(p, w, query, c, x, top, sum);
+        finish<LOGITS>(p, w, query, c, x, top, sum);
         return;
     }
     float *part = part_of<D, TILE>(p, w, w.chunk);
@@ -157,7 +157,7 @@ RA_DEVICE void leave(const split_params &p, const work &w, int query, int c, con
 }
 
 /* The last block to come merges. flag_at: where shared memory has a word for it. */
-template <int D, int TILE, bool LEFT = false>
+template <int D, int TILE, bool LOGITS = false>
 RA_DEVICE void merge_chunks(const split_params &p, const work &w, size_t flag_at)
 {
     if (w.chunks == 1)
@@ -215,7 +215,7 @@ RA_DEVICE void merge_chunks(const split_params &p, const work &w, size_t flag_at
                 }
             }
         }
-        finish<LEFT>(p, w, query, c, acc, top, sum);
+        finish<LOGITS>(p, w, query, c, acc, top, sum);
     }
 }
 
@@ -232,9 +232,9 @@ static inline dim3 split_grid(const split_params &p, int tile_queries)
 /* The kernels by element of the pages: -1 where the head size has none. */
 int ra_attend_matrix_bf16(const split_params &p, void *stream);
 int ra_attend_matrix_f16(const split_params &p, void *stream);
-/* The same that also fill step.left. */
-int ra_attend_matrix_left_bf16(const split_params &p, void *stream);
-int ra_attend_matrix_left_f16(const split_params &p, void *stream);
+/* The same that also fill step.logits. */
+int ra_attend_matrix_logits_bf16(const split_params &p, void *stream);
+int ra_attend_matrix_logits_f16(const split_params &p, void *stream);
 int ra_attend_plain_f32(const split_params &p, void *stream);
 int ra_attend_plain_bf16(const split_params &p, void *stream);
 int ra_attend_plain_f16(const split_params &p, void *stream);

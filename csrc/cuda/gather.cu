@@ -1,6 +1,6 @@
 /* What attention gathers of each slot (stat/accumulated.c, stat/recurrence.c), after the step's attention.
  *
- * Logits of a row's one new token attention may have left, with what makes weights of them. Others are computed once more, in
+ * Logits of a row's one new token attention may have stored, with what makes weights of them. Others are computed once more, in
  * tiles of tokens, so that memory grows with the slots alone; then come their softmaxes. Last the columns, a slot a thread,
  * query by query in order. What becomes of a query depends neither on its tile nor on other rows, so that a row gives the same
  * bits in any batch. */
@@ -9,7 +9,7 @@
 constexpr int TILE_QUERIES = 256;               /* of a head in a tile, where its token has no more */
 constexpr size_t TILE_BYTES = (size_t)128 << 20; /* of logits, likewise */
 
-enum which_rows { ALL, LEFT, OTHERS }; /* LEFT: those whose logits attention has left */
+enum which_rows { ALL, STORED, OTHERS }; /* STORED: those whose logits attention has stored */
 
 struct gather_job {
     ra_cuda_layer l;
@@ -40,7 +40,7 @@ RA_DEVICE taking taking_of(const gather_job &j, int row)
         t.kept = t.anew = true;
         t.count = j.how.config.prompt == RA_PROMPT_WINDOW ? j.l.q_end[row] - j.l.q_begin[row] : 0;
     }
-    if (j.which != ALL && (j.which == LEFT) != (t.fresh == 1 && !t.anew))
+    if (j.which != ALL && (j.which == STORED) != (t.fresh == 1 && !t.anew))
         t.fresh = t.count = 0;
     return t;
 }
@@ -215,13 +215,13 @@ static int weigh_tile(const gather_job &j, bool any, void *stream)
     return error ? error : RA_LAUNCH(fill_columns, dim3(pairs, parts), THREADS, 0, stream, j);
 }
 
-static int take_left(gather_job j, void *stream)
+static int take_stored(gather_job j, void *stream)
 {
-    j.which = LEFT;
+    j.which = STORED;
     j.tokens = 1;
     j.queries = j.l.group;
     j.stride = list_room(j.s.most_slots);
-    j.logits = j.s.left;
+    j.logits = j.s.logits;
     j.ends = j.logits + (int64_t)j.l.rows * j.l.kv_heads * j.queries * j.stride;
     return weigh_tile(j, false, stream);
 }
@@ -241,10 +241,10 @@ extern "C" int ra_cuda_gather(const ra_cuda_layer *layer, const ra_cuda_step *st
     j.l = *layer, j.s = *step, j.how = *how;
     if (!pairs || step->tokens < 1)
         return 0;
-    int error = step->left ? take_left(j, stream) : 0;
+    int error = step->logits ? take_stored(j, stream) : 0;
     if (error || how->tokens < 0)
         return error;
-    j.which = step->left ? OTHERS : ALL;
+    j.which = step->logits ? OTHERS : ALL;
     lay(&j, scratch);
     logits_job keys = {*layer, 0, {}, 1, 0, 0, 0, false, false, j.scaled_queries, j.counts};
     keys.s.stride = j.stride, keys.s.queries = j.queries, keys.s.logits = j.logits;

@@ -72,7 +72,7 @@ typedef struct ra_cuda_step {
     int64_t visible_stride;
     ra_output out;      /* data NULL: no attention */
     int32_t most_slots; /* bound on the slots of a head after the step: fixes grids */
-    float *left;        /* where attention leaves the logits of rows that have one new token, or NULL */
+    float *logits;      /* of rows that have one new token, which attention stores for their statistics, or NULL */
 } ra_cuda_step;
 
 /* Takes pages (in the order of heads, whatever the order of blocks; a shared tail page is copied to a fresh one first),
@@ -93,16 +93,16 @@ int ra_cuda_attend(const ra_cuda_layer *layer, const ra_cuda_step *step, uint32_
 typedef struct ra_cuda_gathering {
     ra_stat_config config;
     const uint8_t *prompt; /* [R] as in ra_step, or NULL: none whose queries do not all count */
-    /* Most queries of a row that are taken in, by its new tokens, prompt and config; with step.left of the rows whose logits
+    /* Most queries of a row that are taken in, by its new tokens, prompt and config; with step.logits of the rows whose logits
      * are not in it, -1: there is none. */
     int32_t tokens;
 } ra_cuda_gathering;
 
 /* Takes the queries of the step's new tokens into the layer's columns, or those that the config wants of a prompt, and gives
- * new slots their first entries: what cpu/gather.c does. Where attention has left no logits it looks at the keys once more.
- * step.left: 16 bytes aligned, ra_cuda_left_bytes of them, which is 0 where this attention leaves none. Rows with an entry in
- * `prompt` are not looked for in it. */
-size_t ra_cuda_left_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step);
+ * new slots their first entries: what cpu/gather.c does. Where attention has stored no logits it looks at the keys once more.
+ * step.logits: 16 bytes aligned, ra_cuda_logits_bytes of them, which is 0 where this attention stores none. Rows with an entry
+ * in `prompt` are not looked for in it. */
+size_t ra_cuda_logits_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step);
 size_t ra_cuda_gather_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step, const ra_cuda_gathering *how);
 int ra_cuda_gather(const ra_cuda_layer *layer, const ra_cuda_step *step, const ra_cuda_gathering *how, void *scratch,
                    void *stream);

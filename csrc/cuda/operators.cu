@@ -15,7 +15,7 @@ struct paged_job {
     size_t ticket_count, bytes;
 };
 
-RA_DEVICE void say_wrong(uint32_t *fault, int byte) { ((volatile uint8_t *)fault)[byte] = 1; }
+RA_DEVICE void flag_fault(uint32_t *fault, int byte) { ((volatile uint8_t *)fault)[byte] = 1; }
 
 RA_HOST_DEVICE size_t page_bytes_of(const ra_paged &g)
 {
@@ -82,9 +82,9 @@ RA_DEVICE void lay_head(const paged_job &x, int pair)
     if (threadIdx.x == 0)
         x.l.slots[pair] = fits ? length : T;
     if (threadIdx.x == 0 && !fits)
-        say_wrong(x.fault, RA_FAULT_LENGTHS);
+        flag_fault(x.fault, RA_FAULT_LENGTHS);
     if (!exist)
-        say_wrong(x.fault, RA_FAULT_TABLE);
+        flag_fault(x.fault, RA_FAULT_TABLE);
 }
 
 /* A block a head; all of them the rest. */
@@ -167,11 +167,11 @@ RA_KERNEL(THREADS, 4) check_append(append_paged_job x)
     if (threadIdx.x == 0)
         x.bad[pair] = all;
     if (threadIdx.x == 0 && all & BAD_LENGTH)
-        say_wrong(x.fault, RA_FAULT_LENGTHS);
+        flag_fault(x.fault, RA_FAULT_LENGTHS);
     if (threadIdx.x == 0 && all & BAD_PAGE)
-        say_wrong(x.fault, RA_FAULT_TABLE);
+        flag_fault(x.fault, RA_FAULT_TABLE);
     if (threadIdx.x == 0 && all & BAD_NUMBER)
-        say_wrong(x.fault, RA_FAULT_NOT_FINITE);
+        flag_fault(x.fault, RA_FAULT_NOT_FINITE);
 }
 
 /* A block writes tokens of a head into one of its pages. Keys: a lane a token, so that a page's row is written at once. */

@@ -111,7 +111,7 @@ RA_KERNEL(COMBINE, 2) combine_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     importance(l, cut, pair, older, s, score);
     if (cut.scorer != RA_CUDA_IMPORTANCE)
         weigh(cut, pair, n, older, s, scratch, score); /* each thread its own slots */
-    tell_faults(l, row, score, older); /* before a maximum hides what is no number */
+    flag_not_finite(l, row, score, older); /* before a maximum hides what is no number */
     if (cut.scorer == RA_CUDA_SPANS && cut.span > 1)
         share(cut, positions, older, score);
 }

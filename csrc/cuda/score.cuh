@@ -104,7 +104,7 @@ RA_DEVICE float pooled(const float *x, int count, int i, int half, bool sum)
     return is_number ? all : NAN;
 }
 /* Tells of scores [older] that are no numbers; each thread sees what it has written itself. */
-RA_DEVICE void tell_faults(const ra_cuda_layer &l, int row, const float *score, int older)
+RA_DEVICE void flag_not_finite(const ra_cuda_layer &l, int row, const float *score, int older)
 {
     bool finite = true;
     for (int i = threadIdx.x; i < older; i += blockDim.x)

@@ -96,7 +96,7 @@ RA_KERNEL(COMBINE, 2) attention_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     float *score = cut.scores + pair * entries_of(l);
     const float *values = s.values + pair * s.stride;
     pool_attention(l, cut, pair, older, s, cut.average || cut.scorer == RA_CUDA_VASE, score);
-    tell_faults(l, row, score, older); /* before ranges are in their place */
+    flag_not_finite(l, row, score, older); /* before ranges are in their place */
     if (cut.scorer == RA_CUDA_VASE) {
         draw(l, cut, pair, older, score);
         put_large(l, cut, pair, older, values, shared_at<int>(COUNTS_AT), shared_at<float>(0), score);
@@ -105,7 +105,7 @@ RA_KERNEL(COMBINE, 2) attention_scores(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
     if (cut.scorer == RA_CUDA_VATP)
         for (int i = threadIdx.x; i < older; i += COMBINE)
             score[i] *= values[i];
-    tell_faults(l, row, score, older);
+    flag_not_finite(l, row, score, older);
 }
 
 int ra_cuda_score_attention(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream)

@@ -70,7 +70,7 @@ RA_KERNEL(COMBINE, 2) share_products(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
     all = block_sum(all, shared_at<double>(0));
     for (int i = threadIdx.x; i < older; i += COMBINE)
         score[i] = i < cut.n_sink ? 1 : all > 0 ? (float)(product[i] / all) : 0;
-    tell_faults(l, row, score, older);
+    flag_not_finite(l, row, score, older);
 }
 
 int ra_cuda_score_dkv(const ra_cuda_layer &l, const ra_cuda_cut &cut, const cut_scratch &s, void *stream)

@@ -32,7 +32,7 @@ RA_KERNEL(COMBINE, 2) score_gathered(ra_cuda_layer l, ra_cuda_cut cut)
         else
             score[i] = (float)last[i];
     }
-    tell_faults(l, row, score, older);
+    flag_not_finite(l, row, score, older);
 }
 
 int ra_cuda_score_gathered(const ra_cuda_layer &l, const ra_cuda_cut &cut, void *stream)

@@ -94,7 +94,7 @@ RA_KERNEL(COMBINE, 2) join_heads(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s
         for (int i = first + threadIdx.x; i < older; i += COMBINE)
             square += ((double)query_logits[i] - mean) * ((double)query_logits[i] - mean);
         const double deviation = fmax(sqrt(block_sum(square, scratch) / (double)(older - first)), 1e-6);
-        tell_faults(l, row, query_logits, older);
+        flag_not_finite(l, row, query_logits, older);
         for (int i = threadIdx.x; i < older; i += COMBINE) {
             const float x = (float)(((double)query_logits[i] - mean) / deviation), so_far = g ? score[i] : x;
             score[i] = cut.centres.group_mean ? (g ? so_far + x : x) : so_far > x ? so_far : x;

@@ -39,29 +39,29 @@ static bool takes_prompt(const ra_layer *layer, const ra_step *step)
     return any && gathers(layer);
 }
 
-/* Whether attention can leave a row's logits for its statistics. */
-static bool leaves(const ra_layer *layer, const ra_step *step, int64_t row)
+/* Whether attention can store a row's logits for its statistics. */
+static bool stores_logits(const ra_layer *layer, const ra_step *step, int64_t row)
 {
     return fresh_of(step, row) == 1 && !begins_anew(layer, step, row);
 }
 
 /* Whether it does of any row: where its kernel can, and there is one. */
-static bool any_leaves(const ra_layer *layer, const ra_step *step, const ra_cuda_step *job)
+static bool any_stores(const ra_layer *layer, const ra_step *step, const ra_cuda_step *job)
 {
     bool any = false;
     for (int64_t row = 0; row < layer->rows; row++)
-        any |= leaves(layer, step, row);
-    return any && gathers(layer) && step->out.data && ra_cuda_left_bytes(&ra_cuda_layer_of(layer)->lists, job);
+        any |= stores_logits(layer, step, row);
+    return any && gathers(layer) && step->out.data && ra_cuda_logits_bytes(&ra_cuda_layer_of(layer)->lists, job);
 }
 
-/* Most queries of a row that its statistics take in; left: of those rows whose logits attention does not leave, -1 where
+/* Most queries of a row that its statistics take in; stored: of those rows whose logits attention does not store, -1 where
  * there are none. */
-static int64_t most_queries(const ra_layer *layer, const ra_step *step, bool left)
+static int64_t most_queries(const ra_layer *layer, const ra_step *step, bool stored)
 {
     int64_t most = -1;
     for (int64_t row = 0; row < layer->rows; row++) {
         int64_t queries = fresh_of(step, row);
-        if (!queries || (left && leaves(layer, step, row)))
+        if (!queries || (stored && stores_logits(layer, step, row)))
             continue;
         if (begins_anew(layer, step, row))
             queries = layer->stats.prompt == RA_PROMPT_WINDOW ? layer->window : 0;
@@ -86,8 +86,8 @@ static step_pieces lay_step(const ra_layer *layer, const ra_step *step, cuda_pie
     return out;
 }
 
-/* Where in scratch attention leaves logits: behind its own. */
-static size_t left_at(const ra_cuda_layer *lists, const ra_cuda_step *step)
+/* Where in scratch attention stores logits: behind its own. */
+static size_t logits_at(const ra_cuda_layer *lists, const ra_cuda_step *step)
 {
     return (ra_cuda_attend_bytes(lists, step) + 255) / 256 * 256;
 }
@@ -97,7 +97,7 @@ static size_t kernel_bytes(const ra_cuda_layer *lists, const ra_cuda_step *step,
     size_t bytes = ra_cuda_append_bytes(lists, step), attend = ra_cuda_attend_bytes(lists, step);
     size_t gather = how ? ra_cuda_gather_bytes(lists, step, how) : 0;
     if (how)
-        attend = left_at(lists, step) + ra_cuda_left_bytes(lists, step);
+        attend = logits_at(lists, step) + ra_cuda_logits_bytes(lists, step);
     bytes = attend > bytes ? attend : bytes;
     return gather > bytes ? gather : bytes;
 }
@@ -157,8 +157,8 @@ static ra_status run(ra_layer *layer, const ra_step *step)
                         .visible_stride = step->visible_stride,
                         .out = step->out,
                         .most_slots = (int32_t)slots};
-    bool kept = gathers(layer), left = any_leaves(layer, step, &job);
-    ra_cuda_gathering how = {.config = layer->stats, .tokens = (int32_t)most_queries(layer, step, left)};
+    bool kept = gathers(layer), stored = any_stores(layer, step, &job);
+    ra_cuda_gathering how = {.config = layer->stats, .tokens = (int32_t)most_queries(layer, step, stored)};
     cuda_pieces pieces = {0};
     (void)lay_step(layer, step, &pieces);
     status = ra_cuda_scratch(pool, pieces.used + kernel_bytes(lists, &job, kept ? &how : NULL));
@@ -179,7 +179,7 @@ static ra_status run(ra_layer *layer, const ra_step *step)
     if (at.prompt && !error)
         error = ra_device_up(at.prompt, step->prompt, (size_t)layer->rows, stream);
     how.prompt = at.prompt;
-    job.left = left ? (float *)(void *)(at.rest + left_at(lists, &job)) : NULL;
+    job.logits = stored ? (float *)(void *)(at.rest + logits_at(lists, &job)) : NULL;
     job.begin = at.begin;
     job.index = at.index;
     job.visible = at.visible;

@@ -240,18 +240,18 @@ struct attention {
     bool leave(const std::vector<char> &out)
     {
         ra_cuda_step step = s;
-        const size_t bytes = ra_cuda_left_bytes(&l, &step);
+        const size_t bytes = ra_cuda_logits_bytes(&l, &step);
         const int64_t room = list_room(s.most_slots);
         std::vector<char> again;
         arena own;
         if (!bytes)
             return true;
-        step.left = own.array<float>(bytes / sizeof(float), 0xff);
+        step.logits = own.array<float>(bytes / sizeof(float), 0xff);
         if (!run(l, step, &again) || again != out)
-            return fail("other bits where logits are left");
+            return fail("other bits where logits are stored");
         for (int row = 0; row < l.rows; row++)
             for (int query = 0; query < l.kv_heads * l.group && first[row + 1] - first[row] == 1; query++) {
-                const float *got = step.left + ((int64_t)row * l.kv_heads * l.group + query) * room;
+                const float *got = step.logits + ((int64_t)row * l.kv_heads * l.group + query) * room;
                 const std::vector<double> right = logits(row, query / l.group, query % l.group, 0);
                 for (size_t slot = 0; slot < right.size(); slot++)
                     if (!(got[slot] == right[slot] || std::fabs(got[slot] - right[slot]) <= 1e-5))

@@ -7,11 +7,11 @@ using namespace check;
 
 static double worst;
 
-/* Queries of a row that are taken in; left: -1 where attention has left them. */
-static int taken(const beside &x, const new_tokens &t, int row, bool left)
+/* Queries of a row that are taken in; stored: -1 where attention has stored their logits. */
+static int taken(const beside &x, const new_tokens &t, int row, bool stored)
 {
     const bool anew = !t.prompt.empty() && t.prompt[row] && x.shape.stats.prompt != RA_PROMPT_ALL;
-    if (!t.fresh(row) || (left && t.fresh(row) == 1 && !anew))
+    if (!t.fresh(row) || (stored && t.fresh(row) == 1 && !anew))
         return -1;
     return !anew ? t.fresh(row) : x.shape.stats.prompt == RA_PROMPT_WINDOW ? x.shape.window : 0;
 }
@@ -28,15 +28,15 @@ static bool gather(beside &x, const new_tokens &t, bool attend)
         const int64_t row = (int64_t)places * heads * x.shape.dim;
         s.out.dtype = RA_F32, s.out.stride_token = heads * x.shape.dim, s.out.stride_row = row;
         s.out.data = own.array<float>((size_t)row * x.shape.rows);
-        const size_t left = ra_cuda_left_bytes(&x.l, &s);
-        s.left = left ? own.array<float>(left / sizeof(float), 0xff) : nullptr;
+        const size_t bytes = ra_cuda_logits_bytes(&x.l, &s);
+        s.logits = bytes ? own.array<float>(bytes / sizeof(float), 0xff) : nullptr;
         if (ra_cuda_attend(&x.l, &s, own.array<uint32_t>(ra_cuda_attend_tickets(&x.l, &s)),
                            own.array<char>(ra_cuda_attend_bytes(&x.l, &s), 0xff), nullptr))
             return fail("%s: attention", x.name().c_str());
     }
     how.tokens = -1;
     for (int row = 0; row < x.shape.rows; row++)
-        how.tokens = most(how.tokens, taken(x, t, row, s.left != nullptr));
+        how.tokens = most(how.tokens, taken(x, t, row, s.logits != nullptr));
     return !ra_cuda_gather(&x.l, &s, &how, own.array<char>(ra_cuda_gather_bytes(&x.l, &s, &how), 0xff), nullptr) ||
            fail("%s: launch", x.name().c_str());
 }

@@ -14,8 +14,8 @@ import torch
 from rich.table import Table
 
 from reasonalloc.config import Config, parse_bytes
-from reasonalloc.fields import build
-from reasonalloc.files import Json, read_saved, replace_text
+from reasonalloc.fields import load
+from reasonalloc.files import Json, replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.decode import DecodeBatch
@@ -115,11 +115,7 @@ class Fidelity:
     @classmethod
     def load(cls, path: str | Path) -> Fidelity:
         """Reads a saved result; ValueError if the file is none."""
-        data = read_saved(path, "fidelity result", SCHEMA)
-        try:
-            return build(cls, data, "it")
-        except ValueError as error:
-            raise ValueError(f"{path} is not a fidelity result of schema {SCHEMA}: {error}") from error
+        return load(cls, path, "fidelity result", SCHEMA)
 
     def table(self) -> Table:
         """The result as a rich table."""

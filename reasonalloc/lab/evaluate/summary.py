@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from reasonalloc.fields import build
-from reasonalloc.files import Json, read_saved
+from reasonalloc.fields import load
+from reasonalloc.files import Json
 from reasonalloc.lab.evaluate.records import Record
 from reasonalloc.lab.evaluate.statistics import (
     Measure,
@@ -87,11 +87,7 @@ class Summary:
     @classmethod
     def load(cls, path: str | Path) -> Summary:
         """Reads what `study.write` left as JSON; ValueError if the file is none."""
-        data = read_saved(path, "summary of accuracies", SCHEMA)
-        try:
-            return build(cls, data, "it")
-        except ValueError as error:
-            raise ValueError(f"{path} is not a summary of accuracies of schema {SCHEMA}: {error}") from error
+        return load(cls, path, "summary of accuracies", SCHEMA)
 
     def table(self) -> Table:
         """For the terminal."""
