@@ -28,22 +28,6 @@ pytest.importorskip("scipy")
 pytest.importorskip("math_verify")
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_chains_of_which_no_settings_are_left_are_refused(packed, tmp_path):
-    records = Records(tmp_path)
-    records.open({"a": 1})
-    records.add(record("full", "0", 1))
-    records.add_run({"command": "a"})
-    records.close()
-    if packed:
-        pack(records.by_key.values(), tmp_path / "generations.jsonl.gz")
-        (tmp_path / "generations.jsonl").unlink()
-    (tmp_path / "settings.json").unlink()
-    with pytest.raises(ValueError, match=r"has generations, and no settings\.json"):
-        Records(tmp_path).open({"a": 2})
-    assert records.runs() == [{"command": "a"}]
-
-
 def test_plan():
     batches = plan(ITEMS, CELLS, 2, 4)
     jobs = [(x.cell.name, j.item.id, j.sample) for x in batches for j in x.jobs]

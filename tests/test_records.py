@@ -54,3 +54,19 @@ def test_a_folder_whose_settings_are_damaged_is_refused(text, tmp_path):
         with pytest.raises(ValueError, match=r"runs\.json is not a list of runs"):
             records.runs()
     assert (tmp_path / "generations.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_chains_of_which_no_settings_are_left_are_refused(packed, tmp_path):
+    records = Records(tmp_path)
+    records.open({"a": 1})
+    records.add(record("full", "0", 1))
+    records.add_run({"command": "a"})
+    records.close()
+    if packed:
+        pack(records.by_key.values(), tmp_path / "generations.jsonl.gz")
+        (tmp_path / "generations.jsonl").unlink()
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match=r"has generations, and no settings\.json"):
+        Records(tmp_path).open({"a": 2})
+    assert records.runs() == [{"command": "a"}]
