@@ -213,7 +213,7 @@ def test_the_wave_is_drawn(tmp_path):
 
 def test_it_is_said_once_that_the_wave_was_measured(caplog, monkeypatch):
     model, config = tiny(), ra.Config("reasonalloc", budget=24, interval=8, window=4)
-    forward_module._said.discard(model)
+    forward_module._warned.discard(model)
     caplog.set_level(logging.INFO, logger="reasonalloc")
     for _ in range(2):
         cache = ra.ReasonAllocCache(model, config)
