@@ -133,9 +133,9 @@ class ReasonAllocCache(ForwardCache):
                 f"cannot crop {remove} of {length} tokens: only the newest {self.step.uncut} came after the last"
                 " eviction, and what was evicted does not come back"
             )
-        held = np.array([self.ragged[0].core.tokens(row) for row in range(self.rows if remove else 0)], np.int64)
-        if remove and remove > held.min():
-            raise ValueError(f"cannot crop {remove} tokens: a row has only {held.min()} that are not padding")
+        row_tokens = np.array([self.ragged[0].core.tokens(row) for row in range(self.rows if remove else 0)], np.int64)
+        if remove and remove > row_tokens.min():
+            raise ValueError(f"cannot crop {remove} tokens: a row has only {row_tokens.min()} that are not padding")
         with self._all_or_closed():
             self._crop_others(remove)
             for layer in self.ragged if remove else ():
@@ -143,7 +143,7 @@ class ReasonAllocCache(ForwardCache):
                 layer.length -= remove
             if remove:
                 self.step.crop(remove)
-                self.cutter.forget_beyond(held - remove)
+                self.cutter.forget_beyond(row_tokens - remove)
 
     def _crop_others(self, remove: int) -> None:
         """Crops the layers that are not ours, or raises ValueError with none of them changed."""

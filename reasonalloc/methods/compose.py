@@ -133,7 +133,7 @@ class _Dealer:
 
 @dataclass(frozen=True)
 class _Owners:
-    """Who is told what a config says: its method and the parts that it names."""
+    """What a config's settings go to: its method and the parts that it names."""
 
     method: type[Method]
     sources: Mapping[str, _Source]
@@ -166,7 +166,7 @@ def options_of(method: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def takes_size(method: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a method keeps as much as it is told, not every token or what its own options say; with the layer
+    """Whether a method keeps as much as a size says, not every token or what its options say; with the layer
     allocator that settings of a config put in place of its own. ValueError for names that do not exist."""
     own = METHODS[method]
     source = _Source.of("layers", settings.get("layers"), own)

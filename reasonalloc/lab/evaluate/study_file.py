@@ -109,8 +109,7 @@ class StudyFile:
         label = self.equal_bytes
         if label not in self.cells:
             raise ValueError(f"equal_bytes names a cell, got {label!r}; there are {', '.join(self.cells)}")
-        settings = {**self.config, **self.cells[label]}
-        if not self.budgets or not _takes_size(settings) or any(settings.get(x) is not None for x in _SIZES):
+        if not self._is_at_budgets({**self.config, **self.cells[label]}):
             raise ValueError(f"equal_bytes names a cell that is made at each of `budgets`, {label!r} is not")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is a share above 0 and below 1, got {self.tolerance}")
@@ -175,12 +174,15 @@ class StudyFile:
         found = []
         for label, changes in self.cells.items():
             settings = {**self.config, **changes}
-            sized = any(settings.get(x) is not None for x in _SIZES)
-            alone = sized or not self.budgets or not _takes_size(settings)
-            for budget in _NO_SIZE if alone else self.budgets:
+            for budget in self.budgets if self._is_at_budgets(settings) else _NO_SIZE:
                 size = {} if budget is None else {"budget": budget}
                 found.append(Cell(f"{label} {budget or ''}".strip(), _config(label, {**settings, **size}, wave)))
         return found
+
+    def _is_at_budgets(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a cell of these settings is made at each of `budgets`."""
+        sized = any(settings.get(x) is not None for x in _SIZES)
+        return bool(self.budgets) and not sized and _takes_size(settings)
 
     def compared(self, summary: Summary) -> list[Comparison]:
         """The comparisons of the file, each at every budget at which both cells are there."""

@@ -14,7 +14,7 @@ from reasonalloc.hf.profile import profile
 from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.accuracy import Batch, run_batch
 from reasonalloc.lab.evaluate.records import Record
-from reasonalloc.lab.evaluate.stock import PROBLEMS, Start, start
+from reasonalloc.lab.evaluate.stock import Start, start
 from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
 
@@ -103,8 +103,8 @@ def profile_on_ray(
 
 
 def first_prompts(batches: Sequence[Batch]) -> list[str]:
-    """Those that a start looks at."""
-    return [x.item.prompt for x in batches[0].jobs[:PROBLEMS]]
+    """Of the first batch: a start looks at some of them."""
+    return [x.item.prompt for x in batches[0].jobs]
 
 
 @contextmanager
