@@ -145,6 +145,7 @@ def test_demo(folder, tmp_path, capsys):
     assert full["stats"] is None and ours["stats"]["evicted"] > 0 and ours["stats"]["method"] == "reasonalloc"
     assert 0 < rkv["peak_bytes"] < full["peak_bytes"] and full["tokens"] <= 3 * 40
     assert all(x["questions"] == 3 and len(x["answers"]) == 3 and x["tokens_per_second"] > 0 for x in result["runs"])
+    assert all(x["late_tokens_per_second"] > 0 for x in result["runs"])
     assert len(result["problems"]) == 3 and 1 <= result["steps_compared"] <= 40
     assert "answers right" in err and "tokens a second" in err and "\x1b" not in err
     assert "ReasonAlloc" not in err and '"data"' in (tmp_path / "pictures" / "report.html").read_text()

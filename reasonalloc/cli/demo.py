@@ -46,6 +46,11 @@ FULL = "full cache"  # transformers' own
 _WAVE = (2, 128)  # prompts and tokens of a chain: enough to start with; `reasonalloc profile` takes more of both
 
 
+def late_of(steps: int) -> int:
+    """The first of the last quarter: a full cache grows, so its steps take longer and longer."""
+    return max(1, steps - max(1, steps // 4))
+
+
 @dataclass
 class Answer:
     """One chain. right: of its questions; ended: by itself, not cut off."""
@@ -82,9 +87,9 @@ class Run:
         """Steps in which no chain had ended."""
         return sum(x.rows == len(self.answers) for x in self.steps)
 
-    def speed(self, steps: int) -> float:
-        """Tokens a second in so many steps after the prompts'; 0 where there are none."""
-        taken = self.steps[1:steps]
+    def speed(self, begin: int, end: int) -> float:
+        """Tokens a second in the steps from begin to before end; 0 where there are none."""
+        taken = self.steps[begin:end]
         seconds = sum(x.seconds for x in taken)
         return sum(x.rows for x in taken) / seconds if seconds else 0.0
 
@@ -97,7 +102,8 @@ class Run:
             "questions": sum(len(x.right) for x in self.answers),
             "ended": self.ended,
             "tokens": sum(x.tokens for x in self.answers),
-            "tokens_per_second": self.speed(steps),
+            "tokens_per_second": self.speed(1, steps),
+            "late_tokens_per_second": self.speed(late_of(steps), steps),
             "prefill_seconds": self.steps[0].seconds,
             "decode_seconds": decode,
             "cut_share": self.stats["seconds"]["cut"] / decode if self.stats and decode else 0.0,
@@ -245,6 +251,7 @@ def _table(figures: Sequence[Json], steps: int, rows: int) -> Table:
         "cache at its peak": lambda x: f"{x['peak_bytes'] / 1e6:,.1f} MB",
         f"cache after {steps:,} steps": lambda x: f"{x['bytes'] / 1e6:,.1f} MB",
         f"tokens a second, first {steps:,} steps": lambda x: f"{x['tokens_per_second']:,.0f}",
+        f"the last {steps - late_of(steps):,} of them": lambda x: f"{x['late_tokens_per_second']:,.0f}",
         "seconds until the last chain was done": lambda x: f"{x['prefill_seconds'] + x['decode_seconds']:,.0f}",
         "score + route + evict, of them": lambda x: f"{x['cut_share']:.1%}" if x["stats"] else "",
     }
