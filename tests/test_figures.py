@@ -261,6 +261,21 @@ def sealed():
     yield ROOT / "docs" / "limits.md", f"better at 384 slots ({points}) and level at 512 ({two[1]}; [results]"
 
 
+def recall():
+    name = "recall/recall"
+    lines = {
+        "R-KV": ("`rkv`", None, ""), "R-KV-recall": ("`rkv`, recall", "R-KV", ", Holm's p of 3: 0.7"),
+        "R-KV-recall-int8": ("`rkv`, recall, cold tokens in 8 bits", "R-KV-recall", " less recall in float32, 0.7"),
+        "reasonalloc": ("`reasonalloc`", None, ""), "reasonalloc-recall": ("`reasonalloc`, recall", "reasonalloc", ", 0.5"),
+    }  # fmt: skip
+    for label, (what, other, rest) in lines.items():
+        cell = f"{label} 384"
+        size = f"{rows(name)[cell]['mean_bytes'] / 1e6:.1f}"
+        found = f"{planned(name, label, other)}{rest} " if other else ""
+        yield DOCS, f"| {what} | {both(name, cell)} | {size} | {found}|"
+    assert [f"{x['holm']:.1f}" for x in comparisons(name)] == ["0.7", "0.7", "0.5"]
+
+
 def shares():
     name = "shares/shares"
     cells = {x: both(name, f"{x} 384") for x in ("heads", "R-KV", "R-KV-kept")}
@@ -353,7 +368,7 @@ def kernels():
 
 
 KINDS = (
-    answers, parts, prompt, notch, order, newer, kernel, recent, recency, sealed, shares, heads, fidelity, next_tokens,
+    answers, parts, prompt, notch, order, newer, kernel, recent, recency, recall, sealed, shares, heads, fidelity, next_tokens,
     speed, kernels,
 )  # fmt: skip
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]

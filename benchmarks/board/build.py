@@ -31,6 +31,7 @@ OURS: dict[str, tuple[str, tuple[str, ...]]] = {
     "restated": ("restated/accuracy", ()),
     "prompt": ("prompt/prompt", ()),
     "heads": ("heads/heads", ()),
+    "recall": ("recall/recall", ()),
     "evidence": ("evidence/evidence", ()),
     "notch": ("notch/notch", ("full", "rkv 384", WAVE, *PARTS, f"{WAVE} wave=notch-kept-5")),
     "spared": ("notch/spared", SPARED),
