@@ -22,6 +22,7 @@ int ra_device_enter(int device, int *before)
     return 0;
 }
 void ra_device_leave(int before) { (void)before; }
+const char *ra_device_error(int error) { return error ? "an emulated error" : "no error"; }
 
 int ra_device_is_capturing(void *stream)
 {
@@ -158,6 +159,7 @@ void ra_device_leave(int before)
     if (cudaGetDevice(&now) == cudaSuccess && now != before)
         (void)cudaSetDevice(before);
 }
+const char *ra_device_error(int error) { return cudaGetErrorString((cudaError_t)error); }
 
 void *ra_device_new(size_t bytes, void *stream)
 {
