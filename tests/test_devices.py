@@ -323,12 +323,12 @@ def test_a_cache_beside_a_model_on_a_gpu(monkeypatch):
     assert backends.backend_for(where) is backends.IN_HOST_MEMORY
 
 
-@pytest.mark.parametrize("reason", ["was not built", "has no code for cuda:1"])
+@pytest.mark.parametrize("reason", ["was not built", "does not run on cuda:1: no kernel image"])
 def test_a_gpu_without_the_backend(reason, monkeypatch):
     """Host memory, with the reason; what was asked for by name is refused."""
 
     class Built:
-        backend, runs_on = emulated.backend, staticmethod(lambda number: number != 1)
+        backend, why_not_on = emulated.backend, staticmethod(lambda number: "no kernel image" if number == 1 else "")
 
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     if reason == "was not built":
@@ -354,6 +354,8 @@ def test_a_device_without_a_backend(monkeypatch):
 
 
 def test_that_the_emulation_runs():
-    assert emulated.runs_on(0)
+    assert emulated.why_not_on(0) == ""
     with pytest.raises(TypeError):
-        emulated.runs_on("cuda:0")
+        emulated.why_not_on("cuda:0")
+    with pytest.raises(ValueError, match="got -1"):
+        emulated.why_not_on(-1)

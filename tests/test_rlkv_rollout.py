@@ -80,7 +80,7 @@ def test_steps_are_captured_once_for_each_width_and_number_of_rows(monkeypatch):
     monkeypatch.setattr(rollout, "_FEW", 1)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
 
-    def capture(call, pool):
+    def capture(call, pool, device):
         graph = Recorded(call)
         graph.result = torch.zeros(len(batch.tokens), model.config.vocab_size)
         return graph, graph.result

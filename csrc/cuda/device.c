@@ -22,6 +22,7 @@ int ra_device_enter(int device, int *before)
     return 0;
 }
 void ra_device_leave(int before) { (void)before; }
+const char *ra_device_error(int error) { return error ? "an emulated error" : "no error"; }
 
 int ra_device_is_capturing(void *stream)
 {
@@ -146,7 +147,11 @@ int ra_device_enter(int device, int *before)
 {
     *before = device;
     cudaError_t error = cudaGetDevice(before);
-    return (int)(error == cudaSuccess && *before != device ? cudaSetDevice(device) : error);
+    if (error == cudaSuccess && *before != device)
+        error = cudaSetDevice(device);
+    if (error != cudaSuccess)
+        (void)cudaGetLastError(); /* the caller says so, not the next launch */
+    return (int)error;
 }
 void ra_device_leave(int before)
 {
@@ -154,10 +159,13 @@ void ra_device_leave(int before)
     if (cudaGetDevice(&now) == cudaSuccess && now != before)
         (void)cudaSetDevice(before);
 }
+const char *ra_device_error(int error) { return cudaGetErrorString((cudaError_t)error); }
 
 void *ra_device_new(size_t bytes, void *stream)
 {
     void *memory = NULL;
+    if (ra_device_is_capturing(stream)) /* it would be a node of the graph, and memory only while that runs */
+        return NULL;
     atomic_fetch_add(&allocations, 1);
     if (cudaMallocAsync(&memory, bytes ? bytes : 1, stream) == cudaSuccess)
         return memory;
@@ -237,9 +245,10 @@ void ra_device_free_event(void *event)
 int ra_device_is_capturing(void *stream)
 {
     enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    if (cudaStreamIsCapturing(stream, &status) != cudaSuccess)
-        (void)cudaGetLastError(); /* it was the legacy stream while another one is captured */
-    return status != cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(stream, &status) == cudaSuccess)
+        return status != cudaStreamCaptureStatusNone;
+    (void)cudaGetLastError(); /* it was the legacy stream while another one is captured, and says nothing of itself */
+    return 0;
 }
 /* In a graph it is marked at each replay. */
 int ra_device_mark(void *event, void *stream)

@@ -10,6 +10,8 @@
 /* Makes a device current for the calling thread; *before was. */
 int ra_device_enter(int device, int *before);
 void ra_device_leave(int before);
+/* What an error is, in words. */
+const char *ra_device_error(int error);
 
 /* NULL without memory. */
 void *ra_device_new(size_t bytes, void *stream);

@@ -170,7 +170,7 @@ int ra_cuda_choose(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scr
  * the order of heads; slots become keep. */
 int ra_cuda_apply(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
 
-/* Whether the current device can run what was built. */
+/* Why the current device cannot run what was built; 0: it can. */
 int ra_cuda_runs(void);
 
 #ifdef RA_EMULATE

@@ -28,18 +28,21 @@ static PyObject *allocations(PyObject *module, PyObject *unused)
     return PyLong_FromLongLong(ra_device_allocations());
 }
 
-static PyObject *runs_on(PyObject *module, PyObject *argument)
+static PyObject *why_not_on(PyObject *module, PyObject *argument)
 {
     (void)module;
     long device = PyLong_AsLong(argument);
     int before;
     if (device == -1 && PyErr_Occurred())
         return NULL;
-    if (device < 0 || device > INT_MAX || ra_device_enter((int)device, &before))
-        Py_RETURN_FALSE;
-    int runs = ra_cuda_runs();
-    ra_device_leave(before);
-    return PyBool_FromLong(runs);
+    if (device < 0 || device > INT_MAX)
+        return PyErr_Format(PyExc_ValueError, "device must be the number of one, got %ld", device);
+    int error = ra_device_enter((int)device, &before);
+    if (!error) {
+        error = ra_cuda_runs();
+        ra_device_leave(before);
+    }
+    return PyUnicode_FromString(error ? ra_device_error(error) : "");
 }
 
 #ifdef RA_EMULATE
@@ -57,7 +60,8 @@ static PyObject *set_order(PyObject *module, PyObject *argument)
 static PyMethodDef functions[] = {
     {"waits", waits, METH_NOARGS, "waits()\n--\n\nHow often the host has waited for a device."},
     {"allocations", allocations, METH_NOARGS, "allocations()\n--\n\nAllocations of memory for lists and scratch."},
-    {"runs_on", runs_on, METH_O, "runs_on(device)\n--\n\nWhether the module was built for a device, by its number."},
+    {"why_not_on", why_not_on, METH_O,
+     "why_not_on(device)\n--\n\nWhy the module does not run on a device, by its number; empty if it does."},
 #ifdef RA_EMULATE
     {"set_order", set_order, METH_O,
      "set_order(seed)\n--\n\nThreads and blocks run in an order drawn from seed; 0: in that of their numbers."},

@@ -104,7 +104,7 @@ class DecodeGraph:
         self.model, self.cache = model, cache
         self.replays = self.captures = 0
         self._device = cache.ragged[0].pool.backend.device
-        self._graphs: Graphs[tuple[bool, ...], tuple[Key, torch.Tensor]] = Graphs()
+        self._graphs: Graphs[tuple[bool, ...], tuple[Key, torch.Tensor]] = Graphs(self._device)
         self._warm: set[tuple[bool, ...]] = set()
         self._tokens: list[int] = []  # of the rows, which `_positions` says
         self._ids = self._positions = torch.zeros(0, 1, dtype=torch.long, device=self._device)
@@ -162,6 +162,7 @@ class DecodeGraph:
             raise
         finally:
             self.cache.capturing = False
+        self.cache.ragged[0].core.tokens(0)  # pools leave the capture's stream for the one that replays are on
         graph.replay()
         self.captures += 1
         return logits

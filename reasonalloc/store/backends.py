@@ -108,6 +108,5 @@ def _why_not(name: str, device: torch.device) -> str:
         module = _module(name)
     except ImportError as error:
         return f"{_MODULES[name]} was not built (REASONALLOC_CUDA=1 builds it with nvcc): {error}"
-    if name == "cuda" and not module.runs_on(device.index or 0):
-        return f"{_MODULES[name]} has no code for {device} (REASONALLOC_CUDA_ARCHS says for which it is built)"
-    return ""
+    why = module.why_not_on(device.index or 0) if name == "cuda" else ""
+    return f"{_MODULES[name]} does not run on {device}: {why}" if why else ""

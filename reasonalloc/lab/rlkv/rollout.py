@@ -92,7 +92,7 @@ class FixedBatch(DecodeBatch):
         self.replaying = graphs
         self.captures = self.replays = 0
         self._columns = torch.arange(self.place.most, device=model.device)
-        self._graphs: Graphs[int, torch.Tensor] = Graphs()  # by width
+        self._graphs: Graphs[int, torch.Tensor] = Graphs(model.device)  # by width
         self._warm: set[tuple[int, int]] = set()  # (rows, width)
 
     def forward(self) -> torch.Tensor:
