@@ -55,6 +55,11 @@ $(VENV)/.packages: pyproject.toml ledger/pyproject.toml setup.py constraints.txt
 
 # The package is editable, so only changed C needs a build.
 $(VENV)/.built: $(VENV)/.packages $(C_FILES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+# The CUDA kernels on the CPU, for tests alone: they take longer to compile than all else.
+$(VENV)/.emulated: $(VENV)/.built
 	REASONALLOC_EMULATE=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
@@ -170,7 +175,7 @@ gpu: cuda ## on a machine with a GPU: compute-sanitizer, the tests that need one
 cuda: $(VENV)/.packages ## build the CUDA backend (needs nvcc) into the package
 	REASONALLOC_CUDA=1 REASONALLOC_WERROR=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
-test: install c-tests ## run the C tests and pytest
+test: $(VENV)/.emulated c-tests ## run the C tests and pytest
 	$(BIN)/$(PYTEST) tests
 
 # Another transformers with what it needs, laid over the packages of .venv.
@@ -181,13 +186,13 @@ test: install c-tests ## run the C tests and pytest
 		> "$$(.venv-$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
 	touch $@
 
-oldest: install .venv-oldest/.over ## pytest's tests of the transformers side on the oldest transformers supported
+oldest: $(VENV)/.emulated .venv-oldest/.over ## pytest's tests of the transformers side on the oldest transformers supported
 	.venv-oldest/bin/python -m pip --quiet --disable-pip-version-check install transformers==5.2.0
 	.venv-oldest/bin/python -c 'import transformers; assert transformers.__version__ == "5.2.0", transformers.__version__'
 	.venv-oldest/bin/python -m $(PYTEST) -m "not core and not slow" tests
 
 # Where the newest is what constraints.txt names, `make test` has run on it.
-newest: install .venv-newest/.over ## the same on the newest transformers, if that is another than `make test` runs on
+newest: $(VENV)/.emulated .venv-newest/.over ## the same on the newest transformers, if that is another than `make test` runs on
 	.venv-newest/bin/python -m pip --quiet --disable-pip-version-check install --upgrade transformers
 	@newest=$$(.venv-newest/bin/python -c 'import transformers; print(transformers.__version__)'); \
 	if grep -qE "^transformers==$$newest( |$$)" constraints.txt; then \
@@ -257,5 +262,5 @@ neon: $(NEON_TESTS) ## cross-compile the C programs for AArch64 and run them und
 	for each in $(NEON_TESTS); do $(NEON_RUN) ./$$each; done
 
 clean: ## remove what was built; .venv stays
-	rm -rf build dist *.egg-info reasonalloc/_core*.so $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info reasonalloc/_core*.so $(VENV)/.built $(VENV)/.emulated .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find reasonalloc tests benchmarks examples notebooks -name __pycache__ -prune -exec rm -rf {} +

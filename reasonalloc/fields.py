@@ -74,7 +74,8 @@ def _dataclass(kind: Any, value: object, name: str) -> Any:
     ]
     if unknown or missing:
         parts = [f"{word} {', '.join(map(repr, names))}" for word, names in _named(missing, unknown) if names]
-        raise ValueError(f"{name} has fields that are {'; '.join(parts)}")
+        others = f" (there are {', '.join(own)})" if unknown else ""
+        raise ValueError(f"{name} has fields that are {'; '.join(parts)}{others}")
     return kind(**{key: _as(hints[key], x, f"{name}: {key}") for key, x in given.items()})
 
 

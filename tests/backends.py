@@ -14,7 +14,7 @@ from _pytest.mark import ParameterSet
 
 from reasonalloc import _core
 
-# The CUDA backend's kernels on the CPU, which `make install` builds, and on a GPU, which `make cuda` builds.
+# The CUDA backend's kernels on the CPU, which `make test` builds, and on a GPU, which `make cuda` builds.
 MODULES: dict[str, ModuleType | None] = {}
 for _name in ("_cuda_emulated", "_cuda"):
     try:

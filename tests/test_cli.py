@@ -124,6 +124,15 @@ def test_generate_says_why_it_keeps_more_than_a_ratio(folder, capsys):
         assert "stays at a cut" not in captured.err + captured.out
 
 
+def test_generate_says_why_it_keeps_more_than_a_budget(folder, capsys):
+    command = ["generate", "--model", folder, "--method", "rkv", "--max-new-tokens", "12", "--set", "window=2"]
+    assert main([*command, "--prompt", prompt(5), "--budget", "9"]) == 0
+    assert "nothing was evicted: a budget of 9 is what stays at a cut" in capsys.readouterr().out
+    for words, budget in ((5, "64"), (30, "9")):
+        assert main([*command, "--prompt", prompt(words), "--budget", budget]) == 0
+        assert "nothing was evicted" not in capsys.readouterr().out
+
+
 def test_prompts_from_a_file(folder, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{prompt(9)}\n\n{prompt(5)}\n", encoding="utf-8")
     command = ["profile", "--model", folder, "--prompts", "prompts.txt", "--max-new-tokens", "4", "--json", "p.json"]
@@ -266,8 +275,31 @@ def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
     ("command", "complaint"),
     [
         (["--"], "COMMAND"),
-        (["generate", "--prompt", "w1", "--budgets", "64"], "--budgets 64 (see reasonalloc generate --help)"),
+        (
+            ["generate", "--prompt", "w1", "--budgets", "64"],
+            "--budgets 64; did you mean --budget? (see reasonalloc generate --help)",
+        ),
         (["evaluate", "fidelity", "--budget-s", "64"], "(see reasonalloc evaluate fidelity --help)"),
+        (["evaluate", "accuracy", "--metods", "rkv"], "--metods rkv; did you mean --methods? (see"),
+        (["evaluate", "accuracy", "--keep_prompt"], "--keep_prompt; did you mean --keep-prompt?"),
+        (
+            ["evaluate", "accuracy", "--methods", "full", "rkv"],
+            "arguments: rkv; a list is written with commas, as in A,B",
+        ),
+        (["evaluate", "accuracy", "--methods", "full,", "rkv"], "--methods: an entry of the list is empty in 'full,'"),
+        (
+            ["evaluate", "accuracy", "--task", "ledgr"],
+            "'ledgr' is unknown (did you mean 'ledger'?); there are ledger, ",
+        ),
+        (
+            ["evaluate", "accuracy", "--task", "none.jsonl"],
+            "the task's file 'none.jsonl' does not exist; tasks with a name",
+        ),
+        (["doctor", "smollm2"], "unrecognized arguments: smollm2 (see reasonalloc doctor --help)"),
+        (
+            ["study", "run", "x.yaml", "--model", "smollm2"],
+            "arguments: --model smollm2 (see reasonalloc study run --help)",
+        ),
         (["dance"], "dance"),
         (["generate", "--prompt", "w1", "--budget", "many"], "many"),
         (["generate", "--prompt", "w1", "--budget", "0"], "positive"),
@@ -312,6 +344,17 @@ def test_bad_input_is_one_line(command, complaint, folder, capsys):
     out, err = capsys.readouterr()
     assert not out
     assert err.startswith("reasonalloc: ") and err.count("\n") == 1 and complaint in err
+
+
+def test_a_model_that_the_hub_does_not_give(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("nothing of this name")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(
+        ValueError, match=r"loaded: nothing of this name .there is no folder 'ledger-135n' either; ledger-135m"
+    ):
+        load("ledger-135n")
 
 
 def test_traceback_on_demand():

@@ -12,6 +12,7 @@ from accuracy import folder, task  # noqa: F401  (fixtures)
 import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.lab.evaluate.statistics import holm, permutation_test
+from reasonalloc.lab.evaluate.study import Study
 from reasonalloc.lab.evaluate.study_file import StudyFile, shipped
 
 pytest.importorskip("scipy")
@@ -83,7 +84,7 @@ def test_a_wave_beside_the_file(tmp_path):
         ({"cells": {"a b": {"method": "rkv"}}}, "label is one word, got 'a b'"),
         ({"comparisons": [["kept", "nobody"]]}, "comparisons name cells, got 'nobody'; there are full, R-KV, kept"),
         ({"comparisons": [["kept"]]}, "comparisons"),
-        ({"problem": 4}, "unknown: 'problem'"),
+        ({"problem": 4}, "unknown: 'problem' .there are name, cells, .*problems, seed"),
         ({"problems": 0}, "problems must be a positive whole number, got 0"),
         ({"budgets": [0]}, "budgets positive"),
         ({"seed": "one"}, "seed"),
@@ -93,7 +94,10 @@ def test_a_wave_beside_the_file(tmp_path):
         ({"equal_bytes": "R-KV", "tolerance": 2}, "tolerance is a share above 0 and below 1, got 2"),
         ({"equal_bytes": "R-KV", "pilot": 0}, "pilot must be a positive whole number, got 0"),
         ({"name": "../up"}, "got '../up'"),
-        ({"cells": {"odd": {"method": "rkv", "budgett": 3}}}, "the cell 'odd' is none: .*budgett"),
+        (
+            {"cells": {"odd": {"method": "rkv", "budgett": 3}}},
+            "'odd' is none: there is no 'budgett' .did you mean 'budget'",
+        ),
         ({"cells": {"odd": {"method": "nosuch"}}}, "the cell 'odd' is none: .*nosuch"),
         ({"cells": {"odd": {"method": "rkv", "alpha": 7}}}, "the cell 'odd' is none: .*alpha"),
     ],
@@ -111,6 +115,10 @@ def test_files_that_are_none(tmp_path):
             StudyFile.load(tmp_path / "a.yaml")
     with pytest.raises(ValueError, match="cannot be read"):
         StudyFile.load(tmp_path / "b.yaml")
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
 def test_the_command(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
@@ -141,7 +149,15 @@ def test_the_command(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
     assert found["provenance"]["study"] == "small.yaml" and len(found["provenance"]["study_sha256"]) == 64
     lines = (out / "generations.jsonl").read_bytes()
     assert main(["study", "run", "small.yaml"]) == 0 and (out / "generations.jsonl").read_bytes() == lines
+    assert f"table and picture: {out}/small.md, .json and .png; chains: {out}\n" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "run", interrupted)
+        assert main(["study", "run", "small.yaml"]) == 130
+    made = len(lines.splitlines())
+    assert f"{made} chains are kept in {out}: the same command goes on from there" in capsys.readouterr().out
     write(tmp_path / "small.yaml", GOOD | more | {"seed": 4})
+    assert main(["study", "run", "small.yaml", "--dry-run"]) == 2
+    assert "other settings (seed 3, now 4): take another folder" in capsys.readouterr().err
     assert main(["study", "run", "small.yaml"]) == 2 and "take another folder" in capsys.readouterr().err
 
 

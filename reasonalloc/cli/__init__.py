@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -20,8 +21,16 @@ class _Parser(argparse.ArgumentParser):
         """Refuses what it does not know itself, so that the error points at the help of the command."""
         found, others = super().parse_known_args(args, namespace)
         if others:
-            self.error(f"unrecognized arguments: {' '.join(others)}")
+            self.error(f"unrecognized arguments: {' '.join(others)}{self._hint(others[0])}")
         return found, others
+
+    def _hint(self, other: str) -> str:
+        """What was probably meant by an argument that is not known; "" where that cannot be guessed."""
+        if not other.startswith("-"):
+            lists = any("," in str(x.metavar) for x in self._actions)
+            return "; a list is written with commas, as in A,B" if lists else ""
+        near = difflib.get_close_matches(other.partition("=")[0].replace("_", "-"), self._option_string_actions, 1, 0.8)
+        return f"; did you mean {near[0]}?" if near else ""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")

@@ -60,11 +60,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _why_more(cache: ReasonAllocCache) -> str:
-    """Where far more is kept than a ratio says: short chains are hardly cut."""
-    ratio = cache.config.ratio
-    if ratio is None or cache.stats()["ratio"] <= 2 * ratio:
+    """Where far more is kept than a ratio or budget says: short chains are hardly cut."""
+    ratio, budget, interval = cache.config.ratio, cache.config.budget, cache.policy.schedule.interval
+    stats = cache.stats()
+    if budget is not None and not stats["evicted"] and cache.get_seq_length() > budget:
+        return (
+            f" (nothing was evicted: a budget of {budget:,} is what stays at a cut, and none has come yet; they come"
+            f" every {interval} tokens)"
+        )
+    if ratio is None or stats["ratio"] <= 2 * ratio:
         return ""
-    interval = cache.policy.schedule.interval
     return (
         f" (a ratio of {ratio:g} is what stays at a cut; until the next one up to {interval} tokens a head come on top)"
     )

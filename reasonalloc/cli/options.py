@@ -103,7 +103,12 @@ def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
     """The type of an option that takes several values, as in 64,128."""
 
     def parse(text: str) -> list[T]:
-        return [item(x.strip()) for x in text.split(",")]
+        parts = [x.strip() for x in text.split(",")]
+        if not all(parts):
+            raise argparse.ArgumentTypeError(
+                f"an entry of the list is empty in {text!r}: write it as A,B, in quotes if there are blanks"
+            )
+        return [item(x) for x in parts]
 
     return parse
 

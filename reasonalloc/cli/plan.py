@@ -16,7 +16,9 @@ __all__ = ["UnmeasuredWaves", "show"]
 
 
 def show(args: argparse.Namespace, out: Console, parts: Sequence[tuple[Study, Sequence[Cell]]]) -> int:
-    """Prints what each study has to make; writes the same as JSON."""
+    """Prints what each study has to make; writes the same as JSON. ValueError for a folder that a run would refuse."""
+    for study, _ in parts:
+        study.records.would_open(study.asked)
     found = [estimate(study, cells, args.speed) for study, cells in parts]
     for each in found:
         out.print(each.section().rich())

@@ -127,16 +127,24 @@ def measured(
         study.regrade()
     if study.ray is None and study.source.device_map is None and _gpu():
         out.print("the model lies on the CPU, and there is a GPU: --device-map cuda uses it", highlight=False)
-    with progress_bar(out, study) as progress:
-        cells = study.with_wave(cells)
-        study.run(cells, progress)
+    where = visible(str(study.records.folder))
+    try:
+        with progress_bar(out, study) as progress:
+            cells = study.with_wave(cells)
+            study.run(cells, progress)
+    except KeyboardInterrupt:
+        kept = f"{len(study.records.by_key):,} chains are kept in {where}: the same command goes on from there"
+        out.print(kept, markup=False, highlight=False, soft_wrap=True)
+        raise
     if study.shard is not None:
-        made, where = len(study.records.by_key), visible(str(study.records.folder))
+        made = len(study.records.by_key)
         out.print(f"{made:,} chains of shard {study.shard} are in {where}", markup=False, highlight=False)
         return None
     summary = study.summary(cells)
     out.print(summary.table())
     write(summary, stem, question)
+    table = f"table and picture: {visible(str(stem))}.md, .json and .png; chains: {where}"
+    out.print(table, markup=False, highlight=False, soft_wrap=True)
     return summary
 
 

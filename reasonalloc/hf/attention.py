@@ -246,7 +246,10 @@ def activate(model: Model) -> None:
     own = [(m, m.config._attn_implementation) for m in modules if hasattr(m, "config")]
     model.set_attn_implementation(NAME)
     if not is_active(model):
-        raise ValueError(f"{type(model).__name__} does not take its attention from transformers' AttentionInterface")
+        raise ValueError(
+            f"{type(model).__name__} is not supported: it does not take its attention from transformers'"
+            " AttentionInterface"
+        )
     for module, name in own:
         setattr(module, _PREVIOUS, name)
     if "eager" in previous.values():

@@ -106,8 +106,10 @@ def load(
                 model, label = ungroup(model), label + SUFFIX
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
+        local = Path(source).exists()  # a folder, a package's file
+        others = "" if local else f" (there is no folder {name!r} either; {REASONER} and {EMBEDDED} need no hub)"
         raise ValueError(
-            f"model {label!r} cannot be loaded: {reason[0] if reason else type(error).__name__}"
+            f"model {label!r} cannot be loaded: {reason[0] if reason else type(error).__name__}{others}"
         ) from error
     return model.eval(), tokenizer, label
 

@@ -65,7 +65,7 @@ def add(subparsers: options.Subparsers) -> None:
         "--temperature", type=options.not_negative, default=0.0, help="of the model's own solutions (0: greedy)"
     )
     fidelity.add_argument(
-        "--settings", type=accuracy_options.settings_type, metavar="A;B", help=accuracy_options.SETTINGS
+        "--settings", type=accuracy_options.settings_type, metavar="A,B", help=accuracy_options.SETTINGS
     )
     fidelity.add_argument(
         "--prompt-tokens", type=options.positive, default=128, metavar="N", help="of a piece of --documents (128)"

@@ -11,7 +11,7 @@ from reasonalloc.lab.tasks.search import GRID as SIZES
 
 SETTINGS = (
     f"of ledger: {', '.join(GRID)} or like questions=4,depth=3; of search: {', '.join(SIZES)} or like"
-    " numbers=9,lines=40-80 (all that have a name)"
+    ' numbers=9,lines=40-80 (all that have a name). Several of the latter in quotes: "X;Y"'
 )
 
 
@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser, folder: str) -> None:
     )
     size.add_argument("--fraction", type=options.share, metavar="X", help="of the problems of a dataset")
     task.add_argument(
-        "--settings", type=settings_type, metavar="A;B",
+        "--settings", type=settings_type, metavar="A,B",
         help=SETTINGS,
     )  # fmt: skip
     sampling = parser.add_argument_group("sampling")

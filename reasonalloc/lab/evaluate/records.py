@@ -84,6 +84,20 @@ class Records:
         self.by_key: dict[tuple[str, str, int], Record] = {}
         self._release: weakref.finalize[..., Records] | None = None
 
+    def would_open(self, settings: Json) -> None:
+        """Refuses of these settings what `open` would, without making or locking anything."""
+        made = self.path.stat().st_size if self.path.is_file() else (self.folder / PACKED).is_file()
+        if made and (self.folder / SETTINGS).is_file():
+            self._refuse_others(read_settings(self.folder), settings, settings)
+
+    def _refuse_others(self, earlier: Json, settings: Json, names: Iterable[str]) -> None:
+        other = sorted(k for k in names if earlier.get(k) != settings.get(k))
+        if other:
+            differences = "; ".join(f"{k} {earlier.get(k)!r}, now {settings.get(k)!r}" for k in other)
+            raise ValueError(
+                f"{self.folder} has generations made with other settings ({differences}): take another folder"
+            )
+
     def open(self, settings: Json) -> None:
         """Makes the folder or goes on in it, from what `pack` left if that is all there is. settings: what all records
         must have in common.
@@ -101,12 +115,7 @@ class Records:
                     f"{self.folder} has generations, and no {SETTINGS} to say how they were made: take another folder"
                 )
             earlier = read_settings(self.folder)
-            other = [k for k in {**earlier, **settings} if earlier.get(k) != settings.get(k)]
-            if other:
-                differences = "; ".join(f"{k} {earlier.get(k)!r}, now {settings.get(k)!r}" for k in sorted(other))
-                raise ValueError(
-                    f"{self.folder} has generations made with other settings ({differences}): take another folder"
-                )
+            self._refuse_others(earlier, settings, {**earlier, **settings})
         else:
             (self.folder / RUNS).unlink(missing_ok=True)
             replace_text(path, json.dumps(settings, indent=1) + "\n")

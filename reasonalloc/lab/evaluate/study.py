@@ -71,8 +71,13 @@ class Study:
     @property
     def settings(self) -> dict[str, object]:
         """What all generations of the folder have in common."""
-        name = self.source.model or models.EMBEDDED
-        about = {"model": name, "weights": models.fingerprint(name), "dtype": self.source.dtype, "task": self.task}
+        asked = self.asked
+        return {"model": asked["model"], "weights": models.fingerprint(str(asked["model"])), **asked}
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """`settings` without the fingerprint of the weights, for which their files are read."""
+        about = {"model": self.source.model or models.EMBEDDED, "dtype": self.source.dtype, "task": self.task}
         return {**about, "samples": self.samples, **asdict(self.sampling)}
 
     @cached_property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from reasonalloc.policy.wave import WaveProfile
 INSTALL = "pip install pyyaml"
 _SIZES = ("budget", "ratio", "max_bytes")
 _NO_SIZE: list[None] = [None]
+_FIELDS = tuple(x.name for x in fields(Config) if x.init)
 _SHIPPED = Path(str(files("reasonalloc"))) / "data" / "studies"
 
 
@@ -210,6 +212,11 @@ class Comparison:
 
 
 def _config(label: str, settings: Mapping[str, Any], wave: WaveProfile | None) -> Config:
+    for key in settings:
+        if key not in _FIELDS:
+            near = difflib.get_close_matches(str(key), _FIELDS, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"the cell {label!r} is none: there is no {key!r}{hint}; there are {', '.join(_FIELDS)}")
     try:
         config = Config(**settings)
         if wave is not None and config.profile is None and config.resolve().needs_wave:

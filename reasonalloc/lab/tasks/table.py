@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
 from reasonalloc.lab.problems import Problem
 from reasonalloc.lab.tasks import aime24, contests, document, file, functions, grid, math500, search
@@ -40,8 +42,14 @@ def items(
     if entry is not None and entry.items is not None:
         return entry.items(choice)
     if task.endswith(".jsonl"):
+        if not Path(task).exists():
+            raise FileNotFoundError(
+                f"the task's file {task!r} does not exist; tasks with a name are {', '.join(TASKS)}"
+            )
         return file.items(task, choice)
-    raise ValueError(f"task {task!r} is unknown; there are {', '.join(TASKS)} and FILE.jsonl")
+    near = difflib.get_close_matches(task.lower(), TASKS, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"task {task!r} is unknown{hint}; there are {', '.join(TASKS)} and FILE.jsonl")
 
 
 def other_items(
