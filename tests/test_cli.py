@@ -143,8 +143,9 @@ def test_prompts_from_a_file(folder, tmp_path):
 TINY_DEMO = ["demo", "--task", "ledger", "--setting", "questions=1,depth=1,distractors=0", "--problems", "3"]
 
 
-def test_demo(folder, tmp_path, capsys):
+def test_demo(folder, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr("reasonalloc.cli.batch_watch._SPOKEN", 0)
     command = [*TINY_DEMO, "--model", folder, "--budget", "16", "--interval", "8", "--max-new-tokens", "40"]
     assert main([*command, "--methods", "rkv,ReasonAlloc", "--out", "pictures", "--json", "-"]) == 0
     out, err = capsys.readouterr()
@@ -157,6 +158,7 @@ def test_demo(folder, tmp_path, capsys):
     assert all(x["late_tokens_per_second"] > 0 for x in result["runs"])
     assert len(result["problems"]) == 3 and 1 <= result["steps_compared"] <= 40
     assert "answers right" in err and "tokens a second" in err and "\x1b" not in err
+    assert "  5 steps, 3 chains at work, " in err  # where there is no terminal
     assert "ReasonAlloc" not in err and '"data"' in (tmp_path / "pictures" / "report.html").read_text()
     for name in ("gain.png", "budgets.png"):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")

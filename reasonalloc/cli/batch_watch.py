@@ -19,6 +19,7 @@ from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.protocols import Tokenizer
 
 _REFRESH = 0.25  # seconds; drawing costs time that the model wants, and is not counted
+_SPOKEN = 20.0  # seconds between lines where there is no terminal
 _MOST_ROWS = 16  # on the screen
 
 
@@ -57,6 +58,7 @@ class BatchWatch:
     def __enter__(self) -> BatchWatch:
         if self._live:
             self._live.start()
+        self._shown = time.perf_counter()
         self.resume()
         return self
 
@@ -70,8 +72,8 @@ class BatchWatch:
         self.rows = list(keys)
         for key, token in zip(keys, picked, strict=True):
             self.ids[key].append(token)
-        if self._live and time.perf_counter() - self._shown > _REFRESH:
-            self._live.update(self._picture(), refresh=True)
+        if time.perf_counter() - self._shown > (_REFRESH if self._live else _SPOKEN):
+            self._show()
             self._shown = time.perf_counter()
         self.resume()
 
@@ -89,6 +91,17 @@ class BatchWatch:
         seconds = sum(x.seconds for x in self.steps[1:])
         return sum(x.rows for x in self.steps[1:]) / seconds if seconds else 0.0
 
+    def _show(self) -> None:
+        if self._live:
+            self._live.update(self._picture(), refresh=True)
+        else:
+            self._console.print(f"  {self._figures()}", highlight=False, soft_wrap=True)
+
+    def _figures(self) -> str:
+        figures = [f"{len(self.steps):,} steps", f"{len(self.rows)} chains at work"]
+        figures += [f"{self.speed:.0f} tokens a second", f"cache {self.steps[-1].size / 1e6:,.0f} MB"]
+        return ", ".join(figures)
+
     def _picture(self) -> Group:
         width = max(self._console.width - 26, 10)
         chains = Table.grid(padding=(0, 1))
@@ -99,9 +112,6 @@ class BatchWatch:
             newest = " ".join(self._tokenizer.decode(self.ids[key][-width:], skip_special_tokens=True).split())
             note = self._notes.get(key, Text("..."))
             chains.add_row(f"{len(self.ids[key]):,}", note, Text(visible(newest)[-width:]))
-        figures = [f"{len(self.steps):,} steps", f"{len(self.rows)} chains at work"]
-        figures += [f"{self.speed:.0f} tokens a second", f"cache {self.steps[-1].size / 1e6:,.0f} MB"]
-        if len(self.ids) > _MOST_ROWS:
-            figures.append(f"{len(self.ids) - _MOST_ROWS} more chains")
-        below = Text(", ".join(figures), style="dim")
+        more = f", {len(self.ids) - _MOST_ROWS} more chains" if len(self.ids) > _MOST_ROWS else ""
+        below = Text(self._figures() + more, style="dim")
         return Group(Panel(chains, title=Text(visible(self._title)), title_align="left"), below)
