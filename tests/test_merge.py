@@ -82,6 +82,26 @@ def test_a_shard_goes_on_and_says_what_it_is(folder, task, tmp_path, monkeypatch
         assert "shard is I/N" in capsys.readouterr().err
 
 
+def test_a_shard_makes_no_chain_that_the_study_has(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert main(command(folder, task, "--shard", "1/2")) == 0
+    assert main(["study", "merge", "out"]) == 0
+    had = chains("out/generations.jsonl")
+    capsys.readouterr()
+    assert main(command(folder, task, "--shard", "1/1", "--dry-run", "--json", "-")) == 0
+    (told,) = json.loads(capsys.readouterr().out)["studies"]
+    assert main(command(folder, task, "--shard", "1/1")) == 0
+    own = chains("out/shard-1-of-1/generations.jsonl")
+    assert len(own) == told["chains"] > 0 and not {x[:2] for x in own} & {x[:2] for x in had}
+    assert main(["study", "merge", "out"]) == 0
+    assert len(chains("out/generations.jsonl")) == len(had) + len(own)
+    assert main(command(folder, task, "--json", "-")) == 0  # none is missing
+    settings = json.loads(Path("out/settings.json").read_text())
+    Path("out/settings.json").write_text(json.dumps({**settings, "seed": 99}))
+    assert main(command(folder, task, "--shard", "1/3")) == 2
+    assert "other settings (seed 99, now" in capsys.readouterr().err
+
+
 def record(**changes):
     base = Record(
         cell="rkv 64", config="c", asked="q", item="1", group="", sample=0, seed=0, prompt_tokens=3, tokens=9,

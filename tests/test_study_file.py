@@ -99,6 +99,10 @@ def test_a_wave_beside_the_file(tmp_path):
             "'odd' is none: there is no 'budgett' .did you mean 'budget'",
         ),
         ({"cells": {"odd": {"method": "nosuch"}}}, "the cell 'odd' is none: .*nosuch"),
+        (
+            {"budgets": []},
+            "the cell 'R-KV' has no size: give the file `budgets`, or the cell one of budget, ratio, max_",
+        ),
         ({"cells": {"odd": {"method": "rkv", "alpha": 7}}}, "the cell 'odd' is none: .*alpha"),
     ],
 )

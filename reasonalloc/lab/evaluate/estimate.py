@@ -14,7 +14,7 @@ from reasonalloc.config import Config
 from reasonalloc.files import Json
 from reasonalloc.lab.evaluate.accuracy import Batch
 from reasonalloc.lab.evaluate.cells import Cell
-from reasonalloc.lab.evaluate.records import FILE, PACKED, Record, read
+from reasonalloc.lab.evaluate.records import Record, read, there
 from reasonalloc.lab.evaluate.study import Study
 from reasonalloc.lab.models import shape
 from reasonalloc.lab.table import Section
@@ -105,7 +105,7 @@ def estimate(study: Study, cells: Sequence[Cell], speed: float | None = None) ->
 
     Nothing is written, and no weights are loaded. The model's config is read, from the Hub where it has to be.
     """
-    records = _records(study.records.folder)
+    records = [x for folder in {study.records.folder, study.folder} for x in _records(folder)]  # a shard's are two
     done = {x.key for x in records}
     whole = _counted(study.batches(cells, ()))
     left = _counted(study.batches(cells, done))
@@ -157,7 +157,7 @@ def _shape(study: Study) -> tuple[dict[str, Any] | None, str]:
 
 
 def _records(folder: Path) -> list[Record]:
-    path = next((folder / name for name in (FILE, PACKED) if (folder / name).is_file()), None)
+    path = there(folder)
     return [] if path is None else list(read(path, torn=True))
 
 

@@ -123,6 +123,14 @@ class Records:
             replace_bytes(self.path, b"".join(map(_line, read(packed))))
         self.by_key = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
 
+    def load(self, settings: Json) -> None:
+        """Reads what is there, packed or not, to look at alone; ValueError as `open`."""
+        path = there(self.folder)
+        if path is not None:
+            earlier = read_settings(self.folder)
+            self._refuse_others(earlier, settings, {**earlier, **settings})
+            self.by_key = {x.key: x for x in read(path, torn=True)}
+
     def runs(self) -> list[Json]:
         """Those that made the records, the oldest first, as `add_run` was given them."""
         path = self.folder / RUNS
@@ -204,6 +212,11 @@ class Records:
                     f"{self.folder}: {record.cell} was made with other cache settings (its config hash is"
                     f" {record.config}, now {configs[record.cell]}): take another folder"
                 )
+
+
+def there(folder: Path) -> Path | None:
+    """The file of a folder's records, if it has any."""
+    return next((x for x in (folder / FILE, folder / PACKED) if x.is_file()), None)
 
 
 def read_settings(folder: Path) -> Json:

@@ -118,15 +118,19 @@ class Study:
         return self.shard.of(plan(self.items, cells, self.samples, self.batch_size), done)
 
     def run(self, cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> None:
-        """Makes what is missing; the folder is others' to write to afterwards. progress: (chains made, chains to make),
-        at the start and after each chain.
+        """Makes what is missing; the folder is others' to write to afterwards. What the whole study's folder has is not
+        missing in a shard. progress: (chains made, chains to make), at the start and after each chain.
 
         Raises ValueError, with nothing changed, if the folder's generations were made with other settings.
         """
         ready()
         self.records.open(self.settings)
-        self.records.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
-        batches = self.batches(cells, self.records.by_key)
+        whole = Records(self.folder)
+        if self.shard is not None:
+            whole.load(self.settings)
+        for each in (self.records, whole):
+            each.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
+        batches = self.batches(cells, {*self.records.by_key, *whole.by_key})
         total = sum(len(x.jobs) for x in batches)
         starts: list[Start] = []
         if progress:

@@ -176,6 +176,10 @@ class StudyFile:
         found = []
         for label, changes in self.cells.items():
             settings = {**self.config, **changes}
+            if not self.budgets and self._needs_size(settings):
+                raise ValueError(
+                    f"the cell {label!r} has no size: give the file `budgets`, or the cell one of {', '.join(_SIZES)}"
+                )
             for budget in self.budgets if self._is_at_budgets(settings) else _NO_SIZE:
                 size = {} if budget is None else {"budget": budget}
                 found.append(Cell(f"{label} {budget or ''}".strip(), _config(label, {**settings, **size}, wave)))
@@ -183,8 +187,12 @@ class StudyFile:
 
     def _is_at_budgets(self, settings: Mapping[str, Any]) -> bool:
         """Whether a cell of these settings is made at each of `budgets`."""
-        sized = any(settings.get(x) is not None for x in _SIZES)
-        return bool(self.budgets) and not sized and _takes_size(settings)
+        return bool(self.budgets) and self._needs_size(settings)
+
+    @staticmethod
+    def _needs_size(settings: Mapping[str, Any]) -> bool:
+        """Whether a cell of these settings takes a size and says none."""
+        return all(settings.get(x) is None for x in _SIZES) and _takes_size(settings)
 
     def compared(self, summary: Summary) -> list[Comparison]:
         """The comparisons of the file, each at every budget at which both cells are there."""
