@@ -266,7 +266,8 @@ def recall():
     lines = {
         "R-KV": ("`rkv`", None, ""), "R-KV-recall": ("`rkv`, recall", "R-KV", ", Holm's p of 3: 0.7"),
         "R-KV-recall-int8": ("`rkv`, recall, cold tokens in 8 bits", "R-KV-recall", " less recall in float32, 0.7"),
-        "reasonalloc": ("`reasonalloc`", None, ""), "reasonalloc-recall": ("`reasonalloc`, recall", "reasonalloc", ", 0.5"),
+        "reasonalloc": ("`reasonalloc`", None, ""),
+        "reasonalloc-recall": ("`reasonalloc`, recall", "reasonalloc", ", 0.5"),
     }  # fmt: skip
     for label, (what, other, rest) in lines.items():
         cell = f"{label} 384"
@@ -368,8 +369,8 @@ def kernels():
 
 
 KINDS = (
-    answers, parts, prompt, notch, order, newer, kernel, recent, recency, recall, sealed, shares, heads, fidelity, next_tokens,
-    speed, kernels,
+    answers, parts, prompt, notch, order, newer, kernel, recent, recency, recall, sealed, shares, heads, fidelity,
+    next_tokens, speed, kernels,
 )  # fmt: skip
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 
