@@ -381,9 +381,24 @@ def kernels():
         yield DOCS, f"| {dtype}, batch 1 / 8 | {' | '.join(said)} |"
 
 
+def demo():
+    """`reasonalloc demo --json FILE`, without its texts."""
+    data = json.loads((RESULTS / "demo.json").read_text())
+    start, steps = ROOT / "docs" / "start.md", data["steps_compared"]
+    full, rkv, ours = data["runs"]
+    assert {x["questions"] for x in data["runs"]} == {24} and data["provenance"]["machine"]["cpus"] == 2
+
+    def each(name, scale=1):
+        return "{:.0f}, {:.0f} and {:.0f}".format(*(x[name] / scale for x in (full, rkv, ours)))
+
+    yield start, f"{data['seconds']:.0f} s to run: {each('right')} of 24 answers right; {each('peak_bytes', 1e6)} MB at"
+    yield start, f"{each('tokens_per_second')} tokens a second over the {steps} steps that all chains took"
+    yield start, f"{each('late_tokens_per_second')} in the last {steps // 4} of them"
+
+
 KINDS = (
     answers, parts, prompt, notch, order, newer, kernel, kernel_again, recent, recency, recall, sealed, shares, heads,
-    fidelity, next_tokens, speed, kernels,
+    fidelity, next_tokens, speed, kernels, demo,
 )  # fmt: skip
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 
