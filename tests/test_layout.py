@@ -14,7 +14,7 @@ ROOT = Path(reasonalloc.__file__).parent
 
 # From low to high. A module imports modules of its own floor and of lower ones. Files of the root are named one by one.
 FLOORS = (
-    ("fields", "files", "fingerprint", "hub", "lazy", "pictures", "protocols"),
+    ("fields", "files", "fingerprint", "hub", "lazy", "meant", "pictures", "protocols"),
     ("_core", "allocate", "provenance", "score"),
     ("store", "ops"),
     ("policy",),

@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 from rlkv import CHAIN, PROMPT
+from table import SIZES
 from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM
 
 import reasonalloc as ra
 from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.compat import cache_argument
-from reasonalloc.lab.evaluate.equal_bytes import search
+from reasonalloc.lab.evaluate.equal_bytes import nearest, search
 
-REFERENCE, BUDGETS = "rkv", (384, 512, 320)
+REFERENCE = "rkv"
 GATES = "benchmarks/results/rlkv"
 # Options by label, which is the method's name. Those with gates have a share of local heads in place of a budget.
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -109,14 +110,14 @@ def matched(chains: Chains, method: str, settings: dict[str, Any], budget: int, 
     gated = "options" in settings
     start, least = (0.3, 0.02) if gated else (budget, 9)
     tries = search(lambda size: chains.bytes(sized(method, settings, size)), target, start, least, not gated, TOLERANCE)
-    best = min(tries, key=lambda x: abs(x.mean_bytes / target - 1))
+    best = nearest(tries, target)
     return best.size, best.mean_bytes / target - 1
 
 
 def main() -> None:
     torch.set_num_threads(1)
     chains = Chains()
-    targets = {budget: chains.bytes(sized(REFERENCE, {}, budget)) for budget in BUDGETS}
+    targets = {budget: chains.bytes(sized(REFERENCE, {}, budget)) for budget in SIZES}
     for budget, target in targets.items():
         print(f"  # as many bytes as {REFERENCE} at {budget} slots: {target / 2e6:.2f} MB in bfloat16")
         for label, settings in SYSTEMS.items():

@@ -32,6 +32,12 @@ class Step:
     size: int
 
 
+def speed_of(steps: Sequence[Step]) -> float:
+    """Tokens a second, all rows together; 0 where there are no steps."""
+    seconds = sum(x.seconds for x in steps)
+    return sum(x.rows for x in steps) / seconds if seconds else 0.0
+
+
 def cache_bytes(cache: Cache) -> int:
     """Bytes of keys and values in a cache: pages of ours, tensors of transformers' layers."""
     own = int(cache.page_bytes_by_row().sum()) if isinstance(cache, ReasonAllocCache) else 0
@@ -88,8 +94,7 @@ class BatchWatch:
     @property
     def speed(self) -> float:
         """Tokens a second after the prompt, all rows together; 0 before the second token."""
-        seconds = sum(x.seconds for x in self.steps[1:])
-        return sum(x.rows for x in self.steps[1:]) / seconds if seconds else 0.0
+        return speed_of(self.steps[1:])
 
     def _show(self) -> None:
         if self._live:

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from reasonalloc import WaveProfile
 from reasonalloc.cli import options
-from reasonalloc.cli.batch_watch import BatchWatch, Step
+from reasonalloc.cli.batch_watch import BatchWatch, Step, speed_of
 from reasonalloc.cli.parsers.demo import PROBLEMS, TOKENS
 from reasonalloc.cli.stream import shorten
 from reasonalloc.config import Config
@@ -87,12 +87,6 @@ class Run:
         """Steps in which no chain had ended."""
         return sum(x.rows == len(self.answers) for x in self.steps)
 
-    def speed(self, begin: int, end: int) -> float:
-        """Tokens a second in the steps from begin to before end; 0 where there are none."""
-        taken = self.steps[begin:end]
-        seconds = sum(x.seconds for x in taken)
-        return sum(x.rows for x in taken) / seconds if seconds else 0.0
-
     def figures(self, steps: int) -> Json:
         """steps: for the speed."""
         decode = sum(x.seconds for x in self.steps[1:])
@@ -102,8 +96,8 @@ class Run:
             "questions": sum(len(x.right) for x in self.answers),
             "ended": self.ended,
             "tokens": sum(x.tokens for x in self.answers),
-            "tokens_per_second": self.speed(1, steps),
-            "late_tokens_per_second": self.speed(late_of(steps), steps),
+            "tokens_per_second": speed_of(self.steps[1:steps]),
+            "late_tokens_per_second": speed_of(self.steps[late_of(steps) : steps]),
             "prefill_seconds": self.steps[0].seconds,
             "decode_seconds": decode,
             "cut_share": self.stats["seconds"]["cut"] / decode if self.stats and decode else 0.0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import types
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +11,7 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from reasonalloc.config import Config
+from reasonalloc.meant import meant
 from reasonalloc.policy.wave import WaveProfile
 
 VARIED = ("method", "budget", "ratio", "max_bytes")  # by the command itself
@@ -50,8 +50,7 @@ def parse(given: Sequence[str], taken: Collection[str] = ()) -> dict[str, Any]:
             found.setdefault("options", {})[key.removeprefix("options.")] = _json(value)
             continue
         if key not in names() or key == "options":
-            near = difflib.get_close_matches(key, names(), 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = meant(key, names(), str)
             raise ValueError(f"--set {text}: there is no {key!r}{hint}; there are {', '.join(names())}")
         if key in taken:
             raise ValueError(f"--set {text}: --{key.replace('_', '-')} gives it, or the command itself varies it")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from reasonalloc.meant import meant
 from reasonalloc.policy.setting import check_settings
 
 
@@ -66,9 +66,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str):
             raise ValueError(f"{self.kind} must be a name, got {name!r}")
         every = list(dict.fromkeys([*self, *(others or ())]))
-        near = difflib.get_close_matches(name.lower(), every, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"{self.kind} {name!r} is unknown{hint}; there are {', '.join(every)}")
+        raise ValueError(f"{self.kind} {name!r} is unknown{meant(name.lower(), every)}; there are {', '.join(every)}")
 
     def add(self, name: str, cls: type[T]) -> None:
         """Enters a class; one of the same qualified name is replaced, as when a notebook's cell runs twice."""

@@ -81,6 +81,11 @@ def search(
     return tries
 
 
+def nearest(tries: Sequence[Try], target: float) -> Try:
+    """That whose bytes are nearest."""
+    return min(tries, key=lambda x: abs(x.mean_bytes / target - 1))
+
+
 def _next(last: Try, target: float, low: Try | None, high: Try | None) -> float:
     if low is None or high is None or low.size >= high.size or low.mean_bytes >= high.mean_bytes:
         return last.size * min(max(target / max(last.mean_bytes, 1.0), 0.25), 4.0)
@@ -153,7 +158,7 @@ class Matcher:
                 return found
 
             tries = search(measured, target, first, config.window + 1 if whole else 1e-3, whole, self.tolerance)
-            best = min(tries, key=lambda x: abs(x.mean_bytes / target - 1))
+            best = nearest(tries, target)
             self._keep(Match(name, target, best.size, best.mean_bytes, self.tolerance, tuple(tries), key))
         found = self._matches[key]
         return Cell(name, sized(found.size)), found

@@ -86,12 +86,13 @@ class Records:
 
     def would_open(self, settings: Json) -> None:
         """Refuses of these settings what `open` would, without making or locking anything."""
-        made = self.path.stat().st_size if self.path.is_file() else (self.folder / PACKED).is_file()
-        if made and (self.folder / SETTINGS).is_file():
-            self._refuse_others(read_settings(self.folder), settings, settings)
+        if there(self.folder) and (self.folder / SETTINGS).is_file():
+            self._refuse_others(settings, settings)
 
-    def _refuse_others(self, earlier: Json, settings: Json, names: Iterable[str]) -> None:
-        other = sorted(k for k in names if earlier.get(k) != settings.get(k))
+    def _refuse_others(self, settings: Json, names: Iterable[str] | None = None) -> None:
+        """ValueError where the folder's are not these; names: of those that are compared, None for all."""
+        earlier = read_settings(self.folder)
+        other = sorted(k for k in names or {**earlier, **settings} if earlier.get(k) != settings.get(k))
         if other:
             differences = "; ".join(f"{k} {earlier.get(k)!r}, now {settings.get(k)!r}" for k in other)
             raise ValueError(
@@ -114,8 +115,7 @@ class Records:
                 raise ValueError(
                     f"{self.folder} has generations, and no {SETTINGS} to say how they were made: take another folder"
                 )
-            earlier = read_settings(self.folder)
-            self._refuse_others(earlier, settings, {**earlier, **settings})
+            self._refuse_others(settings)
         else:
             (self.folder / RUNS).unlink(missing_ok=True)
             replace_text(path, json.dumps(settings, indent=1) + "\n")
@@ -127,8 +127,7 @@ class Records:
         """Reads what is there, packed or not, to look at alone; ValueError as `open`."""
         path = there(self.folder)
         if path is not None:
-            earlier = read_settings(self.folder)
-            self._refuse_others(earlier, settings, {**earlier, **settings})
+            self._refuse_others(settings)
             self.by_key = {x.key: x for x in read(path, torn=True)}
 
     def runs(self) -> list[Json]:
@@ -215,8 +214,9 @@ class Records:
 
 
 def there(folder: Path) -> Path | None:
-    """The file of a folder's records, if it has any."""
-    return next((x for x in (folder / FILE, folder / PACKED) if x.is_file()), None)
+    """The file of a folder's records, if it has any; the packed one where there is no other."""
+    found = next((x for x in (folder / FILE, folder / PACKED) if x.is_file()), None)
+    return found if found is not None and found.stat().st_size else None
 
 
 def read_settings(folder: Path) -> Json:

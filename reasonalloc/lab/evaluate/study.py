@@ -124,12 +124,14 @@ class Study:
         Raises ValueError, with nothing changed, if the folder's generations were made with other settings.
         """
         ready()
-        self.records.open(self.settings)
+        settings = self.settings  # once: it reads from the weights' files
+        self.records.open(settings)
         whole = Records(self.folder)
         if self.shard is not None:
-            whole.load(self.settings)
+            whole.load(settings)
+        configs, asked = {x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items}
         for each in (self.records, whole):
-            each.check({x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items})
+            each.check(configs, asked)
         batches = self.batches(cells, {*self.records.by_key, *whole.by_key})
         total = sum(len(x.jobs) for x in batches)
         starts: list[Start] = []

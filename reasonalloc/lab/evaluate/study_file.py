@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -18,6 +17,7 @@ from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.statistics import Paired, adjusted, paired, picks
 from reasonalloc.lab.evaluate.summary import Row, Summary
 from reasonalloc.lab.table import Section
+from reasonalloc.meant import meant
 from reasonalloc.methods import takes_size
 from reasonalloc.policy.wave import WaveProfile
 
@@ -222,8 +222,7 @@ class Comparison:
 def _config(label: str, settings: Mapping[str, Any], wave: WaveProfile | None) -> Config:
     for key in settings:
         if key not in _FIELDS:
-            near = difflib.get_close_matches(str(key), _FIELDS, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = meant(str(key), _FIELDS)
             raise ValueError(f"the cell {label!r} is none: there is no {key!r}{hint}; there are {', '.join(_FIELDS)}")
     try:
         config = Config(**settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from reasonalloc.lab.problems import Problem
 from reasonalloc.lab.tasks import aime24, contests, document, file, functions, grid, math500, search
 from reasonalloc.lab.tasks.base import Choice, Item, Task
 from reasonalloc.lab.tasks.grid import HELD_OUT, dials
+from reasonalloc.meant import meant
 
 REGISTRY: dict[str, Task] = {
     x.TASK.name: x.TASK for x in (grid, math500, aime24, functions, contests, document, search)
@@ -47,8 +47,7 @@ def items(
                 f"the task's file {task!r} does not exist; tasks with a name are {', '.join(TASKS)}"
             )
         return file.items(task, choice)
-    near = difflib.get_close_matches(task.lower(), TASKS, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = meant(task.lower(), TASKS)
     raise ValueError(f"task {task!r} is unknown{hint}; there are {', '.join(TASKS)} and FILE.jsonl")
 
 
