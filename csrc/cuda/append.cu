@@ -58,18 +58,27 @@ template <class E> RA_KERNEL(THREADS, 4) append_token(append_job j)
     ra_cuda_pool *pool = j.l.pool;
     const int32_t free_count = pool->free_count, any_shared = pool->shared;
     int before = 0, all = 0, beyond = 0; /* pages that earlier heads take, and all; heads that have no room */
-    for (int other = threadIdx.x; other < pairs; other += THREADS) {
-        const int slots = j.l.slots[other];
-        if (!fresh_of(j.s, other / H))
-            continue;
-        int needs = slots % PAGE == 0;
-        if (any_shared && !needs) {
-            const int32_t tail = shared_tail(j, other);
-            needs = tail >= 0 && is_copied(j, other, tail);
+    for (int first = threadIdx.x; first < pairs; first += SOME * THREADS) {
+        int slots[SOME];
+        RA_UNROLL for (int i = 0; i < SOME; i++) /* -1: no token for this head */
+        {
+            const int other = first + i * THREADS;
+            slots[i] = other < pairs && fresh_of(j.s, other / H) ? j.l.slots[other] : -1;
         }
-        before += other < pair ? needs : 0;
-        all += needs;
-        beyond += slots >= j.l.pages * PAGE;
+        RA_UNROLL for (int i = 0; i < SOME; i++)
+        {
+            const int other = first + i * THREADS;
+            if (slots[i] < 0)
+                continue;
+            int needs = slots[i] % PAGE == 0;
+            if (any_shared && !needs) {
+                const int32_t tail = shared_tail(j, other);
+                needs = tail >= 0 && is_copied(j, other, tail);
+            }
+            before += other < pair ? needs : 0;
+            all += needs;
+            beyond += slots[i] >= j.l.pages * PAGE;
+        }
     }
     before = block_sum(before, scratch);
     all = block_sum(all, scratch);

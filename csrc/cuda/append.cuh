@@ -125,10 +125,11 @@ template <class E> struct eight {
 
 /* ---- Afterwards ---- */
 
+constexpr int SOME = 4; /* loads under way together: the compiler cannot know that no store comes in between */
+
 /* Lists of slots, tokens and queries; one block. */
 RA_DEVICE void settle_lists(const append_job &j)
 {
-    constexpr int SOME = 4; /* loads under way together: the compiler cannot know that no store comes in between */
     for (int first = threadIdx.x; first < pairs_of(j); first += SOME * THREADS) {
         int slots[SOME] = {};
         RA_UNROLL for (int i = 0; i < SOME; i++) if (first + i * THREADS < pairs_of(j))
