@@ -105,7 +105,9 @@ def test_a_table_names_the_machine_that_made_the_chains(folder, task):  # noqa: 
     assert [x["versions"]["torch"] for x in json.loads(path.read_text())] == ["9.9", made["versions"]["torch"]]
     Path("out/generations.jsonl").unlink()
     assert main([*command(folder, task), "--device-map", "cuda:99"]) == 2
-    assert main([*command(folder, task), "--model", "./nosuch"]) == 2  # a run that makes nothing is none
+    Path("broken").mkdir()
+    Path("broken/config.json").write_text("{}")
+    assert main([*command(folder, task), "--model", "broken"]) == 2  # a run that makes nothing is none
     assert not path.exists()
 
 
@@ -121,6 +123,8 @@ def test_bad_options(folder, task, capsys):  # noqa: F811
         (["--settings", "plain"], "ledger"),
         (["--device-map", "cuda:99"], "auto and cpu"),
         (["--budgets", "8"], "window"),
+        (["--model", "./nothing"], "not a folder with a config.json"),
+        (["--model", "./nothing", "--dry-run"], "not a folder with a config.json"),
     ]:
         assert main([*command(folder, task), *more]) == 2
         assert told in capsys.readouterr().err
@@ -130,7 +134,7 @@ def test_bad_options(folder, task, capsys):  # noqa: F811
 @pytest.mark.slow
 def test_a_killed_run_goes_on(folder, task):  # noqa: F811
     """Killed at several moments: in the end every chain is there once, as in a run that was left alone."""
-    arguments = [sys.executable, "-m", "reasonalloc.cli", *command(folder, task, output="killed")]
+    arguments = [sys.executable, "-m", "reasonalloc", *command(folder, task, output="killed")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ra.__file__).parents[1])}
     lines = Path("killed/generations.jsonl")
     for count in (1, 6, 11):

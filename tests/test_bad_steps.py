@@ -130,6 +130,9 @@ def scorer_of(values):
         (lambda n: np.zeros(n + 1), r"must have shape \[30\] or, without the window, \[26\], got \[31\]"),
         (lambda n: np.zeros((n, 1)), r"must have shape .* got \[30, 1\]"),
         (lambda n: 1.0, "must have shape"),
+        (lambda n: "high", r"scores of method 'broken' must be numbers \(tensor, array or list\), got 'high'"),
+        (lambda n: None, "must be numbers .* got 'None'"),
+        (lambda n: [[1.0], [1.0, 2.0]], "must be numbers"),
     ],
 )
 def test_scores_of_a_users_method(register, values, message):

@@ -24,7 +24,7 @@ FLOORS = (
     ("hf",),
     ("", "lab"),  # "": reasonalloc itself, which shows the names of everything below
     ("integrations",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 

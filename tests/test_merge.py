@@ -82,6 +82,13 @@ def test_a_shard_goes_on_and_says_what_it_is(folder, task, tmp_path, monkeypatch
         assert "shard is I/N" in capsys.readouterr().err
 
 
+def test_a_shard_that_gets_no_batch_says_why(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert main(command(folder, task, "--shard", "99/99")) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "there are fewer than 99: a smaller --batch-size helps" in told and "0 chains of shard 99/99" in told
+
+
 def test_a_shard_makes_no_chain_that_the_study_has(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     assert main(command(folder, task, "--shard", "1/2")) == 0

@@ -26,6 +26,7 @@ from reasonalloc.lab.tasks import items, other_items
 
 def source_of(args: argparse.Namespace) -> Source:
     """Of the model, for this process or for actors, which may have other devices."""
+    models.check_name(args.model)
     if args.ray is None and args.device_map:
         models.check_device(args.device_map)
     if args.ray is not None and not args.gpus and args.device_map not in (None, "cpu"):
@@ -139,6 +140,9 @@ def measured(
     if study.shard is not None:
         made = len(study.records.by_key)
         out.print(f"{made:,} chains of shard {study.shard} are in {where}", markup=False, highlight=False)
+        if not study.batches(cells, ()):
+            fewer = f"there are fewer than {study.shard.count}: a smaller --batch-size helps"
+            out.print(f"whole batches go to shards, and {fewer}", markup=False, highlight=False, soft_wrap=True)
         return None
     summary = study.summary(cells)
     out.print(summary.table())

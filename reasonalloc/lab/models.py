@@ -137,6 +137,13 @@ def shape(name: str | None) -> dict[str, Any]:
     return fingerprint_of(config)
 
 
+def check_name(name: str | None) -> None:
+    """ValueError for a name that is plainly meant as a folder and is none with a model. No hub is asked."""
+    name, _ = split(name)
+    if name not in (None, EMBEDDED, REASONER, GEMMA) and not _is_adapter(name):
+        _given(name)
+
+
 def check_device(device_map: str) -> None:
     """ValueError, naming those that are there, for a device that torch does not have here."""
     import torch
@@ -208,9 +215,11 @@ def _adapter(name: str | None) -> Path | None:
                 f"{REASONER} comes in a package of its own, {REASONER_PACKAGE}: {REASONER_INSTALL}"
             )
         return found
-    if name is not None and (Path(name).expanduser() / "adapter_config.json").is_file():
-        return Path(name).expanduser()
-    return None
+    return Path(name).expanduser() if name is not None and _is_adapter(name) else None
+
+
+def _is_adapter(name: str) -> bool:
+    return (Path(name).expanduser() / "adapter_config.json").is_file()
 
 
 def _merged(model: PreTrainedModel, adapter: Path) -> Any:

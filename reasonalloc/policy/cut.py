@@ -19,7 +19,19 @@ from reasonalloc.policy.observers import CutObserver, CutView, RowObserver
 from reasonalloc.policy.policy import Policy
 from reasonalloc.policy.scorers import CoreScorer, ScoreArguments, Scorer
 from reasonalloc.policy.smoothing import Smoother
-from reasonalloc.policy.view import HeadView, LayerView
+from reasonalloc.policy.view import HeadView, LayerView, Numbers
+
+
+def as_floats(what: str, numbers: Numbers) -> Floats:
+    """A copy of what Python code returned, which may write to its own again."""
+    if isinstance(numbers, torch.Tensor):
+        numbers = numbers.detach().float().cpu().numpy()
+    try:
+        if numbers is not None:  # which numpy takes for NaN
+            return np.array(numbers, dtype=np.float32)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{what} must be numbers (tensor, array or list), got {str(numbers)[:80]!r}")
 
 
 def _core_scorer(scorer: Scorer) -> TypeGuard[CoreScorer]:
@@ -203,10 +215,7 @@ class Cutter:
         scorer, older = self.policy.scorer, int(cut.older(row)[head])
         group, place = layer.query_heads // layer.heads, self._place(cut, layer, row)
         view = HeadView(cut.core, layer.head_dim, group, place, head, self.policy.settings)
-        result = scorer.score(view)
-        if isinstance(result, torch.Tensor):
-            result = result.detach().float().cpu().numpy()
-        scores = np.ascontiguousarray(result, dtype=np.float32)
+        scores = as_floats(f"scores of {scorer.title}", scorer.score(view))
         slots = int(cut.slots[row, head])
         if scores.shape not in ((older,), (slots,)):
             raise ValueError(
@@ -216,7 +225,7 @@ class Cutter:
         scores = scores[:older]
         if not np.isfinite(scores).all():
             raise ValueError(f"scores of {scorer.title} hold NaN or infinity (layer {layer.index}, head {head})")
-        return scores.copy()  # the scorer may write to its own again
+        return scores
 
     def _place(self, cut: CoreCut, layer: CutLayer, row: int) -> LayerView:
         window = self.policy.schedule.window

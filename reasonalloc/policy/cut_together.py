@@ -7,20 +7,18 @@ from copy import deepcopy
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from reasonalloc.policy.budgets import checked_shares
 from reasonalloc.policy.core_cut import (
     CoreCut,
     CutLayer,
-    Floats,
     apply_all,
     layer_totals,
     read_only,
     row_tokens,
     slots_of,
 )
-from reasonalloc.policy.cut import Cutter
+from reasonalloc.policy.cut import Cutter, as_floats
 from reasonalloc.policy.layers_by_scores import Dynamic, LayersByScores
 from reasonalloc.policy.view import LayerScores, RowView
 
@@ -100,7 +98,7 @@ class CutTogether(Cutter):
                 f"scores of {scorer.title} across layers must be of {len(layers)} layers, got {len(result)}"
             )
         for cut, layer, changed in zip(cuts, layers, result, strict=True):
-            scores = [_floats(x) for x in changed]
+            scores = [as_floats(f"scores of {scorer.title} across layers", x) for x in changed]
             wanted, got = [x.shape for x in layer.scores], [x.shape for x in scores]
             if got != wanted or not all(np.isfinite(x).all() for x in scores):
                 raise ValueError(
@@ -133,9 +131,3 @@ class CutTogether(Cutter):
         for cut in cuts if self.observers else ():
             for row in cut.rows:
                 self._show(cut, cut.layer, row)
-
-
-def _floats(scores: object) -> Floats:
-    if isinstance(scores, torch.Tensor):
-        scores = scores.detach().float().cpu().numpy()
-    return np.array(scores, dtype=np.float32)
