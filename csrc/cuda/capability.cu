@@ -4,12 +4,12 @@
 #ifdef RA_EMULATE
 int ra_emulate_capability = 90; /* 10 * major + minor; tests set it */
 int ra_cuda_capability() { return ra_emulate_capability; }
-extern "C" int ra_cuda_runs(void) { return 0; }
+extern "C" int ra_cuda_probe(void) { return 0; }
 #else
 /* Built for the same architectures as every other kernel. */
 __global__ void nothing() {}
 
-extern "C" int ra_cuda_runs(void)
+extern "C" int ra_cuda_probe(void)
 {
     cudaFuncAttributes attributes;
     const int error = (int)cudaFuncGetAttributes(&attributes, nothing);

@@ -171,7 +171,7 @@ int ra_cuda_choose(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scr
 int ra_cuda_apply(const ra_cuda_layer *layer, const ra_cuda_cut *cut, void *scratch, void *stream);
 
 /* Why the current device cannot run what was built; 0: it can. */
-int ra_cuda_runs(void);
+int ra_cuda_probe(void);
 
 #ifdef RA_EMULATE
 /* Threads and blocks run in an order drawn from `seed`; 0: in that of their numbers. */

@@ -39,7 +39,7 @@ static PyObject *why_not_on(PyObject *module, PyObject *argument)
         return PyErr_Format(PyExc_ValueError, "device must be the number of one, got %ld", device);
     int error = ra_device_enter((int)device, &before);
     if (!error) {
-        error = ra_cuda_runs();
+        error = ra_cuda_probe();
         ra_device_leave(before);
     }
     return PyUnicode_FromString(error ? ra_device_error(error) : "");
