@@ -290,6 +290,27 @@ def recall():
     assert [f"{x['holm']:.1f}" for x in comparisons(name)] == ["0.7", "0.7", "0.5"]
 
 
+def gates():
+    page, name = ROOT / "docs" / "rlkv.md", "rlkv-accuracy/rlkv"
+    lines = {
+        "full": "full cache", "seed0-60": "`rlkv`, seed 0", "seed1-60": "`rlkv`, seed 1", "duo-60": "Duo's gates",
+        "random-1-60": "random gates, best of five", "R-KV-kept-60": "`rkv`, prompt kept", "R-KV-60": "`rkv`",
+        "reasonalloc-kept-60": "`reasonalloc`, prompt kept", "newest-kept-60": "newest tokens, prompt kept",
+    }  # fmt: skip
+    found = rows(name)
+    for cell, what in lines.items():
+        x = found[cell]
+        size = f"{x['mean_bytes'] / 1e6:.1f} | {x['peak_bytes'] / 1e6:.1f}"
+        yield page, f"| {what} | {both(name, cell)} | {x['tokens']:,.0f} | {size} |"
+    assert max((x["accuracy"]["mean"], cell) for cell, x in found.items() if "random" in cell)[1] == "random-1-60"
+    one, two, duo, rkv, ours = (
+        right(name, f"{x}-60", False) for x in ("seed0", "seed1", "duo", "R-KV-kept", "reasonalloc-kept")
+    )
+    yield DOCS, f"`rlkv` answers {one.removesuffix(' %')} and {two} (two trainings), DuoAttention's gates {duo}"
+    yield DOCS, f"R-KV at equal mean bytes {rkv}, ReasonAlloc {ours}, random gates 0 to 2 %"
+    yield README, f"[{one} right where R-KV has {rkv.removesuffix(' %')}](docs/rlkv.md#what-these-heads-answer)"
+
+
 def shares():
     name = "shares/shares"
     cells = {x: both(name, f"{x} 384") for x in ("heads", "R-KV", "R-KV-kept")}
@@ -397,8 +418,8 @@ def demo():
 
 
 KINDS = (
-    answers, parts, prompt, notch, order, newer, kernel, kernel_again, recent, recency, recall, sealed, shares, heads,
-    fidelity, next_tokens, speed, kernels, demo,
+    answers, parts, prompt, notch, order, newer, kernel, kernel_again, recent, recency, recall, gates, sealed, shares,
+    heads, fidelity, next_tokens, speed, kernels, demo,
 )  # fmt: skip
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 
@@ -423,6 +444,29 @@ def test_p_of_the_sealed_comparison():
             p = float(found[f"{cell} {slots} less {other} {slots}"])
             assert text.endswith(f", p {float(f'{p:.1g}'):g}"), (what, slots, p)
     assert not rows
+
+
+def test_differences_of_trained_gates():
+    """Those that the study's own script prints."""
+    script = ROOT / "benchmarks" / "studies" / "rlkv.py"
+    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    form = r"^  60 %: (\S+) less (\S+) +([+-][\d.]+)% \[([+-][\d.]+)%, ([+-][\d.]+)%\]  p (\S+?)(?:, Holm (\S+))?$"
+    found = {x[:2]: x[2:] for x in re.findall(form, printed, re.MULTILINE)}
+
+    def told(other, first="rlkv"):
+        mean, low, high, *_ = found[first, other]
+        mean = f"{float(mean):.0f}".replace("-0", "0")
+        return f"{mean} [{float(low):.0f}, {float(high):.0f}]", float(found[first, other][4] or 1)
+
+    assert told("random")[1] == told("R-KV-kept")[1] == 6e-5 and told("duo")[1] == 1
+    page = ROOT / "docs" / "rlkv.md"
+    random, rkv, duo, ours, newest = (
+        told(x)[0] for x in ("random", "R-KV-kept", "duo", "reasonalloc-kept", "newest-kept")
+    )
+    says(page, f"{random.replace(' ', ' points ', 1)} ahead of random heads, {rkv} ahead of R-KV at equal bytes**")
+    says(page, f"level with Duo's gates, {duo}, p 1")
+    says(page, f"{ours.replace(' ', ' points ', 1)} ahead of ReasonAlloc, {newest} of the newest tokens")
+    says(page, f"seed 0 is {told('seed1', 'seed0')[0]} ahead of seed 1")
 
 
 def test_pictures_are_of_these_results(tmp_path):
