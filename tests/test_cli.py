@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import runpy
 from io import StringIO
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def test_version(capsys):
         main(["--version"])
     assert left.value.code == 0
     assert capsys.readouterr().out.split() == ["reasonalloc", ra.__version__]
+
+
+def test_as_a_module(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["reasonalloc", "--version"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("reasonalloc", run_name="__main__")
+    assert left.value.code == 0 and ra.__version__ in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [[], ["--help"]])
