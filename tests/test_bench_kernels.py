@@ -145,6 +145,13 @@ def test_a_cut_with_recall_is_checked():
     assert 0 < row["cold_bytes"]["recall, int8"] < 0.6 * row["cold_bytes"]["recall, same"]
 
 
+def test_a_tier_is_full_where_heads_want_different_shares():
+    states_ = chain(2500)
+    states_.keys[0] *= 3
+    (row,) = recall.rows({"random": states_}, 896, [512], [F32], 1)
+    assert row["cold"] == 512 and row["ratio"]["recall, same"] > 0
+
+
 def test_the_published_form_keeps_the_window():
     some = chain(100)
     kept, _ = reference.rkv_compress(some.queries[None, :, -8:], some.keys[None], some.values[None], 40)

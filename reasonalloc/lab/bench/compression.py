@@ -32,9 +32,9 @@ def _batch(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Ours:
-    """A layer that is fed from `states` and cut from n to n - 128 slots a head, on average."""
+    """A layer that is fed from `states` and cut from n to n - 128 slots a head, on average. heads: who shares them out."""
 
-    def __init__(self, states: States, n: int, dtype: torch.dtype) -> None:
+    def __init__(self, states: States, n: int, dtype: torch.dtype, heads: str = "route") -> None:
         self.states, self.n, self.dtype, self.fed = states, n, dtype, 0
         self.heads, self.query_heads, self.d = states.keys.shape[0], states.queries.shape[0], states.keys.shape[2]
         self.pool = PagePool(DTYPES[dtype], self.d)
@@ -42,7 +42,7 @@ class Ours:
         self.total = (n - INTERVAL) * self.heads
         c = Config(method="reasonalloc", budget=max(n - INTERVAL, WINDOW + 1))
         self.score_config = ("rkv", ALPHA, THRESHOLD, POOL, 0)
-        route = (ALLOCATORS["route"], c.gamma, c.lo, c.hi, c.mu, c.safeguard)
+        route = (ALLOCATORS[heads], c.gamma, c.lo, c.hi, c.mu, c.safeguard)
         self.budgets = np.zeros((1, self.heads), dtype=np.int64)
         self.arguments = (
             np.array([self.total], dtype=np.int64),

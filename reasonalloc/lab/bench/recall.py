@@ -18,10 +18,11 @@ _ROW_LIMIT_S = 30.0
 
 
 class Recalling(Ours):
-    """A layer whose heads have `cold` tokens in their tier once it has been fed n + cold and cut."""
+    """A layer whose heads have `cold` tokens in their tier once it has been fed n + cold and cut: all get the same slots, since
+    one whose share grows takes tokens back and has a tier that is not full."""
 
     def __init__(self, states: States, n: int, dtype: torch.dtype, cold: int, cold_format: str) -> None:
-        super().__init__(states, n, dtype)
+        super().__init__(states, n, dtype, heads="uniform")
         self.layer.keep_cold(cold, cold_format)
         self.cold, self._recalls = cold, False
 
@@ -49,7 +50,7 @@ def rows(
     for kind, states in chains.items():
         for dtype in dtypes:
             for count in cold:
-                layers = {"ours": Ours(states, n, dtype)}
+                layers = {"ours": Ours(states, n, dtype, heads="uniform")}
                 layers |= {f"recall, {name}": Recalling(states, n, dtype, count, name) for name in FORMATS}
                 checked, record_bytes = {}, {}
                 for name, layer in layers.items():
