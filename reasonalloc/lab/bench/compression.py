@@ -32,7 +32,8 @@ def _batch(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Ours:
-    """A layer that is fed from `states` and cut from n to n - 128 slots a head, on average. heads: who shares them out."""
+    """A layer that is fed from `states` and cut from n to n - 128 slots a head, on average. heads: what shares them
+    out."""
 
     def __init__(self, states: States, n: int, dtype: torch.dtype, heads: str = "route") -> None:
         self.states, self.n, self.dtype, self.fed = states, n, dtype, 0

@@ -18,8 +18,10 @@ _ROW_LIMIT_S = 30.0
 
 
 class Recalling(Ours):
-    """A layer whose heads have `cold` tokens in their tier once it has been fed n + cold and cut: all get the same slots, since
-    one whose share grows takes tokens back and has a tier that is not full."""
+    """A layer whose heads have `cold` tokens in their tier once it has been fed n + cold and cut.
+
+    All get the same slots: a head whose share grows takes tokens back, and its tier is not full.
+    """
 
     def __init__(self, states: States, n: int, dtype: torch.dtype, cold: int, cold_format: str) -> None:
         super().__init__(states, n, dtype, heads="uniform")
