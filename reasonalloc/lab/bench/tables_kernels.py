@@ -36,8 +36,8 @@ def _recall(data: Kernels) -> Section:
         "A cut that scores evicted tokens again",
         header + [f"MiB, {peer}" for peer in peers],
         rows,
-        "From n to n - 128 slots a head, the same for all heads, with so many cold tokens a head. ms, medians; times: that of the cut without"
-        " recall. MiB: of the cold tier.",
+        "From n to n - 128 slots a head, the same for all heads, with so many cold tokens a head. ms, medians; times:"
+        " that of the cut without recall. MiB: of the cold tier.",
         words=2,
     )
 
