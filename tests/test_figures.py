@@ -467,6 +467,14 @@ def test_differences_of_trained_gates():
     says(page, f"level with Duo's gates, {duo}, p 1")
     says(page, f"{ours.replace(' ', ' points ', 1)} ahead of ReasonAlloc, {newest} of the newest tokens")
     says(page, f"seed 0 is {told('seed1', 'seed0')[0]} ahead of seed 1")
+    checks = dict(re.findall(r"^  (\S+) +([\d.]+)$", printed, re.MULTILINE))
+    cells = ("seed0-60", "seed1-60", "duo-60", "R-KV-kept-60", "reasonalloc-kept-60", "newest-kept-60")
+    full, one, two, duo, rkv, ours, newest = (checks[x] for x in ("full", *cells))
+    assert duo == "0.0"
+    says(
+        page, f"checks its work {full} times a chain (once a question), RLKV's seeds {one} and {two} times, Duo's never"
+    )
+    says(page, f"R-KV with its prompt kept {rkv} times, ReasonAlloc {ours}, the newest tokens {newest}")
 
 
 def test_pictures_are_of_these_results(tmp_path):

@@ -131,11 +131,12 @@ def test_bytes_by_the_formula_are_those_of_chains(script, folder, cell):
 
 
 def chains(folder, cells, problems=24):
-    """Of each cell as many right as its rate says."""
+    """Of each cell as many right as its rate says; each second chain checks itself."""
     folder.mkdir()
     figures = {"finish": "stop", "tokens": 9, "mean_bytes": 1e6, "slots": 9}
+    check = "Wait, let me check that again."
     lines = [
-        {"cell": cell, "item": f"p{i}", "right": [i / problems < rate] * 4, **figures}
+        {"cell": cell, "item": f"p{i}", "right": [i / problems < rate] * 4, "text": check * (i % 2), **figures}
         for cell, rate in cells.items()
         for i in range(problems)
     ]
@@ -156,3 +157,4 @@ def test_only_whole_sparsities_are_told(script, tmp_path, monkeypatch, capsys):
     assert "planned, Holm over 6" in told and told.count(", Holm ") == 1 + len(script.PLANNED)
     assert "40 %: rlkv less random" in told and "+50.0%" in told and "40 %: rlkv less duo" in told and "+25.0%" in told
     assert "40 %: random heads 25.0% to 25.0%" in told
+    assert [x.split()[-1] for x in told.splitlines() if x.startswith("  duo-40")][-1] == "0.5"
