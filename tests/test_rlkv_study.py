@@ -23,7 +23,7 @@ TRAINED = STUDIES.parent / "results" / "rlkv"
 def script(monkeypatch, request):
     monkeypatch.syspath_prepend(STUDIES)
     yield importlib.import_module(request.param)
-    for name in ("gates", "chains", request.param):
+    for name in ("gates", "chains", "checks", request.param):
         sys.modules.pop(name, None)
 
 
@@ -158,3 +158,19 @@ def test_only_whole_sparsities_are_told(script, tmp_path, monkeypatch, capsys):
     assert "40 %: rlkv less random" in told and "+50.0%" in told and "40 %: rlkv less duo" in told and "+25.0%" in told
     assert "40 %: random heads 25.0% to 25.0%" in told
     assert [x.split()[-1] for x in told.splitlines() if x.startswith("  duo-40")][-1] == "0.5"
+
+
+@pytest.mark.parametrize("script", ["checks"], indirect=True)
+def test_checks_of_chains(script, tmp_path, monkeypatch, capsys):
+    folder = chains(tmp_path / "some", dict.fromkeys(StudyFile.load(STUDIES / "checks.yaml").cells, 1.0))
+    lines = [json.loads(x) for x in (tmp_path / "some" / "generations.jsonl").read_text().splitlines()]
+    often = {"full": 5, "seed0-60": 4, "seed1-60": 2, "R-KV-kept-60": 1}
+    for x in lines:
+        x["text"] = f"Wait, {script.CHECK}." * often.get(x["cell"], 0)
+    (tmp_path / "some" / "generations.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    monkeypatch.setattr(sys, "argv", ["checks.py", folder])
+    script.main()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "full 5.0 checks a chain" in told and "duo-60 0.0 checks a chain" in told
+    assert "rlkv less duo-60 +75.0% [+75.0%, +75.0%]" in told and "full less rlkv +25.0% [+25.0%" in told
+    assert "rlkv less R-KV-kept-60 +50.0%" in told

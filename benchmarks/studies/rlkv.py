@@ -10,10 +10,10 @@ Imports nothing of reasonalloc.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
-from chains import Cell, Difference, Scores, cells_of, compare, folder_given, print_family, records
+from chains import Cell, Difference, Scores, cells_of, compare, folder_given, print_family
+from checks import checks
 
 SPARSITIES = (40, 60, 50, 20, 80)  # %, in the order in which they are made
 FIRST = (40, 60)  # of the planned comparisons
@@ -32,7 +32,6 @@ SECONDARY = [
 PROBLEMS = 96
 PROMPT, CHAIN = 212, 1250  # tokens, means of full-cache chains of seeds 4102 and 4103
 HEADS, LOCAL, INTERVAL, PAGE = 90, 16 + 64, 128, 16
-CHECK = "let me check that again"  # what *doubting* has a chain say after each question
 
 
 def labels_of(sparsity: int) -> list[str]:
@@ -118,14 +117,6 @@ def main() -> None:
     for label, count in checks(folder_given("rlkv-accuracy")).items():
         if label in ("full", *shown):
             print(f"  {label:20s} {count:.1f}")
-
-
-def checks(folder: Path) -> dict[str, float]:
-    """Mean number of checks in a cell's chains."""
-    found: dict[str, list[int]] = {}
-    for x in records(folder):
-        found.setdefault(x["cell"], []).append(x["text"].count(CHECK))
-    return {label: float(np.mean(counts)) for label, counts in found.items()}
 
 
 def difference(cells: dict[str, Cell], a: str, b: str, sparsity: int, rng: np.random.Generator) -> Difference:
