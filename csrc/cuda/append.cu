@@ -54,32 +54,20 @@ template <class E> RA_DEVICE void write_token(const append_job &j, int pair, int
 template <class E> RA_KERNEL(THREADS, 4) append_token(append_job j)
 {
     const shared<int> scratch = shared_at<int>(0);
-    const int pair = blockIdx.x, H = j.l.kv_heads, pairs = pairs_of(j);
+    const int pair = blockIdx.x, H = j.l.kv_heads;
     ra_cuda_pool *pool = j.l.pool;
     const int32_t free_count = pool->free_count, any_shared = pool->shared;
     int before = 0, all = 0, beyond = 0; /* pages that earlier heads take, and all; heads that have no room */
-    for (int first = threadIdx.x; first < pairs; first += SOME * THREADS) {
-        int slots[SOME];
-        RA_UNROLL for (int i = 0; i < SOME; i++) /* -1: no token for this head */
-        {
-            const int other = first + i * THREADS;
-            slots[i] = other < pairs && fresh_of(j.s, other / H) ? j.l.slots[other] : -1;
+    each_fresh_head(j, [&](int other, int slots) {
+        int needs = slots % PAGE == 0;
+        if (any_shared && !needs) {
+            const int32_t tail = shared_tail(j, other);
+            needs = tail >= 0 && is_copied(j, other, tail);
         }
-        RA_UNROLL for (int i = 0; i < SOME; i++)
-        {
-            const int other = first + i * THREADS;
-            if (slots[i] < 0)
-                continue;
-            int needs = slots[i] % PAGE == 0;
-            if (any_shared && !needs) {
-                const int32_t tail = shared_tail(j, other);
-                needs = tail >= 0 && is_copied(j, other, tail);
-            }
-            before += other < pair ? needs : 0;
-            all += needs;
-            beyond += slots[i] >= j.l.pages * PAGE;
-        }
-    }
+        before += other < pair ? needs : 0;
+        all += needs;
+        beyond += slots >= j.l.pages * PAGE;
+    });
     before = block_sum(before, scratch);
     all = block_sum(all, scratch);
     const bool fits = !block_sum(beyond, scratch) && all <= free_count;

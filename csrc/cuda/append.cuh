@@ -17,6 +17,22 @@ RA_DEVICE const char *token_at(const ra_tokens &t, int row, int head, int place)
     return (const char *)t.data + at * size_of(t.dtype);
 }
 
+/* take(pair, slots) for the thread's share of the heads that get a token; slots: before it. */
+template <class F> RA_DEVICE void each_fresh_head(const append_job &j, F take)
+{
+    constexpr int SOME = 4; /* loads under way together: the compiler cannot know that no store comes in between */
+    for (int first = threadIdx.x; first < pairs_of(j); first += SOME * THREADS) {
+        int slots[SOME];
+        RA_UNROLL for (int i = 0; i < SOME; i++) /* -1: none for this head */
+        {
+            const int pair = first + i * THREADS;
+            slots[i] = pair < pairs_of(j) && fresh_of(j.s, pair / j.l.kv_heads) ? j.l.slots[pair] : -1;
+        }
+        RA_UNROLL for (int i = 0; i < SOME; i++) if (slots[i] >= 0)
+            take(first + i * THREADS, slots[i]);
+    }
+}
+
 /* ---- Shared tails ---- */
 
 /* The page that a head's next token goes to, if it has other owners too; else -1. */
@@ -125,18 +141,10 @@ template <class E> struct eight {
 
 /* ---- Afterwards ---- */
 
-constexpr int SOME = 4; /* loads under way together: the compiler cannot know that no store comes in between */
-
 /* Lists of slots, tokens and queries; one block. */
 RA_DEVICE void settle_lists(const append_job &j)
 {
-    for (int first = threadIdx.x; first < pairs_of(j); first += SOME * THREADS) {
-        int slots[SOME] = {};
-        RA_UNROLL for (int i = 0; i < SOME; i++) if (first + i * THREADS < pairs_of(j))
-            slots[i] = j.l.slots[first + i * THREADS] + fresh_of(j.s, (first + i * THREADS) / j.l.kv_heads);
-        RA_UNROLL for (int i = 0; i < SOME; i++) if (first + i * THREADS < pairs_of(j))
-            j.l.slots[first + i * THREADS] = slots[i];
-    }
+    each_fresh_head(j, [&](int pair, int slots) { j.l.slots[pair] = slots + fresh_of(j.s, pair / j.l.kv_heads); });
     for (int row = threadIdx.x; row < j.l.rows; row += THREADS) {
         const int fresh = fresh_of(j.s, row), end = j.l.tokens[row] + fresh;
         if (fresh) {
