@@ -86,13 +86,8 @@ def load(
         check_device(device_map)
     name, apart = split(name)
     adapter = _adapter(name)
-    if name is None or name == EMBEDDED or adapter:
-        source, label, options = _embedded()
-        label = name if adapter and name else label
-    elif name == GEMMA:
-        source, label, options = _gemma()
-    else:
-        (source, options), label = _given(name), name
+    source, options = _source(name, adapter)
+    label = name if name and (adapter or name != EMBEDDED) else EMBEDDED_LABEL
     tokenizer_extra = {key: x for key, x in options.items() if key != "quantization_config"}
     try:
         with _quiet():
@@ -119,12 +114,7 @@ def shape(name: str | None) -> dict[str, Any]:
     from transformers import AutoConfig
 
     name, apart = split(name)
-    if name is None or name == EMBEDDED or _adapter(name):
-        source, _, options = _embedded()
-    elif name == GEMMA:
-        source, _, options = _gemma()
-    else:
-        source, options = _given(name)
+    source, options = _source(name, _adapter(name))
     files = {key: x for key, x in options.items() if key != "quantization_config"}
     try:
         with _quiet():
@@ -182,20 +172,27 @@ def fingerprint(name: str | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _embedded() -> tuple[str, str, dict[str, object]]:
+def _source(name: str | None, adapter: Path | None) -> tuple[str, dict[str, object]]:
+    """Folder or hub name that weights come from, and what transformers is given with it."""
+    if name is None or name == EMBEDDED or adapter:
+        return _embedded()
+    return _gemma() if name == GEMMA else _given(name)
+
+
+def _embedded() -> tuple[str, dict[str, object]]:
     folder, missing = embedded_folder(), missing_for_embedded()
     if folder is None or missing:
         raise ModuleNotFoundError(
             f"{EMBEDDED_LABEL} needs {', '.join(missing)}: {EMBEDDED_INSTALL}  (or name another model or a folder)"
         )
-    return str(folder), EMBEDDED_LABEL, _gguf(_EMBEDDED_FILE)
+    return str(folder), _gguf(_EMBEDDED_FILE)
 
 
-def _gemma() -> tuple[str, str, dict[str, object]]:
+def _gemma() -> tuple[str, dict[str, object]]:
     if missing := missing_for_gemma():
         raise ModuleNotFoundError(f"{GEMMA} needs {', '.join(missing)}: {GEMMA_INSTALL}")
     path = Path(import_module(_GEMMA_PACKAGE).assemble())
-    return str(path.parent), GEMMA, _gguf(path.name)
+    return str(path.parent), _gguf(path.name)
 
 
 def _gguf(file: str) -> dict[str, object]:
