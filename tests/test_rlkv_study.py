@@ -130,13 +130,19 @@ def test_bytes_by_the_formula_are_those_of_chains(script, folder, cell):
             assert found * slot == pytest.approx(x["mean_bytes"], rel=0.002)
 
 
-def chains(folder, cells, problems=24):
-    """Of each cell as many right as its rate says; each second chain checks itself."""
+def chains(folder, cells, checks, problems=24):
+    """Of each cell as many right as its rate says; checks: how often a chain checks itself, by cell."""
     folder.mkdir()
     figures = {"finish": "stop", "tokens": 9, "mean_bytes": 1e6, "slots": 9}
-    check = "Wait, let me check that again."
+    check = "Wait, let me check that again."  # as the task has it
     lines = [
-        {"cell": cell, "item": f"p{i}", "right": [i / problems < rate] * 4, "text": check * (i % 2), **figures}
+        {
+            "cell": cell,
+            "item": f"p{i}",
+            "right": [i / problems < rate] * 4,
+            "text": check * checks.get(cell, 0),
+            **figures,
+        }
         for cell, rate in cells.items()
         for i in range(problems)
     ]
@@ -150,24 +156,20 @@ def test_only_whole_sparsities_are_told(script, tmp_path, monkeypatch, capsys):
     cells = {"full": 1.0} | {x: rates.get(x.rsplit("-", 1)[0], 0.25) for x in script.labels_of(40)}
     cells |= {x: 0.75 for x in script.labels_of(60)[:-1]}
     monkeypatch.setattr(script, "PROBLEMS", 24)
-    monkeypatch.setattr(sys, "argv", ["rlkv.py", chains(tmp_path / "some", cells)])
+    monkeypatch.setattr(sys, "argv", ["rlkv.py", chains(tmp_path / "some", cells, {"duo-40": 3})])
     script.main()
     told = capsys.readouterr().out
     assert "sparsity 60 %: 11 of 12 cells are whole, so none is looked at" in told and "seed0-60" not in told
     assert "planned, Holm over 6" in told and told.count(", Holm ") == 1 + len(script.PLANNED)
     assert "40 %: rlkv less random" in told and "+50.0%" in told and "40 %: rlkv less duo" in told and "+25.0%" in told
     assert "40 %: random heads 25.0% to 25.0%" in told
-    assert [x.split()[-1] for x in told.splitlines() if x.startswith("  duo-40")][-1] == "0.5"
+    assert [x.split()[-1] for x in told.splitlines() if x.startswith("  duo-40")][-1] == "3.0"
 
 
 @pytest.mark.parametrize("script", ["checks"], indirect=True)
 def test_checks_of_chains(script, tmp_path, monkeypatch, capsys):
-    folder = chains(tmp_path / "some", dict.fromkeys(StudyFile.load(STUDIES / "checks.yaml").cells, 1.0))
-    lines = [json.loads(x) for x in (tmp_path / "some" / "generations.jsonl").read_text().splitlines()]
     often = {"full": 5, "seed0-60": 4, "seed1-60": 2, "R-KV-kept-60": 1}
-    for x in lines:
-        x["text"] = f"Wait, {script.CHECK}." * often.get(x["cell"], 0)
-    (tmp_path / "some" / "generations.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    folder = chains(tmp_path / "some", dict.fromkeys(StudyFile.load(STUDIES / "checks.yaml").cells, 1.0), often)
     monkeypatch.setattr(sys, "argv", ["checks.py", folder])
     script.main()
     told = " ".join(capsys.readouterr().out.split())

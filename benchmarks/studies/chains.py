@@ -67,6 +67,11 @@ def _cell(chains: list[dict[str, Any]]) -> Cell:
     return Cell(len(chains), {item: float(np.mean(x)) for item, x in scores.items()}, *map(float, figures))
 
 
+def mean_of(cells: list[Scores]) -> Scores:
+    """Of several cells with the same problems, by problem."""
+    return {item: float(np.mean([x[item] for x in cells])) for item in cells[0]}
+
+
 def interval(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """95 % of 10,000 bootstraps of the mean."""
     return np.quantile(values[rng.integers(len(values), size=(10_000, len(values)))].mean(1), [0.025, 0.975])

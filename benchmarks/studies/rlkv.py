@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from chains import Cell, Difference, Scores, cells_of, compare, folder_given, print_family
-from checks import checks
+from chains import Cell, Difference, cells_of, compare, folder_given, mean_of, print_family
+from checks import checks, counts
 
 SPARSITIES = (40, 60, 50, 20, 80)  # %, in the order in which they are made
 FIRST = (40, 60)  # of the planned comparisons
@@ -75,10 +75,6 @@ def budgets() -> None:
         print(f"{sparsity:6d} % {budget:7d} {mixed_slots(sparsity):20.1f} / {cut_slots(budget):.1f}")
 
 
-def mean_of(cells: list[Scores]) -> Scores:
-    return {item: float(np.mean([x[item] for x in cells])) for item in cells[0]}
-
-
 def members_of(name: str, sparsity: int) -> list[str]:
     """Cells of a group, or one."""
     return [f"{x}-{sparsity}" for x in GROUPS.get(name, (name,))]
@@ -88,7 +84,8 @@ def main() -> None:
     if sys.argv[1:] == ["--budgets"]:
         budgets()
         return
-    cells = {label: x for label, x in cells_of(folder_given("rlkv-accuracy")).items() if len(x.scores) == PROBLEMS}
+    folder = folder_given("rlkv-accuracy")
+    cells = {label: x for label, x in cells_of(folder).items() if len(x.scores) == PROBLEMS}
     whole = [x for x in SPARSITIES if set(labels_of(x)) <= set(cells)]
     for sparsity in SPARSITIES:  # nobody looks at a part of a sparsity
         if sparsity not in whole:
@@ -114,7 +111,7 @@ def main() -> None:
         print(f"  {sparsity} %: random heads {min(each):.1%} to {max(each):.1%}")
 
     print("counted after looking at chains, not planned: checks a chain")
-    for label, count in checks(folder_given("rlkv-accuracy")).items():
+    for label, count in checks(counts(folder)).items():
         if label in ("full", *shown):
             print(f"  {label:20s} {count:.1f}")
 
