@@ -2,7 +2,7 @@
  * j / span are the same number. So spans go whole, but for one a head, at the end of its budget. */
 #include "scorer.h"
 
-/* Each run of a span's tokens gets their mean or their largest score, whatever of the span is held still. */
+/* Each run of a span's tokens gets their mean or their largest score, whatever of the span is still there. */
 static void share(const ra_score_view *view, int64_t span, bool average, float *scores)
 {
     for (int64_t begin = 0, end; begin < view->older; begin = end) {

@@ -131,7 +131,7 @@ def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: st
 
 
 def load_model(args: argparse.Namespace, out: Console | None = None) -> tuple[Model, Tokenizer, str]:
-    """(model, tokenizer, label) as the options of `add_model` say. out: a terminal that is told so meanwhile."""
+    """(model, tokenizer, label) as the options of `add_model` say. out: a terminal that says so meanwhile."""
     import torch
 
     if args.threads:

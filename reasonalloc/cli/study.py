@@ -169,6 +169,6 @@ def run_and_report(
 
 
 def shard_json(study: Study) -> Json:
-    """What is told of a shard."""
+    """What is reported of a shard."""
     chains = len(study.records.by_key)
     return {"schema": 1, "shard": str(study.shard), "folder": str(study.records.folder), "chains": chains}

@@ -69,7 +69,7 @@ class Session:
     (`use_cache=False`), by its arguments or by a generation config.
 
     model: the transformers model, without what wraps it. last_cache: the cache that was made last, None before the
-    first. caches: those that are still held. history: the figures of all.
+    first. caches: those that still exist. history: the figures of all.
     """
 
     def __init__(self, model: Model, config: Config, record: bool = False) -> None:

@@ -83,7 +83,7 @@ class SlotCounts:
 class LiveFirst(Scorer):
     """The eviction that loses nothing while it can: tokens of dead lines go first, then the oldest.
 
-    It is told which those are (`ends`, of a single row), so that it bounds what a scorer can win.
+    It knows which those are (`ends`, of a single row), so that it bounds what a scorer can win.
     """
 
     ends: Ends = field(kw_only=True, compare=False)

@@ -98,7 +98,7 @@ class Matcher:
     """Searches with the chains of a pilot; what it found is kept in a folder, so that a run that goes on takes it.
 
     measure: mean bytes of a cell's chains on the pilot's problems. pilot: those. folder: of the evaluation. about: what
-    else the figures depend on. tolerance: of the bytes, a share. log: told what is tried.
+    else the figures depend on. tolerance: of the bytes, a share. log: called with what is tried.
     """
 
     measure: Callable[[Cell], float]

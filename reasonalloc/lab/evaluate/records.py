@@ -28,7 +28,7 @@ class Record:
     """One chain of one problem.
 
     cell: what was varied, as `Cell.name` says. config: hash of the cache's settings. asked: hash of prompt and right
-    answers. sample: 0 to samples - 1. finish: "stop" or "length". answers: what its boxes held; right: one for each
+    answers. sample: 0 to samples - 1. finish: "stop" or "length". answers: what stood in its boxes; right: one for each
     answer asked; by_rule: the same by other rules for which boxes count; again: answers boxed more than once. slots:
     mean of a KV head at the end. mean_bytes, peak_bytes: of its pages after each step (within a prefill, one layer at a
     time holds the whole prompt). seconds: its share of the steps of its batch.

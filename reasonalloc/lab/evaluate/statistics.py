@@ -98,7 +98,7 @@ def permutation_test(difference: Sequence[float], seed: int = 0) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given: the chance of any wrong claim among them is held."""
+    """Holm's adjusted p values, in the order given: they bound the chance of any wrong claim among them."""
     adjusted, least = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         least = max(least, min(1.0, (len(ps) - rank) * ps[i]))
@@ -149,5 +149,5 @@ def paired(against: str, ours: Sequence[float], theirs: Sequence[float], chosen:
 
 
 def adjusted(pairs: Sequence[Paired]) -> list[Paired]:
-    """Comparisons that are told together, each with Holm's p among them."""
+    """Comparisons that are reported together, each with Holm's p among them."""
     return [replace(x, holm=p, family=len(pairs)) for x, p in zip(pairs, holm([x.p for x in pairs]), strict=True)]

@@ -56,7 +56,7 @@ class Study:
     ray: RaySettings | None = None
     about: dict[str, Any] = field(default_factory=dict)  # what else a table's provenance says
     wave_tokens: int = 512  # of a chain that the task's wave is measured on, at most
-    say: Callable[[str], None] = lambda _: None  # told what takes its time: loading, the wave, the chains
+    say: Callable[[str], None] = lambda _: None  # called with what takes its time: loading, the wave, the chains
     shard: Shard | None = None  # only this part of the chains; they lie in a folder of its own inside of `folder`
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A study as a YAML file: what is compared, on what, and which comparisons are told, written down before its chains."""
+"""A study as a YAML file: what is compared, on what, and which comparisons are made, written down before its chains."""
 
 from __future__ import annotations
 

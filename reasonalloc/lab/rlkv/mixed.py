@@ -21,7 +21,7 @@ _STATE = "_reasonalloc_mixed"
 
 
 class Mixture:
-    """gates: [layers with a budget, KV heads], held outside the model. sinks, recent: what a local head sees.
+    """gates: [layers with a budget, KV heads], kept outside the model. sinks, recent: what a local head sees.
 
     A head's output is gate * full + (1 - gate) * local, the same gate for all query heads of its group; local is what a
     token sees of the row's first `sinks` tokens and the `recent` newest, itself included. packed: a pass of one token a

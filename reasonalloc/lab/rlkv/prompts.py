@@ -65,7 +65,7 @@ def pool(
     """`count` prompts that are answered right, in the order in which they were tried.
 
     Kept in folder/prompts.jsonl with those answered wrong, a batch at a time, so an interrupted run goes on there.
-    progress: told how many there are. ValueError if a file has too few.
+    progress: called with how many there are. ValueError if a file has too few.
     """
     path = folder / "prompts.jsonl"
     tried: list[Prompt] = []

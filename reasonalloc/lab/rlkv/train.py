@@ -147,7 +147,7 @@ class Trainer:
         progress: Callable[[Line], None] | None = None,
         collecting: Callable[[int], None] | None = None,
     ) -> None:
-        """Until all steps are made or the time is up. progress: told of every step; collecting: how many prompts of the
+        """Until all steps are made or the time is up. progress: gets every step; collecting: how many prompts of the
         pool there are."""
         s, start, before = self.settings, time.monotonic(), self.state.seconds
         prompts = data.pool(

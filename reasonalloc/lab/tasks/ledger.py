@@ -147,7 +147,7 @@ class Dials:
         return self.questions * (self.depth + 1) + self.distractors
 
 
-# What a model is judged on unless told otherwise: chains of about 300 to 4,000 tokens.
+# What a model is judged on unless others are asked for: chains of about 300 to 4,000 tokens.
 GRID = {
     "plain": Dials(questions=2, depth=4, distractors=4, restate=1, doubt=0, filler=0),
     "restated": Dials(questions=4, depth=4, distractors=6, restate=2, doubt=0, filler=0),

@@ -10,7 +10,7 @@ from reasonalloc.trace.file import Trace
 
 
 class Summary(TypedDict):
-    """JSON-ready. slots: held at the end, over all heads; lost_mass: mean over heads and cuts with a loss."""
+    """JSON-ready. slots: at the end, over all heads; lost_mass: mean over heads and cuts with a loss."""
 
     name: str
     model: object
