@@ -88,6 +88,11 @@ def says(path, claim):
     assert re.sub(r"\s+", " ", claim) in text, f"{path.name} should say: {claim}"
 
 
+def printed_by(study):
+    script = ROOT / "benchmarks" / "studies" / f"{study}.py"
+    return subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+
+
 def answers():
     paper, restated = "paper/ledger", "restated/accuracy"
     for method in ("full", "reasonalloc", "reasonalloc-wave", "rkv", "streaming", "snapkv", "random"):
@@ -431,8 +436,7 @@ def test_the_text_has_the_figure(path, claim):
 
 def test_p_of_the_sealed_comparison():
     """Of its own script, Holm's over all that was planned, are those of the table."""
-    script = ROOT / "benchmarks" / "studies" / "evidence.py"
-    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    printed = printed_by("evidence")
     found = dict(re.findall(r"^  (\S+ \d+ less \S+ \d+) .*, Holm (\S+)$", printed, re.MULTILINE))
     rows = dict(SEALED)
     for line in DOCS.read_text(encoding="utf-8").splitlines():
@@ -448,8 +452,7 @@ def test_p_of_the_sealed_comparison():
 
 def test_differences_of_trained_gates():
     """Those that the study's own script prints."""
-    script = ROOT / "benchmarks" / "studies" / "rlkv.py"
-    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    printed = printed_by("rlkv")
     form = r"^  60 %: (\S+) less (\S+) +([+-][\d.]+)% \[([+-][\d.]+)%, ([+-][\d.]+)%\]  p (\S+?)(?:, Holm (\S+))?$"
     found = {x[:2]: x[2:] for x in re.findall(form, printed, re.MULTILINE)}
 
@@ -475,6 +478,31 @@ def test_differences_of_trained_gates():
         page, f"checks its work {full} times a chain (once a question), RLKV's seeds {one} and {two} times, Duo's never"
     )
     says(page, f"R-KV with its prompt kept {rkv} times, ReasonAlloc {ours}, the newest tokens {newest}")
+
+
+def test_checks_of_chains():
+    """Counted by the study's own script."""
+    page, name = ROOT / "docs" / "rlkv.md", "checks/checks"
+    lines = {
+        "full": "full cache", "seed0-60": "`rlkv`, seed 0", "seed1-60": "`rlkv`, seed 1", "duo-60": "Duo's gates",
+        "R-KV-kept-60": "`rkv`, prompt kept", "reasonalloc-kept-60": "`reasonalloc`, prompt kept",
+        "newest-kept-60": "newest tokens, prompt kept",
+    }  # fmt: skip
+    printed = printed_by("checks")
+    counted = dict(re.findall(r"^  (\S+) +([\d.]+) checks a chain$", printed, re.MULTILINE))
+    for cell, what in lines.items():
+        x = rows(name)[cell]
+        size = f"{x['mean_bytes'] / 1e6:.1f} | {x['peak_bytes'] / 1e6:.1f}"
+        says(page, f"| {what} | {counted[cell]} | {both(name, cell)} | {x['tokens']:,.0f} | {size} |")
+    form = r"^  (\S+ less \S+) +\+([\d.]+)% \[\+([\d.]+)%, \+([\d.]+)%\]  p \S+, Holm (\S+)$"
+    found = {what: ([round(float(n)) for n in x], float(p)) for what, *x, p in re.findall(form, printed, re.MULTILINE)}
+    (duo, p), (rkv, q), (full, r) = (found[x] for x in ("rlkv less duo-60", "rlkv less R-KV-kept-60", "full less rlkv"))
+    assert p == q == 3e-5 and r == 0.004
+    says(
+        page,
+        f"**{duo[0]} points [{duo[1]}, {duo[2]}] more than those of Duo's** and {rkv[0]} [{rkv[1]}, {rkv[2]}] more",
+    )
+    says(page, f"the full cache checks {full[0]} [{full[1]}, {full[2]}] more than RLKV, p {r}")
 
 
 def test_pictures_are_of_these_results(tmp_path):
