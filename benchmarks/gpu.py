@@ -94,16 +94,19 @@ def median_us(samples: list[float]) -> str:
 def table(part: str, rows: list[Row], copy_rate: float) -> Iterator[str]:
     """Of a part's rows, in Markdown."""
     if part == "attention":
-        yield "| rows | n | ragged | " + " | ".join(("contender", "us", "in a graph, us", "share of a copy")) + " |"
-        yield "|---|---|---|---|---|---|---|"
+        columns = ("rows", "n", "ragged", "contender", "us", "in a graph, us", "share of a copy", "attention alone, us")
+        yield "| " + " | ".join(columns) + " |"
+        yield "|---|---|---|---|---|---|---|---|"
         for row in rows:
             for name, samples in row["seconds"].items():
                 graphed = row["graph_seconds"].get(name)
                 best = statistics.median(graphed or samples)
                 share = row["bytes"] / best / copy_rate
+                own = row["kernels"][name]
+                alone = sum(taken for kernel, taken in own.items() if name != "ours" or kernel.startswith("attend"))
                 yield (
                     f"| {row['rows']} | {row['n']} | {'yes' if row['ragged'] else ''} | {name} | {median_us(samples)} |"
-                    f" {median_us(graphed) if graphed else ''} | {share:.0%} |"
+                    f" {median_us(graphed) if graphed else ''} | {share:.0%} | {f'{alone:.1f}' if own else ''} |"
                 )
         return
     if part == "cuts":

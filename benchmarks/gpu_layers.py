@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_peers import peer_steps
-from gpu_timing import Clock, Samples, in_turn
+from gpu_timing import PROFILED, Clock, Samples, in_turn, profiled
 from torch.nn.functional import scaled_dot_product_attention
 
 from reasonalloc import _core
@@ -131,11 +131,12 @@ def attention(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock, rounds
     for layer in layers[1:]:
         layer.step()
     for layer in layers:  # no pages are added amid the timing
-        layer.prepare(2 * rounds + 4)
+        layer.prepare(2 * rounds + 4 + PROFILED)
     peers: dict[str, Callable[[], Any]] = {"SDPA": lambda: [layer.sdpa() for layer in layers]}
     peers |= peer_steps(layers)
     eager = {"ours": lambda: [layer.step() for layer in layers], **peers}
     samples = in_turn(clock, eager, rounds, copies)
+    kernels = {name: profiled(clock, call) for name, call in eager.items()}
     graphed: Samples = {}
     if clock.has_graphs:
         for layer in layers:
@@ -150,7 +151,7 @@ def attention(shape: Shape, case: Case, dtype: torch.dtype, clock: Clock, rounds
     read = 2 * sum(lengths) * shape.kv_heads * shape.head_dim * dtype.itemsize
     return {
         "rows": case.rows, "n": case.n, "ragged": case.ragged, "copies": copies, "bytes": read, "errors": errors,
-        "seconds": samples, "graph_seconds": graphed,
+        "seconds": samples, "graph_seconds": graphed, "kernels": kernels,
     }  # fmt: skip
 
 

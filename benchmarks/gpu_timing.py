@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import time
@@ -13,6 +14,7 @@ import torch
 Samples = dict[str, list[float]]
 Call = Callable[[], Any]
 WARM_UP = 2
+PROFILED = 8  # calls
 
 
 class Clock:
@@ -81,6 +83,28 @@ def in_turn(
             if number:
                 samples[name].append(taken)
     return samples
+
+
+def profiled(clock: Clock, call: Callable[[], Any], after: Callable[[], None] | None = None) -> dict[str, float]:
+    """Mean microseconds of a launch of each kernel; empty without a GPU. after: not profiled, after each call."""
+    found: dict[str, list[float]] = {}
+    for _ in range(PROFILED if clock.has_graphs else 0):
+        clock.wait()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            call()
+            clock.wait()
+        if after is not None:
+            after()
+        for event in profiler.events() or ():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                found.setdefault(_short(event.name), []).append(event.device_time)
+    return {name: round(sum(x) / len(x), 2) for name, x in found.items()}
+
+
+def _short(name: str) -> str:
+    """Of a kernel, without its arguments' types."""
+    plain = re.sub(r"^void |\(anonymous namespace\)::|\([^()]*\)$", "", name)
+    return re.sub(r"\((?:ra_)?\w+\)(\d+)", r"\1", plain)
 
 
 def gpu_state() -> dict[str, str]:
