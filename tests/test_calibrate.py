@@ -212,7 +212,8 @@ def test_other_models_are_refused():
     model = models.tiny("llama")
     calibration, managed = calibrated(model, for_="queries"), budgeted_layers(model)
     for other, said in (
-        (models.tiny("llama", seed=1), "other weights of the same shape"),
+        (models.tiny("llama", seed=1), "other weights of the same shape$"),
+        (models.tiny("llama", torch.bfloat16, seed=1), "made in float32, here in bfloat16: an adapter"),
         (models.tiny("llama-mqa"), "kv_heads 2"),
         (models.build("llama", rope_parameters={"rope_type": "default", "rope_theta": 500.0}), "rotary embedding"),
     ):

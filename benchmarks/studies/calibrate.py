@@ -20,7 +20,7 @@ SETTING, PROBLEMS, SEED = "doubting", 16, 20002
 
 
 def main() -> None:
-    model, tokenizer = ra.load(REASONER)
+    model, tokenizer = ra.load(REASONER, dtype="bfloat16")  # table.yaml's: merged in float32 it has other weights
     texts = []
     for item in items("ledger", count=PROBLEMS, seed=SEED, settings=[SETTING]):
         prompt = tokenizer.decode(encode_prompt(tokenizer, item.prompt, "cpu")[0])

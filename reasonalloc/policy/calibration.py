@@ -183,7 +183,9 @@ class Calibration(Shared):
         if not wrong and self.weights is not None and (len(dtypes) == 1 or "float16" not in dtypes):
             here = weights_digest(model, rounded=True)
             if here is not None and here != self.weights:
-                wrong.append("other weights of the same shape")
+                made, now = self.dtype, dtype_name(model.dtype)
+                merged = f" (made in {made}, here in {now}: an adapter merged in another dtype gives other weights)"
+                wrong.append("other weights of the same shape" + (merged if made != now else ""))
         if wrong:
             raise ValueError(f"the calibration is of another model, {self.source.get('model')!r}: {', '.join(wrong)}")
 
