@@ -138,7 +138,7 @@ def test_keys_and_values_come_16_bytes_at_a_time(compiled: Compiled) -> None:
         if "attend_" not in name:
             continue
         code = instructions(body)
-        if len(code) < 50:  # bfloat16 before sm_80: nothing is compiled, and no launcher asks for it
+        if len(code) < 50:  # matrix units before sm_80: nothing is compiled, and no launcher asks for it
             assert "matrix" in name
             continue
         loop = longest_loop(code)
@@ -146,7 +146,7 @@ def test_keys_and_values_come_16_bytes_at_a_time(compiled: Compiled) -> None:
         loads = Counter(
             next((bits for bits in ("128", "64", "16", "8") if re.search(rf"\.[US]?{bits}\b", each)), "32")
             for each in loop
-            if re.match(r"LDG?\.", each)
+            if re.match(r"LDG?(STS)?\.", each)
         )
         assert loads["128"] >= 4, (name, loads)
         # Besides: page numbers (32), addresses of pages (64), and under a mask positions (32) and its bytes (8).
@@ -154,7 +154,7 @@ def test_keys_and_values_come_16_bytes_at_a_time(compiled: Compiled) -> None:
         assert loads["32"] + loads["64"] + loads["8"] <= 16, (name, loads)
         assert not any(each.startswith(("LDL", "STL")) for each in loop), name
         seen += 1
-    assert seen or "matrix_bf16.sm_75" in compiled.object.name
+    assert seen or ("matrix" in compiled.source and compiled.object.name.endswith("sm_75.o"))
 
 
 # ---- Occupancy: what an SM holds at a time, from registers and shared memory ----
@@ -187,7 +187,8 @@ def shared_bytes(name: str) -> int:
     """What the launch of a kernel asks for: the constants of attend_matrix.cuh, select.cuh and apply.cu."""
     if sizes := re.search(r"attend_matrixI\w+?Li(\d+)ELi(\d+)E", name):
         dim, tiles = int(sizes[1]), int(sizes[2])
-        return tiles * 8 * (dim * 2 + 2 * (dim + 2) * 4 + 4) + 16
+        warp = (2 if dim <= 64 else 1) * 4 * (2 * dim + 2) * 16
+        return tiles * 8 * (dim * 2 + 4) + 16 + 4 * warp
     if "move_slots" in name:
         return 4096
     if "similar_matrix" in name:
@@ -195,10 +196,11 @@ def shared_bytes(name: str) -> int:
     return 1280 if "choose_slots" in name else 512
 
 
-# Least warps of an SM by a part of the name. A warp of attention has 8 to 16 KB of loads under way, and 18 (H100)
-# to 37 KB (B200) an SM fill the bus. The rest: 8, two blocks, of which one works while the other waits at a barrier.
-LEAST_WARPS = {"append_token": 16, "combine_scores": 16, "choose_slots": 16, "plan_moves": 16, "settle_pages": 16,
-               "move_slots": 16, "similar_matrix": 12}  # fmt: skip
+# Least warps of an SM by a part of the name. A warp of attention has 16 KB of copies under way (20 or 32 for other head sizes)
+# and as much on its way to the cache, and 18 (H100) to 37 KB (B200) an SM fill the bus; where an SM has 100 KB, the bus is slower.
+# The rest: 8, two blocks, of which one works while the other waits at a barrier.
+LEAST_WARPS = {"attend_matrix": 4, "append_token": 16, "combine_scores": 16, "choose_slots": 16, "plan_moves": 16,
+               "settle_pages": 16, "move_slots": 16, "similar_matrix": 12}  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", MACHINES)
@@ -210,6 +212,9 @@ def test_enough_warps_are_resident(source: str, arch: str, tmp_path: Path) -> No
     kernels = re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", report, re.DOTALL)
     assert kernels
     for name, registers in kernels:
+        if shared_bytes(name) + SHARED_RESERVED > MACHINES[arch][2]:
+            assert "attend_matrix" in name  # no launcher asks for it there
+            continue
         least = next((warps for part, warps in LEAST_WARPS.items() if part in name), 8)
         held = resident_warps(int(registers), shared_bytes(name), arch)
         assert held >= least, f"{name}: {registers} registers, {held} warps"

@@ -21,7 +21,7 @@ static int most_chunks(int slots)
 {
     int chunks = 0;
     for (int n : {slots, least(slots, SHORT_HEAD), least(slots, LONG_HEAD)})
-        chunks = most(chunks, chunks_of(n, chunk_slots(n)));
+        chunks = most(chunks, chunks_of(n, chunk_bits(n)));
     return chunks;
 }
 
@@ -47,12 +47,11 @@ extern "C" size_t ra_cuda_attend_bytes(const ra_cuda_layer *layer, const ra_cuda
            (size_t)(layer->head_dim + 4) * sizeof(float);
 }
 
-/* Whether matrix units serve it: queries are of the pages' dtype. */
+/* Whether matrix units serve it: queries are of the pages' dtype, and the device has the instructions and the room. */
 static bool is_matrix(const ra_cuda_layer *layer, const ra_cuda_step *step)
 {
-    const int needs = layer->format == RA_BF16 ? 80 : 75;
     return is_fast(layer->head_dim) && layer->format != RA_F32 && step->queries.dtype == layer->format &&
-           ra_cuda_capability() >= needs;
+           ra_cuda_capability() >= 80 && ra_cuda_shared_bytes() >= matrix_shared_bytes(layer->head_dim);
 }
 
 extern "C" size_t ra_cuda_logits_bytes(const ra_cuda_layer *layer, const ra_cuda_step *step)

@@ -1,22 +1,31 @@
 /* Attention on matrix units, for 16-bit pages and queries of the same dtype.
  *
- * Each warp takes 64 slots, four pages, at a time and feeds the matrix units straight from global memory: K [D][16] and
- * V [16][D] come as 16-byte vectors of 8 slots or 8 dimensions, and a byte permutation of two vectors gives the pairs along
- * the contracted dimension that mma.m16n8k16 wants. No shared memory is written, and no barrier passed, in the loop. Slots
- * are the rows of S^T = K Q^T, so 8 queries fill a tile and O^T = V^T P^T needs only an 8 x 8 transposition of P. P is split
- * in two halves of its precision: the result is as exact as float32 arithmetic would be. */
+ * Each warp takes 64 slots, four pages, at a time. It copies their keys to shared memory behind its own back, in the order in
+ * which they lie, which is what the memory is quick at, and then their values into the same place. K [D][16] and V [16][D] are
+ * read as 16-byte vectors of 8 slots or 8 dimensions, and a byte permutation of two vectors gives the pairs along the contracted
+ * dimension that mma.m16n8k16 wants. No barrier of the block is passed in the loop. Slots are the rows of S^T = K Q^T, so 8
+ * queries fill a tile and O^T = V^T P^T needs only an 8 x 8 transposition of P. P is split in two halves of its precision: the
+ * result is as exact as float32 arithmetic would be. */
 #pragma once
-#include <type_traits>
-
 #include "attend_split.cuh"
 
 constexpr int STEP = 64; /* slots of a warp's step */
 
-/* Shared memory: queries in fragment order; two warps' results, which are accumulators, tops, sums; what each query sees;
- * the word of merge_chunks. */
+/* Where a warp's pages lie in shared memory, in vectors. Keys and values have a place each if they are small, so that the next
+ * ones come earlier. A page begins two vectors further than the one before ends: lanes read from four pages at a time. */
+template <int D> struct page_places {
+    static constexpr int half = PAGE * D / 8, stride = half + 2, places = D <= 64 ? 2 : 1, all = places * 4 * stride,
+                         values = (places - 1) * 4 * stride;
+};
+
+/* Shared memory: queries in fragment order; what each query sees; the word of merge_chunks; the warps' pages. After the loop
+ * the pages' place is that of the warps' results. */
 template <int D, int N> struct matrix_shared {
-    static constexpr size_t result = (size_t)N * 8 * D * 2, limits = result + 2 * (size_t)N * 8 * (D + 2) * 4,
-                            flag = limits + N * 8 * 4, bytes = flag + 16;
+    static constexpr size_t limits = (size_t)N * 8 * D * 2, flag = limits + N * 8 * 4, pages = flag + 16,
+                            bytes = pages + WARPS * page_places<D>::all * 16;
+    static constexpr int query_vectors = D / 4 + 1; /* of a query's result */
+    static_assert(N * 8 * query_vectors <= page_places<D>::all, "a warp's results fit where its pages were");
+    static_assert(bytes <= matrix_shared_bytes(D), "");
 };
 
 /* Which of the lane's 8 slots from `slot` on the mask shows to its two queries of each tile: bit 16 n + 2 slot + query. */
@@ -37,29 +46,42 @@ RA_DEVICE uint32_t shown_slots(const split_params &p, const work &w, int slot, i
     return shown;
 }
 
-/* Whether the architecture has the instructions; where it has not, nothing is compiled, and no launcher asks for it. */
-template <class T> RA_DEVICE constexpr bool has_matrix_units()
+/* The page of a step that a lane sees to, number lane / 8; NULL past the end. */
+RA_DEVICE const char *page_of_step(void *const *memory, const int32_t *table, int start, int end)
 {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-    return !std::is_same<T, bf16>::value;
+    const int page = start / PAGE + (int)threadIdx.x % 32 / 8;
+    return page * PAGE < end ? (const char *)memory[table[page]] : 0;
+}
+
+/* Keys (offset 0) or values of a step's pages begin to come. All lanes have read what lies there. */
+template <int D> RA_DEVICE void copy_half(const char *page, int offset, shared<vec16> to)
+{
+    const int lane = threadIdx.x % 32;
+    warp_sync();
+    RA_UNROLL for (int i = 0; i < 4; i++)
+    {
+        const char *from = (const char *)shuffle((unsigned long long)page, 8 * i);
+        if (from)
+            RA_UNROLL for (int at = 0; at < page_places<D>::half; at += 32)
+                copy_async(to, i * page_places<D>::stride + at + lane, from + offset + 16 * (at + lane));
+    }
+    copy_commit();
+}
+template <int D> RA_DEVICE void wait_for_half()
+{
+    copy_wait<page_places<D>::places - 1>();
+    warp_sync();
+}
+
+/* Blocks that an SM is to hold, as its shared memory can: one copies while another begins or merges. */
+RA_HOST_DEVICE constexpr int blocks_for(int dims, int tiles)
+{
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+    return 2;
 #else
-    return true;
+    return dims <= 128 && tiles == 1 && dims % 64 == 0 ? 3 : 2;
 #endif
 }
-
-/* Id of the page of a step that a lane sees to, number lane / 8, which is on its way to the cache; -1 past the end. */
-RA_DEVICE int32_t coming_page(const split_params &p, const int32_t *table, int start, int end, int page_bytes)
-{
-    const int lane = threadIdx.x % 32, page = start / PAGE + lane / 8;
-    if (page * PAGE >= end)
-        return -1;
-    const char *at = (const char *)p.a.l.pool->memory[table[page]] + lane % 8 * CACHE_LINE;
-    RA_UNROLL_BY(2) for (int line = 0; line < page_bytes / CACHE_LINE; line += 8) prefetch(at + line * CACHE_LINE);
-    return table[page];
-}
-
-/* Blocks that an SM is to hold: what hides the latency of the first loads and of the merge. */
-constexpr int blocks_for(int dims, int tiles) { return dims <= 128 && tiles == 1 ? 3 : 2; }
 
 /* The lane's logits of queries first + 2t and first + 2t + 1 of the tile, of 8 slots from `slot` on, to step.logits. */
 RA_DEVICE void leave_logits(const split_params &p, const work &w, int first, int t, int slot, const float (&s)[4][4])
@@ -82,17 +104,23 @@ RA_DEVICE void leave_logits(const split_params &p, const work &w, int first, int
 /* N: tiles of 8 queries. Dimensions are taken in rounds of 64; lane = 4 g + t throughout. LOGITS: see step.logits. */
 template <class T, int D, int N, bool LOGITS> RA_KERNEL(THREADS, blocks_for(D, N)) attend_matrix(split_params p)
 {
-    constexpr int K_STEPS = D / 16, ROUNDS = (D + 63) / 64, TILE = 8 * N;
-    constexpr int V_STEPS = D > 128 ? 1 : D > 64 && N == 1 ? 2 : 4; /* of 4, loaded together: what registers hold */
-    constexpr size_t result_at = matrix_shared<D, N>::result, flag_at = matrix_shared<D, N>::flag;
+    typedef page_places<D> place;
+    constexpr int K_STEPS = D / 16, ROUNDS = (D + 63) / 64, TILE = 8 * N, VALUES = PAGE * D * (int)sizeof(T);
+    constexpr bool ROLLED = D > 128 || N == 2 || (LOGITS && D > 64); /* the loop over values: registers are few */
+    constexpr size_t flag_at = matrix_shared<D, N>::flag;
+    void *const *memory = p.a.l.pool->memory;
     work w;
-    if (!has_matrix_units<T>() || !find_work(p, TILE, &w))
+    if (!has_async_copies() || !find_work(p, TILE, &w))
         return;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int32_t *table = pages_of(p.a.l, w.pair);
-    void *const *memory = p.a.l.pool->memory;
-    constexpr int PAGE_BYTES = 2 * PAGE * D * (int)sizeof(T);
-    int32_t coming = coming_page(p, table, w.begin + warp * STEP, w.end, PAGE_BYTES);
+    const shared<vec16> keys = shared_at<vec16>(matrix_shared<D, N>::pages + warp * place::all * 16), values = keys + place::values;
+    const char *page = page_of_step(memory, table, w.begin + warp * STEP, w.end);
+    copy_half<D>(page, 0, keys);
+    if (place::places == 2)
+        copy_half<D>(page, VALUES, values);
+    else
+        prefetch_page(page ? page + VALUES : 0, VALUES);
 
     /* Queries into shared memory in the order in which lanes want them: [k][n][lane][4] with dims t, t+4, t+8, t+12. */
     const shared<uint16_t> queries = shared_at<uint16_t>(0);
@@ -131,25 +159,24 @@ template <class T, int D, int N, bool LOGITS> RA_KERNEL(THREADS, blocks_for(D, N
     }
 
     for (int start = w.begin + warp * STEP; start < w.end; start += WARPS * STEP) {
-        const int v_page = start / PAGE + t;
-        const int32_t v_id = shuffle(coming, 8 * t);
-        const bool k_there = coming >= 0;
-        const T *keys = k_there ? (const T *)memory[coming] + g % 2 * 8 : 0;
-        const T *values = v_id >= 0 ? (const T *)memory[v_id] + D * PAGE : 0;
-        coming = coming_page(p, table, start + WARPS * STEP, w.end, PAGE_BYTES);
+        const char *next_page = page_of_step(memory, table, start + WARPS * STEP, w.end);
+        const bool k_there = page != 0;
 
         /* S^T: row g of m-tile i is slot i of the lane's 8, row g + 8 slot i + 4. */
         float s[N][4][4];
         RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int i = 0; i < 4; i++)
             RA_UNROLL for (int j = 0; j < 4; j++) s[n][i][j] = 0;
-        RA_UNROLL_BY(N == 1 ? 2 : 4) for (int k = 0; k < K_STEPS; k++)
+        wait_for_half<D>();
+        prefetch_page(next_page, 2 * VALUES);
+        RA_UNROLL_BY(4) for (int k = 0; k < K_STEPS; k++)
         {
             vec16 row[4];
-            RA_UNROLL for (int m = 0; m < 4; m++) row[m] = load16(keys + (16 * k + 4 * m + t) * PAGE, k_there);
+            RA_UNROLL for (int m = 0; m < 4; m++)
+                row[m] = shared_or_zeros(keys, g / 2 * place::stride + 2 * (16 * k + 4 * m + t) + g % 2, k_there);
             RA_UNROLL for (int n = 0; n < N; n++)
             {
-                const shared<uint32_t> at = shared_at<uint32_t>((size_t)((k * N + n) * 32 + lane) * 8);
-                const uint32_t b[2] = {at[0], at[1]};
+                const uint64_t pairs = shared_at<uint64_t>(0)[(k * N + n) * 32 + lane];
+                const uint32_t b[2] = {(uint32_t)pairs, (uint32_t)(pairs >> 32)};
                 RA_UNROLL for (int i = 0; i < 4; i++)
                 {
                     const uint32_t a[4] = {pair_at(row[0], row[1], i), pair_at(row[0], row[1], i + 4),
@@ -158,6 +185,16 @@ template <class T, int D, int N, bool LOGITS> RA_KERNEL(THREADS, blocks_for(D, N
                 }
             }
         }
+        if (place::places == 2)
+            copy_half<D>(next_page, 0, keys);
+        else
+            copy_half<D>(page, VALUES, values);
+        if (p.cap_log2 > 0)
+            RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int i = 0; i < 4; i++)
+                RA_UNROLL for (int j = 0; j < 4; j++) s[n][i][j] = p.cap_log2 * tanhf(s[n][i][j] * p.factor);
+        else
+            RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int i = 0; i < 4; i++)
+                RA_UNROLL for (int j = 0; j < 4; j++) s[n][i][j] *= p.factor;
 
         /* Softmax: the lane's columns are queries 2t and 2t + 1. */
         const int slot = start + g / 2 * PAGE + g % 2 * 8;
@@ -172,7 +209,7 @@ template <class T, int D, int N, bool LOGITS> RA_KERNEL(THREADS, blocks_for(D, N
             {
                 const int own = i + j / 2 * 4, c = j % 2;
                 const bool sees = own < see[c] && (shown >> (16 * n + 2 * own + c) & 1);
-                s[n][i][j] = sees ? logit_log2(p, s[n][i][j]) : -INFINITY;
+                s[n][i][j] = sees ? s[n][i][j] : -INFINITY;
                 best[c] = fmaxf(best[c], s[n][i][j]);
             }
             if constexpr (LOGITS)
@@ -207,16 +244,18 @@ template <class T, int D, int N, bool LOGITS> RA_KERNEL(THREADS, blocks_for(D, N
 
         /* O^T: k-step i takes of the lane's page slots i, i + 8, i + 4, i + 12; row g of m-tile j is dimension j of the
          * lane's 8, row g + 8 dimension j + 4. */
-        RA_NO_UNROLL for (int first = 0; first < 4; first += V_STEPS)
+        wait_for_half<D>();
+        const int slots = w.end - (start / PAGE + t) * PAGE; /* of the lane's page */
+        RA_UNROLL_BY(ROLLED ? 1 : 4) for (int i = 0; i < 4; i++)
         {
-            RA_UNROLL for (int i = 0; i < V_STEPS; i++) RA_UNROLL for (int r = 0; r < ROUNDS; r++)
+            const int own = ROLLED ? 0 : i;
+            RA_UNROLL for (int r = 0; r < ROUNDS; r++)
             {
-                const int c = 64 * r + 8 * g;
                 vec16 row[4];
                 RA_UNROLL for (int m = 0; m < 4; m++)
                 {
-                    const int u = first + i + m % 2 * 8 + m / 2 * 4;
-                    row[m] = load16(values + u * D + c, v_page * PAGE + u < w.end && c < D);
+                    const int u = i + m % 2 * 8 + m / 2 * 4, c = 64 * r + 8 * g;
+                    row[m] = shared_or_zeros(values, t * place::stride + (u * D + c) / 8, u < slots && c < D);
                 }
                 RA_UNROLL for (int j = 0; j < 4; j++)
                 {
@@ -224,75 +263,78 @@ template <class T, int D, int N, bool LOGITS> RA_KERNEL(THREADS, blocks_for(D, N
                                            pair_at(row[2], row[3], j), pair_at(row[2], row[3], j + 4)};
                     RA_UNROLL for (int n = 0; n < N; n++)
                     {
-                        mma(T, acc[n][r][j], a, high[n][i]);
-                        mma(T, acc[n][r][j], a, low[n][i]);
+                        mma(T, acc[n][r][j], a, high[n][own]);
+                        mma(T, acc[n][r][j], a, low[n][own]);
                     }
                 }
             }
-            /* The next ones come to the front: registers have no index. */
-            RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int next = 0; next < 4 - V_STEPS; next++)
-                RA_UNROLL for (int half = 0; half < 2; half++)
-            {
-                high[n][next][half] = high[n][next + V_STEPS][half];
-                low[n][next][half] = low[n][next + V_STEPS][half];
-            }
+            /* Where the loop stays one, the next ones come to the front: registers have no index. */
+            if (ROLLED)
+                RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int after = 0; after < 3; after++)
+                    RA_UNROLL for (int half = 0; half < 2; half++)
+                {
+                    high[n][after][half] = high[n][after + 1][half];
+                    low[n][after][half] = low[n][after + 1][half];
+                }
         }
+        if (place::places == 2)
+            copy_half<D>(next_page, VALUES, values);
+        else
+            copy_half<D>(next_page, 0, keys);
+        page = next_page;
     }
 
     RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int c = 0; c < 2; c++)
         RA_UNROLL for (int mask = 4; mask < 32; mask *= 2) sum[n][c] += shuffle_xor(sum[n][c], mask);
 
-    /* Warps 2 and 3 give what they have to 0 and 1, then 1 to 0, then 0 to all. */
-    const shared<float> result = shared_at<float>(result_at);
-    RA_NO_UNROLL for (int givers = 2;; givers /= 2)
+    /* What the warps have of each query, its accumulators and then top and sum, and all of them together. */
+    constexpr int VECTORS = matrix_shared<D, N>::query_vectors;
+    const shared<vec16> results = shared_at<vec16>(matrix_shared<D, N>::pages);
+    copy_wait<0>();
+    block_sync(); /* all have read their pages */
+    RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int c = 0; c < 2; c++)
     {
-        const int at = givers == 2 ? warp % 2 * TILE * (D + 2) : 0;
-        if (warp >= givers && warp < most(1, 2 * givers)) {
-            RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int c = 0; c < 2; c++)
-            {
-                const int to = at + (8 * n + 2 * t + c) * (D + 2);
-                RA_UNROLL for (int r = 0; r < ROUNDS; r++) if (64 * r + 8 * g < D) RA_UNROLL for (int j = 0; j < 8; j++)
-                    result[to + 64 * r + 8 * g + j] = acc[n][r][j % 4][j / 4 * 2 + c];
-                if (g == 0) {
-                    result[to + D] = top[n][c];
-                    result[to + D + 1] = sum[n][c];
-                }
-            }
+        const int to = (warp * TILE + 8 * n + 2 * t + c) * VECTORS;
+        RA_UNROLL for (int r = 0; r < ROUNDS; r++) if (64 * r + 8 * g < D) RA_UNROLL for (int half = 0; half < 2; half++)
+        {
+            vec16 v;
+            RA_UNROLL for (int j = 0; j < 4; j++) v.w[j] = as_bits(acc[n][r][j][half * 2 + c]);
+            results[to + 16 * r + 2 * g + half] = v;
         }
-        block_sync();
-        if (givers == 0)
-            break;
-        if (warp < givers) {
-            RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int c = 0; c < 2; c++)
-            {
-                const int from = at + (8 * n + 2 * t + c) * (D + 2);
-                const float their_top = result[from + D], best = fmaxf(top[n][c], their_top);
-                const float own = weight_log2(top[n][c], best), theirs = weight_log2(their_top, best);
-                top[n][c] = best;
-                sum[n][c] = fmaf(result[from + D + 1], theirs, sum[n][c] * own);
-                RA_UNROLL for (int r = 0; r < ROUNDS; r++) if (64 * r + 8 * g < D) RA_UNROLL for (int j = 0; j < 8; j++)
-                {
-                    float &x = acc[n][r][j % 4][j / 4 * 2 + c];
-                    x = fmaf(result[from + 64 * r + 8 * g + j], theirs, x * own);
-                }
-            }
-        }
-        block_sync();
+        if (g == 0)
+            results[to + VECTORS - 1] = vec16{{as_bits(top[n][c]), as_bits(sum[n][c]), 0, 0}};
     }
-
+    block_sync();
     RA_NO_UNROLL for (int item = threadIdx.x; item < w.count * (D / 8); item += THREADS)
     {
-        const int query = item / (D / 8), c = item % (D / 8) * 8, from = query * (D + 2);
-        float x[8];
-        RA_UNROLL for (int i = 0; i < 8; i++) x[i] = result[from + c + i];
-        leave<D, TILE, LOGITS>(p, w, query, c, x, result[from + D], result[from + D + 1]);
+        const int query = item / (D / 8), c = item % (D / 8) * 8;
+        float x[8] = {0, 0, 0, 0, 0, 0, 0, 0}, tops[WARPS], best = -INFINITY, all = 0;
+        RA_UNROLL for (int i = 0; i < WARPS; i++)
+        {
+            tops[i] = as_float(((vec16)results[(i * TILE + query + 1) * VECTORS - 1]).w[0]);
+            best = fmaxf(best, tops[i]);
+        }
+        RA_UNROLL for (int i = 0; i < WARPS; i++)
+        {
+            const int from = (i * TILE + query) * VECTORS;
+            const float by = weight_log2(tops[i], best);
+            all = fmaf(as_float(((vec16)results[from + VECTORS - 1]).w[1]), by, all);
+            RA_UNROLL for (int half = 0; half < 2; half++)
+            {
+                const vec16 v = results[from + c / 4 + half];
+                RA_UNROLL for (int j = 0; j < 4; j++) x[4 * half + j] = fmaf(as_float(v.w[j]), by, x[4 * half + j]);
+            }
+        }
+        leave<D, TILE, LOGITS>(p, w, query, c, x, best, all);
     }
     merge_chunks<D, TILE, LOGITS>(p, w, flag_at);
 }
 
 template <class T, int D, int N, bool LOGITS> static int launch_matrix(const split_params &p, void *stream)
 {
-    return RA_LAUNCH((attend_matrix<T, D, N, LOGITS>), split_grid(p, 8 * N), THREADS, (matrix_shared<D, N>::bytes), stream, p);
+    constexpr size_t bytes = matrix_shared<D, N>::bytes;
+    const int error = allow_shared(attend_matrix<T, D, N, LOGITS>, bytes);
+    return error ? error : RA_LAUNCH((attend_matrix<T, D, N, LOGITS>), split_grid(p, 8 * N), THREADS, bytes, stream, p);
 }
 
 /* 16 queries at a time where their accumulators fit the registers; bits do not depend on it. */

@@ -13,8 +13,16 @@ constexpr float LOG2_E = 1.44269504088896341f, LN_2 = 0.693147180559945309f;
 /* Slots of a chunk; the last one has from two thirds to five thirds as many. So what goes into partial results and comes back
  * is less than a tenth of the bytes read, for groups of up to 8. */
 constexpr int SHORT_HEAD = 2048, LONG_HEAD = 16384;
-RA_HOST_DEVICE int chunk_slots(int slots) { return slots <= SHORT_HEAD ? 256 : slots <= LONG_HEAD ? 512 : 1024; }
-RA_HOST_DEVICE int chunks_of(int slots, int chunk) { return slots <= chunk ? 1 : (slots + chunk / 3) / chunk; }
+RA_HOST_DEVICE int chunk_bits(int slots) { return slots <= SHORT_HEAD ? 8 : slots <= LONG_HEAD ? 9 : 10; }
+/* bits: of the slots of a chunk. */
+RA_HOST_DEVICE int chunks_of(int slots, int bits)
+{
+    const int chunk = 1 << bits;
+    return slots <= chunk ? 1 : (slots + chunk / 3) >> bits;
+}
+
+/* Shared memory of a block of attend_matrix.cuh, at most. */
+RA_HOST_DEVICE constexpr size_t matrix_shared_bytes(int head_dim) { return (size_t)(head_dim > 128 ? 136 : 72) << 10; }
 
 struct split_params {
     attend_params a;
@@ -51,10 +59,10 @@ RA_DEVICE bool find_work(const split_params &p, int tile_queries, work *w)
     w->slots = p.a.l.slots[w->pair];
     /* The tile's last query sees most. */
     const int seen = w->slots - (w->fresh - 1 - (w->first + w->count - 1) / p.a.l.group);
-    const int chunk = w->fresh > SPLIT_TOKENS ? most(seen, 1) : chunk_slots(w->slots);
-    w->chunks = chunks_of(seen, chunk);
-    w->begin = w->chunk * chunk;
-    w->end = w->chunk == w->chunks - 1 ? seen : w->begin + chunk;
+    const int bits = chunk_bits(w->slots);
+    w->chunks = w->fresh > SPLIT_TOKENS ? 1 : chunks_of(seen, bits);
+    w->begin = w->chunk << bits;
+    w->end = w->chunk == w->chunks - 1 ? seen : w->begin + (1 << bits);
     return w->chunk < w->chunks;
 }
 

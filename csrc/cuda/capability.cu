@@ -4,6 +4,7 @@
 #ifdef RA_EMULATE
 int ra_emulate_capability = 90; /* 10 * major + minor; tests set it */
 int ra_cuda_capability() { return ra_emulate_capability; }
+size_t ra_cuda_shared_bytes() { return (size_t)(ra_emulate_capability == 90 ? 227 : 99) << 10; }
 extern "C" int ra_cuda_probe(void) { return 0; }
 #else
 /* Built for the same architectures as every other kernel. */
@@ -16,20 +17,29 @@ extern "C" int ra_cuda_probe(void)
     (void)cudaGetLastError(); /* or the next launch would tell of it */
     return error;
 }
-/* 10 * major + minor of the current device, asked for once; that is no wait. */
-int ra_cuda_capability()
+struct facts {
+    int capability, shared_bytes;
+};
+
+/* Of the current device, asked for once; that is no wait. Zeros if it cannot be told. */
+static facts facts_of_device()
 {
-    static int cached[64];
-    int device = 0, major = 0, minor = 0;
+    static facts cached[64];
+    int device = 0, major = 0, minor = 0, shared_bytes = 0;
     if (cudaGetDevice(&device))
-        return 0;
-    if (device < 64 && cached[device])
+        return {};
+    if (device < 64 && cached[device].capability)
         return cached[device];
     if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device))
-        return 0;
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) ||
+        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
+        return {};
+    const facts found = {10 * major + minor, shared_bytes};
     if (device < 64)
-        cached[device] = 10 * major + minor;
-    return 10 * major + minor;
+        cached[device] = found;
+    return found;
 }
+
+int ra_cuda_capability() { return facts_of_device().capability; }
+size_t ra_cuda_shared_bytes() { return (size_t)facts_of_device().shared_bytes; }
 #endif

@@ -7,6 +7,8 @@ constexpr int WARPS = 4, THREADS = 32 * WARPS, PAGE = RA_PAGE_TOKENS;
 
 /* 10 * major + minor of the current device; 0 if it cannot be told. */
 int ra_cuda_capability();
+/* Shared memory that a block may have there. */
+size_t ra_cuda_shared_bytes();
 
 RA_HOST_DEVICE int pages_for(int slots) { return (slots + PAGE - 1) / PAGE; }
 RA_HOST_DEVICE int least(int a, int b) { return a < b ? a : b; }

@@ -108,6 +108,22 @@ static void count_atomically(int *out)
         *out = x[0];
 }
 
+/* Two rounds of copies through a ring of two. wait: for all but the newest one, as is right, or for fewer. */
+template <int WAIT> static void copies(const float *in, float *out, unsigned from_lane)
+{
+    const shared<vec16> ring = shared_at<vec16>(0);
+    const size_t lane = threadIdx.x;
+    for (int i = 0; i < 4; i++) {
+        if (i > 1)
+            copy_wait<WAIT>();
+        if (i > 1)
+            out[lane] = as_float(((vec16)ring[i % 2 * 128 + (lane ^ from_lane)]).w[0]);
+        copy_async(ring, i % 2 * 128 + lane, in);
+        copy_commit();
+    }
+}
+static void misaligned_copy(const float *in) { copy_async(shared_at<vec16>(0), threadIdx.x, in + 1); }
+
 static void misaligned_store(float *out) { store16(out + 1, vec16{{0, 0, 0, 0}}); }
 
 /* What a kernel is said to have done: "nothing" where it is right. words: NULL where it must be right. */
@@ -156,6 +172,13 @@ int main(int argc, char **)
         expect("warp exchange without warp_sync", "shared memory", 512, [&] { warps_exchange(out, false); });
         expect("misaligned load", "not aligned", 0, [&] { misaligned(out); });
         expect("misaligned store", "not aligned", 0, [&] { misaligned_store(out); });
+        alignas(16) static const float in[4] = {7, 8, 9, 10};
+        expect("copies", nullptr, 4096, [&] { copies<1>(in, out, 0); });
+        expect_equal("a copy", out[4], 7.0f);
+        expect("copies that are not waited for", "never written", 4096, [&] { copies<2>(in, out, 0); });
+        expect("copies for another", "shared memory", 4096, [&] { copies<1>(in, out, 1); });
+        expect("copies past the end", "ends at", 4095, [&] { copies<1>(in, out, 0); });
+        expect("misaligned copy", "not aligned", 4096, [&] { misaligned_copy(in); });
         expect("tree once more", nullptr, 512, [&] { sum_by_tree(&sum, false); }); /* an error leaves nothing behind */
     }
     const int status = emulate::launched("launched", dim3(1), dim3(128), 0, barrier_in_branch);
