@@ -8,10 +8,12 @@ import statistics
 import pytest
 from test_figures import ROOT, says
 
-H100, H200, NEWER = (
-    json.loads((ROOT / "benchmarks" / "results" / f"gpu-{x}.json").read_text()) for x in ("h100", "h200", "h200-newer")
+H100, H200, NEWER, PEERS = (
+    json.loads((ROOT / "benchmarks" / "results" / f"gpu-{x}.json").read_text())
+    for x in ("h100", "h200", "h200-newer", "h200-attention")
 )
 COPY = H100["copy_bytes_per_second"]
+FLASHINFER = "FlashInfer", "FlashInfer, tensor cores"
 
 
 def table_row(what, *cells):
@@ -92,6 +94,26 @@ def attention():
     yield f"{said} for one row of 1,024 slots, {both(32)} for 32, {both(256)} for 256."
     yield f"ahead for rows of different lengths only: {both(256, True)} for 256, {both(32, True)} for 32."
     assert [ragged for (_, _, ragged), x in graphs.items() if x["ours"] < x["SDPA"]] == [True, True]
+
+
+def attention_since():
+    sizes = [(1, 128), (1, 8192), (32, 128), (32, 1024), (256, 1024), (32, 1024, True)]
+    keys = [f"128 {rows} {n}{' ragged' if ragged else ''}" for rows, n, *ragged in sizes] + ["64 192 384"]
+    layers, graphs = PEERS["layers"], in_graphs(PEERS)
+    for when, said in (("before", ", before"), ("now", "")):
+        yield table_row(f"ours alone{said}", *(f"{layers[when][f'{x} attend']:.1f}" for x in keys))
+        yield table_row(f"ours with append{said}", *(f"{layers[when][x]:.1f}" for x in keys))
+    peers = {name: [graphs[rows, n, bool(ragged)][name] for rows, n, *ragged in sizes] for name in FLASHINFER}
+    for name, taken in peers.items():
+        yield table_row(name, *(f"{x:.1f}" for x in taken), "")
+    before, now = ([layers[when][f"{x} attend"] for x in keys] for when in ("before", "now"))
+    change = sorted(b / a - 1 for a, b in zip(before, now, strict=True))
+    small = [-100 * x for x in change if x < -0.02]
+    yield f"Small loads gain {min(small):.0f} to {max(small):.0f} %, the largest loses {100 * change[-1]:.0f} %."
+    slower = [[ours > x for ours, x in zip(now, taken, strict=False)] for taken in peers.values()]
+    assert slower == [[False, True, False, False, False, False], [False, True, False, True, True, True]]
+    matrix = [f"{ours / x:.1f}" for ours, x in zip(now, peers[FLASHINFER[1]], strict=False)]
+    assert matrix[3] == matrix[4] == "1.3"
 
 
 def cuts():
@@ -210,7 +232,8 @@ def newer():
     yield f"at {shares[0]:.0f} {rate} at 32 rows of 1,024 slots, at {shares[1]:.0f} % at 256"
 
 
-CLAIMS = [(kind.__name__, claim) for kind in (kernels, attention, cuts, decode, targets, newer) for claim in kind()]
+KINDS = (kernels, attention, attention_since, cuts, decode, targets, newer)
+CLAIMS = [(kind.__name__, claim) for kind in KINDS for claim in kind()]
 
 
 @pytest.mark.parametrize("claim", [pytest.param(x, id=f"{kind}-{i}") for i, (kind, x) in enumerate(CLAIMS)])
