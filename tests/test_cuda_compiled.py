@@ -196,8 +196,8 @@ def shared_bytes(name: str) -> int:
     return 1280 if "choose_slots" in name else 512
 
 
-# Least warps of an SM by a part of the name. A warp of attention has 16 KB of copies under way (20 or 32 for other head sizes)
-# and as much on its way to the cache, and 18 (H100) to 37 KB (B200) an SM fill the bus; where an SM has 100 KB, the bus is slower.
+# Least warps of an SM by a part of the name. A warp of attention has 16 KB of copies under way (20 or 32 for other head
+# sizes) and as much on its way to the cache; 18 (H100) to 37 KB (B200) an SM fill the bus, less where an SM has 100 KB.
 # The rest: 8, two blocks, of which one works while the other waits at a barrier.
 LEAST_WARPS = {"attend_matrix": 4, "append_token": 16, "combine_scores": 16, "choose_slots": 16, "plan_moves": 16,
                "settle_pages": 16, "move_slots": 16, "similar_matrix": 12}  # fmt: skip
