@@ -189,9 +189,9 @@ template <class T, int D, int N, bool LOGITS> RA_KERNEL(THREADS, blocks_for(D, N
             copy_half<D>(next_page, 0, keys);
         else
             copy_half<D>(page, VALUES, values);
-        if (p.cap_log2 > 0)
+        if (p.cap_log2 > 0) /* one branch for all, not one each */
             RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int i = 0; i < 4; i++)
-                RA_UNROLL for (int j = 0; j < 4; j++) s[n][i][j] = p.cap_log2 * tanhf(s[n][i][j] * p.factor);
+                RA_UNROLL for (int j = 0; j < 4; j++) s[n][i][j] = capped_log2(p, s[n][i][j]);
         else
             RA_UNROLL for (int n = 0; n < N; n++) RA_UNROLL for (int i = 0; i < 4; i++)
                 RA_UNROLL for (int j = 0; j < 4; j++) s[n][i][j] *= p.factor;

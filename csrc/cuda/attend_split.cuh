@@ -72,11 +72,8 @@ RA_DEVICE query_ref query_of(const split_params &p, const work &w, int query)
 }
 RA_DEVICE bool shows(const query_ref &q, const int32_t *positions, int slot) { return q.visible[positions[slot]] != 0; }
 
-RA_DEVICE float logit_log2(const split_params &p, float dot)
-{
-    const float x = dot * p.factor;
-    return p.cap_log2 > 0 ? p.cap_log2 * tanhf(x) : x;
-}
+RA_DEVICE float capped_log2(const split_params &p, float dot) { return p.cap_log2 * tanhf(dot * p.factor); }
+RA_DEVICE float logit_log2(const split_params &p, float dot) { return p.cap_log2 > 0 ? capped_log2(p, dot) : dot * p.factor; }
 /* Tops are logits in base 2, -INFINITY where nothing is seen. */
 RA_DEVICE float weight_log2(float logit, float top) { return logit == -INFINITY ? 0 : exp2_fast(logit - top); }
 
