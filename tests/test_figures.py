@@ -295,18 +295,25 @@ def recall():
     assert [f"{x['holm']:.1f}" for x in comparisons(name)] == ["0.7", "0.7", "0.5"]
 
 
+GATES = {
+    "full": "full cache", "seed0-60": "`rlkv`, seed 0", "seed1-60": "`rlkv`, seed 1", "duo-60": "Duo's gates",
+    "R-KV-kept-60": "`rkv`, prompt kept", "reasonalloc-kept-60": "`reasonalloc`, prompt kept",
+    "newest-kept-60": "newest tokens, prompt kept",
+}  # fmt: skip
+
+
+def answers_and_size(name, cell):
+    """Columns of docs/rlkv.md's tables."""
+    x = rows(name)[cell]
+    size = f"{x['mean_bytes'] / 1e6:.1f} | {x['peak_bytes'] / 1e6:.1f}"
+    return f"{both(name, cell)} | {x['tokens']:,.0f} | {size} |"
+
+
 def gates():
     page, name = ROOT / "docs" / "rlkv.md", "rlkv-accuracy/rlkv"
-    lines = {
-        "full": "full cache", "seed0-60": "`rlkv`, seed 0", "seed1-60": "`rlkv`, seed 1", "duo-60": "Duo's gates",
-        "random-1-60": "random gates, best of five", "R-KV-kept-60": "`rkv`, prompt kept", "R-KV-60": "`rkv`",
-        "reasonalloc-kept-60": "`reasonalloc`, prompt kept", "newest-kept-60": "newest tokens, prompt kept",
-    }  # fmt: skip
     found = rows(name)
-    for cell, what in lines.items():
-        x = found[cell]
-        size = f"{x['mean_bytes'] / 1e6:.1f} | {x['peak_bytes'] / 1e6:.1f}"
-        yield page, f"| {what} | {both(name, cell)} | {x['tokens']:,.0f} | {size} |"
+    for cell, what in {**GATES, "random-1-60": "random gates, best of five", "R-KV-60": "`rkv`"}.items():
+        yield page, f"| {what} | {answers_and_size(name, cell)}"
     assert max((x["accuracy"]["mean"], cell) for cell, x in found.items() if "random" in cell)[1] == "random-1-60"
     one, two, duo, rkv, ours = (
         right(name, f"{x}-60", False) for x in ("seed0", "seed1", "duo", "R-KV-kept", "reasonalloc-kept")
@@ -482,18 +489,11 @@ def test_differences_of_trained_gates():
 
 def test_checks_of_chains():
     """Counted by the study's own script."""
-    page, name = ROOT / "docs" / "rlkv.md", "checks/checks"
-    lines = {
-        "full": "full cache", "seed0-60": "`rlkv`, seed 0", "seed1-60": "`rlkv`, seed 1", "duo-60": "Duo's gates",
-        "R-KV-kept-60": "`rkv`, prompt kept", "reasonalloc-kept-60": "`reasonalloc`, prompt kept",
-        "newest-kept-60": "newest tokens, prompt kept",
-    }  # fmt: skip
+    page = ROOT / "docs" / "rlkv.md"
     printed = printed_by("checks")
     counted = dict(re.findall(r"^  (\S+) +([\d.]+) checks a chain$", printed, re.MULTILINE))
-    for cell, what in lines.items():
-        x = rows(name)[cell]
-        size = f"{x['mean_bytes'] / 1e6:.1f} | {x['peak_bytes'] / 1e6:.1f}"
-        says(page, f"| {what} | {counted[cell]} | {both(name, cell)} | {x['tokens']:,.0f} | {size} |")
+    for cell, what in GATES.items():
+        says(page, f"| {what} | {counted[cell]} | {answers_and_size('checks/checks', cell)}")
     form = r"^  (\S+ less \S+) +\+([\d.]+)% \[\+([\d.]+)%, \+([\d.]+)%\]  p \S+, Holm (\S+)$"
     found = {what: ([round(float(n)) for n in x], float(p)) for what, *x, p in re.findall(form, printed, re.MULTILINE)}
     (duo, p), (rkv, q), (full, r) = (found[x] for x in ("rlkv less duo-60", "rlkv less R-KV-kept-60", "full less rlkv"))
