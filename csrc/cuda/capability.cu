@@ -21,7 +21,7 @@ struct facts {
     int capability, shared_bytes;
 };
 
-/* Of the current device, asked for once; that is no wait. Zeros if it cannot be told. */
+/* Of the current device, asked for once; that is no wait. Zeros if it cannot be known. */
 static facts facts_of_device()
 {
     static facts cached[64];

@@ -5,7 +5,7 @@
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, PAGE = RA_PAGE_TOKENS;
 
-/* 10 * major + minor of the current device; 0 if it cannot be told. */
+/* 10 * major + minor of the current device; 0 if it cannot be known. */
 int ra_cuda_capability();
 /* Shared memory that a block may have there. */
 size_t ra_cuda_shared_bytes();

@@ -477,7 +477,7 @@ ra_status ra_cuda_fault(ra_layer *layer)
     for (int64_t row = 0; cuda && row < cuda->rows; row++) {
         if (!*(volatile uint32_t *)&cuda->fault[row])
             continue;
-        for (int byte = 0; byte < 4; byte++) { /* one that comes meanwhile is told next time */
+        for (int byte = 0; byte < 4; byte++) { /* one that comes meanwhile is reported next time */
             volatile uint8_t *one = (volatile uint8_t *)&cuda->fault[row] + byte;
             if (*one) {
                 *one = 0;

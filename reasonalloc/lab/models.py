@@ -150,7 +150,7 @@ def check_device(device_map: str) -> None:
 
 
 def fingerprint(name: str | None) -> str:
-    """Of the weights that a name stands for here, so that results made with others are told apart; "" for a hub name.
+    """Of the weights that a name stands for here, so that results with others are distinguished; "" for a hub name.
 
     Of weight files names, sizes, the first and the last MiB are read, as a whole checkpoint would take minutes.
     """
@@ -199,7 +199,7 @@ def _gguf(file: str) -> dict[str, object]:
     """Arguments for weights in a GGUF file."""
     import transformers
 
-    if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless told
+    if hasattr(transformers, "GgufConfig"):  # newer releases keep the weights packed unless asked
         return {"gguf_file": file, "quantization_config": transformers.GgufConfig(dequantize=True)}
     return {"gguf_file": file}
 

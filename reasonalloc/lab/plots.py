@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["accuracy", "available", "budgets", "cells", "fidelity", "gain", "transfer", "varied", "wave"]
 
-COLORS = {"full": "#888888", "rkv": "#c44e52", "reasonalloc": "#3b6ea5"}  # told apart by the colour-blind too
+COLORS = {"full": "#888888", "rkv": "#c44e52", "reasonalloc": "#3b6ea5"}  # distinct to the colour-blind too
 _OTHERS = ("#e1a13c", "#6d4c9f", "#2a9d8f")
 _SMOOTH = 16  # steps over which a speed is taken
 

@@ -19,7 +19,7 @@ class RLKV(Method):
     the share of heads that are compressed (0.4); recent (64). sinks and interval are keywords. Takes no budget.
 
     As in paper and code the prompt is attended to in full by every head and cut when it has ended, then local heads are
-    cut at every step. Differs from the published code, knowingly: heads with equal gates are told apart by their place
+    cut at every step. Differs from the published code, knowingly: heads with equal gates are ordered by their place
     in the model, not by noise; the code feeds the last 50 tokens of a prompt one by one, which is left to the caller.
     """
 

@@ -1,4 +1,4 @@
-"""Full heads beside local heads, told apart by a gate for each KV head (DuoAttention, RLKV).
+"""Full heads beside local heads, distinguished by a gate for each KV head (DuoAttention, RLKV).
 
 A full head keeps every token; a local one the first `sinks` tokens and the newest `recent`. Gates come from a file: a
 line for each layer, a number for each of its KV heads, as both systems publish theirs (`full_attention_heads.tsv`,

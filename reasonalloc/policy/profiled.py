@@ -116,7 +116,7 @@ def _of_calibration(layers: Mapping[int, LayerCalibration]) -> dict[int, Shares]
 def _claims(scores: Sequence[npt.NDArray[np.float32]], slots: int) -> Shares:
     """Of each head, how many of its scores are among the `slots` best of all; ties with the last of them count."""
     pooled = np.concatenate(scores)
-    if len(pooled) <= slots:  # nothing is told apart
+    if len(pooled) <= slots:  # all are among the best
         return np.ones(len(scores))
     least = np.partition(pooled, -slots)[-slots]
     return np.array([np.count_nonzero(x >= least) for x in scores], dtype=np.float64)

@@ -13,7 +13,7 @@ def add(subparsers: options.Subparsers) -> None:
         "run",
         help="make the chains of a study and its tables",
         description="A study file (YAML) says which settings of the cache are compared on which problems of which seed,"
-        " and which comparisons are told: written before the chains, it is the plan."
+        " and which comparisons are made: written before the chains, it is the plan."
         " It may name ablations too. docs/evaluation.md has an example."
         " Chains are kept and gone on from as by `evaluate accuracy`. The folder gets NAME.json, NAME.md and NAME.png.",
     )

@@ -186,5 +186,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _device_map(device: str | None) -> str | None:
-    """lm_eval's command says cuda:0 when it was told nothing, also where there is none."""
+    """lm_eval's command says cuda:0 when it was given nothing, also where there is none."""
     return None if device == "cuda:0" and not torch.cuda.is_available() else device

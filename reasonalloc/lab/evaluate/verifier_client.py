@@ -92,7 +92,7 @@ class Verifier:
                 process.__exit__(None, None, None)
 
     def after_fork(self) -> None:
-        """In the child: the process, and a lock that another thread may have held, are the parent's."""
+        """In the child: the process, and a lock that another thread may have taken, are the parent's."""
         process, self._process, self._lock = self._process, None, threading.Lock()
         if process is not None:
             process.returncode = 0  # not this process's child: nothing to wait for

@@ -1,9 +1,9 @@
-"""The task "ledger": who owns how many, told in any order; its chains repeat, plan and doubt as much as one asks for.
+"""The task "ledger": who owns how many, stated in any order; its chains repeat, plan and doubt as much as one asks for.
 
 A problem states what each person owns, most of it relative to somebody else ("Leo has twice as many as Kim."), then
 asks about some of them. Its reference chain takes the questions in order: it walks back to what is known, works forward
 and boxes the answer. Dials say how much a chain repeats itself; the prompt names three of them, so that a trained model
-can be told. Everything follows from (seed, index, dials).
+can be asked for it. Everything follows from (seed, index, dials).
 """
 
 from __future__ import annotations
