@@ -12,6 +12,7 @@ from reasonalloc.lab.tasks import items
 from reasonalloc.lab.tasks.search import GRID, LEAST, MOST, Size, deaths, problem, searched, size_of, ways
 
 SMALL = Size(8, (6, 60))
+LINE = re.compile(r"(\d+): (\d+) ([-+]) (\d+) = (\d+)")
 
 
 def parts(text):
@@ -37,9 +38,10 @@ def test_a_chain_goes_through_what_fits_in_order(index):
     target, numbers = parts(made.prompt)
     path, need, begin = [], target, 0
     for line in made.lines[:-1]:
-        depth, what, number, rest = re.fullmatch(r"(\d+): (take|drop) (\d+), need (\d+)\.", line).groups()
+        depth, before, sign, number, rest = LINE.fullmatch(line).groups()
         fits = [x for x in numbers[begin:] if x <= need]
-        if what == "take":
+        assert int(before) == need
+        if sign == "-":
             assert int(number) == fits[0] and int(depth) == len(path) + 1
             path.append(int(number))
             need -= int(number)
@@ -63,14 +65,14 @@ def test_what_is_live_is_enough(index):
         live = [line for i, line in enumerate(made.lines[:written]) if made.dies[i] > written]
         path, need, begin = [], target, 0
         for line in live:
-            _, what, number, rest = re.fullmatch(r"(\d+): (take|drop) (\d+), need (\d+)\.", line).groups()
+            _, _, sign, number, rest = LINE.fullmatch(line).groups()
             need, begin = int(rest), numbers.index(int(number)) + 1
-            if what == "take":
+            if sign == "-":
                 path.append(int(number))
         expected, _ = searched_from(numbers, path, need, begin)
         assert made.lines[written] == expected
     taken = [i for i, line in enumerate(made.lines[:-1]) if made.dies[i] == len(made.lines)]
-    assert [int(made.lines[i].split()[2][:-1]) for i in taken if "take" in made.lines[i]] == list(made.answer)
+    assert [int(made.lines[i].split()[3]) for i in taken if " - " in made.lines[i]] == list(made.answer)
     for begin, end in made.spans[:-1]:
         assert made.chain[begin:end].endswith("\n") and "\n" not in made.chain[begin : end - 1]
 
@@ -82,7 +84,7 @@ def test_deaths_are_read_off_the_lines(index):
 
 
 def test_deaths_in_what_a_model_may_write():
-    lines = ["1: take 50, need 30.", "2: take 20, need 10.", "Hm.", "1: take 40, need 40.", "1: drop 40, need 80."]
+    lines = ["1: 80 - 50 = 30", "2: 30 - 20 = 10", "Hm.", "1: 80 - 40 = 40", "1: 40 + 40 = 80"]
     assert deaths(lines) == [4, 4, 5, 5, 5]  # a number taken at depth 1 again leaves all that was below the last one
     assert deaths([]) == []
 
@@ -92,8 +94,8 @@ def searched_from(numbers, path, need, begin):
         return "Found: " + " + ".join(f"\\boxed{{{x}}}" for x in path), True
     fits = [x for x in numbers[begin:] if x <= need]
     if fits:
-        return f"{len(path) + 1}: take {fits[0]}, need {need - fits[0]}.", False
-    return f"{len(path)}: drop {path[-1]}, need {need + path[-1]}.", False
+        return f"{len(path) + 1}: {need} - {fits[0]} = {need - fits[0]}", False
+    return f"{len(path)}: {need} + {path[-1]} = {need + path[-1]}", False
 
 
 @given(st.sets(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 90))

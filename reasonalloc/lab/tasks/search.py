@@ -1,10 +1,11 @@
 """The task "search": which of the numbers add up to the target, found by trying.
 
 Numbers stand in falling order; exactly one choice of them has the sum. The reference chain searches depth first: it
-takes the next number that fits, and where none does it drops the last one and goes on behind it. A line says its
-depth, so the newest line that takes a number at a depth is the live one: what was written below a number that was
-dropped is of no more use. `Search.dies` says of each line when that is, which gives the share of slots spent on dead
-branches and the eviction that loses nothing. Everything follows from (seed, index, size).
+takes the next number that fits off what is still needed ("2: 46 - 11 = 35", at depth 2), and where none fits it puts
+the last one back ("2: 35 + 11 = 46") and goes on behind it. So the newest line that takes a number at a depth is the
+live one: what was written below a number that was put back is of no more use. `Search.dies` says of each line when that
+is, which gives the share of slots spent on dead branches and the eviction that loses nothing. Everything follows from
+(seed, index, size).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Size:
 GRID = {
     "short": Size(8, (10, 40)),
     "middle": Size(10, (60, 140)),
-    "long": Size(12, (150, 320)),
+    "long": Size(12, (150, 280)),
 }
 
 
@@ -112,30 +113,30 @@ def searched(numbers: Sequence[int], target: int) -> tuple[list[str], list[int]]
     while need:
         place = next((i for i in range(begin, len(numbers)) if numbers[i] <= need), None)
         if place is not None:
-            need -= numbers[place]
             path.append((place, len(lines)))
-            lines.append(f"{len(path)}: take {numbers[place]}, need {need}.")
+            rest = need - numbers[place]
+            lines.append(f"{len(path)}: {need} - {numbers[place]} = {rest}")
         else:
             if not path:
                 raise ValueError(f"no choice of {list(numbers)} adds up to {target}")
             place, taken = path.pop()
-            need += numbers[place]
-            lines.append(f"{len(path) + 1}: drop {numbers[place]}, need {need}.")
+            rest = need + numbers[place]
+            lines.append(f"{len(path) + 1}: {need} + {numbers[place]} = {rest}")
             dies[taken] = len(lines)
             dies[len(lines) - 1] = len(lines) + 1
-        begin = place + 1
+        need, begin = rest, place + 1
     lines.append("Found: " + " + ".join(f"\\boxed{{{numbers[place]}}}" for place, _ in path))
     return lines, [dies.get(i, len(lines)) for i in range(len(lines))]
 
 
-_MOVE = re.compile(r"(\d+): (take|drop) (\d+), need -?\d+\.")
+_MOVE = re.compile(r"(\d+): \d+ ([-+]) (\d+) = -?\d+")
 
 
 def deaths(lines: Sequence[str]) -> list[int]:
     """Of each line how many lines are written when it is of no more use, as `Search.dies`, for any chain of the form.
 
-    A number that is taken dies when one is taken or dropped at its depth or above; a line that drops one, with the next
-    line. A line of another form, as a model may write, stays of use.
+    A number that is taken dies when one is taken or put back at its depth or above; a line that puts one back, with the
+    next line. A line of another form, as a model may write, stays of use.
     """
     found = [len(lines)] * len(lines)
     path: list[tuple[int, int]] = []  # (depth, line) of numbers that are taken
@@ -145,7 +146,7 @@ def deaths(lines: Sequence[str]) -> list[int]:
             continue
         while path and path[-1][0] >= int(move[1]):
             found[path.pop()[1]] = i + 1
-        if move[2] == "take":
+        if move[2] == "-":
             path.append((int(move[1]), i))
         else:
             found[i] = min(i + 2, len(lines))
