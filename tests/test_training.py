@@ -204,6 +204,26 @@ def test_batches_of_searches():
     assert batches.rows_of(tokenizer, "train/0/0", batches.search.Size(6, (1500, 2000)), 4000, 8000) == []
 
 
+@pytest.mark.skipif(bool(missing_for_embedded()), reason="the embedded model is not installed")
+def test_single_lines_of_searches():
+    tokenizer = AutoTokenizer.from_pretrained(smol_directory(), gguf_file=SMOL_FILE)
+    made = batches.searches(tokenizer, 0, 1, 2000, 1000, drill=1.0)
+    assert made.inputs.shape == (4, batches.DRILL_TOKENS) and made.tokens == made.inputs.numel()
+    line = re.compile(r"[1-6]: (\d+ [-+] (\d+)) = (\d+)")
+    for ids, labels in zip(made.inputs, made.labels, strict=True):
+        counted = labels != -100
+        assert torch.equal(ids[counted], labels[counted])
+        lines = tokenizer.decode(ids).split("\n")[:-1]  # the last may be a part
+        results = tokenizer.decode(ids[counted]).split("\n")
+        for text, result in zip(lines, results, strict=False):
+            left, number, right = line.fullmatch(text).groups()
+            assert (
+                eval(left) == int(right) == int(result) and batches.search.LEAST <= int(number) <= batches.search.MOST
+            )
+    sizes = {batches.searches(tokenizer, 0, step, 900, 1000, drill=0.5).inputs.shape[1] for step in range(12)}
+    assert batches.DRILL_TOKENS in sizes and len(sizes) > 3  # others are searches
+
+
 def test_half_of_the_searches_are_of_the_sizes_that_are_judged():
     grid, rng = list(batches.search.GRID.values()), random.Random(0)
     drawn = [batches.draw_size(rng, 4352) for _ in range(300)]

@@ -85,12 +85,15 @@ def draw_size(rng: random.Random, longest: int) -> search.Size:
     return search.Size(rng.randint(*next(span for lines, span in NUMBERS if most <= lines)), (max(4, most // 2), most))
 
 
-def searches(tokenizer: Any, seed: int, step: int, longest: int, tokens: int) -> Batch:
+def searches(tokenizer: Any, seed: int, step: int, longest: int, tokens: int, drill: float = 0.0) -> Batch:
     """The batch of a step of the task "search", of one size; the same for the same arguments.
 
-    tokens: of a batch with its padding, which may be a third of it, unless one sequence alone has more.
+    tokens: of a batch with its padding, which may be a third of it, unless one sequence alone has more. drill: share of
+    batches that are nothing but single lines, each of numbers of its own: a long search repeats its sums.
     """
     rng = random.Random(f"search/{seed}/{step}")
+    if rng.random() < drill:
+        return single_lines(tokenizer, rng, tokens // DRILL_TOKENS)
     rows: list[tuple[list[int], list[int]]] = []
     while not rows:
         rows = rows_of(tokenizer, f"{SPLIT}/{seed}/{step}", draw_size(rng, longest), longest, tokens)
@@ -120,6 +123,30 @@ def rows_of(
             break
         rows.append(row)
     return rows
+
+
+def single_lines(tokenizer: Any, rng: random.Random, count: int) -> Batch:
+    """Rows of lines as searches have them, labels on the results only."""
+    rows = []
+    for _ in range(count):
+        ids: list[int] = []
+        labels: list[int] = []
+        while len(ids) < DRILL_TOKENS:
+            line, result = (tokenizer(x, add_special_tokens=False).input_ids for x in a_line(rng))
+            ids += line + result
+            labels += [-100] * len(line) + result
+        rows.append((ids[:DRILL_TOKENS], labels[:DRILL_TOKENS]))
+    inputs, labels_ = padded(rows, tokenizer.eos_token_id)
+    return Batch(inputs, labels_, torch.ones(labels_.shape), None, inputs.numel())
+
+
+def a_line(rng: random.Random) -> tuple[str, str]:
+    """(line, result) of a number that is taken or put back; what is needed is small more often than large."""
+    number, rest = rng.randint(search.LEAST, search.MOST), int(400 * rng.random() ** 2)
+    depth = rng.randint(1, 6)
+    if rng.random() < 0.5:
+        return f"{depth}: {rest + number} - {number} =", f" {rest}\n"
+    return f"{depth}: {rest} + {number} =", f" {rest + number}\n"
 
 
 def sums(tokenizer: Any, rng: random.Random, count: int) -> Batch:

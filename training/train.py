@@ -37,7 +37,7 @@ BEFORE = {"task": "ledger", "by_steps": False}  # of runs that were begun before
 class Settings:
     """tokens: of the whole run. task: "ledger" or "search". longest: tokens of a sequence at the end of the curriculum,
     which rises to it from `shortest` over the first `rise` of the run. by_steps: that counts steps instead of tokens
-    seen, so that the lengths of coming steps are known. drill: share of steps that are only sums, of ledger. The rate
+    seen, so that the lengths of coming steps are known. drill: share of steps that are only sums. The rate
     warms up, stays, falls over the last `decay`. first_layer: the adapters of the layers below stay as they are, which
     saves their part of the backward pass."""
 
@@ -199,10 +199,8 @@ def lengths(settings: Settings, state: State) -> Iterator[tuple[int, int]]:
 
 def maker(settings: Settings, tokenizer: Any) -> Callable[[int, int], Batch]:
     """Makes the batch of (step, longest)."""
-    own = {"tokens": settings.batch_tokens}
-    if settings.task == "search":
-        return partial(searches, tokenizer, settings.seed, **own)
-    return partial(batch, tokenizer, settings.seed, **own, drill=settings.drill)
+    make = searches if settings.task == "search" else batch
+    return partial(make, tokenizer, settings.seed, tokens=settings.batch_tokens, drill=settings.drill)
 
 
 def update(
