@@ -146,7 +146,7 @@ def test_the_page_sorts_and_plots():
         tab.goto(BOARD.joinpath("index.html").as_uri())
         doubting = [json.loads(x.read_text()) for x in ENTRIES if x.parent.name == "paper"]
         groups = tab.locator("#group option").all_inner_texts()
-        assert len(groups) == 12 and all("seed" in x for x in groups)
+        assert len(groups) == 13 and all("seed" in x for x in groups)
         tab.locator("#group").select_option(label=next(x for x in groups if "64 problems x 1, seed 0" in x))
         assert tab.locator("#body tr").count() == tab.locator("circle").count() == len(doubting)
         assert tab.locator("#body tr td:first-child").first.inner_text() == "full"  # most are right

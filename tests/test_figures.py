@@ -323,6 +323,49 @@ def gates():
     yield README, f"[{one} right where R-KV has {rkv.removesuffix(' %')}](docs/rlkv.md#what-these-heads-answer)"
 
 
+ROW = re.compile(  # of what studies/table.py prints
+    r"^ +\d+ (?P<name>\S+) +(?P<right>\S+)% \[(?P<low>\S+)%, (?P<high>\S+)%\] +cut off +(?P<cut>\d+)% +(?P<tokens>\S+)"
+    r" +(?P<size>\S+) MB \(\S+\) +ahead of +(?P<ahead>\d+), behind +(?P<behind>\d+)"
+    r"(?:  less rkv (?P<less>\S+)% \[(?P<from>\S+)%, (?P<to>\S+)%\], Holm (?P<holm>\S+))?"
+    r"(?P<far> +bytes are not equal)?$",
+    re.MULTILINE,
+)
+
+
+def table():
+    """As the study's own script prints it."""
+    printed = printed_by("table")
+    found = [x.groupdict() for x in ROW.finditer(printed)]
+    assert len(found) == 24
+
+    def whole(x):
+        return f"{float(x):.0f}".replace("-0", "0")
+
+    for x in found:
+        far = " (not equal)" if x["far"] else ""
+        own = ""
+        if x["less"]:
+            p = float(x["holm"])
+            own = f"{float(x['less']):+.0f} [{whole(x['from'])}, {whole(x['to'])}], {float(f'{p:.1g}'):g}"
+        answered = f"{whole(x['right'])} % [{whole(x['low'])}, {whole(x['high'])}]; {x['cut']} %"
+        size = f"{float(x['size']):.1f}{far}"
+        yield DOCS, f"| `{x['name']}` | {answered} | {x['tokens']} | {size} | {own} | {x['ahead']} / {x['behind']} |"
+    told = re.search(r"(\d+) of (\d+) pairs are told apart", printed)
+    yield DOCS, f"All {told[2]} pairs are compared"
+    yield DOCS, f"{told[1]} pairs are told apart"
+    first = re.findall(
+        r"^  rlkv less \S+ \(1 and (\d)\): +\+([\d.]+)% \[\+([\d.]+)%, \+([\d.]+)%\]", printed, re.MULTILINE
+    )
+    fifth, second = (f"{whole(mean)}{{}} [{whole(low)}, {whole(high)}]" for _, mean, low, high in first)
+    yield DOCS, f"is {second.format(' points')} ahead of the second, {fifth.format('')} of the fifth"
+    best = found[0]
+    yield DOCS, f"{whole(best['less'])} points [{whole(best['from'])}, {whole(best['to'])}] ahead of R-KV"
+    peaks = {cell: x["peak_bytes"] / 1e6 for cell, x in rows("table/table").items()}
+    others = [x for cell, x in peaks.items() if cell not in ("full", "rlkv-384", "duo-384")]
+    own = f"Its peak is {peaks['rlkv-384']:.1f} MB, `duo`'s {peaks['duo-384']:.1f}"
+    yield DOCS, f"{own}, the others' {min(others):.0f} to {max(others):.0f}"
+
+
 def shares():
     name = "shares/shares"
     cells = {x: both(name, f"{x} 384") for x in ("heads", "R-KV", "R-KV-kept")}
@@ -430,8 +473,8 @@ def demo():
 
 
 KINDS = (
-    answers, parts, prompt, notch, order, newer, kernel, kernel_again, recent, recency, recall, gates, sealed, shares,
-    heads, fidelity, next_tokens, speed, kernels, demo,
+    answers, parts, prompt, notch, order, newer, kernel, kernel_again, recent, recency, recall, gates, table, sealed,
+    shares, heads, fidelity, next_tokens, speed, kernels, demo,
 )  # fmt: skip
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 

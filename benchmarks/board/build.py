@@ -33,6 +33,7 @@ OURS: dict[str, tuple[str, tuple[str, ...]]] = {
     "heads": ("heads/heads", ()),
     "recall": ("recall/recall", ()),
     "rlkv": ("rlkv-accuracy/rlkv", ()),
+    "table": ("table/table", ()),
     "evidence": ("evidence/evidence", ()),
     "notch": ("notch/notch", ("full", "rkv 384", WAVE, *PARTS, f"{WAVE} wave=notch-kept-5")),
     "spared": ("notch/spared", SPARED),

@@ -15,6 +15,8 @@ from chains import Cell, adjusted, cells_of, compare, folder_given
 SIZES = (384, 512, 320)  # slots of R-KV, whose bytes all systems take; in the order in which they are made
 PROBLEMS, SYSTEMS = 96, 24
 RANKS = (1, 5)  # that are to be told apart
+REFERENCE = "rkv"
+LEVEL = 0.05  # of Holm's p, below which two systems are told apart
 NEAR = 0.05  # bytes further than this from R-KV's are not told as equal
 
 
@@ -26,20 +28,27 @@ def of_size(cells: dict[str, Cell], size: int) -> dict[str, Cell]:
 
 
 def show(size: int, ranked: dict[str, Cell], rng: np.random.Generator) -> None:
+    """Each system beside R-KV, with how many it is told to be ahead of and behind."""
     names = list(ranked)
     pairs = list(combinations(names, 2))
-    found = [compare(ranked[a].scores, ranked[b].scores, rng) for a, b in pairs]
-    holm = dict(zip(pairs, adjusted([x.p for x in found]), strict=True))
-    told = sum(x < 0.05 for x in holm.values())
-    print(f"bytes of R-KV at {size} slots; told apart (Holm's p of all pairs below 0.05): {told} of {len(pairs)} pairs")
+    found = {pair: compare(ranked[pair[0]].scores, ranked[pair[1]].scores, rng) for pair in pairs}
+    holm = dict(zip(pairs, adjusted([x.p for x in found.values()]), strict=True))
+    told = [pair for pair in pairs if holm[pair] < LEVEL]
+    level = f"Holm's p of all below {LEVEL}"
+    print(f"bytes of R-KV at {size} slots; {len(told)} of {len(pairs)} pairs are told apart ({level})")
     for rank, (name, x) in enumerate(ranked.items(), 1):
-        off = x.bytes / ranked["rkv"].bytes - 1
-        first = "" if rank == 1 else f"behind the first by Holm's p {holm[names[0], name]:.2g}"
-        far = "  bytes are not equal" if abs(off) > NEAR else ""
+        off = x.bytes / ranked[REFERENCE].bytes - 1
         figures = f"cut off {x.cut_off:4.0%} {x.tokens:7,.0f} {x.bytes / 1e6:6.2f} MB ({off:+.1%})"
-        print(f"  {rank:2d} {name:20s} {x.right_with_interval(rng):23s} {figures}  {first}{far}")
-    one, other = (names[rank - 1] for rank in RANKS)
-    print(f"  first less fifth: {found[pairs.index((one, other))]}, Holm {holm[one, other]:.2g}")
+        others = f"ahead of {sum(a == name for a, _ in told):2d}, behind {sum(b == name for _, b in told):2d}"
+        print(f"  {rank:2d} {name:20s} {x.right_with_interval(rng):23s} {figures:39s}  {others}", end="")
+        if name != REFERENCE:
+            own = compare(x.scores, ranked[REFERENCE].scores, rng)
+            p = holm.get((name, REFERENCE), holm.get((REFERENCE, name)))
+            print(f"  less {REFERENCE} {own.mean:+.1%} [{own.low:+.1%}, {own.high:+.1%}], Holm {p:.2g}", end="")
+        print("  bytes are not equal" if abs(off) > NEAR else "")
+    for one, other in (RANKS, (1, 2)):
+        pair = names[one - 1], names[other - 1]
+        print(f"  {pair[0]} less {pair[1]} ({one} and {other}): {found[pair]}, Holm {holm[pair]:.2g}")
 
 
 def main() -> None:
