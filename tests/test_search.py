@@ -13,6 +13,7 @@ from reasonalloc.lab.tasks.search import GRID, LEAST, MOST, Size, deaths, proble
 
 SMALL = Size(8, (6, 60))
 LINE = re.compile(r"(\d+): (\d+) ([-+]) (\d+) = (\d+)")
+LARGER = re.compile(r"(\d+): (\d+) <((?: \d+)+)")
 
 
 def parts(text):
@@ -37,7 +38,13 @@ def test_a_chain_goes_through_what_fits_in_order(index):
     made = problem("test", index, SMALL)
     target, numbers = parts(made.prompt)
     path, need, begin = [], target, 0
-    for line in made.lines[:-1]:
+    for line, then in itertools.pairwise(made.lines):
+        if found := LARGER.fullmatch(line):
+            larger = [x for x in numbers[begin:] if x > need]
+            assert int(found[1]) == len(path) + 1 and int(found[2]) == need and larger
+            assert [int(x) for x in found[3].split()] == (larger if need >= numbers[-1] else numbers[-1:])
+            assert LINE.fullmatch(then)
+            continue
         depth, before, sign, number, rest = LINE.fullmatch(line).groups()
         fits = [x for x in numbers[begin:] if x <= need]
         assert int(before) == need
@@ -63,13 +70,15 @@ def test_what_is_live_is_enough(index):
     target = parts(made.prompt)[0]
     for written in range(len(made.lines)):
         live = [line for i, line in enumerate(made.lines[:written]) if made.dies[i] > written]
-        path, need, begin = [], target, 0
+        path, need, begin, said = [], target, 0, False
         for line in live:
+            if said := bool(LARGER.fullmatch(line)):
+                continue
             _, _, sign, number, rest = LINE.fullmatch(line).groups()
             need, begin = int(rest), numbers.index(int(number)) + 1
             if sign == "-":
                 path.append(int(number))
-        expected, _ = searched_from(numbers, path, need, begin)
+        expected, _ = searched_from(numbers, path, need, begin, said)
         assert made.lines[written] == expected
     taken = [i for i, line in enumerate(made.lines[:-1]) if made.dies[i] == len(made.lines)]
     assert [int(made.lines[i].split()[3]) for i in taken if " - " in made.lines[i]] == list(made.answer)
@@ -84,15 +93,19 @@ def test_deaths_are_read_off_the_lines(index):
 
 
 def test_deaths_in_what_a_model_may_write():
-    lines = ["1: 80 - 50 = 30", "2: 30 - 20 = 10", "Hm.", "1: 80 - 40 = 40", "1: 40 + 40 = 80"]
-    assert deaths(lines) == [4, 4, 5, 5, 5]  # a number taken at depth 1 again leaves all that was below the last one
+    lines = ["1: 80 - 50 = 30", "2: 30 < 40", "2: 30 - 20 = 10", "Hm.", "1: 80 - 40 = 40", "1: 40 + 40 = 80"]
+    assert deaths(lines) == [5, 3, 5, 6, 6, 6]  # a number taken at depth 1 again leaves all that was below the last one
     assert deaths([]) == []
 
 
-def searched_from(numbers, path, need, begin):
+def searched_from(numbers, path, need, begin, said):
     if not need:
         return "Found: " + " + ".join(f"\\boxed{{{x}}}" for x in path), True
     fits = [x for x in numbers[begin:] if x <= need]
+    larger = [x for x in numbers[begin:] if x > need]
+    if larger and not said:
+        told = larger if need >= numbers[-1] else numbers[-1:]
+        return f"{len(path) + 1}: {need} < {' '.join(map(str, told))}", False
     if fits:
         return f"{len(path) + 1}: {need} - {fits[0]} = {need - fits[0]}", False
     return f"{len(path)}: {need} + {path[-1]} = {need + path[-1]}", False

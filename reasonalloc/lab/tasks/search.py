@@ -1,11 +1,11 @@
 """The task "search": which of the numbers add up to the target, found by trying.
 
 Numbers stand in falling order; exactly one choice of them has the sum. The reference chain searches depth first: it
-takes the next number that fits off what is still needed ("2: 46 - 11 = 35", at depth 2), and where none fits it puts
-the last one back ("2: 35 + 11 = 46") and goes on behind it. So the newest line that takes a number at a depth is the
-live one: what was written below a number that was put back is of no more use. `Search.dies` says of each line when that
-is, which gives the share of slots spent on dead branches and the eviction that loses nothing. Everything follows from
-(seed, index, size).
+takes the next number that fits off what is still needed ("2: 46 - 11 = 35", at depth 2), says before which ones do not
+("2: 46 < 71 56"), and where none is left it puts the last one back ("2: 35 + 11 = 46") and goes on behind it. So the
+newest line that takes a number at a depth is the live one: what was written below a number that was put back is of no
+more use. `Search.dies` says of each line when that is, which gives the share of slots spent on dead branches and the
+eviction that loses nothing. Everything follows from (seed, index, size).
 """
 
 from __future__ import annotations
@@ -110,33 +110,42 @@ def searched(numbers: Sequence[int], target: int) -> tuple[list[str], list[int]]
     dies: dict[int, int] = {}
     path: list[tuple[int, int]] = []  # (place among the numbers, line) of those that are taken
     need, begin = target, 0
+
+    def write(text: str, passing: bool = True) -> None:
+        if passing:  # the line after it says what is left of it
+            dies[len(lines)] = len(lines) + 2
+        lines.append(text)
+
     while need:
-        place = next((i for i in range(begin, len(numbers)) if numbers[i] <= need), None)
-        if place is not None:
+        larger = [x for x in numbers[begin:] if x > need]
+        if larger:
+            told = larger if need >= numbers[-1] else larger[-1:]  # the least is larger, so all are
+            write(f"{len(path) + 1}: {need} < {' '.join(map(str, told))}")
+        place = begin + len(larger)
+        if place < len(numbers):
             path.append((place, len(lines)))
             rest = need - numbers[place]
-            lines.append(f"{len(path)}: {need} - {numbers[place]} = {rest}")
+            write(f"{len(path)}: {need} - {numbers[place]} = {rest}", False)
         else:
             if not path:
                 raise ValueError(f"no choice of {list(numbers)} adds up to {target}")
             place, taken = path.pop()
             rest = need + numbers[place]
-            lines.append(f"{len(path) + 1}: {need} + {numbers[place]} = {rest}")
-            dies[taken] = len(lines)
-            dies[len(lines) - 1] = len(lines) + 1
+            dies[taken] = len(lines) + 1
+            write(f"{len(path) + 1}: {need} + {numbers[place]} = {rest}")
         need, begin = rest, place + 1
     lines.append("Found: " + " + ".join(f"\\boxed{{{numbers[place]}}}" for place, _ in path))
-    return lines, [dies.get(i, len(lines)) for i in range(len(lines))]
+    return lines, [min(dies.get(i, len(lines)), len(lines)) for i in range(len(lines))]
 
 
-_MOVE = re.compile(r"(\d+): \d+ ([-+]) (\d+) = -?\d+")
+_MOVE = re.compile(r"(\d+): \d+ (?:([-+]) \d+ = -?\d+|<(?: \d+)+)")
 
 
 def deaths(lines: Sequence[str]) -> list[int]:
     """Of each line how many lines are written when it is of no more use, as `Search.dies`, for any chain of the form.
 
-    A number that is taken dies when one is taken or put back at its depth or above; a line that puts one back, with the
-    next line. A line of another form, as a model may write, stays of use.
+    A number that is taken dies when one is taken or put back at its depth or above; a line that puts one back, or says
+    what does not fit, with the next line. A line of another form, as a model may write, stays of use.
     """
     found = [len(lines)] * len(lines)
     path: list[tuple[int, int]] = []  # (depth, line) of numbers that are taken
@@ -144,12 +153,13 @@ def deaths(lines: Sequence[str]) -> list[int]:
         move = _MOVE.fullmatch(line.rstrip("\n"))
         if move is None:
             continue
-        while path and path[-1][0] >= int(move[1]):
-            found[path.pop()[1]] = i + 1
+        if move[2] != "-":
+            found[i] = min(i + 2, len(lines))
+        if move[2]:
+            while path and path[-1][0] >= int(move[1]):
+                found[path.pop()[1]] = i + 1
         if move[2] == "-":
             path.append((int(move[1]), i))
-        else:
-            found[i] = min(i + 2, len(lines))
     return found
 
 
