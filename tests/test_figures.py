@@ -360,6 +360,9 @@ def table():
     yield DOCS, f"is {second.format(' points')} ahead of the second, {fifth.format('')} of the fifth"
     best = found[0]
     yield DOCS, f"{whole(best['less'])} points [{whole(best['from'])}, {whole(best['to'])}] ahead of R-KV"
+    share = {x["name"]: whole(x["right"]) for x in found}
+    rlkv, newest, ours, rkv, least = (share[x] for x in ("rlkv", "streaming", "reasonalloc", "rkv", "random"))
+    yield README, f"`rlkv` {rlkv} %, the newest tokens {newest}, ReasonAlloc {ours}, R-KV {rkv}, random {least}."
     peaks = {cell: x["peak_bytes"] / 1e6 for cell, x in rows("table/table").items()}
     others = [x for cell, x in peaks.items() if cell not in ("full", "rlkv-384", "duo-384")]
     own = f"Its peak is {peaks['rlkv-384']:.1f} MB, `duo`'s {peaks['duo-384']:.1f}"
