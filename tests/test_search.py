@@ -12,8 +12,9 @@ from reasonalloc.lab.tasks import items
 from reasonalloc.lab.tasks.search import GRID, LEAST, MOST, Size, deaths, problem, searched, size_of, ways
 
 SMALL = Size(8, (6, 60))
-LINE = re.compile(r"(\d+): (\d+) ([-+]) (\d+) = (\d+)")
-LARGER = re.compile(r"(\d+): (\d+) <((?: \d+)+)")
+LINE = re.compile(r"(\d+): (\d+) ([-+]) (?:\d+ > )*(\d+) = (\d+)")
+NONE_FITS = re.compile(r"(\d+): (\d+) - (?:\d+ >(?: |$))+")
+LARGER = re.compile(r"(\d+) >")
 
 
 def parts(text):
@@ -39,11 +40,11 @@ def test_a_chain_goes_through_what_fits_in_order(index):
     target, numbers = parts(made.prompt)
     path, need, begin = [], target, 0
     for line, then in itertools.pairwise(made.lines):
-        if found := LARGER.fullmatch(line):
-            larger = [x for x in numbers[begin:] if x > need]
-            assert int(found[1]) == len(path) + 1 and int(found[2]) == need and larger
-            assert [int(x) for x in found[3].split()] == (larger if need >= numbers[-1] else numbers[-1:])
-            assert LINE.fullmatch(then)
+        larger = [int(x) for x in LARGER.findall(line)]
+        assert larger == [x for x in numbers[begin:] if x > need] or " + " in line
+        if found := NONE_FITS.fullmatch(line):
+            assert int(found[1]) == len(path) + 1 and int(found[2]) == need and larger == numbers[begin:]
+            assert " + " in then
             continue
         depth, before, sign, number, rest = LINE.fullmatch(line).groups()
         fits = [x for x in numbers[begin:] if x <= need]
@@ -72,7 +73,7 @@ def test_what_is_live_is_enough(index):
         live = [line for i, line in enumerate(made.lines[:written]) if made.dies[i] > written]
         path, need, begin, said = [], target, 0, False
         for line in live:
-            if said := bool(LARGER.fullmatch(line)):
+            if said := bool(NONE_FITS.fullmatch(line)):
                 continue
             _, _, sign, number, rest = LINE.fullmatch(line).groups()
             need, begin = int(rest), numbers.index(int(number)) + 1
@@ -81,7 +82,7 @@ def test_what_is_live_is_enough(index):
         expected, _ = searched_from(numbers, path, need, begin, said)
         assert made.lines[written] == expected
     taken = [i for i, line in enumerate(made.lines[:-1]) if made.dies[i] == len(made.lines)]
-    assert [int(made.lines[i].split()[3]) for i in taken if " - " in made.lines[i]] == list(made.answer)
+    assert [int(LINE.fullmatch(made.lines[i])[4]) for i in taken if " - " in made.lines[i]] == list(made.answer)
     for begin, end in made.spans[:-1]:
         assert made.chain[begin:end].endswith("\n") and "\n" not in made.chain[begin : end - 1]
 
@@ -93,7 +94,7 @@ def test_deaths_are_read_off_the_lines(index):
 
 
 def test_deaths_in_what_a_model_may_write():
-    lines = ["1: 80 - 50 = 30", "2: 30 < 40", "2: 30 - 20 = 10", "Hm.", "1: 80 - 40 = 40", "1: 40 + 40 = 80"]
+    lines = ["1: 80 - 50 = 30", "2: 30 - 40 >", "2: 30 - 40 > 20 = 10", "Hm.", "1: 80 - 40 = 40", "1: 40 + 40 = 80"]
     assert deaths(lines) == [5, 3, 5, 6, 6, 6]  # a number taken at depth 1 again leaves all that was below the last one
     assert deaths([]) == []
 
@@ -103,11 +104,11 @@ def searched_from(numbers, path, need, begin, said):
         return "Found: " + " + ".join(f"\\boxed{{{x}}}" for x in path), True
     fits = [x for x in numbers[begin:] if x <= need]
     larger = [x for x in numbers[begin:] if x > need]
-    if larger and not said:
-        told = larger if need >= numbers[-1] else numbers[-1:]
-        return f"{len(path) + 1}: {need} < {' '.join(map(str, told))}", False
+    tried = "".join(f"{x} > " for x in larger)
     if fits:
-        return f"{len(path) + 1}: {need} - {fits[0]} = {need - fits[0]}", False
+        return f"{len(path) + 1}: {need} - {tried}{fits[0]} = {need - fits[0]}", False
+    if larger and not said:
+        return f"{len(path) + 1}: {need} - {tried.rstrip()}", False
     return f"{len(path)}: {need} + {path[-1]} = {need + path[-1]}", False
 
 

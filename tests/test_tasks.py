@@ -98,7 +98,7 @@ def test_held_out_problems_are_not_trained_on():
     assert batches.SPLIT != HELD_OUT
     seeds = range(3)
     judged = {x.prompt for k in GRID for seed in seeds for x in items("ledger", count=100, seed=seed, settings=[k])}
-    trained, runs = set(), sorted((Path(batches.__file__).parent / "runs").glob("*/log.jsonl"))
+    trained, runs = set(), sorted((Path(batches.__file__).parent / "runs").glob("ledger-*/log.jsonl"))
     for log in runs:
         seed = json.loads(log.with_name("settings.json").read_text())["seed"]
         for step in map(json.loads, log.read_text().splitlines()):

@@ -16,7 +16,7 @@ from reasonalloc.lab.tasks.ledger import GRID, MOST, NAMES, Dials, Ledger, probl
 SPLIT = "train"  # the seed's first word; `reasonalloc evaluate` uses another
 SUM_WEIGHT = 4.0
 DRILL_TOKENS = 250  # of a row of sums
-LINE_TOKENS = 15  # of a search
+LINE_TOKENS = 17  # of a search
 NUMBERS = ((25, (7, 9)), (80, (9, 11)), (2000, (11, 13)))  # how many to choose from, by the most lines
 
 

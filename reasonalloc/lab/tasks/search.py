@@ -1,10 +1,10 @@
 """The task "search": which of the numbers add up to the target, found by trying.
 
 Numbers stand in falling order; exactly one choice of them has the sum. The reference chain searches depth first: it
-takes the next number that fits off what is still needed ("2: 46 - 11 = 35", at depth 2), says before which ones do not
-("2: 46 < 71 56"), and where none is left it puts the last one back ("2: 35 + 11 = 46") and goes on behind it. So the
-newest line that takes a number at a depth is the live one: what was written below a number that was put back is of no
-more use. `Search.dies` says of each line when that is, which gives the share of slots spent on dead branches and the
+takes the next number that fits off what is still needed, after those that are larger ("3: 46 - 71 > 56 > 11 = 35", at
+depth 3), and where none fits ("4: 5 - 11 >") it puts the last one back ("3: 35 + 11 = 46") and goes on behind it. So
+the newest line that takes a number at a depth is the live one: what was written below a number that was put back is of
+no more use. `Search.dies` says of each line when that is, which gives the share of slots spent on dead branches and the
 eviction that loses nothing. Everything follows from (seed, index, size).
 """
 
@@ -41,7 +41,7 @@ class Size:
 GRID = {
     "short": Size(8, (10, 40)),
     "middle": Size(10, (60, 140)),
-    "long": Size(12, (150, 280)),
+    "long": Size(12, (130, 240)),
 }
 
 
@@ -110,42 +110,37 @@ def searched(numbers: Sequence[int], target: int) -> tuple[list[str], list[int]]
     dies: dict[int, int] = {}
     path: list[tuple[int, int]] = []  # (place among the numbers, line) of those that are taken
     need, begin = target, 0
-
-    def write(text: str, passing: bool = True) -> None:
-        if passing:  # the line after it says what is left of it
-            dies[len(lines)] = len(lines) + 2
-        lines.append(text)
-
     while need:
         larger = [x for x in numbers[begin:] if x > need]
-        if larger:
-            told = larger if need >= numbers[-1] else larger[-1:]  # the least is larger, so all are
-            write(f"{len(path) + 1}: {need} < {' '.join(map(str, told))}")
+        tried = "".join(f"{x} > " for x in larger)
         place = begin + len(larger)
         if place < len(numbers):
             path.append((place, len(lines)))
             rest = need - numbers[place]
-            write(f"{len(path)}: {need} - {numbers[place]} = {rest}", False)
+            lines.append(f"{len(path)}: {need} - {tried}{numbers[place]} = {rest}")
         else:
             if not path:
                 raise ValueError(f"no choice of {list(numbers)} adds up to {target}")
+            if larger:
+                dies[len(lines)] = len(lines) + 2  # the next line says what is left of it
+                lines.append(f"{len(path) + 1}: {need} - {tried.rstrip()}")
             place, taken = path.pop()
             rest = need + numbers[place]
-            dies[taken] = len(lines) + 1
-            write(f"{len(path) + 1}: {need} + {numbers[place]} = {rest}")
+            dies[taken], dies[len(lines)] = len(lines) + 1, len(lines) + 2
+            lines.append(f"{len(path) + 1}: {need} + {numbers[place]} = {rest}")
         need, begin = rest, place + 1
     lines.append("Found: " + " + ".join(f"\\boxed{{{numbers[place]}}}" for place, _ in path))
     return lines, [min(dies.get(i, len(lines)), len(lines)) for i in range(len(lines))]
 
 
-_MOVE = re.compile(r"(\d+): \d+ (?:([-+]) \d+ = -?\d+|<(?: \d+)+)")
+_MOVE = re.compile(r"(\d+): \d+ (?:-(?: \d+ >)* \d+ (?P<take>=) -?\d+|\+ \d+ (?P<back>=) -?\d+|-(?: \d+ >)+)")
 
 
 def deaths(lines: Sequence[str]) -> list[int]:
     """Of each line how many lines are written when it is of no more use, as `Search.dies`, for any chain of the form.
 
     A number that is taken dies when one is taken or put back at its depth or above; a line that puts one back, or says
-    what does not fit, with the next line. A line of another form, as a model may write, stays of use.
+    that none fits, with the next line. A line of another form, as a model may write, stays of use.
     """
     found = [len(lines)] * len(lines)
     path: list[tuple[int, int]] = []  # (depth, line) of numbers that are taken
@@ -153,12 +148,12 @@ def deaths(lines: Sequence[str]) -> list[int]:
         move = _MOVE.fullmatch(line.rstrip("\n"))
         if move is None:
             continue
-        if move[2] != "-":
+        if not move["take"]:
             found[i] = min(i + 2, len(lines))
-        if move[2]:
+        if move["take"] or move["back"]:
             while path and path[-1][0] >= int(move[1]):
                 found[path.pop()[1]] = i + 1
-        if move[2] == "-":
+        if move["take"]:
             path.append((int(move[1]), i))
     return found
 
