@@ -209,17 +209,21 @@ def test_single_lines_of_searches():
     tokenizer = AutoTokenizer.from_pretrained(smol_directory(), gguf_file=SMOL_FILE)
     made = batches.searches(tokenizer, 0, 1, 2000, 1000, drill=1.0)
     assert made.inputs.shape == (4, batches.DRILL_TOKENS) and made.tokens == made.inputs.numel()
-    line = re.compile(r"[1-6]: (\d+ [-+] (\d+)) = (\d+)")
+    line = re.compile(r"[1-6]: (?P<need>\d+) (?P<sign>[-+])(?P<larger>(?: \d+ >)*) (?P<number>\d+) = (?P<rest>\d+)")
     for ids, labels in zip(made.inputs, made.labels, strict=True):
         counted = labels != -100
         assert torch.equal(ids[counted], labels[counted])
-        lines = tokenizer.decode(ids).split("\n")[:-1]  # the last may be a part
-        results = tokenizer.decode(ids[counted]).split("\n")
-        for text, result in zip(lines, results, strict=False):
-            left, number, right = line.fullmatch(text).groups()
-            assert (
-                eval(left) == int(right) == int(result) and batches.search.LEAST <= int(number) <= batches.search.MOST
-            )
+        text = tokenizer.decode(ids)
+        assert tokenizer(text, add_special_tokens=False).input_ids == ids.tolist()  # as in a chain
+        worked = []
+        for whole in text.split("\n")[:-1]:  # the last may be a part
+            found = line.fullmatch(whole)
+            need, number, rest = (int(found[x]) for x in ("need", "number", "rest"))
+            larger = [int(x) for x in re.findall(r"\d+", found["larger"])]
+            assert rest == (need - number if found["sign"] == "-" else need + number)
+            assert larger == sorted(larger, reverse=True) and all(need < x <= batches.search.MOST for x in larger)
+            worked.append(" >" * len(larger) + (" =" if found["sign"] == "-" else "") + f" {rest}\n")
+        assert tokenizer.decode(ids[counted]).startswith("".join(worked)) and worked
     sizes = {batches.searches(tokenizer, 0, step, 900, 1000, drill=0.5).inputs.shape[1] for step in range(12)}
     assert batches.DRILL_TOKENS in sizes and len(sizes) > 3  # others are searches
 

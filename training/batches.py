@@ -126,27 +126,37 @@ def rows_of(
 
 
 def single_lines(tokenizer: Any, rng: random.Random, count: int) -> Batch:
-    """Rows of lines as searches have them, labels on the results only."""
+    """Rows of lines as searches have them, labels on what has to be worked out only."""
     rows = []
     for _ in range(count):
         ids: list[int] = []
         labels: list[int] = []
         while len(ids) < DRILL_TOKENS:
-            line, result = (tokenizer(x, add_special_tokens=False).input_ids for x in a_line(rng))
-            ids += line + result
-            labels += [-100] * len(line) + result
+            for text, counted in a_line(rng):
+                part = tokenizer(text, add_special_tokens=False).input_ids
+                ids += part
+                labels += part if counted else [-100] * len(part)
         rows.append((ids[:DRILL_TOKENS], labels[:DRILL_TOKENS]))
     inputs, labels_ = padded(rows, tokenizer.eos_token_id)
     return Batch(inputs, labels_, torch.ones(labels_.shape), None, inputs.numel())
 
 
-def a_line(rng: random.Random) -> tuple[str, str]:
-    """(line, result) of a number that is taken or put back; what is needed is small more often than large."""
-    number, rest = rng.randint(search.LEAST, search.MOST), int(400 * rng.random() ** 2)
-    depth = rng.randint(1, 6)
-    if rng.random() < 0.5:
-        return f"{depth}: {rest + number} - {number} =", f" {rest}\n"
-    return f"{depth}: {rest} + {number} =", f" {rest + number}\n"
+def a_line(rng: random.Random) -> list[tuple[str, bool]]:
+    """Parts of a line that puts a number back or takes one after larger ones, and whether each is to be worked out.
+
+    Numbers are often near to what is needed: there it is hard to say which is larger.
+    """
+    depth, number = rng.randint(1, 6), rng.randint(search.LEAST, search.MOST)
+    rest = rng.choice((rng.randint(0, 9), int(400 * rng.random() ** 2)))
+    need = number + rest
+    if rng.random() < 0.3:
+        return [(f"{depth}: {rest} + {number} =", False), (f" {need}\n", True)]
+    room = max(0, search.MOST - need)
+    larger = {need + 1 + int(room * rng.random() ** 2) for _ in range(rng.randint(0, 4))} if room else set()
+    parts = [(f"{depth}: {need} -", False)]
+    for x in sorted(larger, reverse=True):
+        parts += [(f" {x}", False), (" >", True)]
+    return [*parts, (f" {number}", False), (f" = {rest}\n", True)]
 
 
 def sums(tokenizer: Any, rng: random.Random, count: int) -> Batch:
