@@ -91,6 +91,9 @@ class Difference(NamedTuple):
     high: float
     p: float
 
+    def __neg__(self) -> Difference:
+        return Difference(-self.mean, -self.high, -self.low, self.p)
+
     def __str__(self) -> str:
         return f"{self.mean:+6.1%} [{self.low:+.1%}, {self.high:+.1%}]  p {self.p:.2g}"
 

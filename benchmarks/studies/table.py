@@ -42,9 +42,11 @@ def show(size: int, ranked: dict[str, Cell], rng: np.random.Generator) -> None:
         others = f"ahead of {sum(a == name for a, _ in told):2d}, behind {sum(b == name for _, b in told):2d}"
         print(f"  {rank:2d} {name:20s} {x.right_with_interval(rng):23s} {figures:39s}  {others}", end="")
         if name != REFERENCE:
-            own = compare(x.scores, ranked[REFERENCE].scores, rng)
-            p = holm.get((name, REFERENCE), holm.get((REFERENCE, name)))
-            print(f"  less {REFERENCE} {own.mean:+.1%} [{own.low:+.1%}, {own.high:+.1%}], Holm {p:.2g}", end="")
+            ahead = (name, REFERENCE) in found
+            pair = (name, REFERENCE) if ahead else (REFERENCE, name)
+            own = found[pair] if ahead else -found[pair]
+            less = f"{own.mean:+.1%} [{own.low:+.1%}, {own.high:+.1%}]"
+            print(f"  less {REFERENCE} {less}, Holm {holm[pair]:.2g}", end="")
         print("  bytes are not equal" if abs(off) > NEAR else "")
     for one, other in (RANKS, (1, 2)):
         pair = names[one - 1], names[other - 1]
