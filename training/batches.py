@@ -98,8 +98,8 @@ def searches(tokenizer: Any, seed: int, step: int, longest: int, tokens: int, dr
     while not rows:
         rows = rows_of(tokenizer, f"{SPLIT}/{seed}/{step}", draw_size(rng, longest), longest, tokens)
     inputs, labels = padded(rows, tokenizer.eos_token_id)
-    digits = torch.isin(labels, torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789"))))
-    weights = torch.where(digits, SUM_WEIGHT, 1.0)
+    worked = [tokenizer(x, add_special_tokens=False).input_ids[-1] for x in (*"0123456789", " >", " =")]
+    weights = torch.where(torch.isin(labels, torch.tensor(worked)), SUM_WEIGHT, 1.0)
     return Batch(inputs, labels, weights, None, sum(len(ids) for ids, _ in rows))
 
 

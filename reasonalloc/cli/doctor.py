@@ -28,9 +28,9 @@ from reasonalloc.hf.compat import NEWEST_TESTED, is_full_attention, stock_layers
 from reasonalloc.lab.models import (
     EMBEDDED_INSTALL,
     EMBEDDED_LABEL,
-    REASONER,
     REASONER_INSTALL,
     REASONER_PACKAGE,
+    REASONERS,
     adapter_folder,
     embedded_folder,
     missing_for_embedded,
@@ -123,9 +123,10 @@ def _models() -> Iterator[Check]:
     missing = missing_for_embedded()
     found = str(embedded_folder()) if not missing else f"needs {', '.join(missing)}: {EMBEDDED_INSTALL}"
     yield Check(f"model {EMBEDDED_LABEL}", "note" if missing else "ok", found)
-    reasoner = adapter_folder()
-    found = str(reasoner) if reasoner else f"needs {REASONER_PACKAGE}: {REASONER_INSTALL}"
-    yield Check(f"adapter {REASONER}", "ok" if reasoner else "note", found)
+    for reasoner in REASONERS.values():
+        folder = adapter_folder(reasoner)
+        found = str(folder) if folder else f"needs {REASONER_PACKAGE}: {REASONER_INSTALL}"
+        yield Check(f"adapter {reasoner}", "ok" if folder else "note", found)
     here = {kind: each for kind, each in ARCHITECTURES.items() if kind in CONFIG_MAPPING}
     for each, kinds in groups(here).items():
         what = {"supported": "models", "limited": "models, with a note", "refused": "models refused"}[each.state]

@@ -17,7 +17,7 @@ from reasonalloc.cli import settings
 from reasonalloc.cli.console import bar, wide_console
 from reasonalloc.config import Config
 from reasonalloc.files import replace_text
-from reasonalloc.lab.models import DTYPES, EMBEDDED_LABEL, REASONER, load
+from reasonalloc.lab.models import DTYPES, EMBEDDED_LABEL, REASONER, REASONERS, load
 from reasonalloc.methods import methods
 from reasonalloc.protocols import Model, Tokenizer
 
@@ -113,10 +113,16 @@ def comma(item: Callable[[str], T]) -> Callable[[str], list[T]]:
     return parse
 
 
-def add_model(parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str | None = "float32") -> None:
-    """reasoner: the default is the embedded reasoner. dtype: the default; None: a study's own, bfloat16."""
+def add_model(
+    parser: argparse.ArgumentParser, reasoner: bool = False, dtype: str | None = "float32", of_task: bool = False
+) -> None:
+    """reasoner: the default is an embedded reasoner, ledger's or, as None, that `of_task`. dtype: the default; None: a
+    study's own, bfloat16."""
     base = f"smollm2, {EMBEDDED_LABEL}"
     default, name = (f"{REASONER}, a reasoner; also {base}", REASONER) if reasoner else (base, None)
+    if of_task:
+        own = ", ".join(f"{name} for {task}" for task, name in REASONERS.items() if name != REASONER)
+        default, name = f"{own}, else {default}", None
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=name, metavar="NAME", help=f"hub name or folder (default: {default})")
     group.add_argument(

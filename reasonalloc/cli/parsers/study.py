@@ -17,7 +17,7 @@ SETTINGS = (
 
 def add(parser: argparse.ArgumentParser, folder: str) -> None:
     """folder: where results go by default."""
-    options.add_model(parser, reasoner=True)
+    options.add_model(parser, reasoner=True, of_task=True)
     task = parser.add_argument_group("task")
     task.add_argument("--task", default="ledger", metavar="TASK", help=f"{', '.join(TASKS)} or FILE.jsonl (ledger)")
     size = task.add_mutually_exclusive_group()

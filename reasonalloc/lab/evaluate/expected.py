@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reasonalloc.fields import build
 from reasonalloc.files import read_json
-from reasonalloc.lab.models import REASONER, adapter_folder, bare
+from reasonalloc.lab.models import REASONERS, adapter_folder, bare
 from reasonalloc.lab.ungrouped import split
 
 # pass@1 at temperature 0.6, top-p 0.95, 32,768 tokens: DeepSeek-R1's model cards (arXiv 2501.12948, table 5).
@@ -30,8 +30,9 @@ class _Measured:
 
 def scores(model: str | None, task: str, groups: Collection[str]) -> dict[str, float] | None:
     """Known accuracy by group of the task ("" for all of it); None where nothing is known."""
-    if split(model)[0] == REASONER and task == "ledger":
-        folder = adapter_folder()
+    name = split(model)[0]
+    if name is not None and name == REASONERS.get(task):
+        folder = adapter_folder(name)
         path = None if folder is None else folder / "scores.json"
         if path is None or not path.is_file():
             return None

