@@ -57,16 +57,17 @@ def test_the_adapter_is_a_wheel_of_its_own(tmp_path):
     (wheel,) = tmp_path.glob("reasonalloc_ledger-*-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "site")
-    card = tmp_path / "site" / "reasonalloc_ledger" / "ledger-135m"
-    assert {x.name for x in card.iterdir()} == {
-        x.name for x in (ROOT / "ledger/reasonalloc_ledger/ledger-135m").iterdir()
-    }
+    cards = tmp_path / "site" / "reasonalloc_ledger"
+    for name in models.REASONERS.values():
+        ours = ROOT / "ledger/reasonalloc_ledger" / name
+        assert {x.name for x in (cards / name).iterdir()} == {x.name for x in ours.iterdir()}
     shutil.copytree(ROOT / "reasonalloc", tmp_path / "own" / "reasonalloc")
     code = (
         "import importlib.util as u; found = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'reasonalloc_ledger' and {hide} else found(name, *a)\n"
         "from reasonalloc.lab import models\n"
-        "print(models.fingerprint('ledger-135m'), models.adapter_folder())"
+        "for name in models.REASONERS.values():\n"
+        "    print(models.fingerprint(name), models.adapter_folder(name))"
     )
     path = {**os.environ, "PYTHONPATH": f"{tmp_path / 'own'}{os.pathsep}{tmp_path / 'site'}"}
     for hide in (False, True):
@@ -75,12 +76,14 @@ def test_the_adapter_is_a_wheel_of_its_own(tmp_path):
         if hide:
             assert done.returncode and "reasonalloc-ledger: pip install ./ledger" in done.stderr
         else:
-            assert done.stdout.split() == [models.fingerprint("ledger-135m"), str(card)], done.stderr
+            told = [f"{models.fingerprint(x)} {cards / x}" for x in models.REASONERS.values()]
+            assert done.stdout.splitlines() == told, done.stderr
 
 
 def test_the_main_wheel_has_no_weights():
     assert not [x for x in (ROOT / "reasonalloc").rglob("*.safetensors")]
-    assert models.adapter_folder() == ROOT / "ledger/reasonalloc_ledger/ledger-135m"  # a checkout finds it by itself
+    for name in models.REASONERS.values():  # a checkout finds them by itself
+        assert models.adapter_folder(name) == ROOT / "ledger/reasonalloc_ledger" / name
     made = json.loads((ROOT / "benchmarks/results/paper/ledger.json").read_text())["provenance"]
     assert models.fingerprint("ledger-135m") == made["weights"]  # chains that are kept are still gone on from
 

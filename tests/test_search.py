@@ -1,16 +1,25 @@
 """The task "search": its chains are the search that they say, and what is dead in them is of no use to the rest."""
 
 import itertools
+import json
 import re
+import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models import SMOL_FILE, smol_directory
+from transformers import AutoTokenizer
 
 from reasonalloc.lab.evaluate.grading import grade
+from reasonalloc.lab.models import missing_for_embedded
 from reasonalloc.lab.tasks import items
-from reasonalloc.lab.tasks.search import GRID, LEAST, MOST, Size, deaths, problem, searched, size_of, ways
+from reasonalloc.lab.tasks.search import GRID, HELD_OUT, LEAST, MOST, Size, deaths, problem, searched, size_of, ways
 
+TRAINING = Path(__file__).parents[1] / "training"
+sys.path.insert(0, str(TRAINING))
 SMALL = Size(8, (6, 60))
 LINE = re.compile(r"(\d+): (\d+) ([-+]) (?:\d+ > )*(\d+) = (\d+)")
 NONE_FITS = re.compile(r"(\d+): (\d+) - (?:\d+ >(?: |$))+")
@@ -140,3 +149,27 @@ def test_settings_and_items():
         problem("test", 0, Size(6, (900, 1000)))
     for size in GRID.values():
         assert size.lines[0] <= len(problem("test", 0, size).lines) - 1 <= size.lines[1]
+
+
+@pytest.mark.skipif(bool(missing_for_embedded()), reason="the embedded model is not installed")
+def test_held_out_searches_are_not_trained_on(monkeypatch):
+    """No prompt of any step of the runs that led to search-135m, made again, is a prompt that is judged."""
+    batches, train = pytest.importorskip("batches"), pytest.importorskip("train")
+    assert batches.SPLIT != HELD_OUT
+    judged = {x.prompt for k in GRID for seed in range(3) for x in items("search", count=100, seed=seed, settings=[k])}
+    tokenizer = AutoTokenizer.from_pretrained(smol_directory(), gguf_file=SMOL_FILE)
+    trained: set[str] = set()
+    encode = batches.encode
+    monkeypatch.setattr(batches, "encode", lambda t, x: trained.add(x.prompt) or encode(t, x))
+    as_logged = 0
+    for log in sorted((TRAINING / "runs").glob("search-*/log.jsonl")):
+        given_ = json.loads(log.with_name("settings.json").read_text())
+        settings = train.Settings(**{x.name: given_[x.name] for x in fields(train.Settings) if x.name in given_})
+        make, seen = train.maker(settings, tokenizer), 0
+        for step in map(json.loads, log.read_text().splitlines()):
+            made = make(*next(train.lengths(settings, train.State(step["step"] - 1, seen))))
+            seen = step["seen"]
+            as_logged += made.inputs.shape == (step["rows"], step["length"])
+    assert len(judged) == 300 * len(GRID) and len(trained) > 4500
+    assert as_logged > 1200  # the first two runs had another form of line
+    assert not judged & trained

@@ -1,6 +1,5 @@
-"""ledger-135m: a LoRA adapter on SmolLM2-135M-Instruct that reasons about who owns how many, for studies of
-`reasonalloc` that need no model hub. reasonalloc finds it by itself: `reasonalloc.load("ledger-135m")`."""
+"""LoRA adapters on SmolLM2-135M-Instruct, for studies of `reasonalloc` that need no model hub.
 
-from pathlib import Path
-
-FOLDER = Path(__file__).parent / "ledger-135m"
+ledger-135m reasons about who owns how many, search-135m searches for the numbers that have a sum. reasonalloc finds
+them by itself: `reasonalloc.load("ledger-135m")`.
+"""
