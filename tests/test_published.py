@@ -51,6 +51,7 @@ SMALL = {
     "newer": 216,
     "recent": 144,
     "recency": 144,
+    "search": 168,
     "shares": 96,
 }  # chains of the studies that have few: cells times problems
 
