@@ -392,6 +392,26 @@ def heads():
     yield DOCS, f"less R-KV {planned(name, 'wave-heads', 'R-KV')} ("
 
 
+def searches():
+    small, larger = "search/search", "search-budgets/search-budgets"
+    names = {
+        "R-KV": "R-KV", "wave": "the wave", "reasonalloc": "ReasonAlloc", "snapkv": "`snapkv`", "h2o": "`h2o`",
+        "streaming": "the newest tokens, `streaming`",
+    }  # fmt: skip
+    again = {x.rsplit(" ", 1)[0] for x in rows(larger)}
+
+    def answered(name, cell):
+        return f"{right(name, cell)}; {rows(name)[cell]['tokens']:,.0f}"
+
+    for cell, what in names.items():
+        more = [answered(larger, f"{cell} {x}") if cell in again else "" for x in (512, 1024)]
+        yield DOCS, f"| {what} | {' | '.join([answered(small, f'{cell} 256'), *more])} |"
+    yield DOCS, f"The full cache has {answered(small, 'full')}"
+    mean, most, dead = re.search(r": (\d+) tokens .* (\d+) at most;\s.* (\d+%)", printed_by("branches")).groups()
+    said = f"Prompt and live lines are {mean} tokens in the mean and never more than {most}; {dead[:-1]} % of what"
+    yield DOCS, f"{said} the context holds is dead"
+
+
 def fidelity():
     data = json.loads((RESULTS / "fidelity.json").read_text())
     points = {(x["method"], x["budget"]): x for x in data["points"]}
@@ -477,7 +497,7 @@ def demo():
 
 KINDS = (
     answers, parts, prompt, notch, order, newer, kernel, kernel_again, recent, recency, recall, gates, table, sealed,
-    shares, heads, fidelity, next_tokens, speed, kernels, demo,
+    shares, heads, searches, fidelity, next_tokens, speed, kernels, demo,
 )  # fmt: skip
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 

@@ -52,6 +52,7 @@ SMALL = {
     "recent": 144,
     "recency": 144,
     "search": 168,
+    "search-budgets": 144,
     "shares": 96,
 }  # chains of the studies that have few: cells times problems
 

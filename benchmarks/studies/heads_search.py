@@ -2,7 +2,7 @@
 
     python benchmarks/studies/heads_search.py
 
-Measured on four of its own chains, of other sizes than the study's and of a seed of their own, for what 256 slots leave
+Measured on four of its own chains, of other sizes than the study's and of a seed of their own, for what 768 slots leave
 the chain beside a prompt of 97 tokens and the window.
 """
 
@@ -18,7 +18,7 @@ from reasonalloc.policy.gates import write_gates
 
 FILE = Path(__file__).with_name("heads-search.tsv")
 SETTINGS, PROBLEMS, SEED = ["middle", "numbers=11,lines=100-180"], 2, 20003
-SLOTS, TOKENS = 152, 2048
+SLOTS, TOKENS = 660, 2048
 
 
 def main() -> None:
