@@ -77,7 +77,7 @@ def chains_of(
     every = [encode_prompt(tokenizer, prompt, "cpu")[0].tolist() for prompt in prompts]
     keyed = [(str(i), ids) for i, ids in enumerate(every)]
     cache, sampling = DynamicCache(config=model.config), Sampling(max_new_tokens=most)
-    with tqdm(desc="measuring the wave", unit="token", total=most, disable=not progress) as bar:
+    with tqdm(desc="generating chains", unit="token", total=most, disable=not progress) as bar:
         made = {
             chain.key: chain.ids
             for chain in chains(model, cache, keyed, ends(model, tokenizer), sampling, progress=lambda _: bar.update())
