@@ -407,9 +407,9 @@ def searches():
         more = [answered(larger, f"{cell} {x}") if cell in again else "" for x in (512, 1024)]
         yield DOCS, f"| {what} | {' | '.join([answered(small, f'{cell} 256'), *more])} |"
     yield DOCS, f"The full cache has {answered(small, 'full')}"
-    mean, most, dead = re.search(r": (\d+) tokens .* (\d+) at most;\s.* (\d+%)", printed_by("branches")).groups()
-    said = f"Prompt and live lines are {mean} tokens in the mean and never more than {most}; {dead[:-1]} % of what"
-    yield DOCS, f"{said} the context holds is dead"
+    live = json.loads((RESULTS / "branches.json").read_text())
+    said = f"Prompt and live lines are {live['mean']:.0f} tokens in the mean and never more than {live['most']}"
+    yield DOCS, f"{said}; {percent(live['dead'])} % of what the context holds is dead"
 
 
 def fidelity():

@@ -24,9 +24,9 @@ from reasonalloc.lab.evaluate.workers import Source
 from reasonalloc.lab.tasks import items, other_items
 
 
-def source_of(args: argparse.Namespace) -> Source:
+def source_of(args: argparse.Namespace, model: str, dtype: str) -> Source:
     """Of the model, for this process or for actors, which may have other devices."""
-    models.check_name(args.model)
+    models.check_name(model)
     if args.ray is None and args.device_map:
         models.check_device(args.device_map)
     if args.ray is not None and not args.gpus and args.device_map not in (None, "cpu"):
@@ -34,7 +34,7 @@ def source_of(args: argparse.Namespace) -> Source:
     threads = args.threads or (1 if args.ray is not None else None)
     if args.graphs and args.device_map is None and not args.gpus:
         raise ValueError("--graphs needs a GPU: --device-map cuda")
-    return Source(args.model, args.dtype, threads, args.device_map or ("auto" if args.gpus else None), args.graphs)
+    return Source(model, dtype, threads, args.device_map or ("auto" if args.gpus else None), args.graphs)
 
 
 def ray_of(args: argparse.Namespace) -> RaySettings | None:
@@ -49,21 +49,20 @@ def study_of(args: argparse.Namespace) -> Study:
         args.task, count=args.problems, fraction=args.fraction or 1.0, seed=args.seed, settings=args.settings
     )
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
-    given = argparse.Namespace(**{**vars(args), "model": args.model or models.reasoner_of(args.task)})
+    source = source_of(args, args.model or models.reasoner_of(args.task), args.dtype)
     return Study(
-        Path(args.output), source_of(given), args.task, problems, sampling, args.samples, args.batch_size, ray_of(args),
+        Path(args.output), source, args.task, problems, sampling, args.samples, args.batch_size, ray_of(args),
         shard=args.shard,
     )  # fmt: skip
 
 
 def of_file(args: argparse.Namespace, file: StudyFile, folder: Path) -> Study:
     """What a study file says, where and in how many parts the options say."""
-    model = file.model or models.reasoner_of(file.task)
-    given = argparse.Namespace(**{**vars(args), "model": model, "dtype": file.dtype})
     problems = items(file.task, count=file.problems, seed=file.seed, settings=file.settings)
     sampling = Sampling(file.temperature, file.top_p, file.max_new_tokens, file.seed)
+    source = source_of(args, file.model or models.reasoner_of(file.task), file.dtype)
     return Study(
-        folder, source_of(given), file.task, problems, sampling, file.samples, file.batch_size, ray_of(args),
+        folder, source, file.task, problems, sampling, file.samples, file.batch_size, ray_of(args),
         wave_tokens=file.wave_tokens, shard=args.shard,
     )  # fmt: skip
 

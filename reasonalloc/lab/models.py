@@ -109,11 +109,8 @@ def load(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
         local = Path(source).exists()  # a folder, a package's file
-        others = (
-            ""
-            if local
-            else f" (there is no folder {name!r} either; {', '.join(REASONERS.values())} and {EMBEDDED} need no hub)"
-        )
+        ours = ", ".join(REASONERS.values())
+        others = "" if local else f" (there is no folder {name!r} either; {ours} and {EMBEDDED} need no hub)"
         raise ValueError(
             f"model {label!r} cannot be loaded: {reason[0] if reason else type(error).__name__}{others}"
         ) from error
