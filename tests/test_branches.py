@@ -1,5 +1,7 @@
 """Slots spent on dead branches: counts against a plain recount, and the eviction that is told what is dead."""
 
+from dataclasses import replace
+
 import models
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ def chain():
 
 def test_counts_are_those_of_all_cuts(chain):
     model, shown = models.tiny(), []
-    found = spent(model, chain, CONFIG, "rkv")
+    (found,) = spent(model, [chain], CONFIG, "rkv")
     cache = ra.ReasonAllocCache(
         model, CONFIG, observers=[lambda cut: shown.append((cut.tokens, [k.copy() for k in cut.kept], cut.evicted))]
     )
@@ -47,8 +49,19 @@ def test_what_is_told_evicts_nothing_that_lives(chain):
     assert not any("live" in name.lower() for name in names)  # it is nobody's method
 
 
+@pytest.mark.parametrize("oracle", [False, True])
+def test_a_chain_in_a_batch_is_the_chain_alone(chain, oracle):
+    short = Chain("two", chain.prompt[2:], chain.ids[10:60], chain.ends[12:68])
+    short = replace(short, ends=np.where(short.ends == ALIVE, ALIVE, short.ends - 12))
+    together = spent(models.tiny(), [chain, short], CONFIG, "rkv", oracle=oracle)
+    for own, found in zip((chain, short), together, strict=True):
+        (alone,) = spent(models.tiny(), [own], CONFIG, "rkv", oracle=oracle)
+        assert (found.id, found.dead, found.alive) == (alone.id, alone.dead, alone.alive)
+        assert found.nll == pytest.approx(alone.nll, rel=1e-4)
+
+
 def test_a_full_cache_has_no_cuts(chain):
-    found = spent(models.tiny(), chain, ra.Config(method="full"), "full")
+    (found,) = spent(models.tiny(), [chain], ra.Config(method="full"), "full")
     assert np.isnan(found.dead) and np.isnan(found.alive) and found.nll > 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 
 from reasonalloc.config import Config
 from reasonalloc.hf.cache import ReasonAllocCache
+from reasonalloc.hf.decode import DecodeBatch
 from reasonalloc.hf.tokens import encode_prompt
-from reasonalloc.lab.evaluate.forcing import forced_log_probs
 from reasonalloc.lab.tasks.base import Item
 from reasonalloc.lab.tasks.search import deaths
 from reasonalloc.policy.observers import CutView
@@ -58,40 +58,29 @@ def chain_of(item: Item, tokenizer: Tokenizer, text: str | None = None) -> Chain
 @dataclass
 class SlotCounts:
     """Sums over cuts, layers and heads of one chain. kept, dead: slots after a cut before the window, and those of dead
-    lines. evicted, alive: tokens that went, and those that were of use still."""
+    lines. evicted, alive: tokens that went, and those that were of use still. nats: of the tokens so far."""
 
     kept: int = 0
     dead: int = 0
     evicted: int = 0
     alive: int = 0
-
-    def watch(self, ends: Ends, window: int) -> Callable[[CutView], None]:
-        """The observer of a cache of one row."""
-
-        def look(cut: CutView) -> None:
-            for kept, gone in zip(cut.kept, cut.evicted, strict=True):
-                old = kept[kept < cut.tokens - window]
-                self.kept += len(old)
-                self.dead += int(np.count_nonzero(ends[old] <= cut.tokens))
-                self.evicted += len(gone)
-                self.alive += int(np.count_nonzero(ends[gone] > cut.tokens))
-
-        return look
+    nats: float = 0.0
 
 
 @dataclass(frozen=True)
 class LiveFirst(Scorer):
     """The eviction that loses nothing while it can: tokens of dead lines go first, then the oldest.
 
-    It knows which those are (`ends`, of a single row), so that it bounds what a scorer can win.
+    It knows which those are (`ends` of each row), so that it bounds what a scorer can win.
     """
 
-    ends: Ends = field(kw_only=True, compare=False)
+    ends: Sequence[Ends] = field(kw_only=True, compare=False)
 
     def score(self, view: HeadView) -> Numbers:
-        positions = view.positions.numpy()
-        dead = self.ends[positions] <= view.tokens
-        scores: Numbers = positions - dead * float(len(self.ends) + 1)
+        positions, ends = view.positions.numpy(), self.ends[view.row]
+        # A row that has ended goes on with tokens of no chain.
+        dead = np.append(ends, ALIVE)[np.minimum(positions, len(ends))] <= view.tokens
+        scores: Numbers = positions - dead * float(view.tokens + 1)
         return scores
 
 
@@ -107,27 +96,56 @@ class Spent:
     nll: float
 
 
-def spent(model: Model, chain: Chain, config: Config, name: str, *, oracle: bool = False) -> Spent:
-    """Feeds a chain token by token, as in decoding. oracle: evict by `LiveFirst` in place of the method's scorer."""
-    counts = SlotCounts()
+def spent(
+    model: Model, chains: Sequence[Chain], config: Config, name: str, *, oracle: bool = False, pad: int = 0
+) -> list[Spent]:
+    """Feeds chains token by token, as in decoding, all as one batch. oracle: evict by `LiveFirst` in place of the
+    method's scorer. pad: a token id, for what shorter rows are fed beside longer ones."""
+    counts = [SlotCounts() for _ in chains]
     policy = config.policy()
     if oracle:
-        policy = replace(policy, scorer=LiveFirst(ends=chain.ends))
-    watch = counts.watch(chain.ends, policy.schedule.window)
-    cache = ReasonAllocCache(model, config, observers=[watch], policy=policy if oracle else None)
-    total = 0.0
-    for token, own in zip(chain.ids, forced_log_probs(model, cache, chain.prompt, chain.ids), strict=True):
-        total -= float(own[token])
-    share = counts.dead / counts.kept if counts.kept else float("nan")
+        policy = replace(policy, scorer=LiveFirst(ends=[x.ends for x in chains]))
+    window = policy.schedule.window
+
+    def look(cut: CutView) -> None:
+        own, ends = counts[cut.row], chains[cut.row].ends
+        if cut.tokens >= len(ends):  # what the last token predicts is not asked
+            return
+        for kept, gone in zip(cut.kept, cut.evicted, strict=True):
+            old = kept[kept < cut.tokens - window]
+            own.kept += len(old)
+            own.dead += int(np.count_nonzero(ends[old] <= cut.tokens))
+            own.evicted += len(gone)
+            own.alive += int(np.count_nonzero(ends[gone] > cut.tokens))
+
+    cache = ReasonAllocCache(model, config, observers=[look], policy=policy if oracle else None)
+    batch = DecodeBatch(model, cache, [x.prompt for x in chains], pad)
+    longest = max(len(x.ids) for x in chains)
+    ids = torch.stack([torch.nn.functional.pad(x.ids, (0, longest - len(x.ids)), value=pad) for x in chains])
+    for i, tokens in enumerate(ids.T):
+        logits = batch.forward().float().cpu()
+        nats = logits.logsumexp(-1) - logits.gather(-1, tokens[:, None])[:, 0]
+        for x, own, count in zip(chains, nats, counts, strict=True):
+            count.nats += float(own) if i < len(x.ids) else 0.0
+        batch.append(tokens)
+    return [_found(name, x, count) for x, count in zip(chains, counts, strict=True)]
+
+
+def _found(name: str, chain: Chain, counts: SlotCounts) -> Spent:
+    dead = counts.dead / counts.kept if counts.kept else float("nan")
     alive = counts.alive / counts.evicted if counts.evicted else float("nan")
-    return Spent(name, chain.id, share, alive, total / len(chain.ids))
+    return Spent(name, chain.id, dead, alive, counts.nats / len(chain.ids))
 
 
 def spent_all(
-    model: Model, chains: Sequence[Chain], configs: Iterable[tuple[str, Config]], oracle: Config | None = None
+    model: Model,
+    chains: Sequence[Chain],
+    configs: Iterable[tuple[str, Config]],
+    oracle: Config | None = None,
+    pad: int = 0,
 ) -> list[Spent]:
-    """Each config on each chain; oracle: also `LiveFirst` at the size of this config."""
-    found = [spent(model, chain, config, name) for name, config in configs for chain in chains]
+    """Each config on all chains; oracle: also `LiveFirst` at the size of this config."""
+    found = [x for name, config in configs for x in spent(model, chains, config, name, pad=pad)]
     if oracle is not None:
-        found += [spent(model, chain, oracle, "oracle", oracle=True) for chain in chains]
+        found += spent(model, chains, oracle, "oracle", oracle=True, pad=pad)
     return found
