@@ -22,7 +22,7 @@ from reasonalloc.cli import main
 from reasonalloc.cli.batch_watch import BatchWatch
 from reasonalloc.hf.compat import cache_argument
 from reasonalloc.hf.tokens import encode_prompt
-from reasonalloc.lab.models import load
+from reasonalloc.lab.models import load, task_of
 from reasonalloc.lab.problems import find, math500
 
 WORDS = ["<pad>", "<end>", "<unk>", *(f"w{i}" for i in range(94))]
@@ -179,6 +179,15 @@ def test_demo_of_a_budget_that_holds_everything(folder, capsys):
     full, ours = json.loads(capsys.readouterr().out)["runs"]
     assert full["answers"] == ours["answers"]
     assert ours["peak_bytes"] >= full["peak_bytes"] > 0.5 * ours["peak_bytes"]  # pages of 16 tokens
+
+
+def test_demo_of_searches(folder, capsys):
+    """A reasoner's own task, greedily."""
+    assert [task_of(x) for x in ("ledger-135m", "search-135m", "smollm2")] == ["ledger", "search", None]
+    command = ["demo", "--task", "search", "--model", folder, "--problems", "2", "--max-new-tokens", "8"]
+    assert main([*command, "--methods", "rkv", "--out", "pictures", "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [x["group"] for x in result["problems"]] == ["short"] * 2 and result["sampling"]["temperature"] == 0
 
 
 def test_demo_on_a_terminal(folder, monkeypatch):

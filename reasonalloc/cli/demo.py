@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from reasonalloc import WaveProfile
 from reasonalloc.cli import options
 from reasonalloc.cli.batch_watch import BatchWatch, Step, speed_of
-from reasonalloc.cli.parsers.demo import PROBLEMS, TOKENS
+from reasonalloc.cli.parsers.demo import PROBLEMS, SETTINGS, TOKENS
 from reasonalloc.cli.stream import shorten
 from reasonalloc.config import Config
 from reasonalloc.files import Json, replace_text
@@ -34,7 +34,7 @@ from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.evaluate.points import points_of
 from reasonalloc.lab.evaluate.waves import SEED
-from reasonalloc.lab.models import REASONER
+from reasonalloc.lab.models import task_of
 from reasonalloc.lab.tasks import Item, items, prompts
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
@@ -111,18 +111,15 @@ class Run:
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    task = args.task or ("ledger" if args.model == REASONER else "math500")
+    task = args.task or task_of(args.model) or "math500"
     configs = _configs(args)  # and what is asked, before anything slow
-    sampled = task != "ledger" and not args.greedy
+    sampled = task not in SETTINGS and not args.greedy
     sampling = Sampling(
         *((0.6, 0.95) if sampled else (0.0, 1.0)), max_new_tokens=args.max_new_tokens or TOKENS[task], seed=args.seed
     )
-    problems = items(
-        task,
-        count=args.problems or PROBLEMS[task],
-        seed=args.seed,
-        settings=[args.setting] if task == "ledger" else None,
-    )
+    setting = args.setting or SETTINGS.get(task)
+    settings = None if setting is None else [setting]
+    problems = items(task, count=args.problems or PROBLEMS[task], seed=args.seed, settings=settings)
     plots.available()
     out = options.console(args)
     folder = Path(args.out)

@@ -49,6 +49,11 @@ def reasoner_of(task: str) -> str:
     return REASONERS.get(task, REASONER)
 
 
+def task_of(model: str) -> str | None:
+    """The task that a reasoner is trained for, None for other models."""
+    return next((task for task, name in REASONERS.items() if name == model), None)
+
+
 def adapter_folder(reasoner: str = REASONER) -> Path | None:
     """Folder with a reasoner's adapter: of the checkout that this package runs from, else of the package
     reasonalloc-ledger; None where there is neither."""
