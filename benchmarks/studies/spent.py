@@ -1,10 +1,11 @@
-"""What methods spend on lines of a search that are dead, and what of use they evict:
+"""What methods spend on lines of a search that are dead, what of use they evict, and what an oracle answers:
 
-    python benchmarks/studies/spent.py            # writes benchmarks/results/spent.json; 20 minutes of two cores
+    python benchmarks/studies/spent.py            # writes benchmarks/results/spent.json
     python benchmarks/studies/spent.py --table    # prints what is there
 
 search-135m is fed worked chains, as it decodes; each method keeps 256 slots a head and the prompt. The oracle is told
-which lines are dead: it evicts these first, then the oldest. The problems of search.yaml (seed 0): a look.
+which lines are dead: it evicts these first, then the oldest. It writes chains of its own too. Problems of search.yaml
+(seed 0): a look.
 """
 
 from __future__ import annotations
@@ -20,26 +21,37 @@ from chains import interval
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILE, WAVE = RESULTS / "spent.json", RESULTS / "search" / "wave-search-4-0.93.json"
-METHODS = ("full", "rkv", "reasonalloc", "snapkv", "h2o", "spans", "streaming")
+METHODS = ("full", "rkv", "reasonalloc", "h2o", "streaming")
 FIELDS = {"dead": ".0%", "alive": ".0%", "nll": ".3f"}  # and how they are written
-SETTING, PROBLEMS, SEED, BUDGET = "long", 24, 0, 256
+SETTING, SEED, BUDGET, TOLD = "long", 0, 256, (256, 512)  # slots, and those of the oracle's own chains
+FED, ASKED = 12, 24  # problems
 
 
 def measured() -> dict[str, Any]:
     import reasonalloc as ra
+    from reasonalloc.hf.decode import Sampling
     from reasonalloc.lab.evaluate.branches import chain_of, spent_all
+    from reasonalloc.lab.evaluate.told import answer_told
     from reasonalloc.lab.models import REASONERS
     from reasonalloc.lab.tasks import items
     from reasonalloc.provenance import provenance
 
     model, tokenizer = ra.load(REASONERS["search"], dtype="bfloat16")
-    chains = [chain_of(x, tokenizer) for x in items("search", count=PROBLEMS, seed=SEED, settings=[SETTING])]
-    of_budget = {"budget": BUDGET, "keep_prompt": True}
-    configs = {x: ra.Config(method=x, **({} if x == "full" else of_budget)) for x in METHODS}
+    asked = items("search", count=ASKED, seed=SEED, settings=[SETTING])
+    chains = [chain_of(x, tokenizer) for x in asked[:FED]]
+    sizes = {x: ra.Config(method="rkv", budget=x, keep_prompt=True) for x in (BUDGET, *TOLD)}
+    configs = {x: ra.Config(method=x) if x == "full" else replace(sizes[BUDGET], method=x) for x in METHODS}
     configs["reasonalloc"] = replace(configs["reasonalloc"], profile=ra.WaveProfile.load(WAVE))
     found = spent_all(model, chains, configs.items(), oracle=configs["rkv"], pad=tokenizer.pad_token_id or 0)
-    of = {"setting": SETTING, "budget": BUDGET, "tokens": [len(x.ids) for x in chains]}
-    return {**of, "spent": [asdict(x) for x in found], "provenance": provenance(REASONERS["search"], SEED)}
+    told = {x: answer_told(model, tokenizer, asked, sizes[x], Sampling(max_new_tokens=4096)) for x in TOLD}
+    return {
+        "setting": SETTING,
+        "budget": BUDGET,
+        "tokens": [len(x.ids) for x in chains],
+        "spent": [asdict(x) for x in found],
+        "told": {str(budget): [asdict(x) for x in own] for budget, own in told.items()},
+        "provenance": provenance(REASONERS["search"], SEED),
+    }
 
 
 def lines(results: dict[str, Any]) -> list[str]:
@@ -50,6 +62,11 @@ def lines(results: dict[str, Any]) -> list[str]:
         own = [x for x in results["spent"] if x["name"] == name]
         cells = [mean(np.array([x[field] for x in own]), form, rng) for field, form in FIELDS.items()]
         found.append(f"| {' | '.join([name, *cells])} |")
+    for budget, chains in results["told"].items():
+        right = mean(np.array([np.mean(x["right"]) for x in chains]), ".0%", rng)
+        tokens = np.mean([x["tokens"] for x in chains])
+        cut = np.mean([x["finish"] == "length" for x in chains])
+        found.append(f"the oracle's own chains, {budget} slots: {right} right, {tokens:,.0f} tokens, {cut:.0%} cut off")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,15 +44,21 @@ def chain_of(item: Item, tokenizer: Tokenizer, text: str | None = None) -> Chain
     prompt = encode_prompt(tokenizer, item.prompt, "cpu")[0]
     encoded: Any = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     begins = np.array([begin for begin, _ in encoded.offset_mapping], dtype=np.int64)
+    ends = ends_of(len(prompt), text, begins)
+    return Chain(item.id, prompt, torch.tensor(encoded.input_ids, dtype=torch.long), ends)
+
+
+def ends_of(prompt: int, text: str, begins: Ends) -> Ends:
+    """As of `Chain`, of a prompt of so many tokens and a text whose tokens begin at these characters."""
     lines = text.splitlines(keepends=True)
     written = np.cumsum([0, *map(len, lines)])  # characters before each line
     of_line = np.searchsorted(written, begins, side="right") - 1
     tokens = np.array([np.count_nonzero(begins < x) for x in written])  # before each line
-    ends = np.full(len(prompt) + len(begins), ALIVE)
+    ends = np.full(prompt + len(begins), ALIVE)
     for i, death in enumerate(deaths(lines)):
         if death < len(lines):
-            ends[len(prompt) :][of_line == i] = len(prompt) + tokens[death]
-    return Chain(item.id, prompt, torch.tensor(encoded.input_ids, dtype=torch.long), ends)
+            ends[prompt:][of_line == i] = prompt + tokens[death]
+    return ends
 
 
 @dataclass
@@ -71,14 +77,14 @@ class SlotCounts:
 class LiveFirst(Scorer):
     """The eviction that loses nothing while it can: tokens of dead lines go first, then the oldest.
 
-    It knows which those are (`ends` of each row), so that it bounds what a scorer can win.
+    It is told which those are, so that it bounds what a scorer can win. ends: those of a row, by its number.
     """
 
-    ends: Sequence[Ends] = field(kw_only=True, compare=False)
+    ends: Callable[[int], Ends] = field(kw_only=True, compare=False)
 
     def score(self, view: HeadView) -> Numbers:
-        positions, ends = view.positions.numpy(), self.ends[view.row]
-        # A row that has ended goes on with tokens of no chain.
+        positions, ends = view.positions.numpy(), self.ends(view.row)
+        # The newest tokens may be of no line yet, those of a row that has ended of no chain.
         dead = np.append(ends, ALIVE)[np.minimum(positions, len(ends))] <= view.tokens
         scores: Numbers = positions - dead * float(view.tokens + 1)
         return scores
@@ -104,7 +110,7 @@ def spent(
     counts = [SlotCounts() for _ in chains]
     policy = config.policy()
     if oracle:
-        policy = replace(policy, scorer=LiveFirst(ends=[x.ends for x in chains]))
+        policy = replace(policy, scorer=LiveFirst(ends=[x.ends for x in chains].__getitem__))
     window = policy.schedule.window
 
     def look(cut: CutView) -> None:
