@@ -78,7 +78,7 @@ def dkv(keys, values, older, matrix, sinks):
     k, v = (np.asarray(x, np.float64)[:older] @ matrix.T for x in (keys, values))
     score = (k**2).sum(1) * (v**2).sum(1)
     score /= score.sum()
-    score[:sinks] = 1
+    score[:sinks] = 2
     return score
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -394,6 +397,45 @@ def test_restored_tokens_go_on():
         assert tier.state() == other.state()
 
 
+def test_a_crop_amid_a_cut_finds_what_was_evicted():
+    tier = Tier(rows=1)
+    tier.step(60)
+    tier.cut(24)
+    before = tier.state()
+    with pytest.raises(ValueError, match="evicted"):
+        tier.core.crop(30)
+    recall(tier, [24])
+    with pytest.raises(ValueError, match="evicted"):
+        tier.core.crop(30)
+    assert tier.state() == before
+    tier.core.crop(2)
+    assert tier.core.tokens(0) == 58
+
+
+GARBAGE = """
+import gc, numpy as np, torch
+from reasonalloc import _core
+pool = _core.Pool("float32", 64)
+pool.add_slab(torch.empty(4096 * pool.page_bytes, dtype=torch.uint8))  # unmapped once it is freed
+layer = _core.Layer(pool, 1, 2, 2, 4)
+layer.keep_cold(-1, "same")
+x = lambda: torch.randn(1, 2, 300, 64)
+layer.step(x(), x(), x(), None, 1.0)
+results = np.zeros((1, 2), np.int64), np.zeros((1, 2)), np.zeros(1, bool)
+layer.cut(np.array([200]), np.zeros(1, np.int64), ("recency", 0.1, 0.5, 1, 0), (0, 0.5, 0.25, 2.0, 0.0, 0.0), *results)
+layer.cut_recall(np.array([200]))
+class Circle: pass
+circle = Circle()
+circle.own, circle.pool, circle.layer = circle, pool, layer
+del circle, pool, layer
+gc.collect()
+"""
+
+
+def test_a_layer_amid_a_cut_may_be_garbage_with_its_pool():
+    assert subprocess.run([sys.executable, "-c", GARBAGE], check=False).returncode == 0
+
+
 def test_statistics_come_along():
     pool = _core.Pool("float32", DIM)
     make_layer = lambda: _core.Layer(pool, 1, HEADS, HEADS * GROUP, WINDOW, "h2o")  # noqa: E731
@@ -422,7 +464,7 @@ def test_no_token_is_lost_or_doubled(data):
                 data.draw(st.integers(0, 99)), scorer)  # fmt: skip
     gone = {(r, h): set() for r in range(rows) for h in range(HEADS)}
     for _ in range(data.draw(st.integers(1, 12))):
-        kind = data.draw(st.sampled_from(["step", "step", "cut", "cut", "fork", "release", "abandon", "trim"]))
+        kind = data.draw(st.sampled_from(["step", "step", "cut", "cut", "fork", "release", "abandon", "crop", "trim"]))
         if kind == "step":
             q, k, v = tokens((rows, HEADS, GROUP, DIM), data.draw(st.integers(1, 20)), tier.dtype, tier.seed)
             tier.seed += 1
@@ -448,6 +490,12 @@ def test_no_token_is_lost_or_doubled(data):
                 gone[row, h] = set()
         elif kind == "abandon":
             recall(tier, np.full(rows, 8))
+            tier.core.cut_abandon()
+        elif kind == "crop":
+            if data.draw(st.booleans()):
+                recall(tier, np.full(rows, 8))
+            with suppress(ValueError):  # they were evicted, or never came
+                tier.core.crop(data.draw(st.integers(0, 12)))
             tier.core.cut_abandon()
         else:
             tier.pool.trim(0)

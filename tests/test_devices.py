@@ -127,9 +127,39 @@ def test_a_total_without_room_for_the_windows_changes_nothing():
     assert slots(layer, HEADS).tolist() == [[20, 20]] * 2
 
 
+def test_bounds_hold_where_scores_are_no_numbers():
+    """The cut is told as a fault; what steps are laid out for holds all the same."""
+    random, most = np.random.default_rng(12), np.zeros(2, np.int64)
+    pool, layer = made(scorer="importance")
+    step(pool, layer, random, 400)
+    q, k, v = tokens(random, 2, 1)
+    q[1, 1, 0, 3] = np.nan
+    while missing := layer.step(q, k, v, None, 0.25):
+        pool.add_slab(torch.zeros(missing * pool.page_bytes, dtype=torch.uint8))
+    layer.cut(np.array([60, 60]), np.zeros(2, np.int64), ("importance", *RKV[1:]), ROUTE, None, None, None)
+    layer.row_slots(most)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        layer.reserve(1)
+    held = slots(layer, HEADS).sum(1)
+    assert (most >= held).all() and held.tolist() == [60, 60]
+    assert torch.isfinite(step(pool, layer, random)).all()
+
+
 def limited(*limits):
     """Given heads: the route of `_core`."""
     return (3, 1.0, 0.0, 1.0, 0.0, 0.0, np.array(limits, np.int64).tobytes())
+
+
+def test_limits_without_room_for_the_others_windows_change_nothing():
+    random = np.random.default_rng(13)
+    pool, layer = made()
+    step(pool, layer, random, 40)
+    for wanted in (results(layer), (None, None, None)):
+        with pytest.raises(ValueError, match="bounds exclude the total"):
+            layer.cut(np.array([-1, 40]), np.zeros(2, np.int64), RKV, limited(37, -1), *wanted)
+    assert slots(layer, HEADS).tolist() == [[40, 40]] * 2
+    layer.cut(np.array([80, 80]), np.zeros(2, np.int64), RKV, limited(78, -1), *results(layer))  # nothing to cut
+    assert slots(layer, HEADS).tolist() == [[40, 40]] * 2
 
 
 def test_heads_that_are_given():
@@ -164,16 +194,6 @@ def test_limits_that_cannot_be_are_refused(limits, totals, reason):
     with pytest.raises(ValueError, match=reason):
         layer.cut(np.array(totals), np.zeros(2, np.int64), RKV, limited(*limits), None, None, None)
     assert [positions(layer, 0, head).tolist() for head in range(HEADS)] == before
-
-
-def test_limits_that_leave_no_room_are_told_later():
-    pool, layer = made()
-    random, protect = np.random.default_rng(0), np.zeros(2, np.int64)
-    step(pool, layer, random, 60)
-    layer.cut(np.array([50, 50]), protect, RKV, limited(48, -1), None, None, None)  # 2 for a window of 4
-    assert slots(layer, HEADS).tolist() == [[60, 60], [60, 60]]
-    with pytest.raises(ValueError, match="exclude the total"):
-        step(pool, layer, random)
 
 
 def test_wrong_places_are_refused():

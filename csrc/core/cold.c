@@ -157,6 +157,8 @@ void ra_cold_empty(ra_layer *layer)
     for (int64_t row = 0; layer->cold && row < layer->rows; row++) {
         ra_cold_empty_row(layer, row);
         layer->cold->merged[row] = false;
+        for (int64_t head = 0; head < layer->kv_heads; head++)
+            layer->cold->recalled[ra_pair(layer, row, head)] = 0;
     }
 }
 

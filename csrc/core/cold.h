@@ -41,6 +41,7 @@ bool ra_cold_for_rows(const ra_layer *layer, const int64_t *source, int64_t rows
 /* A row lets go of its tokens; row `to` takes those of row `from`. */
 void ra_cold_empty_row(ra_layer *layer, int64_t row);
 void ra_cold_fork(ra_layer *layer, int64_t from, int64_t to);
+/* All rows do, also in the middle of a cut: none is recalled any more. */
 void ra_cold_empty(ra_layer *layer);
 /* A pair's blocks in the place of those that it has. */
 void ra_cold_put(ra_layer *layer, int64_t pair, ra_cold_block *block, ra_cold_block *statistics);

@@ -247,7 +247,8 @@ static ra_status check_totals(ra_layer *layer, const int64_t *totals)
     return RA_OK;
 }
 
-/* Of given heads, for a cut that nobody looks at: where all have one, rows keep no more than their totals. */
+/* Of given heads, for a cut that nobody looks at: rows keep no more than their totals, and the heads without a limit have room
+ * for their windows. */
 static ra_status check_limits(const ra_layer *layer, const ra_cut *cut)
 {
     int64_t sum = 0, others = 0;
@@ -262,9 +263,13 @@ static ra_status check_limits(const ra_layer *layer, const ra_cut *cut)
         others += limit < 0;
         sum += ra_max(limit, 0);
     }
-    for (int64_t row = 0; row < layer->rows && !others; row++)
-        if (cut->totals[row] >= 0 && sum > cut->totals[row])
+    for (int64_t row = 0; row < layer->rows; row++) {
+        int64_t total = cut->totals[row];
+        if (total >= 0 && !others && sum > total)
             return RA_ERR_ARGUMENT;
+        if (total >= 0 && others && total - sum < others * layer->window && layer->row_slots[row] > total)
+            return RA_ERR_INFEASIBLE;
+    }
     return RA_OK;
 }
 

@@ -10,6 +10,10 @@ static bool belong_together(ra_layer *const *layers, int64_t count)
         if (!layers[l] || !layers[l]->cut.begun || layers[l]->rows != layers[0]->rows ||
             layers[l]->kv_heads != layers[0]->kv_heads || layers[l]->window != layers[0]->window)
             return false;
+    for (int64_t l = 0; l < count; l++)
+        for (int64_t other = 0; other < l; other++)
+            if (layers[other] == layers[l])
+                return false; /* no layer is cut twice */
     return count > 0;
 }
 

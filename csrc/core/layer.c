@@ -321,11 +321,13 @@ static void empty_row(ra_layer *layer, int64_t row)
 void ra_layer_reset(ra_layer *layer)
 {
     unreserve(layer);
-    ra_cut_abandon(layer);
+    layer->cut.begun = false; /* no page is looked at: its memory may be gone */
+    ra_cold_forget(layer);
     if (ra_lists_write(layer) != RA_OK)
         return; /* a dead device: its pages are lost */
     for (int64_t row = 0; row < layer->rows; row++)
         empty_row(layer, row);
+    ra_cold_empty(layer);
     ra_lists_changed(layer);
 }
 
@@ -411,12 +413,15 @@ ra_status ra_layer_crop(ra_layer *layer, const int64_t *tokens)
 {
     if (!layer || !tokens)
         return RA_ERR_ARGUMENT;
+    for (int64_t row = 0; row < layer->rows; row++)
+        if (tokens[row] < 0)
+            return RA_ERR_ARGUMENT;
     ra_status status = ra_lists_write(layer);
     if (status != RA_OK)
         return status;
+    if (layer->cold)
+        ra_cut_abandon(layer); /* what a cut has recalled is evicted all the same */
     for (int64_t row = 0; row < layer->rows; row++) {
-        if (tokens[row] < 0)
-            return RA_ERR_ARGUMENT;
         int64_t left = layer->tokens[row] - tokens[row];
         if (left < 0)
             return RA_ERR_EVICTED;

@@ -83,6 +83,9 @@ static ra_status reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, 
 {
     ra_pool *pool = layer->pool;
     *missing = 0;
+    pool->reserved -= layer->reserved; /* of an earlier one */
+    layer->reserved = layer->replays = 0;
+    layer->pending = false;
     if (layer->cold)
         ra_cut_abandon(layer); /* its slots are counted without those that a cut has recalled */
     ra_status fault = pool->backend->device ? pool->backend->device->fault(layer) : RA_OK;
@@ -109,9 +112,6 @@ static ra_status reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, 
     }
     if (layer->ready_bytes > pool->scratch_need)
         pool->scratch_need = layer->ready_bytes;
-    pool->reserved -= layer->reserved;
-    layer->reserved = layer->replays = 0;
-    layer->pending = false;
     if (need.pages > ra_pool_spare(pool)) {
         *missing = need.pages - ra_pool_spare(pool);
         return RA_ERR_NO_PAGES;
@@ -223,8 +223,8 @@ static bool treats_prompts(const ra_layer *layer, const ra_step *step)
 ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parallel)
 {
     if (!layer || !step || !begins_well(layer, step->begin, step->tokens) || (step->index && !step->begin) ||
-        !indexes_well(layer, step) || !isfinite(step->scale) || !isfinite(step->softcap) || step->softcap < 0 ||
-        (step->visible && step->visible_stride < 0))
+        !indexes_well(layer, step) || !isfinite(step->scale) || step->scale == 0 || !isfinite(step->softcap) ||
+        step->softcap < 0 || (step->visible && step->visible_stride < 0))
         return RA_ERR_ARGUMENT;
     int64_t total = step->begin ? step->begin[layer->rows] : layer->rows * ra_min(step->tokens, 1);
     if (!total)

@@ -24,7 +24,8 @@ RA_DEVICE int spared(const ra_cuda_layer &l, const ra_cuda_cut &cut, int row, in
     return base;
 }
 
-/* A block a row. Rows whose scores are no numbers, or whose total has no room for the windows, are not cut. */
+/* A block a row. Rows whose scores are no numbers are cut by age, so that they hold no more than the host takes them to; those
+ * whose total has no room for the windows are not: the host has looked for that. */
 RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scratch s)
 {
     const shared<int> counts = shared_at<int>(0);
@@ -50,13 +51,23 @@ RA_KERNEL(ROW_THREADS, 1) allocate_row(ra_cuda_layer l, ra_cuda_cut cut, cut_scr
             wrong |= !is_finite(score[i]);
     }
     block_prefix(wrong, counts, &found);
-    if (found || chosen < 0) {
+    if (chosen < 0) {
         for (int h = threadIdx.x; h < H; h += ROW_THREADS)
             budgets[h] = l.slots[row * H + h];
         if (threadIdx.x == 0) {
-            set_fault(l, row, found ? RA_CUDA_FAULT_SCORES : RA_CUDA_FAULT_INFEASIBLE);
+            set_fault(l, row, RA_CUDA_FAULT_INFEASIBLE);
             cut.cut[row] = 0;
         }
+        return;
+    }
+    if (found) {
+        for (int h = 0; h < H; h++)
+            for (int i = threadIdx.x; i < l.slots[row * H + h] - l.window; i += ROW_THREADS)
+                cut.scores[(row * H + h) * entries_of(l) + i] = (float)i;
+        for (int h = threadIdx.x; h < H; h += ROW_THREADS)
+            budgets[h] = (int)(total / H + (h < total % H));
+        if (threadIdx.x == 0)
+            set_fault(l, row, RA_CUDA_FAULT_SCORES);
         return;
     }
     double *claims = s.claims + (int64_t)row * H * 5, *y = claims + H;

@@ -68,7 +68,7 @@ RA_DEVICE void draw(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair, in
         score[i] = drawn == drawn ? (float)-fmin(drawn, (double)FLT_MAX) : NAN;
     }
 }
-/* The largest ranges in place of what was drawn, first of all the first n_sink slots. counts: SELECT_INTS of shared memory. */
+/* The largest ranges in place of what was drawn, and above all the first n_sink slots. counts: SELECT_INTS of shared memory. */
 RA_DEVICE void put_large(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pair, int older, const float *range,
                          shared<int> counts, shared<float> scratch, float *score)
 {
@@ -81,8 +81,7 @@ RA_DEVICE void put_large(const ra_cuda_layer &l, const ra_cuda_cut &cut, int pai
     });
     top = block_max(top, scratch); /* and all that is written */
     for (int i = threadIdx.x; i < sinks; i += COMBINE)
-        if (score[i] >= 0) /* it was taken */
-            score[i] = fminf(2 * top + 1, FLT_MAX);
+        score[i] = fminf(2 * top + 1, FLT_MAX);
 }
 
 constexpr size_t COUNTS_AT = 64;

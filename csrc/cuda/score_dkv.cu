@@ -69,7 +69,7 @@ RA_KERNEL(COMBINE, 2) share_products(ra_cuda_layer l, ra_cuda_cut cut, cut_scrat
         all += product[i];
     all = block_sum(all, shared_at<double>(0));
     for (int i = threadIdx.x; i < older; i += COMBINE)
-        score[i] = i < cut.n_sink ? 1 : all > 0 ? (float)(product[i] / all) : 0;
+        score[i] = i < cut.n_sink ? 2 : all > 0 ? (float)(product[i] / all) : 0;
     flag_not_finite(l, row, score, older);
 }
 

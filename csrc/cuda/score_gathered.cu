@@ -23,7 +23,13 @@ RA_KERNEL(COMBINE, 2) score_gathered(ra_cuda_layer l, ra_cuda_cut cut)
     const int32_t *last = l.recurrence ? l.recurrence + 2 * pair * entries_of(l) : 0,
                   *gap = last ? last + entries_of(l) : 0;
     const int64_t share = cut.totals[row] / l.kv_heads, recent = (int64_t)(cut.recent * (float)share);
-    const float most_given = (float)l.group * (float)l.tokens[row];
+    float most_given = (float)l.group * (float)l.tokens[row];
+    if (cut.scorer == RA_CUDA_H2O) { /* cropped queries have given, too */
+        float largest = 0;
+        for (int i = threadIdx.x; i < older; i += COMBINE)
+            largest = fmaxf(largest, sum[i]);
+        most_given = fmaxf(most_given, block_max(largest, shared_at<float>(0)));
+    }
     for (int i = threadIdx.x; i < older; i += COMBINE) {
         if (cut.scorer == RA_CUDA_H2O)
             score[i] = i < n - recent ? sum[i] : most_given + (float)(i + 1);
@@ -37,5 +43,5 @@ RA_KERNEL(COMBINE, 2) score_gathered(ra_cuda_layer l, ra_cuda_cut cut)
 
 int ra_cuda_score_gathered(const ra_cuda_layer &l, const ra_cuda_cut &cut, void *stream)
 {
-    return RA_LAUNCH(score_gathered, l.rows * l.kv_heads, COMBINE, 0, stream, l, cut);
+    return RA_LAUNCH(score_gathered, l.rows * l.kv_heads, COMBINE, 128, stream, l, cut);
 }

@@ -205,7 +205,8 @@ bool ra_backend_supports(const ra_backend *backend, const ra_scorer *scorer);
 bool ra_scorer_gathers(const ra_scorer *scorer);
 
 /* Scores of one head given densely: queries [group, W, D], keys [N, D] float32 -> out [N - W]; logits are q.k / sqrt(D).
- * redundancy may be NULL or [N] (softmaxed), importance NULL or [N - W] (pooled). Only "rkv", "rkv-centred", "importance". */
+ * redundancy may be NULL or [N] (softmaxed), importance NULL or [N - W] (pooled). Only "rkv", "rkv-centred", "importance",
+ * which leaves redundancy as it is. */
 ra_status ra_score_dense(const float *queries, int64_t group, int64_t window, const float *keys, int64_t tokens,
                          int64_t head_dim, const ra_score_config *config, float *out, float *importance,
                          float *redundancy);
@@ -317,7 +318,7 @@ typedef struct ra_step {
     const int64_t *begin, *index;
     int64_t tokens;
     ra_tokens queries, keys, values;
-    float scale;        /* of the logits */
+    float scale;        /* of the logits, not 0 */
     float softcap;      /* logits become softcap * tanh(logit / softcap); 0: they stay */
     const float *sinks; /* [Hq] logits of attention sinks, or NULL: none */
     /* [R] steps of one token that follow before the row's next cut, 0 where it comes right after this one, negative where
@@ -334,8 +335,8 @@ typedef struct ra_step {
 } ra_step;
 
 /* Makes room for a step of these tokens (`begin`, `tokens` as in ra_step), and in the lists for `ahead` more a row. On
- * RA_ERR_NO_PAGES *missing says how many pages to add. It takes the place of an earlier one, even if it fails; a step, and
- * every call that changes rows, uses it up. */
+ * RA_ERR_NO_PAGES *missing says how many pages to add. It takes the place of an earlier one, even if it fails, but for a
+ * `begin` that does not rise; a step, and every call that changes rows, uses it up. */
 ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t ahead, int64_t *missing);
 /* Appends the new tokens, remembers the newest queries, and where `out` is wanted attends: each new token sees its row's
  * slots up to itself. Accumulates in float32. What lies in `out` between the tokens of a row is not touched.
@@ -443,7 +444,8 @@ ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing);
 void ra_cut_abandon(ra_layer *layer);
 
 /* All four in one call, all or nothing. budgets and lost [R, H] are written for the rows that were cut; on an error they
- * are of no use, and `cut` is false everywhere. */
+ * are of no use, and `cut` is false everywhere. A device does not wait: a row whose scores turn out to be no numbers is cut
+ * by age, and the next call says so. */
 typedef struct ra_cut {
     const int64_t *totals, *protect_below; /* [R] */
     ra_score_config score;

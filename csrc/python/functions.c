@@ -129,13 +129,13 @@ static PyObject *route(PyObject *module, PyObject *args)
     PyObject *objects[4];
     long long window, total;
     ra_route_config config;
-    if (!PyArg_ParseTuple(args, "OOLLOO:route", &objects[0], &objects[1], &window, &total, &objects[2], &objects[3]) ||
-        ra_parse_route_config(objects[2], PyObject_Length(objects[1]), &config))
+    if (!PyArg_ParseTuple(args, "OOLLOO:route", &objects[0], &objects[1], &window, &total, &objects[2], &objects[3]))
         return NULL;
     Py_ssize_t heads = PyObject_Length(objects[1]), all = PyObject_Length(objects[0]);
     Py_buffer scores, counts, out;
     PyObject *result = NULL;
-    if (heads < 0 || all < 0 || ra_buffer(objects[0], "scores", 'f', all, 0, &scores))
+    if (heads < 0 || all < 0 || ra_parse_route_config(objects[2], heads, &config) ||
+        ra_buffer(objects[0], "scores", 'f', all, 0, &scores))
         return NULL;
     if (ra_buffer(objects[1], "counts", 'i', heads, 0, &counts))
         goto release_scores;

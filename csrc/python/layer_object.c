@@ -208,6 +208,18 @@ PyDoc_STRVAR(
     "all of their prompt. ra_layer_step has the rest. Returns 0, or the "
     "number of pages to add before calling again; then nothing has changed.");
 
+static int refuse_negated(layer_object *self, PyObject *const *args, PyObject *sinks)
+{
+    static const char *const names[] = {"queries", "keys", "values", "out"};
+    module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    if (!state)
+        return -1;
+    for (int i = 0; i < 4; i++)
+        if (args[i] != Py_None && ra_refuse_negated(state, args[i], names[i]))
+            return -1;
+    return self->pool->backend && sinks != Py_None ? ra_refuse_negated(state, sinks, "sinks") : 0;
+}
+
 static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t count, ra_buffers *b)
 {
     ra_layer *layer = self->layer;
@@ -222,6 +234,17 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
         return NULL;
     if (step.softcap < 0)
         return PyErr_Format(PyExc_ValueError, "softcap must not be negative, got %R", args[8]);
+    if (step.scale == 0)
+        return PyErr_Format(PyExc_ValueError, "scale must not be 0");
+    /* What may run Python code comes before views of tensors. */
+    if (refuse_negated(self, args, sinks))
+        return NULL;
+    const Py_buffer *mask = NULL;
+    if (visible != none) {
+        if (PyObject_GetBuffer(visible, &b->views[b->count], PyBUF_FORMAT | PyBUF_C_CONTIGUOUS))
+            return NULL;
+        mask = &b->views[b->count++];
+    }
     if (cut_in != none && !(step.cut_in = ra_take(b, cut_in, "cut_in", 'i', (Py_ssize_t)rows, 0)))
         return NULL;
     if (begin != none && !(step.begin = ra_take(b, begin, "begin", 'i', (Py_ssize_t)rows + 1, 0)))
@@ -252,10 +275,7 @@ static PyObject *step_with(layer_object *self, PyObject *const *args, Py_ssize_t
         if (step.begin[row + 1] - step.begin[row] > tokens)
             return PyErr_Format(PyExc_ValueError, "row %lld has more new tokens than the tensors' %lld", (long long)row,
                                 (long long)tokens);
-    if (visible != none) {
-        if (PyObject_GetBuffer(visible, &b->views[b->count], PyBUF_FORMAT | PyBUF_C_CONTIGUOUS))
-            return NULL;
-        const Py_buffer *mask = &b->views[b->count++];
+    if (mask) {
         int64_t most = 0;
         for (int64_t row = 0; row < rows; row++) {
             int64_t fresh = step.begin ? step.begin[row + 1] - step.begin[row] : tokens;

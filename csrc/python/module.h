@@ -28,10 +28,13 @@ int ra_find_torch(module_state *state);
 extern const dl_device ra_host_memory;
 /* A borrowed view of a tensor with `ndim` dimensions; valid while the object lives. 0, or -1 with an error set. */
 int ra_view(module_state *state, PyObject *object, const char *name, dl_device where, int ndim, dl_tensor *out);
-/* The same for tensors whose elements are numbers: its dtype too, and not one that is negated lazily. */
+/* The same for tensors whose elements are numbers: its dtype too. */
 int ra_view_numbers(module_state *state, PyObject *object, const char *name, dl_device where, int ndim, dl_tensor *out,
                     ra_dtype *dtype);
 /* Its dtype as ra_dtype. 0, or -1 with an error set. */
+/* Tensors of torch may carry a sign that is applied when they are read, which DLPack does not tell: those are refused. It may
+ * run Python code, so it comes before any view is taken. */
+int ra_refuse_negated(module_state *state, PyObject *object, const char *name);
 int ra_view_dtype(const dl_tensor *view, const char *name, ra_dtype *out);
 /* A contiguous buffer (numpy array) of `count` items; kind: 'i' int64, 'd' float64, 'f' float32, 'b' bool, 'p' int32.
  * Release with PyBuffer_Release. */

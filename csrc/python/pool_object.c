@@ -182,18 +182,19 @@ static PyObject *pool_trim(PyObject *object, PyObject *argument)
     if (ra_pool_enter(self))
         return NULL;
     ra_status status = ra_pool_trim(self->pool, keep_free, ids, TRIM_AT_MOST, &count);
+    PyObject *gone = PyList_New(0); /* tensors go last: their end may run code that lends others */
+    int failed = !gone;
+    for (int64_t i = 0; status == RA_OK && !failed && i < count; i++) {
+        PyObject *key = PyLong_FromLongLong(ids[i]);
+        PyObject *slab = key ? PyDict_GetItemWithError(self->slabs, key) : NULL;
+        failed = slab ? PyList_Append(gone, slab) || PyDict_DelItem(self->slabs, key) : PyErr_Occurred() != NULL;
+        Py_XDECREF(key);
+    }
     ra_pool_leave(self);
+    Py_XDECREF(gone);
     if (status != RA_OK)
         return ra_raise(status, "trim");
-    for (int64_t i = 0; i < count; i++) {
-        PyObject *key = PyLong_FromLongLong(ids[i]);
-        if (!key || PyDict_DelItem(self->slabs, key)) {
-            Py_XDECREF(key);
-            return NULL;
-        }
-        Py_DECREF(key);
-    }
-    return PyLong_FromLongLong(count);
+    return failed ? NULL : PyLong_FromLongLong(count);
 }
 
 PyDoc_STRVAR(info_doc, "info()\n--\n\n(pages, used, free, peak_used, slabs), page counts. While a call is under way in "

@@ -73,11 +73,12 @@ int ra_view(module_state *state, PyObject *object, const char *name, dl_device w
     return 0;
 }
 
-/* Tensors of torch may carry a sign that is applied when they are read, which DLPack does not tell. */
-static int is_negated(module_state *state, PyObject *object, const char *name)
+int ra_refuse_negated(module_state *state, PyObject *object, const char *name)
 {
     PyObject *answer = PyObject_CallMethodObjArgs(object, state->is_neg, NULL);
     int negated = answer ? PyObject_IsTrue(answer) : 0;
+    if (!answer && !PyErr_ExceptionMatches(PyExc_AttributeError))
+        return -1;
     if (!answer)
         PyErr_Clear(); /* not torch's */
     Py_XDECREF(answer);
@@ -89,10 +90,7 @@ static int is_negated(module_state *state, PyObject *object, const char *name)
 int ra_view_numbers(module_state *state, PyObject *object, const char *name, dl_device where, int ndim, dl_tensor *out,
                     ra_dtype *dtype)
 {
-    if (ra_view(state, object, name, where, ndim, out) || ra_view_dtype(out, name, dtype) ||
-        is_negated(state, object, name))
-        return -1;
-    return 0;
+    return ra_view(state, object, name, where, ndim, out) || ra_view_dtype(out, name, dtype) ? -1 : 0;
 }
 
 int ra_view_dtype(const dl_tensor *view, const char *name, ra_dtype *out)

@@ -1,5 +1,5 @@
 /* VaSE's DKV (arXiv 2606.03928, mode cur_resample_gauss of its code): |k M|^2 |v M|^2 as a share of the sum over the older
- * tokens, M a Gaussian matrix [D][RANK], another at each cut. The first n_sink slots have 1, more than any other.
+ * tokens, M a Gaussian matrix [D][RANK], another at each cut. The first n_sink slots have 2, more than any share.
  *
  * M depends on (seed, tokens of the row) alone, so that heads share it and a row is cut as it is alone. */
 #include "gaussian.h"
@@ -60,7 +60,7 @@ static ra_status score(ra_score_view *view, const ra_score_config *config, ra_sc
             all += product[page * PAGE + t] = of_keys[t] * of_values[t];
     }
     for (int64_t i = 0; i < view->older; i++)
-        out[i] = i < config->n_sink ? 1 : all > 0 ? (float)(product[i] / all) : 0;
+        out[i] = i < config->n_sink ? 2 : all > 0 ? (float)(product[i] / all) : 0;
     return RA_OK;
 }
 

@@ -33,7 +33,11 @@ RA_HASH_FUNCTION uint64_t ra_hash_at(uint64_t hash, int64_t time)
 /* In [0, 1), of 24 bits. */
 RA_HASH_FUNCTION float ra_unit_float(uint64_t hash) { return (float)(hash >> 40) * 0x1p-24f; }
 
-/* In (0, 1), neither 0 nor 1. */
-RA_HASH_FUNCTION double ra_unit(uint64_t hash) { return ((double)(hash >> 11) + 0.5) * 0x1p-53; }
+/* In (0, 1), neither 0 nor 1: the largest would round up. */
+RA_HASH_FUNCTION double ra_unit(uint64_t hash)
+{
+    double unit = ((double)(hash >> 11) + 0.5) * 0x1p-53;
+    return unit < 1 ? unit : 1 - 0x1p-53;
+}
 
 #endif

@@ -74,6 +74,7 @@ ra_status ra_head_attention(const ra_score_view *view, bool everything, bool ave
         return RA_ERR_NO_MEMORY;
     float *sum = logits + RA_TILE_ROWS * room_for(slots);
     add_up(view, everything, slots, logits, sum);
-    pool(sum, older, average, kernel, 1 / (float)(window->count * window->group * (average ? kernel : 1)), out);
+    double queries = (double)(window->count * window->group);
+    pool(sum, older, average, kernel, (float)(1 / (average ? queries * (double)kernel : queries)), out);
     return RA_OK;
 }

@@ -29,7 +29,7 @@ static float coarse(float range)
     return fminf(range, FLT_MAX);
 }
 
-/* The n_large largest ranges, first of all the first n_sink slots. */
+/* The n_large largest ranges; the first n_sink slots, whether they are among these or not, stand above all. */
 static ra_status put_large(const ra_score_view *view, const ra_score_config *config, const float *exact,
                            ra_scratch *scratch, float *out)
 {
@@ -47,8 +47,8 @@ static ra_status put_large(const ra_score_view *view, const ra_score_config *con
         out[chosen[i]] = range[chosen[i]];
         top = fmaxf(top, range[chosen[i]]);
     }
-    for (int64_t i = 0; status == RA_OK && i < large && chosen[i] < config->n_sink; i++)
-        out[chosen[i]] = fminf(2 * top + 1, FLT_MAX);
+    for (int64_t i = 0; status == RA_OK && i < ra_min(older, config->n_sink); i++)
+        out[i] = fminf(2 * top + 1, FLT_MAX);
     return status;
 }
 

@@ -306,3 +306,35 @@ def test_large_keys_have_scores(backend):
     layer.step([(q * 1e-19, k * 1e19, v)])
     for head, got in enumerate(scores_of(layer)):
         np.testing.assert_allclose(got, expected_scores(layer, head), atol=3e-6)
+
+
+def kept_by(layer, score, keep):
+    """Positions of head 0 that stay of a row, by its best scores alone."""
+    layer.core.cut_score(np.array([HEADS * keep]), score, np.zeros(1, np.bool_))
+    budgets, lost = np.full((1, HEADS), keep), np.zeros((1, HEADS))
+    layer.core.cut_choose(np.zeros(1, np.int64), budgets, lost)
+    while missing := layer.core.cut_apply():
+        layer.backend.add_pages(layer.pool, missing)
+    return positions(layer.core, 0, 0).tolist()
+
+
+@pytest.mark.parametrize("scorer", ["vase", "dkv"])
+def test_sinks_stay_before_all_others(backend, scorer):
+    """Also where they are none of the largest, and beside a token that outweighs all."""
+    layer, random = Layer(backend, "float32", 1, scorer), np.random.default_rng(10)
+    q, k, v = new_tokens(backend, random, 30)
+    k[:, 20] *= 3000
+    v[:, 20] *= 3000
+    layer.step([(q, k, v)])
+    score = (scorer, 0.3, 0.5, 5, 11, 0.5, False, True, 0, 2, SPAN)  # none of the largest, 2 sinks
+    assert kept_by(layer, score, WINDOW + 2)[:2] == [0, 1]
+
+
+def test_the_newest_stay_whatever_cropped_queries_gave(backend):
+    layer, random = Layer(backend, "float32", 1, "h2o"), np.random.default_rng(11)
+    layer.step([new_tokens(backend, random, 12)])
+    for _ in range(12):
+        layer.step([new_tokens(backend, random, 8)])
+        layer.core.crop(8)
+    layer.step([new_tokens(backend, random, 1)])
+    assert kept_by(layer, (*config("h2o")[:5], 1.0), WINDOW + 3) == list(range(13 - WINDOW - 3, 13))
