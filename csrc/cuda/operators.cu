@@ -185,8 +185,9 @@ template <class E> RA_KERNEL(THREADS, 4) write_tokens(append_paged_job x)
         bad |= x.bad[other];
     if (block_reduce(bad, scratch, [](int a, int b) { return a | b; }))
         return;
-    const int length = g.lengths[pair], end = length + (int)g.tokens, number = length / PAGE + blockIdx.y,
-              first = most(length, number * PAGE), count = least(end, (number + 1) * PAGE) - first;
+    const int length = g.lengths[pair], end = length + (int)g.tokens;
+    const int number = length / PAGE + (int)(blockIdx.z * gridDim.y + blockIdx.y);
+    const int first = most(length, number * PAGE), count = least(end, (number + 1) * PAGE) - first;
     if (count < 1)
         return;
     const int64_t id = g.table[(int64_t)pair * g.table_pages + number];
@@ -220,7 +221,8 @@ extern "C" int ra_cuda_append_paged(const ra_paged *pages, const void *keys, con
 {
     const append_paged_job x = {*pages, (const char *)keys, (const char *)values, (int32_t *)scratch, fault};
     const unsigned pairs = (unsigned)(pages->rows * pages->kv_heads);
-    const dim3 grid(pairs, (unsigned)pages_for((int)pages->tokens + PAGE - 1));
+    const unsigned each = (unsigned)pages_for((int)pages->tokens + PAGE - 1), deep = (each + 65534) / 65535;
+    const dim3 grid(pairs, (each + deep - 1) / deep, deep);
     const int error = RA_LAUNCH(check_append, pairs, THREADS, 64, stream, x);
     if (error)
         return error;
