@@ -19,7 +19,7 @@ from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.ablations import varied
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.records import Record
-from reasonalloc.lab.evaluate.study import Study, write
+from reasonalloc.lab.evaluate.study import Study, check_name, write
 from reasonalloc.lab.evaluate.summary import Row, Summary
 from reasonalloc.lab.evaluate.workers import Source
 from reasonalloc.lab.tasks import items
@@ -88,7 +88,9 @@ class Results:
         return self.summary.markdown()
 
     def save(self, folder: str | Path, name: str = "accuracy") -> None:
-        """Writes NAME.json, NAME.md and NAME.png, as `reasonalloc evaluate accuracy` does."""
+        """Writes NAME.json, NAME.md and NAME.png, as `reasonalloc evaluate accuracy` does. ValueError for a name with
+        folders, or of another file of such a folder."""
+        check_name(name)
         write(self.summary, Path(folder) / name)
 
     def __repr__(self) -> str:
