@@ -189,14 +189,17 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         study = _study(model, tokenizer, Path(folder or scratch), task, drawn, sampling, samples, batch_size)
         study.records.open(study.settings)
-        wanted = study.with_wave(wanted)
-        with tqdm(desc=task, unit="chain", disable=not progress) as bar:
+        try:
+            wanted = study.with_wave(wanted)
+            with tqdm(desc=task, unit="chain", disable=not progress) as bar:
 
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+                def show(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
 
-            study.run(wanted, show)
+                study.run(wanted, show)
+        finally:
+            study.records.close()
         names, ids = {x.name for x in wanted}, {x.id for x in drawn}
         chains = [x for x in study.records.by_key.values() if x.cell in names and x.item in ids]
         return Results(study.summary(wanted), chains, None if folder is None else Path(folder))

@@ -128,18 +128,12 @@ class Study:
         ready()
         settings = self.settings  # once: it reads from the weights' files
         self.records.open(settings)
-        whole = Records(self.folder)
-        if self.shard is not None:
-            whole.load(settings)
-        configs, asked = {x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items}
-        for each in (self.records, whole):
-            each.check(configs, asked)
-        batches = self.batches(cells, {*self.records.by_key, *whole.by_key})
-        total = sum(len(x.jobs) for x in batches)
-        starts: list[Start] = []
-        if progress:
-            progress(0, total)
         try:
+            batches = self._missing(cells, settings)
+            total = sum(len(x.jobs) for x in batches)
+            starts: list[Start] = []
+            if progress:
+                progress(0, total)
             for i, record in enumerate(self._generate(batches, starts.append), 1):
                 self.records.add(record)
                 while starts:  # set before the first chain ends
@@ -150,13 +144,22 @@ class Study:
         finally:
             self.records.close()
 
+    def _missing(self, cells: Sequence[Cell], settings: dict[str, object]) -> list[Batch]:
+        whole = Records(self.folder)
+        if self.shard is not None:
+            whole.load(settings)
+        configs, asked = {x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items}
+        for each in (self.records, whole):
+            each.check(configs, asked)
+        return self.batches(cells, {*self.records.by_key, *whole.by_key})
+
     def mean_bytes(self, cell: Cell, items: Sequence[Item]) -> float:
         """Of chains of other problems, which are not kept: the mean over steps, then over the chains."""
         batches = plan(items, [cell], 1, self.batch_size)
         return fmean(x.mean_bytes for x in self._generate(batches))
 
     def regrade(self) -> None:
-        """Grades the chains of these problems again, from their texts."""
+        """Grades the chains of these problems again, from their texts; the folder is others' to write to afterwards."""
         by_id = {x.id: x for x in self.items}
 
         def again(record: Record) -> Record:
@@ -166,7 +169,10 @@ class Study:
             return replace(record, **vars(grade(record.text, item.answers, item.asked)))
 
         self.records.open(self.settings)
-        self.records.change(again)
+        try:
+            self.records.change(again)
+        finally:
+            self.records.close()
 
     def _generate(self, batches: Sequence[Batch], on_start: Callable[[Start], None] | None = None) -> Iterator[Record]:
         """on_start: called with the `stock.start` of each model before any record is made."""
