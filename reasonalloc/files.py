@@ -73,6 +73,12 @@ def locked(path: str | Path) -> Iterator[None]:
         os.close(lock)
 
 
+def refuse_other(path: str | Path, start: str) -> None:
+    """ValueError for a file that is there and does not begin so: somebody else's, which would be written over."""
+    if Path(path).is_file() and not Path(path).read_bytes().startswith(start.encode()):
+        raise ValueError(f"{path} would be written over, and does not begin with {start!r}: take another folder")
+
+
 LOCK = ".lock"
 
 

@@ -13,7 +13,6 @@ import torch
 from test_cli import folder  # noqa: F401  (a fixture)
 
 import reasonalloc as ra
-from reasonalloc.cli import main
 from reasonalloc.cli import parser as command_line
 from reasonalloc.hf.compat import CACHE_NAME, cache_argument
 from reasonalloc.lab.evaluate.grading import grade
