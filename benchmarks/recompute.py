@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-CHAINS = ("generations.jsonl.gz", "{stem}.jsonl.gz")  # beside a table
+CHAINS = ("generations.jsonl", "generations.jsonl.gz", "{stem}.jsonl.gz")  # beside a table; one packed may be older
 
 
 def chains_of(table: Path) -> Path | None:
-    return next((x for name in CHAINS if (x := table.parent / name.format(stem=table.stem)).is_file()), None)
+    every = (table.parent / name.format(stem=table.stem) for name in CHAINS)
+    return next((x for x in every if x.is_file() and x.stat().st_size), None)
 
 
 def interval(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -38,17 +39,19 @@ def p_value(difference: np.ndarray, rng: np.random.Generator) -> float:
     return (1 + int((np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9).sum())) / (1 + len(signs))
 
 
-def holm(ps: list[float]) -> list[float]:
+def holm(ps: list[float], family: int) -> list[float]:
     adjusted, least = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        least = adjusted[i] = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+        least = adjusted[i] = max(least, min(1.0, (family - rank) * ps[i]))
     return adjusted
 
 
 def check(table: Path, chains: Path) -> list[str]:
     """Prints the table and returns what is wrong with it."""
     rng, wrong = np.random.default_rng(1), []
-    records = [json.loads(line) for line in gzip.decompress(chains.read_bytes()).splitlines()]
+    data = chains.read_bytes()
+    data = gzip.decompress(data) if chains.suffix == ".gz" else data
+    records = [json.loads(line) for line in data.split(b"\n") if line]
     print(f"\n{table.relative_to(RESULTS.parent) if RESULTS in table.parents else table}, {len(records)} chains")
 
     def near(what: str, ours: float, theirs: float, by: float) -> None:
@@ -56,7 +59,8 @@ def check(table: Path, chains: Path) -> list[str]:
             wrong.append(f"{table.name}: {what} is {theirs:.6g} in the table, {ours:.6g} by the chains")
 
     scores: dict[str, dict[str, float]] = {}
-    rows: list[dict[str, Any]] = json.loads(table.read_text(encoding="utf-8"))["rows"]
+    found: dict[str, Any] = json.loads(table.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = found["rows"]
     for row in rows:
         own = [x for x in records if x["cell"] == row["cell"] and x["item"] in row["scores"]]
         each = {x: [np.mean(y["right"]) for y in own if y["item"] == x] for x in row["scores"]}
@@ -76,9 +80,10 @@ def check(table: Path, chains: Path) -> list[str]:
             near(f"{row['cell']}, by rule {rule}", np.mean([np.mean(x) for x in each.values()]), theirs, 1e-9)
         print(f"  {row['cell']:40s} {accuracy.mean():6.1%} [{low:.1%}, {high:.1%}]  cut off {row['truncated']:.0%}")
 
-    def compare(told: list[tuple[str, dict[str, Any]]]) -> None:
-        """Differences that Holm's p is over."""
-        for (cell, pair), by_holm in zip(told, holm([pair["p"] for _, pair in told]), strict=True):
+    def compare(told: list[tuple[str, dict[str, Any]]], family: int | None = None) -> None:
+        """Differences that Holm's p is over. family: number of them that were planned, if only these were made."""
+        family = family or len(told)
+        for (cell, pair), by_holm in zip(told, holm([pair["p"] for _, pair in told], family), strict=True):
             both = [x for x in scores[cell] if x in scores[pair["against"]]]
             difference = np.array([scores[cell][x] - scores[pair["against"]][x] for x in both])
             what, theirs = f"{cell} less {pair['against']}", pair["difference"]
@@ -89,9 +94,9 @@ def check(table: Path, chains: Path) -> list[str]:
                 near(f"{what}, high end", high, theirs["high"], 0.02)
             near(f"{what}, p", p := p_value(difference, rng), pair["p"], 0.01)
             near(f"{what}, Holm's p", by_holm, pair["holm"], 1e-9)
-            near(f"{what}, comparisons", len(told), pair["family"], 0)
-            family = f"Holm {pair['holm']:.2g} of {len(told)}"
-            print(f"  {what:60s} {difference.mean():+6.1%} [{low:+.1%}, {high:+.1%}]  p {p:.2g}, {family}")
+            near(f"{what}, comparisons", family, pair["family"], 0)
+            by = f"Holm {pair['holm']:.2g} of {family}"
+            print(f"  {what:60s} {difference.mean():+6.1%} [{low:+.1%}, {high:+.1%}]  p {p:.2g}, {by}")
 
     columns: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # of the table: full cache, R-KV, or the plain method
     for row in rows:
@@ -103,7 +108,9 @@ def check(table: Path, chains: Path) -> list[str]:
     plan = table.with_name(f"{table.stem}-comparisons.json")
     if plan.is_file():
         print("  planned:")
-        compare([(x["cell"], x) for x in json.loads(plan.read_text(encoding="utf-8"))["comparisons"]])
+        part = found["provenance"].get("part", {})
+        told = [(x["cell"], x) for x in json.loads(plan.read_text(encoding="utf-8"))["comparisons"]]
+        compare(told, part.get("comparisons_planned"))
     return wrong
 
 

@@ -111,6 +111,12 @@ def _tuple(kinds: Sequence[Any], values: Sequence[object], name: str) -> tuple[A
 def _is(kind: Any, value: Any, name: str, words: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise _wrong(value, name, words)
+    if kind is dict:
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(
+                    f"{name} must have texts for keys, got {key!r} ({type(key).__name__}): write it in quotes"
+                )
     if kind is int and not -(2**63) <= value < 2**63:
         raise _wrong(value, name, "a whole number of 64 bits")
     return value

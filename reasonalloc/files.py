@@ -10,8 +10,9 @@ import re
 import secrets
 import stat
 import time
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -70,6 +71,27 @@ def locked(path: str | Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def refuse_other(path: str | Path, start: str) -> None:
+    """ValueError for a file that is there and does not begin so: somebody else's, which would be written over."""
+    if Path(path).is_file() and not Path(path).read_bytes().startswith(start.encode()):
+        raise ValueError(f"{path} would be written over, and does not begin with {start!r}: take another folder")
+
+
+LOCK = ".lock"
+
+
+def held(folder: Path, owner: object) -> Callable[[], object]:
+    """Locks a folder for one writer, until what this gives is called, or `owner` or its process ends. ValueError where
+    another one writes there."""
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise ValueError(f"another run writes to {folder}: wait for it, or take another folder") from error
+    return weakref.finalize(owner, os.close, lock)
 
 
 def _part_of(path: Path) -> str:

@@ -14,7 +14,8 @@ import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.fingerprint import fingerprint
 from reasonalloc.hf.compat import cache_argument
-from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
+from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of, varied
+from reasonalloc.lab.evaluate.study_file import StudyFile
 from reasonalloc.policy.smoothing import Smoother
 from reasonalloc.policy.view import RowView
 from reasonalloc.policy.wave import WaveProfile
@@ -55,6 +56,34 @@ def test_alpha_of_all_cells():
     assert cells.pop("full") == ra.Config(method="full").alpha and set(cells.values()) == {0.5}
     varied = [x.config.alpha for x in cells_of(ABLATIONS["alpha"], Around(FakeWaves(), 48, {"alpha": 0.5}))][2:]
     assert varied == [0.0, 0.1, 0.3, 0.5, 1.0]
+
+
+def test_a_profile_that_is_given_is_the_wave(tmp_path):
+    """And ablations that compare waves are refused, of a file's too; none is measured."""
+    mine = WaveProfile((3.0, 7.0, 5.0), (0, 1, 2), fingerprint(tiny()))
+    mine.save(tmp_path / "own.json")
+    for given in (mine, str(tmp_path / "own.json")):
+        around = Around(FakeWaves(), 48, {"profile": given, "alpha": 0.3})
+        for cell in cells_of(ABLATIONS["mu"], around):
+            assert cell.config.profile == mine or not cell.config.resolve().needs_wave
+        for name in ("rho", "profile", "transfer"):
+            with pytest.raises(ValueError, match="it compares waves, and one is given"):
+                cells_of(ABLATIONS[name], around)
+    study = StudyFile("small", ablations=["mu"], budgets=[48], config={"profile": mine})
+    ((_, cells),) = study.ablated(FakeWaves())
+    assert cells[-1].config.profile == mine
+
+
+def test_the_plain_cell_has_the_value_that_no_other_has():
+    for setting, value in (("alpha", 0.3), ("alpha", 0.1), ("interval", 32), ("window", 16), ("smoothing", 0.5)):
+        name = "ema" if setting == "smoothing" else setting
+        cells = [x.name for x in cells_of(ABLATIONS[name], Around(FakeWaves(), 256, {setting: value}))]
+        found = varied(cells)
+        assert found is not None and found[0] == setting and found[1]["reasonalloc 256"] == value
+        assert len(set(found[1].values())) == len(found[1])
+    plain = ["rkv 256", "reasonalloc 256", "reasonalloc 256 alpha=0.5"]
+    assert varied(plain) == ("alpha", {"reasonalloc 256": 0.1, "reasonalloc 256 alpha=0.5": 0.5})
+    assert varied([*plain, "reasonalloc 256 alpha=0.1"]) is None  # which value is the plain one's?
 
 
 def test_a_task_that_is_not_there_is_left_out_of_transfer(monkeypatch):

@@ -201,6 +201,12 @@ def test_the_command_writes_and_prints(canned, capsys):
     assert list(json.loads(capsys.readouterr().out)) == ["memory"]
     assert sorted(x.name for x in Path("new/folder").iterdir()) == ["README.md", "memory.json"]
     assert canned[0].memory_limit == 1_500_000_000
+    assert main(["bench", "memory", "--output", "new/folder"]) == 0  # its own table is written again
+    Path("new/folder/README.md").write_text("# Mine\n")
+    capsys.readouterr()
+    assert main(["bench", "memory", "--output", "new/folder"]) == 2 and len(canned) == 2
+    assert "does not begin with '# Results of `make bench`': take another folder" in capsys.readouterr().err
+    assert Path("new/folder/README.md").read_text() == "# Mine\n"
 
 
 def test_the_command_prints_tables(canned, capsys):

@@ -80,10 +80,21 @@ def test_machines_are_those_of_the_chains():
 
 
 def test_settings_are_read_out_of_the_command():
-    found = build["settings_of"]("reasonalloc evaluate accuracy --alpha 0.5 --set mu=0 --interval 64", "math500")
-    assert found == {"alpha": 0.5, "mu": "0", "interval": 64.0}
-    assert build["settings_of"]("reasonalloc paper --model x", "ledger") == {"keep_prompt": True}
-    assert build["settings_of"]("reasonalloc paper --drop-prompt", "ledger") == {}
+    read = build["settings_of"]
+    accuracy = "/x/reasonalloc evaluate accuracy --task ledger"
+    assert read(f"{accuracy} --set alpha=0.5 --set mu=0 --interval 64", "math500") == {
+        "alpha": 0.5,
+        "mu": 0.0,
+        "interval": 64,
+    }
+    assert read(f"{accuracy} --interval=64 --keep-p", "ledger") == {"interval": 64, "keep_prompt": True}
+    assert read(f"{accuracy} --output my-paper --drop-prompt", "ledger") == {}
+    assert read(f"{accuracy} --set options.recent=0.25", "ledger") == {"options": {"recent": 0.25}}
+    assert read("reasonalloc paper --model x", "ledger") == {"keep_prompt": True}
+    assert read("benchmarks/paper.py --problems 64", "ledger") == {"keep_prompt": True}
+    assert read("reasonalloc paper --drop-prompt", "ledger") == {}
+    with pytest.raises(ValueError, match="there is no 'alhpa'"):
+        read(f"{accuracy} --set alhpa=1", "ledger")
 
 
 def test_cells_of_a_study_are_its_methods(tmp_path):

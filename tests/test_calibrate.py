@@ -263,8 +263,8 @@ def test_published_statistics_are_imported(tmp_path):
     for i, layer in found.layers.items():
         assert torch.equal(layer.query_mean, own.layers[i].query_mean)
         assert torch.equal(layer.query_length, own.layers[i].query_length)
-    found.save(tmp_path / "c")
-    assert ra.Calibration.load(tmp_path / "c") == found and found.source["file"] == "stats.pt"
+    found.save(tmp_path / "deep" / "c")  # folders are made, as for other files
+    assert ra.Calibration.load(tmp_path / "deep" / "c") == found and found.source["file"] == "stats.pt"
     ra.ReasonAllocCache(model, ra.Config(method="triattention", budget=24, calibration=found))
 
 

@@ -247,7 +247,8 @@ def test_evaluate_fidelity(folder, tmp_path, capsys):
         (["--ablation", "notch"], "needs a layer wave: --profile FILE"),
         (["--cells", "rkv"], "--cells are of --ablation"),
         (["--settings", "doubting"], "--settings are of --task"),
-        (["--methods", "random", "--against", "rkv"], "against must be one of the methods random"),
+        (["--methods", "random", "--against", "rkv"], "--against must be one of the methods random"),
+        (["--methods", "full,rkv", "--against", "full"], "--against: every figure is a distance from the full cache"),
     ):
         assert main([*command, *wrong]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
@@ -346,12 +347,21 @@ def test_doctor_on_a_model_without_full_attention(tmp_path, folder, capsys):
         (["demo", "--budget", "4"], "budget"),
         (["bench", "--runs", "0"], "--runs"),
         (["evaluate"], "WHAT"),
+        (["evaluate", "accuracy", "--settings", ""], "an entry of the list is empty in ''"),
+        (
+            ["evaluate", "fidelity", "--against", "full", "--methods", "full,rkv", "--model", "./none"],
+            "--against: every",
+        ),
         (["evaluate", "fidelity", "--methods", "rkv,nosuch"], "nosuch"),
         (["evaluate", "fidelity", "--budgets", "64,x"], "'x'"),
         (["evaluate", "fidelity", "--json", "nowhere/a.json"], "'nowhere/a.json' is not a file"),
         (["evaluate", "fidelity", "--plot", "."], "--plot: '.' is a folder"),
         (["profile", "-o", "."], "--output: '.' is a folder"),
         (["calibrate", "-o", "."], "--output: '.' is a folder"),
+        (["demo", "--out", "/dev/null"], "--out: '/dev/null' is no folder"),
+        (["evaluate", "transfer", "--output", "/dev/null/a"], "cannot be made: '/dev/null' is no folder"),
+        (["calibrate", "-o", "/dev/null/c.safetensors"], "cannot be made: '/dev/null' is no folder"),
+        (["evaluate", "fidelity", "--plot", "/dev/null/deep/a.png"], "cannot be made: '/dev/null' is no folder"),
         (["report", "a.trace", "-o", "nowhere/a.html"], "'nowhere/a.html' is not a file in a folder that exists"),
         (["generate", "--prompt", "x", "--method", "rlkv", "--set", "options.gates=5"], "gates must be the name"),
         (["evaluate", "fidelity", "--problems", "501", "--model", "FOLDER"], "501"),

@@ -179,6 +179,16 @@ def test_plot(result, tmp_path):
     assert (tmp_path / "deep" / "f.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_point_without_the_axis_size_is_over_the_bytes_alone(result, tmp_path):
+    from reasonalloc.lab import plots
+
+    plain = next(x for x in result.points if x.method != "full" and x.budget is not None)
+    others = [replace(plain, method="rlkv", budget=None), replace(plain, method="snapkv", budget=None, ratio=0.1)]
+    above, below = plots.fidelity(replace(result, points=[plain, *others])).axes[:4:3]
+    assert above.get_legend_handles_labels()[1] == [plain.name]
+    assert below.get_legend_handles_labels()[1] == [plain.name, "rlkv", "snapkv"]
+
+
 def test_a_batch_gives_what_texts_give_alone(model):
     """Texts of other lengths side by side: the same figures, whatever ends first."""
     texts = [text(0, 40, 60), text(1, 23, 31), text(2, 31, 60)]
@@ -231,8 +241,24 @@ def test_differences_are_paired_by_text(model, tmp_path):
     found.save(tmp_path / "f.json")
     assert Fidelity.load(tmp_path / "f.json") == found
     assert found.differences_table().row_count == 3
-    with pytest.raises(ValueError, match=r"against must be one of the methods full, rkv.*'snapkv'"):
-        evaluate_fidelity(model, texts, cells, against="snapkv")
+    for against, told in (
+        ("snapkv", "must be one of the methods full, rkv.*'snapkv'"),
+        ("full", "already, give anothe"),
+    ):
+        with pytest.raises(ValueError, match=f"against.*{told}"):
+            evaluate_fidelity(model, texts, cells, against=against)
+    with pytest.raises(ValueError, match="nothing has a size that rkv has too"):
+        evaluate_fidelity(model, texts, [cells[1], ra.Config(method="streaming", budget=32)], against="rkv")
+    again = evaluate_fidelity(model, texts[:1], [*cells, *cells[1:]], against="rkv")  # each once
+    assert len(again.points) == len(cells) and {x.family for x in again.differences} == {3}
+
+
+def test_a_text_keeps_its_share_of_the_bytes_in_a_smaller_batch(model):
+    texts, config = [text(i, 30, 90) for i in range(3)], ra.Config(method="rkv", max_bytes="60KiB", interval=8)
+    (point,) = evaluate_fidelity(model, texts, [config], batch_size=2).points  # the third is alone
+    alone = [evaluate_fidelity(model, [x], [replace(config, max_bytes="30KiB")]).points[0] for x in texts]
+    assert [x["slots_ratio"] for x in point.problems] == [x.slots_ratio.mean for x in alone]
+    assert point.max_bytes == 60 * 1024 and max(x["slots_ratio"] for x in point.problems) < 0.9
 
 
 def test_pieces_of_documents(tmp_path):

@@ -13,7 +13,7 @@ from accuracy import command, folder, task  # noqa: F401  (fixtures)
 import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.lab.evaluate.merge import merge
-from reasonalloc.lab.evaluate.records import Record, Records, read
+from reasonalloc.lab.evaluate.records import Record, Records, pack, read
 from reasonalloc.lab.evaluate.shard import Shard
 
 pytest.importorskip("scipy")
@@ -169,6 +169,16 @@ def test_what_does_not_belong_together(tmp_path, second, settings, run, message)
         merge(tmp_path / "new", [tmp_path / "a", tmp_path / "b"])
     assert everything(tmp_path) == before
     Records(tmp_path / "out").open(SETTINGS)  # nothing is left locked
+
+
+def test_packed_chains_beside_an_empty_file_are_chains(tmp_path):
+    """As a kill leaves them while they are unpacked."""
+    shard(tmp_path / "shard-1-of-1", record())
+    plain = tmp_path / "shard-1-of-1" / "generations.jsonl"
+    pack(read(plain), plain.with_name("generations.jsonl.gz"))
+    plain.write_bytes(b"")
+    (merged,) = merge(tmp_path)
+    assert sum(merged.chains.values()) == 1 and chains(tmp_path / "generations.jsonl")
 
 
 def test_what_is_there_must_fit_too(tmp_path):

@@ -44,6 +44,8 @@ def test_a_table(folder, tmp_path, monkeypatch):  # noqa: F811
     before = Path("out/raw/math500/generations.jsonl").read_bytes()
     assert main(["paper", *arguments]) == 0
     assert Path("out/raw/math500/generations.jsonl").read_bytes() == before
+    Path("out/README.md").write_text("# Mine\n")
+    assert main(["paper", *arguments]) == 2 and Path("out/README.md").read_text() == "# Mine\n"
 
 
 def test_what_cannot_be_made(tmp_path, monkeypatch, capsys):

@@ -112,7 +112,9 @@ def test_a_budget_in_part_is_not_told(tmp_path):
         told[cell] += 1
         if cell.endswith(" 384") or (cell.endswith(" 512") and told[cell] <= 8):
             lines.append(line)
-    (tmp_path / "generations.jsonl").write_text("".join(lines), encoding="utf-8")
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=True)
+    folder = tmp_path / "evidence"  # whose name says which plan it is
+    folder.mkdir()
+    (folder / "generations.jsonl").write_text("".join(lines), encoding="utf-8")
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=True)
     assert "512 slots: 0 of 16 cells are whole" in done.stdout and " 512 " not in done.stdout.replace("512 slots:", "")
     assert "wave-kept 384 less R-KV-kept 384" in done.stdout

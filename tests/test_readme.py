@@ -1,5 +1,6 @@
 """What README and docs/ show is true: code runs, figures are those of the results, links lead somewhere."""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from test_cli import folder  # noqa: F401  (a fixture)
 
 import reasonalloc as ra
-from reasonalloc.cli import main
+from reasonalloc.cli import parser as command_line
 from reasonalloc.hf.compat import CACHE_NAME, cache_argument
 from reasonalloc.lab.evaluate.grading import grade
 from reasonalloc.lab.models import load, missing_for_embedded
@@ -217,14 +218,27 @@ def test_versions_are_one():
     assert "version" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
 
 
-def test_the_commands_exist(capsys):
-    listed = re.search(r"`reasonalloc ([a-z |\n]+)`, each\s+with `--help`", README)
-    assert listed
-    for words in listed[1].split("|"):
-        with pytest.raises(SystemExit) as stop:
-            main([*words.split(), "--help"])
-        assert stop.value.code == 0
-        assert "usage" in capsys.readouterr().out
+def commands(parser, name=""):
+    """Every command's parser, by its words."""
+    below = [x for x in parser._actions if isinstance(x, argparse._SubParsersAction)]
+    found = {} if below else {name: parser}
+    for action in below:
+        for word, inner in action.choices.items():
+            found |= commands(inner, f"{name} {word}".strip())
+    return found
+
+
+def test_the_commands_and_what_they_have_in_common():
+    every = commands(command_line())
+    told = README.partition("Without writing code:")[2].partition("\n\n")[0]
+    listed = re.search(r"`reasonalloc (.*?)`", told)[1].split(" | ")
+    assert set(listed) == {"study" if x.startswith("study ") else x for x in every}
+    has = {x: [name for name, y in every.items() if x in y._option_string_actions] for x in ("--set", "--dry-run")}
+    some, dry = told.partition("`--set NAME=VALUE` with")[2].split("`--dry-run` with")
+    assert re.findall(r"`(.*?)`", some) == sorted(has["--set"], key=some.index)
+    assert re.findall(r"`(.*?)`", dry) == sorted(has["--dry-run"], key=dry.index)
+    without = {x for x, parser in every.items() if "--json" not in parser._option_string_actions}
+    assert without == {"study show", "completion"}
 
 
 def test_nothing_is_promised_of_an_index_that_does_not_have_it():

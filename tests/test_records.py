@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from accuracy import record
@@ -70,3 +71,55 @@ def test_chains_of_which_no_settings_are_left_are_refused(packed, tmp_path):
     with pytest.raises(ValueError, match=r"has generations, and no settings\.json"):
         Records(tmp_path).open({"a": 2})
     assert records.runs() == [{"command": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"settings.json": '{"objective": "rlkv", "seed": 0}'}, r"settings\.json is of something else.*not say model:"),
+        ({"runs.json": '["precious"]'}, r"runs\.json is of something else, there is no settings\.json"),
+        ({"settings.json": "[]"}, r"settings\.json is not a file of settings"),
+    ],
+)
+def test_files_of_something_else_are_not_written_over(files, told, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    records = Records(tmp_path)
+    for refuse in (records.would_open, records.open):
+        with pytest.raises(ValueError, match=told):
+            refuse({"model": "m", "seed": 0})
+    assert {x.name: x.read_text() for x in tmp_path.iterdir() if x.name != ".lock"} == files
+    Records(tmp_path).lock()  # another one may: what refused holds it no longer
+
+
+def test_packed_chains_are_read_where_the_plain_file_is_empty(tmp_path):
+    records = Records(tmp_path)
+    records.open({"a": 1})
+    pack([record("full", "0", 1)], tmp_path / "generations.jsonl.gz")
+    records.close()
+    for torn in ("", '{"cell": "fu'):
+        (tmp_path / "generations.jsonl").write_text(torn)
+        with pytest.raises(ValueError, match="other settings"):
+            Records(tmp_path).open({"a": 2})
+        again = Records(tmp_path)
+        again.open({"a": 1})
+        assert list(again.by_key.values()) == [record("full", "0", 1)]
+        again.close()
+
+
+def test_scripts_read_what_is_newer_and_any_line_end(tmp_path, monkeypatch):
+    """A packed file may be from before the last chains; they are the same by the scripts without the package."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks" / "studies"))
+    import chains
+
+    odd = replace(record("full", "1", 1), text="a\u2028b\x85c")
+    records = Records(tmp_path)
+    records.open({"a": 1})
+    records.add(record("full", "0", 1))
+    pack(records.by_key.values(), tmp_path / "generations.jsonl.gz")
+    records.add(odd)
+    records.close()
+    assert [x["text"] for x in chains.records(tmp_path)] == ["", odd.text]
+    pack([odd], tmp_path / "generations.jsonl.gz")
+    (tmp_path / "generations.jsonl").write_text("")
+    assert [x["text"] for x in chains.records(tmp_path)] == [odd.text]

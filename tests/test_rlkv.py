@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import models
 import numpy as np
@@ -215,8 +216,8 @@ def problems(tmp_path):
     return str(path)
 
 
-def trainer(folder, problems, device="cpu", **changes):
-    model = models.build("llama").to(device)
+def trainer(folder, problems, device="cpu", dtype=None, **changes):
+    model = models.build("llama").to(device, dtype)
     model.generation_config.eos_token_id = list(range(1, 30))
     return Trainer(folder, model, Digits(), "", Settings(**{**SMALL, **changes}), problems)
 
@@ -243,6 +244,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path, problems, objective, monkeypatch
             part.run()
         with (folder / "prompts.jsonl").open("a") as lines:
             lines.write('{"id": "torn')
+        part.close()
     monkeypatch.setattr(Trainer, "keep", kept)
     last = trainer(folder, problems, objective=objective)
     assert last.state.step == 2
@@ -297,12 +299,47 @@ def test_the_rollouts_of_a_gpu_train_the_same_gates(tmp_path, problems, monkeypa
 def test_another_run_is_refused(tmp_path, problems):
     trainer(tmp_path / "run", problems)
     trainer(tmp_path / "run", problems, steps=9)
-    with pytest.raises(ValueError, match=r"holds a run with other settings \(beta 0.5, now 0.25\)"):
-        trainer(tmp_path / "run", problems, beta=0.25)
+    for changes, told in (({"beta": 0.25}, "beta 0.5, now 0.25"), ({"dtype": torch.float64}, "dtype 'float32', now")):
+        with pytest.raises(ValueError, match=rf"holds a run with other settings \({told}"):
+            trainer(tmp_path / "run", problems, **changes)
     with pytest.raises(ValueError, match="objective must be one of rlkv, duo"):
         Settings(objective="ppo")
     with pytest.raises(ValueError, match="samples must lie between"):
         Settings(samples=0)
+
+
+def test_a_folder_is_of_one_run_at_a_time(tmp_path, problems):
+    first = trainer(tmp_path / "run", problems)
+    with pytest.raises(ValueError, match=r"another run writes to .*run: wait for it"):
+        trainer(tmp_path / "run", problems)
+    first.close()
+    with pytest.raises(ValueError, match="other settings") as kept:
+        trainer(tmp_path / "run", problems, beta=0.25)
+    trainer(tmp_path / "run", problems).close()
+    assert kept
+    for name, text in (("settings.json", '{"model": "m"}'), ("log.jsonl", "mine"), ("prompts.jsonl", "mine")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(text)
+        with pytest.raises(ValueError, match="take another folder"):
+            trainer(tmp_path / name, problems)
+        assert (tmp_path / name / name).read_text() == text
+
+
+def test_a_problem_file_that_does_not_serve_is_said_first(tmp_path, problems):
+    for file, told in ((str(tmp_path / "typo.jsonl"), "typo.jsonl"), (problems, "has 64 problems, asked for 65")):
+        with pytest.raises((OSError, ValueError), match=told):
+            trainer(tmp_path / "run", file, pool=65)
+        assert not (tmp_path / "run").exists()
+    run = trainer(tmp_path / "run", problems, steps=1)
+    run.run()
+    run.close()
+    whole = Path(problems).read_text().splitlines(keepends=True)
+    for text in (whole[:6], [x.replace('"0"', '"2"') for x in whole]):
+        Path(problems).write_text("".join(text))
+        again = trainer(tmp_path / "run", problems)
+        with pytest.raises(ValueError, match=r"is not the problem of .*problems.jsonl any more"):
+            again.run()
+        again.close()
 
 
 def test_prompts_grow_longer():

@@ -56,6 +56,10 @@ def test_options_of_a_method_and_a_profile(register, tmp_path):
 def test_several_at_once():
     found = config("--budget", "64", "--set", "keep-prompt=true", "--set", "sinks=none", "--set", "alpha=0.2")
     assert (found.keep_prompt, found.sinks, found.alpha) == (True, None, 0.2)
+    for twice in (["options.span=4", "options.span=8"], ["alpha=0.2", "alpha=0.3"], ["keep_prompt=1", "keep-prompt=1"]):
+        name = twice[0].partition("=")[0]
+        with pytest.raises(ValueError, match=f"--set {twice[1]}: {name} is given twice"):
+            settings.parse(twice)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from reasonalloc.cli import main
 from reasonalloc.hf import forward as forward_module
 from reasonalloc.hf.attention import is_active
 from reasonalloc.hf.compat import cache_argument
+from reasonalloc.lab.evaluate.study import Study
 
 PNG = b"\x89PNG"
 
@@ -99,6 +100,22 @@ def test_chains_are_those_of_the_table(folder, studied, tmp_path):  # noqa: F811
     both = ra.evaluate(folder, **studied, folder=tmp_path)
     fewer = ra.evaluate(folder, **studied | {"problems": 1}, folder=tmp_path)
     assert len(fewer.chains) == sum(x.problems for x in fewer.rows) < len(both.chains)
+
+
+def test_a_folder_is_free_after_an_error(folder, studied, tmp_path, monkeypatch):  # noqa: F811
+    """In the same interpreter, while the error is still held, as a notebook does."""
+    errors = []
+    for broken in ("with_wave", "_generate", "summary"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Study, broken, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError) as error:
+                ra.evaluate(folder, **studied, folder=tmp_path)
+        errors.append(error.value)
+    with pytest.raises(ValueError, match="other settings") as error:
+        ra.evaluate(folder, **studied | {"max_new_tokens": 10, "folder": tmp_path})
+    with pytest.raises(ValueError, match="made with other cache settings"):
+        ra.evaluate(folder, **studied, folder=tmp_path, config={"interval": 4})
+    assert len(ra.evaluate(folder, **studied, folder=tmp_path).rows) == 2 and errors and error
 
 
 def test_bad_studies(folder, studied):  # noqa: F811

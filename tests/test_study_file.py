@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accuracy import folder, task  # noqa: F401  (fixtures)
+from accuracy import folder, record, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
 from reasonalloc.lab.evaluate.statistics import holm, permutation_test
 from reasonalloc.lab.evaluate.study import Study
-from reasonalloc.lab.evaluate.study_file import StudyFile, shipped
+from reasonalloc.lab.evaluate.study_file import StudyFile, section, shipped
+from reasonalloc.lab.evaluate.summary import summarise
 
 pytest.importorskip("scipy")
 pytest.importorskip("math_verify")
@@ -62,7 +63,7 @@ def test_a_part_of_a_file(tmp_path):
     assert part.batch_size == 5 and part.digest == file.digest
     whole = {x.name: x.hash for x in file.made()}
     assert all(whole[x.name] == x.hash for x in part.made())
-    assert file.part() == file
+    assert file.part() == file and not file.partial and part.partial and not file.part(batch_size=5).partial
     with pytest.raises(ValueError, match="the budgets of small are 24, 32, got 48"):
         file.part([48])
     with pytest.raises(ValueError, match="the cells of small are full, R-KV, kept, tenth, got wave"):
@@ -94,6 +95,24 @@ def test_a_wave_beside_the_file(tmp_path):
         ({"equal_bytes": "R-KV", "tolerance": 2}, "tolerance is a share above 0 and below 1, got 2"),
         ({"equal_bytes": "R-KV", "pilot": 0}, "pilot must be a positive whole number, got 0"),
         ({"name": "../up"}, "got '../up'"),
+        ({"name": ".."}, r"got '\.\.'"),
+        ({"name": "a\0b"}, r"got 'a\\x00b'"),
+        ({"name": "settings"}, "settings.json is another file of their folder"),
+        ({"name": "equal-bytes"}, "equal-bytes.json is another file"),
+        ({"name": "wave-ledger-4-0.93"}, "another file"),
+        ({"name": "mu", "ablations": ["mu"], "budgets": [24]}, "the name is that of one of its ablations.*'mu'"),
+        ({"budgets": [24, 32, 24]}, "budgets are named once each, got 24 twice"),
+        (
+            {"comparisons": [["kept", "R-KV"], ["R-KV", "kept"]]},
+            "comparisons are named once each, got R-KV and kept tw",
+        ),
+        ({"comparisons": [["kept", "kept"]]}, "comparisons are of two cells, got 'kept' and itself"),
+        ({"cells": {384: {"method": "rkv"}}}, "cells must have texts for keys, got 384 .int.: write it in quotes"),
+        ({"cells": {True: {"method": "rkv"}}}, "cells must have texts for keys, got True .bool.: write it in quotes"),
+        ({3: 4, "problem": 4}, "it must have texts for keys, got 3 .int."),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
+        ({"cells": {"odd": {"method": "rkv", "max_bytes": "1MiB"}}}, "the cell 'odd' has max_bytes, which .* share"),
+        ({"config": {"max_bytes": "1MiB"}}, "give it one of budget, ratio, or the file equal_bytes"),
         (
             {"cells": {"odd": {"method": "rkv", "budgett": 3}}},
             "'odd' is none: there is no 'budgett' .did you mean 'budget'",
@@ -101,7 +120,7 @@ def test_a_wave_beside_the_file(tmp_path):
         ({"cells": {"odd": {"method": "nosuch"}}}, "the cell 'odd' is none: .*nosuch"),
         (
             {"budgets": []},
-            "the cell 'R-KV' has no size: give the file `budgets`, or the cell one of budget, ratio, max_",
+            "the cell 'R-KV' has no size: give the file `budgets`, or the cell one of budget, ratio",
         ),
         ({"cells": {"odd": {"method": "rkv", "alpha": 7}}}, "the cell 'odd' is none: .*alpha"),
     ],
@@ -113,12 +132,52 @@ def test_what_is_refused(tmp_path, change, message):
 
 
 def test_files_that_are_none(tmp_path):
+    twice = "name: a\ncells:\n  b: {method: rkv}\n  b: {method: snapkv}\n"
+    for text, message in (
+        (twice, "is not YAML: 'b' is there twice, in lines 3 and 4"),
+        ("name: a\nname: b\n", "'name' is there twice, in lines 1 and 2"),
+        ("{name: a, name: b}", "'name' is there twice"),
+    ):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            StudyFile.load(tmp_path / "a.yaml")
     for text, message in (("- a", "is not a study"), ("a: [", "is not YAML"), ("\x00", "is not YAML")):
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             StudyFile.load(tmp_path / "a.yaml")
     with pytest.raises(ValueError, match="cannot be read"):
         StudyFile.load(tmp_path / "b.yaml")
+
+
+def chains(cells):
+    """Of each cell, of ten problems; the shares of right answers differ."""
+    return [record(cell, str(i), (i + 3 * k) % 7 % 3) for k, cell in enumerate(cells) for i in range(10)]
+
+
+def test_every_comparison_is_one_of_the_family_once(tmp_path):
+    """Two cells with sizes of their own are compared once, whatever the budgets are."""
+    cells = {"A": {"method": "rkv", "budget": 300}, "B": {"method": "snapkv", "ratio": 0.1}, **GOOD["cells"]}
+    pairs = [["A", "B"], ["full", "A"], ["kept", "A"]]
+    file = StudyFile.load(write(tmp_path / "a.yaml", GOOD | {"cells": cells, "comparisons": pairs}))
+    made = [x.name for x in file.made()]
+    found = file.compared(summarise(chains(made), made))
+    assert [(x.cell, x.pair.against) for x in found] == [("A", "B"), ("full", "A"), ("kept 24", "A"), ("kept 32", "A")]
+    assert [x.pair.holm for x in found] == holm([x.pair.p for x in found]) and file.family == 4
+    assert {x.pair.family for x in found} == {4} and "over these 4." in section(found).note
+
+
+def test_a_part_is_adjusted_for_all_that_was_planned(tmp_path):
+    file = StudyFile.load(write(tmp_path / "a.yaml", GOOD))
+    made = [x.name for x in file.made()]
+    summary = summarise(chains(made), made)
+    whole = {(x.cell, x.pair.against): x.pair for x in file.compared(summary)}
+    found = file.part([32], ["kept", "R-KV", "full"]).compared(summary)
+    assert [(x.cell, x.pair.against) for x in found] == [("kept 32", "R-KV 32"), ("R-KV 32", "full")]
+    for x in found:
+        full = whole[x.cell, x.pair.against]
+        assert x.pair.p == full.p and x.pair.holm >= full.holm and x.pair.family == full.family == 6
+    assert [x.pair.holm for x in found] == holm([x.pair.p for x in found], 6)
+    assert "Holm's over all 6 that are planned" in section(found).note
 
 
 def interrupted(*_):
@@ -152,6 +211,15 @@ def test_the_command(folder, task, tmp_path, monkeypatch, capsys):  # noqa: F811
     assert "Comparisons of the plan" in (out / "small.md").read_text()
     assert found["provenance"]["study"] == "small.yaml" and len(found["provenance"]["study_sha256"]) == 64
     lines = (out / "generations.jsonl").read_bytes()
+    tables = {x: x.read_bytes() for x in out.glob("small*")}
+    assert main(["study", "run", "small.yaml", "--budgets", "24", "--cells", "kept,R-KV", "--json", "part.json"]) == 0
+    part = json.loads(Path("part.json").read_text())
+    assert [x["family"] for x in part["comparisons"]] == [6] and "comparisons_planned" in part["provenance"]["part"]
+    assert main(["study", "run", "small.yaml", "--cells", "full"]) == 0  # no comparison is left
+    assert all(x.read_bytes() == data for x, data in tables.items())
+    assert "a part of the study small" in (out / "small-part.md").read_text()
+    assert json.loads((out / "small-part-comparisons.json").read_text())["comparisons"] == part["comparisons"]
+    capsys.readouterr()
     assert main(["study", "run", "small.yaml"]) == 0 and (out / "generations.jsonl").read_bytes() == lines
     assert f"table and picture: {out}/small.md, .json and .png; chains: {out}\n" in capsys.readouterr().out
     with monkeypatch.context() as patch:

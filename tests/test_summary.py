@@ -9,6 +9,8 @@ import pytest
 from accuracy import CELLS, record
 
 from reasonalloc.lab.evaluate import expected
+from reasonalloc.lab.evaluate.given import Results
+from reasonalloc.lab.evaluate.study import write
 from reasonalloc.lab.evaluate.summary import Summary, summarise
 
 pytest.importorskip("scipy")
@@ -107,3 +109,35 @@ def test_known_scores():
     assert expected.scores(None, "ledger", ["plain"]) is None
     measured = expected.scores("ledger-135m", "ledger", ["plain"])
     assert measured is not None and 0.9 < measured["plain"] <= 1.0
+
+
+def test_the_picture_has_a_line_for_each_method():
+    """Methods without a size are not the full cache; a share of the tokens has no place on an axis of budgets."""
+    pytest.importorskip("matplotlib")
+    from reasonalloc.lab import plots
+
+    sizes = {"full": (None, None), "rlkv": (None, None), "duo": (None, None), "rkv 256": (256, None),
+             "rkv 0.1x": (None, 0.1)}  # fmt: skip
+    records = [
+        replace(record(cell, str(i), i % 3), budget=budget, ratio=ratio)
+        for cell, (budget, ratio) in sizes.items()
+        for i in range(4)
+    ]
+    over_budget, over_bytes = plots.accuracy(summarise(records, list(sizes))).axes
+    assert over_bytes.get_legend_handles_labels()[1] == ["full", "rlkv", "duo", "rkv"]
+    assert over_budget.get_legend_handles_labels()[1] == ["full", "rkv"]
+    assert [x.get_text() for x in over_budget.get_xticklabels()] == ["256"] and over_budget.get_xlim()[0] > 200
+    ratios = [x for x in records if x.ratio is not None or x.cell in ("full", "duo")]
+    shares, _ = plots.accuracy(summarise(ratios, list(sizes))).axes
+    assert [x.get_text() for x in shares.get_xticklabels()] == ["0.1"]
+    unsized = [x for x in records if x.cell in ("full", "duo")]
+    assert not plots.accuracy(summarise(unsized, list(sizes))).axes[0].get_xticks().size
+
+
+def test_a_name_with_a_dot_is_whole(tmp_path):
+    write(summarise([record("full", "0", 1)], ["full"]), tmp_path / "qwen2.5-vs")
+    assert {x.name for x in tmp_path.iterdir()} == {f"qwen2.5-vs.{x}" for x in ("json", "md", "png")}
+    results = Results(summarise([record("full", "0", 1)], ["full"]), [])
+    for name in ("settings", "../up", ""):
+        with pytest.raises(ValueError, match="name"):
+            results.save(tmp_path, name)

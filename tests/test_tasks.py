@@ -176,6 +176,7 @@ def test_bad_files(text, told, tmp_path):
         ({"task": "math500", "fraction": 0.0}, "fraction"),
         ({"task": "ledger", "fraction": 0.5}, "count"),
         ({"task": "ledger", "settings": ["nosuch"]}, "plain"),
+        ({"task": "ledger", "settings": []}, "settings must name at least one, got none"),
         ({"task": "ledger", "settings": ["depth=x"]}, "depth"),
     ],
 )

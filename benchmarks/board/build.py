@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from reasonalloc.cli import options, settings
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENTRIES = HERE / "entries"
@@ -123,17 +125,19 @@ def cell_of(
 def settings_of(command: str, task: str) -> dict[str, Any]:
     """What a command says of every cell's cache."""
     words = shlex.split(command)
-    found: dict[str, Any] = {}
-    for word, value in zip(words, [*words[1:], ""], strict=True):
-        if word in ("--interval", "--alpha"):
-            found[word.removeprefix("--")] = float(value)
-        elif word == "--set":
-            key, _, text = value.partition("=")
-            found[key] = text
+    given = options.settings_of(_cache_options().parse_known_args(words)[0])
     # `paper` keeps the prompt of ledger's problems unless told otherwise
-    if "--keep-prompt" in words or ("paper" in command and task == "ledger" and "--drop-prompt" not in words):
-        found["keep_prompt"] = True
-    return found
+    if task == "ledger" and (words[1:2] == ["paper"] or Path(words[0]).name == "paper.py"):
+        given = {"keep_prompt": True} | given
+    return {key: x for key, x in given.items() if x is not False}
+
+
+def _cache_options() -> argparse.ArgumentParser:
+    """The command line's own, abbreviated or not; what is not of the cache is left."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for add in (options.add_interval, options.add_keep_prompt, options.add_alpha, options.add_profile, settings.add):
+        add(parser)
+    return parser
 
 
 def commit_of(path: Path) -> str | None:

@@ -21,10 +21,11 @@ def folder_given(study: str) -> Path:
 
 
 def records(folder: Path) -> Iterator[dict[str, Any]]:
-    """The chains of a folder of results, packed or not."""
+    """The chains of a folder of results, packed where there are no others: a packed file may be older."""
     packed, plain = folder / "generations.jsonl.gz", folder / "generations.jsonl"
-    text = gzip.decompress(packed.read_bytes()).decode() if packed.is_file() else plain.read_text(encoding="utf-8")
-    yield from map(json.loads, text.splitlines())
+    there = plain.is_file() and plain.stat().st_size
+    data = plain.read_bytes() if there else gzip.decompress(packed.read_bytes())
+    yield from (json.loads(line) for line in data.split(b"\n") if line)  # texts may hold Unicode's other line ends
 
 
 def score(record: dict[str, Any]) -> float:

@@ -8,8 +8,10 @@ from typing import TypeVar
 
 from reasonalloc.cli import options
 from reasonalloc.cli.parsers.bench import RESULTS
+from reasonalloc.files import refuse_other
 from reasonalloc.lab.bench import kvpress_peer, rkv_repo
 from reasonalloc.lab.bench.memory import PROMPT
+from reasonalloc.lab.bench.report import TITLE
 from reasonalloc.lab.bench.run import run as run_parts
 from reasonalloc.lab.bench.settings import PARTS, Settings
 
@@ -28,6 +30,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         output = Path(RESULTS)
     if output is not None and output.exists() and not output.is_dir():
         raise ValueError(f"--output must be a folder, {output} is none")
+    if output is not None:
+        refuse_other(output / "README.md", TITLE)
 
     def several(values: list[T] | None) -> tuple[T, ...] | None:
         return tuple(dict.fromkeys(values)) if values else None

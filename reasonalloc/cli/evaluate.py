@@ -17,21 +17,19 @@ from reasonalloc.files import Json
 from reasonalloc.lab import plots
 from reasonalloc.lab.evaluate import texts
 from reasonalloc.lab.evaluate.ablations import ABLATIONS, Around, cells_of
-from reasonalloc.lab.evaluate.cells import Cell, cell_name
-from reasonalloc.lab.evaluate.fidelity import evaluate_fidelity
+from reasonalloc.lab.evaluate.cells import Cell, cell_name, once
+from reasonalloc.lab.evaluate.fidelity import check_against, evaluate_fidelity
 from reasonalloc.lab.evaluate.points import points_of
 from reasonalloc.lab.evaluate.waves import GivenWave
 from reasonalloc.lab.problems import math500
 from reasonalloc.lab.tasks import items
-from reasonalloc.policy.wave import WaveProfile
 from reasonalloc.protocols import Model, Tokenizer
 from reasonalloc.provenance import provenance
 
 
 def run(args: argparse.Namespace) -> int:
     cells = _cells(args)
-    methods = [x.config.method for x in cells]
-    against = args.against or ("rkv" if "rkv" in methods else None)
+    against = _against(args, cells)  # what cannot be is an error before anything is generated
     out = options.console(args)
     model, tokenizer, label = options.load_model(args, out)
     chosen = _texts(args, model, tokenizer, out)
@@ -56,7 +54,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _against(args: argparse.Namespace, cells: list[Cell]) -> str | None:
+    """The method that others are compared with; by default R-KV, where there is something to compare."""
+    try:
+        check_against(cells, args.against or "rkv")
+    except ValueError as error:
+        if args.against is not None:
+            raise ValueError(f"--{error}") from error
+        return None
+    return args.against or "rkv"
+
+
 def _cells(args: argparse.Namespace) -> list[Cell]:
+    return once(_named(args))
+
+
+def _named(args: argparse.Namespace) -> list[Cell]:
     given = options.settings_of(args, settings.CHOSEN if args.ablation else settings.VARIED)
     if args.ablation is not None:
         return _of_ablation(args, given)
@@ -72,8 +85,7 @@ def _of_ablation(args: argparse.Namespace, given: dict[str, Any]) -> list[Cell]:
         raise ValueError(f"--ablation must be one of {', '.join(ABLATIONS)}, got {args.ablation!r}")
     if args.ratios or args.max_bytes:
         raise ValueError("--ablation takes --budgets, not --ratios or --max-bytes")
-    name = given.pop("profile", None)
-    waves = GivenWave(args.task or "math500", None if name is None else WaveProfile.from_pretrained(name))
+    waves = GivenWave(args.task or "math500", None)  # but for that of --profile none is measured
     made = [
         cell
         for budget in args.budgets or [64, 128, 256]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -40,9 +41,23 @@ def late(command: str, function: str = "run") -> Callable[[argparse.Namespace], 
 
 
 def new_file(text: str) -> str:
-    """A file that is written after the work: what cannot be is said before it."""
+    """A file that is written after the work, its folder made then: what cannot be is said before it."""
     if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder")
+    return _can_be_made(text)
+
+
+def new_folder(text: str) -> str:
+    """A folder that is written to after the work, made then if it is missing."""
+    if Path(text).exists() and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder")
+    return text if Path(text).is_dir() else _can_be_made(text)
+
+
+def _can_be_made(text: str) -> str:
+    above = next(x for x in Path(text).absolute().parents if x.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be made: {str(above)!r} is no folder that can be written to")
     return text
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from reasonalloc.cli import options, settings, study
 from reasonalloc.cli.parsers.paper import TASKS
 from reasonalloc.cli.plan import show
-from reasonalloc.files import replace_text
+from reasonalloc.files import refuse_other, replace_text
 from reasonalloc.lab.evaluate.records import pack
 from reasonalloc.lab.evaluate.study_file import StudyFile
 from reasonalloc.lab.evaluate.summary import Row, Summary
@@ -28,6 +28,7 @@ PUBLISHED = {
     ("DeepSeek-R1-Distill-Llama-8B", "math500", 128): {"reasonalloc": 61.4, "rkv": 51.8, "snapkv": 33.8},
     ("DeepSeek-R1-Distill-Llama-8B", "aime24", 256): {"reasonalloc": 20.0, "rkv": 10.4, "snapkv": 1.3},
 }
+TITLE = "# ReasonAlloc's tables"
 PUBLISHED_SPEED = {"with routing": 218.8, "without routing": 217.4}  # tokens/s, same model, their machine
 
 
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = [(plan, evaluation, plan.made()) for plan, evaluation in studies]
     if args.dry_run:
         return show(args, out, [(evaluation, cells) for _, evaluation, cells in wanted])
+    refuse_other(folder / "README.md", TITLE)
     for _, evaluation in studies:
         evaluation.records.open(evaluation.settings)
     for plan, evaluation, cells in wanted:
@@ -81,7 +83,7 @@ def default_folder(args: argparse.Namespace) -> Path:
 
 def report(parts: Sequence[tuple[StudyFile, Summary]], model: str) -> str:
     """All tables as Markdown."""
-    lines = ["# ReasonAlloc's tables\n", f"Made by `{shlex.join(['reasonalloc', *sys.argv[1:]])}`.\n"]
+    lines = [f"{TITLE}\n", f"Made by `{shlex.join(['reasonalloc', *sys.argv[1:]])}`.\n"]
     for plan, summary in parts:
         made = summary.provenance
         lines.append(f"## {plan.task}, {model.rpartition('/')[2]}\n")

@@ -34,5 +34,6 @@ def run(args: argparse.Namespace) -> int:
     path = trainer.write()
     picture.gates(trainer.lines, trainer.values(), settings.objective, args.folder / "gates.png")
     out.print(f"gates are in {path}", highlight=False)
+    trainer.close()
     options.write_json(args.json, {"gates": str(path), "log": [asdict(x) for x in trainer.lines]})
     return 0

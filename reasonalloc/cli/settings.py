@@ -47,7 +47,10 @@ def parse(given: Sequence[str], taken: Collection[str] = ()) -> dict[str, Any]:
         if key.startswith("options."):
             if "options" in taken:
                 raise ValueError(f"--set {text}: options are of single methods, and this command chooses its own")
-            found.setdefault("options", {})[key.removeprefix("options.")] = _json(value)
+            own, name = found.setdefault("options", {}), key.removeprefix("options.")
+            if name in own:
+                raise ValueError(f"--set {text}: {key} is given twice")
+            own[name] = _json(value)
             continue
         if key not in names() or key == "options":
             hint = meant(key, names(), str)

@@ -25,6 +25,10 @@ def run(args: argparse.Namespace) -> int:
     cells = file.made()
     evaluation = study.of_file(args, file, Path(args.output or Path("studies-out") / file.name))
     evaluation.about |= {"study": f"{file.name}.yaml", "study_sha256": file.digest}
+    if file.partial:
+        part = {"budgets": file.budgets, "cells": list(file.cells), "comparisons_planned": file.family}
+        evaluation.about["part"] = part
+        evaluation.notes.append(f"a part of the study {file.name}: not all of its cells and budgets")
     out = options.console(args)
     if file.question:
         out.print(file.question)
@@ -57,17 +61,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compared(args: argparse.Namespace, file: StudyFile, evaluation: Study, cells: list[Cell], out: Console) -> Json:
-    """The table of a file's cells and the comparisons that it names."""
-    stem = evaluation.folder / file.name
+    """The table of a file's cells and the comparisons that it names; that of a part does not take the whole's place."""
+    stem = evaluation.folder / (f"{file.name}-part" if file.partial else file.name)
     summary = study.measured(out, evaluation, cells, stem, file.question or file.name, args.regrade)
     if summary is None:
         return {}
     comparisons = file.compared(summary)
-    table = section(comparisons)
     if comparisons:
+        table = section(comparisons)
         out.print(table.rich())
-        replace_text(stem.with_suffix(".md"), f"{summary.markdown()}\n{table.markdown()}")
-    options.write_json(f"{stem}-comparisons.json", {"schema": 1, "comparisons": as_json(comparisons)})
+        replace_text(f"{stem}.md", f"{summary.markdown()}\n{table.markdown()}")
+        options.write_json(f"{stem}-comparisons.json", {"schema": 1, "comparisons": as_json(comparisons)})
     return {**summary.as_json(), "comparisons": as_json(comparisons)}
 
 

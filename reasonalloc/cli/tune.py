@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return plan.show(args, out, _planned(evaluation, config, args.orders))
     evaluation.records.open(evaluation.settings)  # other settings are an error before a wave is measured
+    if args.regrade:
+        evaluation.regrade()  # before they choose
     with study.status_line(out, evaluation):
         wave = config.profile or evaluation.waves.get()
     cells = candidates(config, wave, args.orders, args.keep_below)
@@ -45,9 +47,7 @@ def run(args: argparse.Namespace) -> int:
     _profile(found, about).save(path)
     out.print(_rounds(found).rich())
     out.print(_told(found, path), highlight=False, markup=False)
-    around = Around(
-        GivenWave(evaluation.task, wave), args.budget, {key: x for key, x in given.items() if key != "profile"}
-    )
+    around = Around(GivenWave(evaluation.task, wave), args.budget, given)
     beside = [around.cell("full"), around.cell("rkv"), found.start]
     evaluation.items = test
     evaluation.about |= {"tuned": {"kept": found.best.name, "rounds": [asdict(x) for x in found.rounds]}}

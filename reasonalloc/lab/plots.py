@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from reasonalloc.lab.evaluate.statistics import Measure
     from reasonalloc.lab.evaluate.summary import Row, Summary
     from reasonalloc.lab.evaluate.transfer_result import Transfer
+
+PointT = TypeVar("PointT", bound="Point | Row")
 
 __all__ = ["accuracy", "available", "budgets", "cells", "fidelity", "gain", "transfer", "varied", "wave"]
 
@@ -43,26 +45,25 @@ _PANELS = (
 
 def fidelity(result: Fidelity, path: str | Path | None = None) -> Figure:
     """Three panels over the budget (or ratio, or bytes) and three over the mean bytes of a cache, one line a method,
-    bars for the bootstrap intervals."""
+    bars for the bootstrap intervals. What has no such size is over the bytes alone."""
     lines: dict[str, list[Point]] = {}
     for point in result.points:
-        if point.setting != "all":
+        if point.method != "full":
             lines.setdefault(point.name, []).append(point)
+    every = [x for points in lines.values() for x in points]
+    kind = _kind(every)
     with drawn(path, 2, 3, (12, 7.2)) as (figure, axes):
-        by_budget = not any(p.ratio is not None for x in lines.values() for p in x)
-        by_bytes = any(p.max_bytes is not None for x in lines.values() for p in x)
-        over = "MiB of the whole cache" if by_bytes else "budget (slots a KV head)"
         for above, below, (metric, label) in zip(axes[0], axes[1], _PANELS, strict=True):
             for i, (method, points) in enumerate(lines.items()):
-                _line(above, metric, method, points, by_budget, shift=i - (len(lines) - 1) / 2)
-                _line_over_bytes(below, metric, method, points)
-            above.set(xlabel=over if by_budget else "share of the full cache", ylabel=label)
+                _line(above, metric, method, points, kind, i, shift=i - (len(lines) - 1) / 2)
+                _line_over_bytes(below, metric, method, points, i)
+            above.set(xlabel=_SIZES[kind], ylabel=label)
             below.set(xlabel="MiB of pages, mean over steps", ylabel=label)
             for axis in (above, below):
                 axis.axhline(1.0 if metric == "agreement" else 0.0, color="#888888", linewidth=0.8, linestyle="--")
-            _budget_axis(above, {_place(p, by_budget) for x in lines.values() for p in x}, by_budget)
+            _budget_axis(above, every, kind)
         if lines:
-            handles, labels = axes[0][0].get_legend_handles_labels()
+            handles, labels = axes[1][0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 6))
         model = result.provenance.get("model", "")
         figure.suptitle(
@@ -78,21 +79,35 @@ def _bars(measures: Sequence[Measure]) -> npt.NDArray[np.float64] | None:
     return np.array([[m.mean - (m.low or 0.0) for m in measures], [(m.high or 0.0) - m.mean for m in measures]]).clip(0)
 
 
-def _place(point: Point | Row, by_budget: bool) -> float:
-    value = point.budget if by_budget else point.ratio
-    size = getattr(point, "max_bytes", None)
-    if size is not None:
-        return float(size) / 2**20
-    return float(value) if value is not None else 0.0
+# What a first axis may be of, the first of them that anything has.
+_SIZES = {
+    "max_bytes": "MiB of the whole cache",
+    "budget": "budget (slots a KV head)",
+    "ratio": "share of the full cache",
+}
 
 
-def _budget_axis(axis: Axes, values: set[float], by_budget: bool) -> None:
-    """A mark at each budget or share, with room beside the outermost: a single one stands in the middle."""
-    marks = sorted(values)
-    near = [x for x, y in pairwise(marks) if by_budget and y < 1.08 * x]  # their numbers would cover each other
-    if by_budget:
+def _kind(points: Sequence[Point | Row]) -> str:
+    return next((x for x in _SIZES if any(getattr(p, x, None) is not None for p in points)), "budget")
+
+
+def _sized(points: Iterable[PointT], kind: str) -> list[PointT]:
+    """Those that have such a size, the smallest first."""
+    return sorted((p for p in points if getattr(p, kind, None) is not None), key=lambda p: float(getattr(p, kind)))
+
+
+def _places(points: Sequence[Point | Row], kind: str, shift: float = 0.0) -> npt.NDArray[np.float64]:
+    """shift: side by side with others, so that bars do not cover each other."""
+    x = np.array([float(getattr(p, kind)) for p in points]) / (2**20 if kind == "max_bytes" else 1)
+    return x + 0.003 * shift if kind == "ratio" else x * 1.02**shift
+
+
+def _budget_axis(axis: Axes, points: Sequence[Point | Row], kind: str) -> None:
+    """A mark at each size, with room beside the outermost: a single one stands in the middle."""
+    marks = sorted(set(_places(_sized(points, kind), kind).tolist()))
+    near = [x for x, y in pairwise(marks) if kind != "ratio" and y < 1.08 * x]  # their numbers would cover each other
+    if marks and kind != "ratio":
         axis.set_xscale("log", base=2)
-    if marks and by_budget:
         axis.set_xlim(marks[0] / 1.25, marks[-1] * 1.25)
     elif marks:
         axis.set_xlim(marks[0] - 0.03, marks[-1] + 0.03)
@@ -100,31 +115,34 @@ def _budget_axis(axis: Axes, values: set[float], by_budget: bool) -> None:
     axis.minorticks_off()
 
 
-def _line(axis: Axes, metric: str, method: str, points: list[Point], by_budget: bool, shift: float) -> None:
-    points = sorted(points, key=lambda p: _place(p, by_budget))
-    measures = [getattr(p, metric) for p in points]
-    x = np.array([_place(p, by_budget) for p in points])
-    x = x * 1.02**shift if by_budget else x + 0.003 * shift  # side by side, so that bars do not cover each other
-    mean = np.array([m.mean for m in measures])
-    axis.errorbar(x, mean, yerr=_bars(measures), marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)
+def _line(axis: Axes, metric: str, method: str, points: list[Point], kind: str, number: int, shift: float) -> None:
+    points = _sized(points, kind)
+    _bar_line(axis, _places(points, kind, shift), [getattr(p, metric) for p in points], method, number)
 
 
-def _line_over_bytes(axis: Axes, metric: str, method: str, points: list[Point]) -> None:
+def _line_over_bytes(axis: Axes, metric: str, method: str, points: list[Point], number: int) -> None:
     points = sorted(points, key=lambda p: p.mean_bytes.mean)
-    measures = [getattr(p, metric) for p in points]
-    axis.errorbar([p.mean_bytes.mean / 2**20 for p in points], [m.mean for m in measures], yerr=_bars(measures),
-                  marker="o", markersize=4, linewidth=1.4, capsize=2, label=method)  # fmt: skip
+    places = np.array([p.mean_bytes.mean / 2**20 for p in points])
+    _bar_line(axis, places, [getattr(p, metric) for p in points], method, number)
+
+
+def _bar_line(axis: Axes, x: npt.NDArray[np.float64], measures: Sequence[Measure], label: str, number: int) -> None:
+    """number: of the line, for its colour."""
+    if measures:
+        axis.errorbar(x, [m.mean for m in measures], yerr=_bars(measures), marker="o", markersize=4, linewidth=1.4,
+                      capsize=2, label=label, color=f"C{number}")  # fmt: skip
 
 
 def accuracy(result: Summary, path: str | Path | None = None, title: str = "") -> Figure:
     """Accuracy over the budget (or ratio) and over the mean bytes of a chain, one line a method with bars for the
-    intervals; the full cache as a band, and where its bytes are as a mark."""
+    intervals; the full cache as a band, and where its bytes are as a mark. Rows without a budget (or ratio, where no
+    row has a budget) are over the bytes alone."""
+    full = [x for x in result.rows if x.method == "full"]
     lines: dict[str, list[Row]] = {}
     for row in result.rows:
-        if row.budget is not None or row.ratio is not None:
+        if row.method != "full":
             lines.setdefault(row.method, []).append(row)
-    full = [x for x in result.rows if x.budget is None and x.ratio is None]
-    by_budget = any(row.budget is not None for rows in lines.values() for row in rows)
+    kind = _kind(result.rows)
     with drawn(path, 1, 2, (12, 4.2)) as (figure, axes):
         over_budget, over_bytes = axes[0]
         for axis in axes[0]:
@@ -134,27 +152,22 @@ def accuracy(result: Summary, path: str | Path | None = None, title: str = "") -
                     axis.axhspan(row.accuracy.low, row.accuracy.high, color="#888888", alpha=0.15, linewidth=0)
             axis.set(ylabel="accuracy (pass@1)", ylim=(-0.03, 1.03))
         for i, (method, rows) in enumerate(lines.items()):
-            rows.sort(key=lambda row: _place(row, by_budget))
-            x = np.array([_place(row, by_budget) for row in rows])
-            shift = i - (len(lines) - 1) / 2
-            _accuracies(over_budget, rows, x * 1.02**shift if by_budget else x + 0.003 * shift, method, f"C{i}")
+            sized = _sized(rows, kind)
+            places = _places(sized, kind, shift=i - (len(lines) - 1) / 2)
+            _bar_line(over_budget, places, [x.accuracy for x in sized], method, i)
             rows.sort(key=lambda row: row.mean_bytes)
-            _accuracies(over_bytes, rows, np.array([row.mean_bytes / 1e6 for row in rows]), method, f"C{i}")
+            places = np.array([row.mean_bytes / 1e6 for row in rows])
+            _bar_line(over_bytes, places, [x.accuracy for x in rows], method, i)
         for row in full:
             over_bytes.plot(row.mean_bytes / 1e6, row.accuracy.mean, marker="s", markersize=5, color="#888888")
-        _budget_axis(over_budget, {_place(row, by_budget) for rows in lines.values() for row in rows}, by_budget)
-        over_budget.set(xlabel="budget (slots a KV head)" if by_budget else "share of the full cache")
+        _budget_axis(over_budget, result.rows, kind)
+        over_budget.set(xlabel=_SIZES[kind])
         over_bytes.set(xlabel="MB of a chain's pages, mean over its steps")
         over_bytes.set_xlim(left=0)
         title = title or f"Accuracy, {result.provenance.get('model', '')}".rstrip(", ")
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-        figure.legend(*over_budget.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+        figure.legend(*over_bytes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
-
-
-def _accuracies(axis: Axes, rows: Sequence[Row], x: npt.NDArray[np.float64], label: str, color: str) -> None:
-    axis.errorbar(x, [r.accuracy.mean for r in rows], yerr=_bars([r.accuracy for r in rows]), marker="o", markersize=4,
-                  linewidth=1.4, capsize=2, label=label, color=color)  # fmt: skip
 
 
 def cells(result: Summary, path: str | Path | None = None, title: str = "") -> Figure:

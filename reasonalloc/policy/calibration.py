@@ -206,11 +206,12 @@ class Calibration(Shared):
         return {f"layer.{i}.{name}": x for i, layer in self.layers.items() for name, x in layer.arrays.items()}
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, whole or not at all."""
+        """Writes one safetensors file, whole or not at all, in a folder that is made if it is missing."""
         from safetensors.torch import save
 
         arrays = {name: x.contiguous().clone() for name, x in self._arrays().items()}
         metadata = {"format": FORMAT, "schema": str(SCHEMA), "header": json.dumps(self._header())}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(path, save(arrays, {**metadata, "digest": self.digest}))
         object.__setattr__(self, "path", str(path))
 

@@ -45,7 +45,9 @@ def add(subparsers: options.Subparsers) -> None:
     parser.add_argument("parts", nargs="*", type=_part, metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, a few minutes; saved with --output only")
     parser.add_argument("--runs", type=options.positive, metavar="N", help="timed rounds of each case")
-    parser.add_argument("--output", metavar="DIR", help=f"for the results ({RESULTS}; none with --quick)")
+    parser.add_argument(
+        "--output", type=options.new_folder, metavar="DIR", help=f"for the results ({RESULTS}; none with --quick)"
+    )
     options.add_json(parser)
     peers = parser.add_argument_group("peers")
     peers.add_argument("--rkv-repo", metavar="PATH", help="clone of Zefan-Cai/R-KV, whose code is then timed too")

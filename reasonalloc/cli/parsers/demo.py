@@ -54,6 +54,8 @@ def add(subparsers: options.Subparsers) -> None:
     settings.add(parser, ("method", "budget", "interval", "keep_prompt", "profile"))
     parser.add_argument("--greedy", action="store_true", help="take the likeliest token, of MATH-500 too")
     parser.add_argument("--seed", type=options.natural, default=0, help="of problems and sampling (0)")
-    parser.add_argument("--out", default="demo-out", metavar="DIR", help="for page and pictures (demo-out)")
+    parser.add_argument(
+        "--out", type=options.new_folder, default="demo-out", metavar="DIR", help="for page and pictures (demo-out)"
+    )
     options.add_json(parser)
     parser.set_defaults(run=options.late("demo"))

@@ -40,7 +40,8 @@ def add(subparsers: options.Subparsers) -> None:
     size.add_argument("--ratios", type=options.comma(options.share), metavar="X,X", help="shares of the full cache")
     size.add_argument(
         "--max-bytes", type=options.comma(str), metavar="SIZE,SIZE",
-        help="bytes of the whole cache at its largest after the prompt, however often a method is cut",
+        help="bytes of the whole cache of --batch-size texts at its largest after the prompt, however often a method is"
+        " cut",
     )  # fmt: skip
     options.add_interval(fidelity)
     options.add_keep_prompt(fidelity)

@@ -96,5 +96,7 @@ def add_ray(group: options.Group) -> None:
 
 def settings_type(text: str) -> list[str]:
     """Separated by ";", or by "," where all are names."""
-    parts = text.split(";") if ";" in text or "=" in text else text.split(",")
-    return [x.strip() for x in parts if x.strip()]
+    parts = [x.strip() for x in (text.split(";") if ";" in text or "=" in text else text.split(","))]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"an entry of the list is empty in {text!r}")
+    return parts

@@ -15,7 +15,8 @@ def add(subparsers: options.Subparsers) -> None:
         description="A study file (YAML) says which settings of the cache are compared on which problems of which seed,"
         " and which comparisons are made: written before the chains, it is the plan."
         " It may name ablations too. docs/evaluation.md has an example."
-        " Chains are kept and gone on from as by `evaluate accuracy`. The folder gets NAME.json, NAME.md and NAME.png.",
+        " Chains are kept and gone on from as by `evaluate accuracy`. The folder gets NAME.json, NAME.md and NAME.png,"
+        " or NAME-part.json and so on of a part (--budgets, --cells).",
     )
     run.add_argument("file", metavar="FILE", help="the study, or the name of one that `reasonalloc study show` lists")
     run.add_argument("--output", metavar="DIR", help="for generations and results (studies-out/NAME)")

@@ -41,7 +41,7 @@ def add(kinds: options.Subparsers) -> None:
     parser.add_argument("--temperature", type=options.not_negative, default=0.0, help="of the chains (0: greedy)")
     parser.add_argument("--samples", type=options.positive, default=1, metavar="K", help="chains of each prompt (1)")
     parser.add_argument("--seed", type=options.natural, default=0, help="of prompts, chains and tests (0)")
-    parser.add_argument("--output", metavar="DIR", help="for waves, tables and picture")
+    parser.add_argument("--output", type=options.new_folder, metavar="DIR", help="for waves, tables and picture")
     options.add_json(parser)
     parser.set_defaults(run=options.late("transfer"))
 

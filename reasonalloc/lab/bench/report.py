@@ -66,6 +66,9 @@ def load(directory: Path) -> tuple[dict[str, Result], list[str]]:
     return results, missing
 
 
+TITLE = "# Results of `make bench`"
+
+
 def _origin(part: str, data: Result) -> str:
     machine, versions = data["provenance"]["machine"], data["provenance"]["versions"]
     clock = machine["governor"] or "governor not readable"
@@ -80,7 +83,7 @@ def _origin(part: str, data: Result) -> str:
 
 def markdown(results: Mapping[str, Result], missing: Sequence[str]) -> str:
     """The whole report."""
-    parts = ["# Results of `make bench`\n", "Made from the JSON files here, which hold every sample.\n"]
+    parts = [f"{TITLE}\n", "Made from the JSON files here, which hold every sample.\n"]
     parts += [_origin(part, data) + "\n" for part, data in results.items()]
     parts += [line + ".\n" for line in missing]
     parts.append(targets_section(results).markdown())

@@ -14,6 +14,7 @@ import numpy as np
 from reasonalloc.config import Config
 from reasonalloc.lab.evaluate.cells import Cell, cell_name
 from reasonalloc.lab.evaluate.orders import LOW, Shares, deal, demand_of, followed, shares_of
+from reasonalloc.lab.evaluate.waves import GivenWave
 from reasonalloc.lab.tasks import REGISTRY
 from reasonalloc.policy.wave import WaveProfile
 
@@ -29,11 +30,17 @@ class Measured(Protocol):
 @dataclass(frozen=True)
 class Around:
     """The point that an ablation varies: ReasonAlloc at one budget, with the task's offline wave. settings: fields of
-    `Config` that every cell has but where it varies them; the full cache keeps to those that change no answer of it."""
+    `Config` that every cell has but where it varies them; the full cache keeps to those that change no answer of it. A
+    profile among them, or that of a calibration, is the wave, and `waves` measures none."""
 
     waves: Measured
     budget: int = 256
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = Config(**{"budget": self.budget, **self.settings}).profile
+        if given is not None:
+            object.__setattr__(self, "waves", GivenWave(self.waves.task, given))
 
     def cell(
         self, method: str = "reasonalloc", wave: WaveProfile | None = None, variant: str = "", **changes: Any
@@ -80,7 +87,11 @@ def _enter(name: str, question: str) -> Callable[[Callable[[Around], list[Cell]]
     return enter
 
 
+_VALUES: dict[str, list[Any]] = {}  # of each field that an ablation varies
+
+
 def _enter_field(field: str, question: str, values: list[Any], name: str | None = None) -> None:
+    _VALUES[field] = values
     _enter(name or field, question)(lambda around: around.varied(field, values))
 
 
@@ -240,7 +251,8 @@ _DEFAULTS = {"rho": 0.93, "prompts": 4.0, "head-gamma": 0.5}  # of what is no fi
 def varied(cells: Iterable[str]) -> tuple[str, dict[str, float]] | None:
     """The one setting whose number cells of ReasonAlloc vary ("alpha"), and its value in each of them, by name.
 
-    cells: names as `Around.cell` gives them; a plain one has the default. None where no number or several are varied.
+    cells: names as `Around.cell` gives them; a plain one has the value of the ablation that no other has, else the
+    default. None where no number or several are varied, or the plain one's cannot be told.
     """
     split_names = [x.split() for x in cells if x.split()[0] == "reasonalloc"]
     found: dict[str, float] = {}
@@ -255,8 +267,18 @@ def varied(cells: Iterable[str]) -> tuple[str, dict[str, float]] | None:
     if len(names) != 1:
         return None
     (name,) = names
-    default = _DEFAULTS.get(name)
-    if default is None:
-        config = Config(method="reasonalloc", budget=256)
-        default = config.resolve().interval if name == "interval" else getattr(config, name, math.nan)
-    return name, {cell: default if math.isnan(value) else value for cell, value in found.items()}
+    plain = _plain(name, list(found.values()))
+    if plain in found.values() and any(math.isnan(x) for x in found.values()):
+        return None
+    return name, {cell: plain if math.isnan(value) else value for cell, value in found.items()}
+
+
+def _plain(name: str, named: list[float]) -> float:
+    """The value of a cell whose name says none. named: of the others."""
+    left = [x for x in _VALUES.get(name, []) if x not in named]
+    if len(left) == 1:
+        return float(left[0])
+    if name in _DEFAULTS:
+        return _DEFAULTS[name]
+    config = Config(method="reasonalloc", budget=256)
+    return float(config.resolve().interval if name == "interval" else getattr(config, name, math.nan))

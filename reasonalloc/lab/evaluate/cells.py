@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +37,15 @@ class Cell:
         if config.profile is not None and method.needs_wave:
             content["profile"] = [float(x) for x in config.profile.demand]
         return digest(content)
+
+
+def once(cells: Iterable[Cell]) -> list[Cell]:
+    """Each cell once, in their order."""
+    found: list[Cell] = []
+    for cell in cells:
+        if cell not in found:
+            found.append(cell)
+    return found
 
 
 def _content(value: object) -> object:

@@ -18,7 +18,6 @@ from reasonalloc.lab.evaluate.records import Record, read, there
 from reasonalloc.lab.evaluate.study import Study
 from reasonalloc.lab.models import shape
 from reasonalloc.lab.table import Section
-from reasonalloc.policy.size import parse_bytes
 from reasonalloc.policy.wave import WaveProfile
 
 ASSUMED_SPEED = 165.0  # tokens a second of all rows together, where nothing better is known
@@ -136,11 +135,10 @@ def _counted(batches: Iterable[Batch]) -> Counter[str]:
 
 
 def row_bytes(config: Config, shape: dict[str, Any], tokens: int, dtype: str) -> int:
-    """Of a row's cache when it has seen `tokens`: its budget and what comes between two cuts, in whole pages."""
+    """Of a row's cache when it has seen `tokens`: its budget and what comes between two cuts, in whole pages. config:
+    with a budget or ratio, as all cells of a study."""
     page = _core.PAGE_TOKENS
     slots = tokens
-    if config.max_bytes is not None:
-        return parse_bytes(config.max_bytes)
     if not config.resolve().unlimited:
         budget = config.budget if config.budget is not None else math.ceil((config.ratio or 1.0) * tokens)
         slots = min(tokens, budget + config.policy().schedule.interval)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
@@ -19,7 +19,7 @@ from reasonalloc.files import Json, replace_text
 from reasonalloc.hf.attention import using
 from reasonalloc.hf.cache import ReasonAllocCache
 from reasonalloc.hf.decode import DecodeBatch
-from reasonalloc.lab.evaluate.cells import Cell, cell_name
+from reasonalloc.lab.evaluate.cells import Cell, cell_name, once
 from reasonalloc.lab.evaluate.forcing import full_log_probs
 from reasonalloc.lab.evaluate.statistics import Measure, bootstrap, holm, permutation_test, picks
 from reasonalloc.lab.evaluate.texts import Text
@@ -75,11 +75,15 @@ class Point:
 
     @property
     def setting(self) -> str:
-        if self.max_bytes is not None:
-            return f"{self.max_bytes / 2**20:g} MiB"
-        if self.budget is None and self.ratio is None:
-            return "all"
-        return str(self.budget) if self.budget is not None else f"{self.ratio:g}"
+        return _setting(self.budget, self.ratio, self.max_bytes)
+
+
+def _setting(budget: int | None, ratio: float | None, max_bytes: int | None) -> str:
+    if max_bytes is not None:
+        return f"{max_bytes / 2**20:g} MiB"
+    if budget is None and ratio is None:
+        return "all"
+    return str(budget) if budget is not None else f"{ratio:g}"
 
 
 @dataclass(frozen=True)
@@ -155,16 +159,16 @@ def evaluate_fidelity(
     """Measures each config on each text by teacher forcing: the prompt as prefill, then one token a step.
 
     configs: one for each point, each with a budget, a ratio or max_bytes, or method "full"; a cell's name tells it from
-    others of its method. against: method with which every other point of the same size is compared. batch_size: texts
-    that go through the model together; the size in max_bytes is that of them all. seed: of the bootstrap over texts.
-    progress: called with the number of tokens since the last call. Raises ValueError for no configs or texts, or an
-    `against` that is not among them.
+    others of its method; what is there twice is measured once. against: method with which every other point of the same
+    size is compared. batch_size: texts that go through the model together; the size in max_bytes is that of so many,
+    of which fewer have their share. seed: of the bootstrap over texts. progress: called with the number of tokens since
+    the last call. Raises ValueError for no configs or texts, and as `check_against`.
     """
-    cells = [x if isinstance(x, Cell) else Cell(cell_name(x), x) for x in configs]
+    cells = once(x if isinstance(x, Cell) else Cell(cell_name(x), x) for x in configs)
     if not cells:
         raise ValueError("give at least one config to evaluate")
-    if against is not None and against not in [x.config.method for x in cells]:
-        raise ValueError(f"against must be one of the methods {', '.join(x.config.method for x in cells)}: {against!r}")
+    if against is not None:
+        check_against(cells, against)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     rows: list[list[_Figures]] = [[] for _ in cells]
@@ -175,22 +179,54 @@ def evaluate_fidelity(
             nlls = [-float(_chosen(x, y.solution).mean()) for x, y in zip(references, some, strict=True)]
             full += nlls
             for cell, figures in zip(cells, rows, strict=True):
-                figures += _measure(model, cell.config, some, references, nlls, progress)
+                config = _for_rows(cell.config, len(some), batch_size)
+                figures += _measure(model, config, some, references, nlls, progress)
     if not full:
         raise ValueError("there is no text to evaluate on")
     chosen = picks(len(full), seed)
     points = [
         Point(
-            config.method, config.budget, config.ratio, problems=list(figures),
-            max_bytes=None if config.max_bytes is None else parse_bytes(config.max_bytes),
-            variant=name.removeprefix(cell_name(config)).strip(),
+            cell.config.method, cell.config.budget, cell.config.ratio, problems=list(figures),
+            max_bytes=_bytes(cell.config),
+            variant=_variant(cell),
             **{metric: bootstrap([x[metric] for x in figures], chosen) for metric in METRICS},
         )
-        for name, config, figures in ((x.name, x.config, figures) for x, figures in zip(cells, rows, strict=True))
+        for cell, figures in zip(cells, rows, strict=True)
     ]  # fmt: skip
     kls = [[x["kl"] for x in figures] for figures in rows]
     differences = [] if against is None else _differences(points, kls, against, chosen)
     return Fidelity(points, bootstrap(full, chosen), provenance or {}, differences=differences)
+
+
+def check_against(cells: Sequence[Cell], against: str) -> None:
+    """ValueError for a method that is not among the cells, or at none of the sizes that others have."""
+    methods = list(dict.fromkeys(x.config.method for x in cells))
+    if against not in methods:
+        raise ValueError(f"against must be one of the methods {', '.join(methods)}: {against!r}")
+    if against == "full":
+        raise ValueError("against: every figure is a distance from the full cache already, give another method")
+    points = [
+        (f"{x.config.method} {_variant(x)}".strip(), _setting(x.config.budget, x.config.ratio, _bytes(x.config)))
+        for x in cells
+        if x.config.method != "full"
+    ]
+    if not any(name != against and (against, setting) in points for name, setting in points):
+        raise ValueError(f"against: nothing has a size that {against} has too, to be compared with it")
+
+
+def _variant(cell: Cell) -> str:
+    return cell.name.removeprefix(cell_name(cell.config)).strip()
+
+
+def _bytes(config: Config) -> int | None:
+    return None if config.max_bytes is None else parse_bytes(config.max_bytes)
+
+
+def _for_rows(config: Config, rows: int, of: int) -> Config:
+    """With the share of max_bytes that `rows` rows have of `of`: a row keeps as much in a smaller batch."""
+    if config.max_bytes is None or rows == of:
+        return config
+    return replace(config, max_bytes=parse_bytes(config.max_bytes) // of * rows)
 
 
 def _batches(texts: Iterable[Text], size: int) -> Iterator[list[Text]]:

@@ -19,7 +19,7 @@ from reasonalloc.lab import models
 from reasonalloc.lab.evaluate.ablations import varied
 from reasonalloc.lab.evaluate.accuracy import cells
 from reasonalloc.lab.evaluate.records import Record
-from reasonalloc.lab.evaluate.study import Study, write
+from reasonalloc.lab.evaluate.study import Study, check_name, write
 from reasonalloc.lab.evaluate.summary import Row, Summary
 from reasonalloc.lab.evaluate.workers import Source
 from reasonalloc.lab.tasks import items
@@ -88,7 +88,9 @@ class Results:
         return self.summary.markdown()
 
     def save(self, folder: str | Path, name: str = "accuracy") -> None:
-        """Writes NAME.json, NAME.md and NAME.png, as `reasonalloc evaluate accuracy` does."""
+        """Writes NAME.json, NAME.md and NAME.png, as `reasonalloc evaluate accuracy` does. ValueError for a name with
+        folders, or of another file of such a folder."""
+        check_name(name)
         write(self.summary, Path(folder) / name)
 
     def __repr__(self) -> str:
@@ -187,14 +189,17 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         study = _study(model, tokenizer, Path(folder or scratch), task, drawn, sampling, samples, batch_size)
         study.records.open(study.settings)
-        wanted = study.with_wave(wanted)
-        with tqdm(desc=task, unit="chain", disable=not progress) as bar:
+        try:
+            wanted = study.with_wave(wanted)
+            with tqdm(desc=task, unit="chain", disable=not progress) as bar:
 
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+                def show(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
 
-            study.run(wanted, show)
+                study.run(wanted, show)
+        finally:
+            study.records.close()
         names, ids = {x.name for x in wanted}, {x.id for x in drawn}
         chains = [x for x in study.records.by_key.values() if x.cell in names and x.item in ids]
         return Results(study.summary(wanted), chains, None if folder is None else Path(folder))

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from reasonalloc.files import Json, replace_bytes
-from reasonalloc.lab.evaluate.records import FILE, LOCK, PACKED, SETTINGS, Record, Records, read, read_settings
+from reasonalloc.files import LOCK, Json, replace_bytes
+from reasonalloc.lab.evaluate.records import SETTINGS, Record, Records, read, read_settings, there
 from reasonalloc.lab.evaluate.shard import NAME, Shard
 from reasonalloc.policy.wave import WaveProfile
 
@@ -93,7 +93,7 @@ def _order(path: Path) -> list[tuple[int, str]]:
 def _is_part(path: Path, target: Path, named: bool) -> bool:
     if NAME.fullmatch(path.name):
         return True
-    return named and path.resolve() != target.resolve() and _chains(path) is not None
+    return named and path.resolve() != target.resolve() and there(path) is not None
 
 
 def _parts(paths: Sequence[Path]) -> list[_Part]:
@@ -106,15 +106,11 @@ def _parts(paths: Sequence[Path]) -> list[_Part]:
 
 def _own(place: Path) -> list[_Part]:
     """What is in the place already."""
-    return [_part(place)] if (place / SETTINGS).is_file() and _chains(place) is not None else []
-
-
-def _chains(path: Path) -> Path | None:
-    return next((path / name for name in (FILE, PACKED) if (path / name).is_file()), None)
+    return [_part(place)] if (place / SETTINGS).is_file() and there(place) is not None else []
 
 
 def _part(path: Path) -> _Part:
-    file = _chains(path)
+    file = there(path)
     records = [] if file is None else list(read(file, torn=True))
     folders = [path.parent, path] if NAME.fullmatch(path.name) else [path]
     waves = {x.name: x for folder in folders for x in sorted(folder.glob("wave-*.json"))}
@@ -206,6 +202,6 @@ def _written(records: Records, parts: Sequence[_Part], chains: Mapping[Key, Reco
 
 
 def _missing(names: Iterable[str]) -> list[str]:
-    there = {Shard(int(x[1]), int(x[2])) for x in map(NAME.fullmatch, names) if x}
-    every = [Shard(i, n) for n in sorted({x.count for x in there}) for i in range(1, n + 1)]
-    return [x.folder for x in every if x not in there]
+    named = {Shard(int(x[1]), int(x[2])) for x in map(NAME.fullmatch, names) if x}
+    every = [Shard(i, n) for n in sorted({x.count for x in named}) for i in range(1, n + 1)]
+    return [x.folder for x in every if x not in named]

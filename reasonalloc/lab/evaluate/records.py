@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import io
 import json
 import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from reasonalloc.fields import build
-from reasonalloc.files import Json, encoded, json_lines, read_json, replace_bytes, replace_text
+from reasonalloc.files import Json, encoded, held, json_lines, read_json, replace_bytes, replace_text
 
 FILE = "generations.jsonl"
 PACKED = FILE + ".gz"
 SETTINGS = "settings.json"
 RUNS = "runs.json"
-LOCK = ".lock"
 FINISHES = ("stop", "length")
 
 
@@ -82,12 +79,23 @@ class Records:
         self.folder = Path(folder)
         self.path = self.folder / FILE
         self.by_key: dict[tuple[str, str, int], Record] = {}
-        self._release: weakref.finalize[..., Records] | None = None
+        self._release: Callable[[], object] | None = None
 
     def would_open(self, settings: Json) -> None:
         """Refuses of these settings what `open` would, without making or locking anything."""
-        if there(self.folder) and (self.folder / SETTINGS).is_file():
+        if there(self.folder) is None:
+            self._refuse_foreign(settings)
+        elif (self.folder / SETTINGS).is_file():
             self._refuse_others(settings, settings)
+
+    def _refuse_foreign(self, settings: Json) -> None:
+        """ValueError where files that would be written over are not those of an evaluation that made nothing yet."""
+        path, runs = self.folder / SETTINGS, self.folder / RUNS
+        missing = sorted(set(settings) - set(read_settings(self.folder))) if path.is_file() else []
+        if missing:
+            raise ValueError(f"{path} is of something else, it does not say {', '.join(missing)}: take another folder")
+        if runs.is_file() and not path.is_file():
+            raise ValueError(f"{runs} is of something else, there is no {SETTINGS}: take another folder")
 
     def _refuse_others(self, settings: Json, names: Iterable[str] | None = None) -> None:
         """ValueError where the folder's are not these; names: of those that are compared, None for all."""
@@ -103,23 +111,32 @@ class Records:
         """Makes the folder or goes on in it, from what `pack` left if that is all there is. settings: what all records
         must have in common.
 
-        Raises ValueError, with nothing changed, if the folder's records were made with others, or nobody knows how.
+        Raises ValueError, with nothing changed, if the folder's records were made with others, or nobody knows how, or
+        if its files are of something else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock()
+        try:
+            self._open(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, settings: Json) -> None:
         path, packed = self.folder / SETTINGS, self.folder / PACKED
-        unpack = packed.is_file() and not self.path.is_file()
         self._mend()
-        if unpack or (self.path.is_file() and self.path.stat().st_size):
+        found = there(self.folder)
+        if found is not None:
             if not path.is_file():
                 raise ValueError(
                     f"{self.folder} has generations, and no {SETTINGS} to say how they were made: take another folder"
                 )
             self._refuse_others(settings)
         else:
+            self._refuse_foreign(settings)
             (self.folder / RUNS).unlink(missing_ok=True)
             replace_text(path, json.dumps(settings, indent=1) + "\n")
-        if unpack:
+        if found == packed:
             replace_bytes(self.path, b"".join(map(_line, read(packed))))
         self.by_key = {x.key: x for x in read(self.path)} if self.path.is_file() else {}
 
@@ -146,15 +163,8 @@ class Records:
 
     def lock(self) -> None:
         """Until `close`, or until this object or its process ends; ValueError if another one writes here."""
-        if self._release is not None:
-            return
-        lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            raise ValueError(f"another run writes to {self.folder}: wait for it, or take another folder") from error
-        self._release = weakref.finalize(self, os.close, lock)
+        if self._release is None:
+            self._release = held(self.folder, self)
 
     def close(self) -> None:
         """Lets others write."""
@@ -215,8 +225,7 @@ class Records:
 
 def there(folder: Path) -> Path | None:
     """The file of a folder's records, if it has any; the packed one where there is no other."""
-    found = next((x for x in (folder / FILE, folder / PACKED) if x.is_file()), None)
-    return found if found is not None and found.stat().st_size else None
+    return next((x for x in (folder / FILE, folder / PACKED) if x.is_file() and x.stat().st_size), None)
 
 
 def read_settings(folder: Path) -> Json:

@@ -97,11 +97,12 @@ def permutation_test(difference: Sequence[float], seed: int = 0) -> float:
     return (far + 1) / (PERMUTATIONS + 1)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given: they bound the chance of any wrong claim among them."""
+def holm(ps: Sequence[float], family: int | None = None) -> list[float]:
+    """Holm's adjusted p values, in the order given: they bound the chance of any wrong claim among them. family: number
+    that were planned, where only these were made: whatever the others are, p is not less."""
     adjusted, least = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        least = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+        least = max(least, min(1.0, ((family or len(ps)) - rank) * ps[i]))
         adjusted[i] = least
     return adjusted
 
@@ -148,6 +149,7 @@ def paired(against: str, ours: Sequence[float], theirs: Sequence[float], chosen:
     return Paired(against, bootstrap(difference.tolist(), chosen), wins, losses, p, sign_test(wins, losses), p)
 
 
-def adjusted(pairs: Sequence[Paired]) -> list[Paired]:
-    """Comparisons that are reported together, each with Holm's p among them."""
-    return [replace(x, holm=p, family=len(pairs)) for x, p in zip(pairs, holm([x.p for x in pairs]), strict=True)]
+def adjusted(pairs: Sequence[Paired], family: int | None = None) -> list[Paired]:
+    """Comparisons that are reported together, each with Holm's p among them. family: as of `holm`."""
+    ps = holm([x.p for x in pairs], family)
+    return [replace(x, holm=p, family=family or len(pairs)) for x, p in zip(pairs, ps, strict=True)]

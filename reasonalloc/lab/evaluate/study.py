@@ -4,6 +4,7 @@ tables share."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -57,6 +58,7 @@ class Study:
     about: dict[str, Any] = field(default_factory=dict)  # what else a table's provenance says
     wave_tokens: int = 512  # of a chain that the task's wave is measured on, at most
     say: Callable[[str], None] = lambda _: None  # called with what takes its time: loading, the wave, the chains
+    notes: list[str] = field(default_factory=list)  # what readers of its tables must know beside
     shard: Shard | None = None  # only this part of the chains; they lie in a folder of its own inside of `folder`
 
     def __post_init__(self) -> None:
@@ -126,18 +128,12 @@ class Study:
         ready()
         settings = self.settings  # once: it reads from the weights' files
         self.records.open(settings)
-        whole = Records(self.folder)
-        if self.shard is not None:
-            whole.load(settings)
-        configs, asked = {x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items}
-        for each in (self.records, whole):
-            each.check(configs, asked)
-        batches = self.batches(cells, {*self.records.by_key, *whole.by_key})
-        total = sum(len(x.jobs) for x in batches)
-        starts: list[Start] = []
-        if progress:
-            progress(0, total)
         try:
+            batches = self._missing(cells, settings)
+            total = sum(len(x.jobs) for x in batches)
+            starts: list[Start] = []
+            if progress:
+                progress(0, total)
             for i, record in enumerate(self._generate(batches, starts.append), 1):
                 self.records.add(record)
                 while starts:  # set before the first chain ends
@@ -148,13 +144,22 @@ class Study:
         finally:
             self.records.close()
 
+    def _missing(self, cells: Sequence[Cell], settings: dict[str, object]) -> list[Batch]:
+        whole = Records(self.folder)
+        if self.shard is not None:
+            whole.load(settings)
+        configs, asked = {x.name: x.hash for x in cells}, {x.id: x.hash for x in self.items}
+        for each in (self.records, whole):
+            each.check(configs, asked)
+        return self.batches(cells, {*self.records.by_key, *whole.by_key})
+
     def mean_bytes(self, cell: Cell, items: Sequence[Item]) -> float:
         """Of chains of other problems, which are not kept: the mean over steps, then over the chains."""
         batches = plan(items, [cell], 1, self.batch_size)
         return fmean(x.mean_bytes for x in self._generate(batches))
 
     def regrade(self) -> None:
-        """Grades the chains of these problems again, from their texts."""
+        """Grades the chains of these problems again, from their texts; the folder is others' to write to afterwards."""
         by_id = {x.id: x for x in self.items}
 
         def again(record: Record) -> Record:
@@ -164,7 +169,10 @@ class Study:
             return replace(record, **vars(grade(record.text, item.answers, item.asked)))
 
         self.records.open(self.settings)
-        self.records.change(again)
+        try:
+            self.records.change(again)
+        finally:
+            self.records.close()
 
     def _generate(self, batches: Sequence[Batch], on_start: Callable[[Start], None] | None = None) -> Iterator[Record]:
         """on_start: called with the `stock.start` of each model before any record is made."""
@@ -200,6 +208,7 @@ class Study:
         if runs:
             origin |= {"runs": runs} | {key: runs[-1][key] for key in ("machine", "versions")}
         faults = list(dict.fromkeys(text for run in runs for text in cast(list[str], run.get("differences", []))))
+        faults += self.notes
         return summarise(
             chosen, [x.name for x in cells], expected=scores, faults=faults, seed=self.sampling.seed, provenance=origin
         )
@@ -213,13 +222,24 @@ def ready() -> None:
     plots.available()
 
 
+_TAKEN = re.compile(r"settings|runs|equal-bytes|wave-.+-\d+-[\d.e-]+")  # JSON files of a folder beside its tables
+
+
+def check_name(name: str) -> None:
+    """ValueError for a name that cannot be that of a table's files."""
+    if not name or Path(name).name != name or name == ".." or not name.isprintable():
+        raise ValueError(f"a name of results is that of their files, without folders, got {name!r}")
+    if _TAKEN.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of results: {name}.json is another file of their folder")
+
+
 def write(summary: Summary, stem: Path, question: str = "") -> None:
     """stem.json, stem.md and stem.png. question: of an ablation, whose rows are not budgets of methods."""
     from reasonalloc.lab import plots
 
-    replace_text(stem.with_suffix(".json"), json.dumps(summary.as_json(), indent=1) + "\n")
-    replace_text(stem.with_suffix(".md"), summary.markdown())
+    replace_text(f"{stem}.json", json.dumps(summary.as_json(), indent=1) + "\n")  # a stem may have dots
+    replace_text(f"{stem}.md", summary.markdown())
     if question:
-        plots.cells(summary, stem.with_suffix(".png"), question)
+        plots.cells(summary, f"{stem}.png", question)
     else:
-        plots.accuracy(summary, stem.with_suffix(".png"))
+        plots.accuracy(summary, f"{stem}.png")

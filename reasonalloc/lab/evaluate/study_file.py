@@ -15,15 +15,18 @@ from reasonalloc.files import Json
 from reasonalloc.lab.evaluate.ablations import ABLATIONS, Ablation, Around, Measured, cells_of
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.lab.evaluate.statistics import Paired, adjusted, paired, picks
+from reasonalloc.lab.evaluate.study import check_name
 from reasonalloc.lab.evaluate.summary import Row, Summary
+from reasonalloc.lab.models import DTYPES
 from reasonalloc.lab.table import Section
 from reasonalloc.meant import meant
 from reasonalloc.methods import takes_size
 from reasonalloc.policy.wave import WaveProfile
 
 INSTALL = "pip install pyyaml"
-_SIZES = ("budget", "ratio", "max_bytes")
+_SIZES = ("budget", "ratio")
 _NO_SIZE: list[None] = [None]
+_Place = tuple[str, int | None]  # a cell's label, and the budget that it is made at if it has none of its own
 _FIELDS = tuple(x.name for x in fields(Config) if x.init)
 _SHIPPED = Path(str(files("reasonalloc"))) / "data" / "studies"
 
@@ -48,12 +51,12 @@ class StudyFile:
     name: of the results. question: in a line. cells: by label, fields of `Config` over those of `config`; a label has
     no blanks. budgets: every cell that says no size itself is made at each of these ("LABEL 384"). wave: the file of
     the layer wave, beside this one; without it a cell that needs one gets that of the task. comparisons: pairs of
-    labels, the first less the second at each budget; Holm's p is over all of them. equal_bytes: a label; the other
-    cells get, for each of `budgets`, the budget at which they take as many bytes as that one, on the average over
-    time, found on `pilot` problems to within `tolerance`, a share. ablations: names of `reasonalloc
-    ablate`, around the one budget and `config`; each makes a table of its own. wave_tokens: of a chain that the task's
-    wave is measured on, at most. settings, problems, seed and what
-    follows: as the options of that command.
+    labels, the first less the second at each budget; Holm's p is over all of them, also where a `part` makes fewer.
+    equal_bytes: a label; the other cells get, for each of `budgets`, the budget at which they take as many bytes as
+    that one, on the average over time, found on `pilot` problems to within `tolerance`, a share. ablations: names of
+    `reasonalloc ablate`, around the one budget and `config`; each makes a table of its own. wave_tokens: of a chain
+    that the task's wave is measured on, at most. settings, problems, seed and what follows: as the options of that
+    command.
     """
 
     name: str
@@ -80,10 +83,17 @@ class StudyFile:
     batch_size: int = 16
     wave_tokens: int = 512
     digest: str = field(default="", init=False)
+    family: int = field(default=0, init=False)  # comparisons of the whole file
+    partial: bool = field(default=False, init=False)  # made by `part`, with fewer cells or budgets
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"a study's name is that of its results' files, got {self.name!r}")
+        check_name(self.name)
+        if self.name in self.ablations:
+            raise ValueError(
+                f"the name is that of one of its ablations, whose results would take its place: {self.name!r}"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if not self.cells and not self.ablations:
             raise ValueError("it compares nothing: it has neither cells nor ablations")
         for name in self.ablations:
@@ -98,6 +108,11 @@ class StudyFile:
             for label in pair:
                 if label not in self.cells:
                     raise ValueError(f"comparisons name cells, got {label!r}; there are {', '.join(self.cells)}")
+            if pair[0] == pair[1]:
+                raise ValueError(f"comparisons are of two cells, got {pair[0]!r} and itself")
+        _check_once("budgets", self.budgets)
+        _check_once("ablations", self.ablations)
+        _check_once("comparisons", [" and ".join(sorted(pair)) for pair in self.comparisons])
         if self.equal_bytes is not None:
             self._check_equal_bytes()
         for what in ("samples", "max_new_tokens", "batch_size", "problems", "wave_tokens", "pilot"):
@@ -106,6 +121,7 @@ class StudyFile:
                 raise ValueError(f"{what} must be a positive whole number, got {value}")
         if self.seed < 0 or any(x < 1 for x in self.budgets):
             raise ValueError(f"the seed must not be negative and budgets positive, got {self.seed} and {self.budgets}")
+        object.__setattr__(self, "family", len(self._pairs()))
 
     def _check_equal_bytes(self) -> None:
         label = self.equal_bytes
@@ -130,7 +146,7 @@ class StudyFile:
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         try:
-            data = yaml.safe_load(raw)
+            data = yaml.load(raw, _loader(yaml))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         try:
@@ -145,8 +161,9 @@ class StudyFile:
     def part(
         self, budgets: Sequence[int] | None = None, cells: Sequence[str] | None = None, batch_size: int | None = None
     ) -> StudyFile:
-        """The same with some of its budgets and cells only, and with the comparisons whose cells are left; batch_size:
-        another number of chains that decode together. ValueError for what the file does not have."""
+        """The same with some of its budgets and cells only, and with the comparisons whose cells are left, adjusted as
+        among all of the file; batch_size: another number of chains that decode together. ValueError for what the file
+        does not have."""
         for given, allowed, what in ((budgets, self.budgets, "budgets"), (cells, self.cells, "cells")):
             for x in given or ():
                 if x not in allowed:
@@ -162,7 +179,9 @@ class StudyFile:
             comparisons=[pair for pair in self.comparisons if set(pair) <= set(left)],
             batch_size=batch_size or self.batch_size,
         )
-        object.__setattr__(found, "digest", self.digest)
+        fewer = (found.budgets, found.cells) != (self.budgets, self.cells)
+        for name, value in (("digest", self.digest), ("family", self.family), ("partial", self.partial or fewer)):
+            object.__setattr__(found, name, value)
         return found
 
     def ablated(self, waves: Measured) -> list[tuple[Ablation, list[Cell]]]:
@@ -176,6 +195,11 @@ class StudyFile:
         found = []
         for label, changes in self.cells.items():
             settings = {**self.config, **changes}
+            if settings.get("max_bytes") is not None:
+                raise ValueError(
+                    f"the cell {label!r} has max_bytes, which the chains of a batch share, so that its answers would"
+                    f" depend on how many they are: give it one of {', '.join(_SIZES)}, or the file equal_bytes"
+                )
             if not self.budgets and self._needs_size(settings):
                 raise ValueError(
                     f"the cell {label!r} has no size: give the file `budgets`, or the cell one of {', '.join(_SIZES)}"
@@ -197,17 +221,22 @@ class StudyFile:
     def compared(self, summary: Summary) -> list[Comparison]:
         """The comparisons of the file, each at every budget at which both cells are there."""
         rows = {row.cell: row for row in summary.rows}
-        pairs = []
-        for first, second in self.comparisons:
-            for size in self.budgets or _NO_SIZE:
-                one, other = self._at(rows, first, size), self._at(rows, second, size)
-                if one is not None and other is not None:
-                    pairs.append((one, other))
-        tests = adjusted([_paired(one, other, self.seed) for one, other in pairs])
+        found = [(self._row(rows, *one), self._row(rows, *other)) for one, other in self._pairs()]
+        pairs = [(one, other) for one, other in found if one is not None and other is not None]
+        tests = adjusted([_paired(one, other, self.seed) for one, other in pairs], self.family)
         return [Comparison(one.cell, test) for (one, _), test in zip(pairs, tests, strict=True)]
 
-    def _at(self, rows: Mapping[str, Row], label: str, size: int | None) -> Row | None:
-        names = (f"{label} {size}", f"{label} {size}@{self.equal_bytes}", label)
+    def _pairs(self) -> list[tuple[_Place, _Place]]:
+        """What is compared, each pair once: two cells without a budget are one pair, however many budgets there are."""
+        sizes = self.budgets or _NO_SIZE
+        every = [(self._place(x, size), self._place(y, size)) for x, y in self.comparisons for size in sizes]
+        return list(dict.fromkeys(every))
+
+    def _place(self, label: str, size: int | None) -> _Place:
+        return label, size if self._is_at_budgets({**self.config, **self.cells[label]}) else None
+
+    def _row(self, rows: Mapping[str, Row], label: str, size: int | None) -> Row | None:
+        names = [label] if size is None else [f"{label} {size}", f"{label} {size}@{self.equal_bytes}"]
         return next((rows[x] for x in names if x in rows), None)
 
 
@@ -217,6 +246,28 @@ class Comparison:
 
     cell: str
     pair: Paired
+
+
+def _check_once(what: str, values: Sequence[object]) -> None:
+    twice = next((x for i, x in enumerate(values) if x in values[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{what} are named once each, got {twice} twice")
+
+
+def _loader(yaml: Any) -> Any:
+    """PyYAML's safe loader, which takes the last of two keys of one name in silence, with an error for them."""
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            lines: dict[str, int] = {}
+            for key in [x for x, _ in node.value if isinstance(x, yaml.ScalarNode)]:
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise yaml.YAMLError(f"{key.value!r} is there twice, in lines {lines[key.value]} and {line}")
+                lines[key.value] = line
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _config(label: str, settings: Mapping[str, Any], wave: WaveProfile | None) -> Config:
@@ -254,7 +305,9 @@ def section(comparisons: Sequence[Comparison]) -> Section:
         for x in comparisons
     ]  # fmt: skip
     heads = ["cell", "less", "difference", "better / worse", "p", "Holm"]
-    note = f"Paired by problem; p of the permutation test on problem means, Holm's over these {len(comparisons)}."
+    family = max((x.pair.family for x in comparisons), default=0)
+    over = f"these {len(comparisons)}" if family == len(comparisons) else f"all {family} that are planned"
+    note = f"Paired by problem; p of the permutation test on problem means, Holm's over {over}."
     return Section("Comparisons of the plan", heads, rows, note, words=2)
 
 

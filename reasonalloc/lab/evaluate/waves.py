@@ -65,7 +65,9 @@ class GivenWave:
         if self.wave is None:
             raise ValueError("it needs a layer wave: --profile FILE")
         if (count, rho, task) != (4, 0.93, None):
-            raise ValueError("it compares waves, and --profile is one: `reasonalloc ablate` measures the others")
+            raise ValueError(
+                "it compares waves, and one is given: without a profile `reasonalloc ablate` measures them"
+            )
         return self.wave
 
 

@@ -47,6 +47,12 @@ def candidates(file: str | None, seed: int) -> Iterator[Item]:
         index += 1
 
 
+def check_file(file: str | None, count: int) -> None:
+    """ValueError or OSError for a file that cannot give so many problems."""
+    if file is not None and (found := sum(1 for _ in candidates(file, 0))) < count:
+        raise ValueError(f"{file} has {found} problems, asked for {count} that the model answers right")
+
+
 def right(text: str, prompt: Prompt | Item) -> bool:
     """Whether every box is right: RLKV's reward, 0 or 1."""
     return all(grade(text, prompt.answers, prompt.asked).right)
@@ -65,7 +71,7 @@ def pool(
     """`count` prompts that are answered right, in the order in which they were tried.
 
     Kept in folder/prompts.jsonl with those answered wrong, a batch at a time, so an interrupted run goes on there.
-    progress: called with how many there are. ValueError if a file has too few.
+    progress: called with how many there are. ValueError if a file has too few, or others than those tried.
     """
     path = folder / "prompts.jsonl"
     tried: list[Prompt] = []
@@ -75,8 +81,10 @@ def pool(
             replace_text(path, whole[: whole.rfind("\n") + 1])
         tried = [build(Prompt, row, where) for where, row in json_lines(path)]
     items = candidates(file, seed)
-    for _ in tried:
-        next(items)
+    for x in tried:
+        item = next(items, None)
+        if item is None or (item.id, item.answers, item.asked) != (x.id, x.answers, x.asked):
+            raise ValueError(f"{path}: {x.id} is not the problem of {file or 'ledger'} any more: take another folder")
     found = [x for x in tried if x.right]
     stop, pad = ends(model, tokenizer), _pad(tokenizer)
     rows = rows_at_once(model, max_new_tokens + _PROMPT, _ROWS, _ROWS_GPU)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -22,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from reasonalloc.fields import build
-from reasonalloc.files import parse_json, read_json, read_text, replace_bytes, replace_text
-from reasonalloc.fingerprint import fingerprint
+from reasonalloc.files import held, parse_json, read_json, read_text, replace_bytes, replace_text
+from reasonalloc.fingerprint import dtype_name, fingerprint
 from reasonalloc.hf.decode import Sampling, decode
 from reasonalloc.hf.tokens import ends
 from reasonalloc.lab import models
@@ -50,9 +51,11 @@ class State:
 
 
 class Trainer:
-    """A run in a folder. It goes on from the last step that is whole, so it may be killed at any time.
+    """A run in a folder, which is its own until `close`. It goes on from the last step that is whole, so it may be
+    killed at any time.
 
-    file: JSON lines of problems and answers; None: ledgers. Raises ValueError if the folder is of another run.
+    file: JSON lines of problems and answers; None: ledgers. Raises ValueError if the folder is of another run, or
+    another one writes there, or the file has too few problems.
     """
 
     def __init__(
@@ -61,8 +64,17 @@ class Trainer:
         check_head(model)
         self.folder, self.model, self.tokenizer, self.label = folder, model, tokenizer, label
         self.settings, self.file = settings, file
-        self.check()
+        data.check_file(file, settings.pool)
         folder.mkdir(parents=True, exist_ok=True)
+        self.close = held(folder, self)
+        try:
+            self._start(model, settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, model: Model, settings: Settings) -> None:
+        self.check()
         for x in model.parameters():
             x.requires_grad_(False)
         self.gates = torch.nn.Parameter(torch.ones(gate_shape(model), device=model.device))
@@ -71,8 +83,13 @@ class Trainer:
         self.state = State()
         self.lines: list[Line] = []
         self.restore()
-        record = asdict(settings) | {"problems": file} | provenance(label, settings.seed)
-        replace_text(folder / "settings.json", json.dumps(record, indent=1) + "\n")
+        record = self.about | provenance(self.label, settings.seed)
+        replace_text(self.folder / "settings.json", json.dumps(record, indent=1) + "\n")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run goes on with."""
+        return asdict(self.settings) | {"problems": self.file, "dtype": dtype_name(self.model.dtype)}
 
     # ---- the folder ----
 
@@ -80,12 +97,19 @@ class Trainer:
         """A run goes on with the settings that it began with; only the number of steps may change."""
         path = self.folder / "settings.json"
         if not path.is_file():
+            others = [x for x in ("checkpoint.safetensors", "log.jsonl", "prompts.jsonl") if (self.folder / x).exists()]
+            if others:
+                raise ValueError(f"{self.folder} has {others[0]} and no settings.json: take another folder")
             return
         given = read_json(path, "file of settings")
-        here = asdict(self.settings) | {"problems": self.file, "model": self.label}
-        other = [k for k in here if k != "steps" and given.get(k) != here[k]]
+        if not isinstance(given, dict) or "objective" not in given:
+            raise ValueError(f"{path} is not of a training run: take another folder")
+        here = {
+            key: x for key, x in (self.about | {"model": self.label}).items() if key in given
+        }  # older ones say less
+        other = [k for k in here if k != "steps" and given[k] != here[k]]
         if other:
-            differences = "; ".join(f"{k} {given.get(k)!r}, now {here[k]!r}" for k in other)
+            differences = "; ".join(f"{k} {given[k]!r}, now {here[k]!r}" for k in other)
             raise ValueError(f"{self.folder} holds a run with other settings ({differences}): take another folder")
 
     def restore(self) -> None:
@@ -108,6 +132,8 @@ class Trainer:
         self.lines.append(line)
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(asdict(line)) + "\n")
+            log.flush()
+            os.fsync(log.fileno())  # or a loss of power might leave the checkpoint alone
         moments = self.optimizer.state[self.gates]
         tensors = {"gates": self.gates.detach(), **{key: moments[key] for key in ("exp_avg", "exp_avg_sq")}}
         data_ = save(tensors, metadata={"state": json.dumps(asdict(self.state))})

@@ -33,6 +33,8 @@ def items(
         raise ValueError(f"fraction must lie above 0 and at most at 1, got {fraction}")
     if count is not None and count < 1:
         raise ValueError(f"the number of problems must be at least 1, got {count}")
+    if settings is not None and not settings:
+        raise ValueError("settings must name at least one, got none: leave them out for all")
     choice = Choice(count, fraction, seed, tuple(settings) if settings else None)
     entry = REGISTRY.get(task)
     if entry is not None and entry.made and fraction != 1.0:
