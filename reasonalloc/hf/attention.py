@@ -13,7 +13,7 @@ import torch
 from torch.nn import Module
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.protocols import Model
@@ -186,6 +186,7 @@ def attention_forward(
         if cache is not None:
             _expected.turn = None
             return cache.attend(turn[1], module, query, key, value, attention_mask, scaling, options), None
+    _keep_mask(None)  # it was of a pass that no cache of ours serves; one in a cache's pass has been taken
     if (served := getattr(key, SERVED, None)) is not None:
         raise ValueError(
             f"{type(module).__name__} reads the keys of layer {served} a second time, which ReasonAllocCache does"
@@ -211,10 +212,16 @@ def take_mask() -> torch.Tensor | None:
 
 def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
     _forget_expected()  # a new forward pass: what was expected went with one that failed
+    is_eager = config is not None and _eager_configs.get(id(config)) is config
+    mask: torch.Tensor | None
+    if "allow_is_bidirectional_skip" in kwargs:  # of an encoder, or of who reads it: not of the tokens of a cache
+        # some encoders compute their eager attention themselves, and add what they are given
+        mask = (eager_mask if is_eager else sdpa_mask)(*args, **kwargs)
+        return mask
     _keep_mask(kwargs.get("attention_mask"))
-    if config is not None and _eager_configs.get(id(config)) is config:
+    if is_eager:
         kwargs["allow_is_causal_skip"] = False
-    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    mask = sdpa_mask(*args, **kwargs)
     return mask
 
 
