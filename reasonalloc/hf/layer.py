@@ -174,6 +174,10 @@ class RaggedLayer(CacheLayerMixin):
             self.core.read(row, head, False, keys[head])
         return allocator.demand(query, torch.from_numpy(keys), self.core.scale, self.core.softcap or None)
 
+    def crop_probes(self, tokens: int) -> None:
+        """The newest tokens of each row were taken back."""
+        self.probes = [probes[:, : max(0, probes.shape[1] - tokens)] for probes in self.probes]
+
     def move_probes(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""
         self.probes = [self.probes[i] for i in source] if self.probes else []
