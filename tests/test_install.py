@@ -352,6 +352,19 @@ def test_drafts_by_a_models_own_layers():
         assert figures["layers"] == [0, 1, 2] and session.last_cache.get_seq_length() >= 59
 
 
+def test_a_model_whose_text_part_cannot_be_switched(monkeypatch):
+    """Its other parts go back too."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = transformers.CLIPVisionConfig(**sizes, image_size=28, patch_size=14)
+    text = transformers.LlamaConfig(**sizes, vocab_size=models.VOCAB)
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=96)
+    model = models.seeded(transformers.LlavaForConditionalGeneration, config)
+    monkeypatch.setattr(transformers.LlamaModel, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(ValueError, match="LlavaForConditionalGeneration is not supported"):
+        ra.install(model, CONFIG)
+    assert {x.config._attn_implementation for x in model.modules() if hasattr(x, "config")} == {"sdpa"}
+
+
 def whisper():
     small = {"vocab_size": 120, "num_mel_bins": 8, "d_model": 32, "encoder_layers": 1, "decoder_layers": 2,
              "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,

@@ -239,6 +239,11 @@ def is_active(model: Model) -> bool:
     return bool(text_config(model)._attn_implementation == NAME)
 
 
+def _set(model: Any, attention: dict[str, str | None]) -> None:
+    """attention: by the names of the model's sub-configs, "" for its own."""
+    model.set_attn_implementation(attention if len(attention) > 1 else attention[""])
+
+
 def activate(model: Model) -> None:
     """Switches the model to our attention, remembering what it had."""
     model = unwrapped(model)
@@ -253,6 +258,7 @@ def activate(model: Model) -> None:
     own = [(m, m.config._attn_implementation) for m in modules if hasattr(m, "config")]
     model.set_attn_implementation(NAME)
     if not is_active(model):
+        _set(model, previous)  # parts of it may have been switched
         raise ValueError(
             f"{type(model).__name__} is not supported: it does not take its attention from transformers'"
             " AttentionInterface"
@@ -272,7 +278,7 @@ def deactivate(model: Model) -> None:
         return
     for each in (model.config, text_config(model)):
         _eager_configs.pop(id(each), None)
-    model.set_attn_implementation(previous if len(previous) > 1 else previous[""])
+    _set(model, previous)
     for module in model.modules():
         vars(module).pop(_PREVIOUS, None)
 
