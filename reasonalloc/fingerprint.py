@@ -12,6 +12,8 @@ from reasonalloc.protocols import Model
 if TYPE_CHECKING:
     import torch
 
+_KV_HEADS = "num_key_value_heads"
+_KEYS_FOR_QUERIES = ("jetmoe",)  # whose caches hold keys for each query head, whatever the config says
 _SAMPLE = 64  # numbers of each parameter that tell a model from others of its shape
 
 
@@ -28,7 +30,7 @@ def fingerprint_of(model_config: Any) -> dict[str, Any]:
         "model_type": config.model_type,
         "layers": config.num_hidden_layers,
         "query_heads": heads,
-        "kv_heads": _over_layers(config, "num_key_value_heads") or heads,
+        "kv_heads": heads if config.model_type in _KEYS_FOR_QUERIES else _over_layers(config, _KV_HEADS) or heads,
         "head_dim": _over_layers(config, "head_dim")
         or config.hidden_size // (heads if isinstance(heads, int) else heads[0]),
         "hidden_size": config.hidden_size,

@@ -308,6 +308,71 @@ def test_cropping_a_whole_prompt(again):
     torch.testing.assert_close(models.step(model, cache, models.prompt(again, seed=1)), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"keep_prompt": True}])
+@pytest.mark.parametrize("then", ["tokens", "token", "look", "save"])
+def test_a_crop_amid_a_prompt(changes, then, tmp_path):
+    """As if what was taken back had never come: for its wave and for what is kept of a prompt too."""
+    model, text, more = models.tiny(), models.prompt(60), models.prompt(12, seed=1)
+    settings = {"method": "reasonalloc", "budget": 48, "interval": 16, "window": 4, **changes}
+    cropped, plain = cache_of(model, **settings), cache_of(model, **settings)
+    models.step(model, cropped, text)
+    cropped.crop(-20)
+    models.step(model, plain, text[:, :40])
+    caches = [cropped, plain]
+    if then == "tokens":
+        for cache in caches:
+            models.step(model, cache, more[:, :10])
+    if then == "look":
+        assert cropped.stats()["budgets"] == plain.stats()["budgets"]
+    if then == "save":
+        for cache in caches:
+            cache.save(tmp_path / "cache.safetensors")
+            caches = [*caches[1:], ra.ReasonAllocCache.load(tmp_path / "cache.safetensors", model)]
+    for t in (10, 11):
+        for cache in caches:
+            models.step(model, cache, more[:, t : t + 1])
+    one, other = caches
+    assert one.cutter.prompt.tolist() == other.cutter.prompt.tolist() == [50 if then == "tokens" else 40]
+    assert one.stats()["wave"] == other.stats()["wave"]
+    assert one.stats()["budgets"] == other.stats()["budgets"]
+    assert [p.tolist() for p in one.positions(0)] == [p.tolist() for p in other.positions(0)]
+
+
+def test_drafts_are_no_prompt():
+    """Of passes of several tokens after a crop, the first may be the rest of the prompt."""
+    model = models.tiny()
+    cache = cache_of(model, method="reasonalloc", budget=100, keep_prompt=True)
+    models.step(model, cache, models.prompt(20))
+    for seed in range(4):
+        cache.crop(-2)
+        models.step(model, cache, models.prompt(4, seed=seed))
+    assert cache.cutter.prompt.tolist() == [20]  # 18 and 4, of which 2 went
+    assert cache.get_seq_length() == 28
+
+
+def test_a_crop_beside_padding():
+    """Columns go that are tokens in every row, wherever padding stands before them."""
+    model, text = models.tiny(), models.prompt(30, rows=2)
+    mask = torch.ones(2, 30, dtype=torch.long)
+    mask[0, :3], mask[1, 15:18] = 0, 0
+    cache, fresh = cache_of(model, budget=400), cache_of(model, budget=400)
+    models.step(model, cache, text[:, :12], mask[:, :12])
+    models.step(model, cache, text[:, 12:25], mask[:, :25])
+    assert cache.is_croppable
+    with pytest.raises(ValueError, match="cannot crop 8 of 25 columns: only the newest 7 are tokens in every row"):
+        cache.crop(-8)
+    cache.crop(-5)
+    models.step(model, fresh, text[:, :12], mask[:, :12])
+    models.step(model, fresh, text[:, 12:20], mask[:, :20])
+    given, expected = (models.step(model, each, text[:, 25:], mask[:, :25]) for each in (cache, fresh))
+    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
+    cache = cache_of(model, budget=400)
+    models.step(model, cache, text[:, :18], mask[:, :18])  # row 1 ends in padding
+    assert not cache.is_croppable
+    with pytest.raises(ValueError, match="only the newest 0 are tokens in every row"):
+        cache.crop(-1)
+
+
 # ---- Reset -----------------------------------------------------------------------------------------------------------
 
 

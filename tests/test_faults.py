@@ -347,7 +347,8 @@ def encoder_decoder(name):
              "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}  # fmt: skip
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**small, forced_eos_token_id=None)
-    return getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    head = "MTModel" if name == "Marian" else "ForConditionalGeneration"
+    return getattr(transformers, name + head)(config).eval()
 
 
 @pytest.mark.parametrize("name", ["Bart", "MBart", "Pegasus"])
@@ -369,6 +370,24 @@ def test_encoder_decoders(name):
         assert session.last_cache.stats()["evicted"]
     with pytest.raises((RuntimeError, ValueError), match="cross-attention"):
         model.generate(ids, **how, **cache_argument(ra.ReasonAllocCache(model, FULL)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Bart", "MBart", "Marian", "Pegasus", "Blenderbot", "BlenderbotSmall", "PLBart", "BigBirdPegasus"],
+)
+def test_padding_of_an_encoder(name):
+    """It is not the decoder's: not even in the pass in which both have as many columns."""
+    model = encoder_decoder(name)
+    ids = models.prompt(12, rows=4)
+    mask = torch.ones_like(ids)
+    for row in range(4):
+        mask[row, 6 + row :] = 0
+    how = {"attention_mask": mask, "max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False, "num_beams": 1}
+    expected = model.generate(ids * mask, **how)
+    with ra.install(model, FULL) as session:
+        assert torch.equal(model.generate(ids * mask, **how), expected)
+        assert session.last_cache.stats()["slots"] == [[[20] * 4] * 3] * 4
 
 
 def test_prefix_tuning_is_refused():

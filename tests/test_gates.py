@@ -6,6 +6,7 @@ import caches
 import models
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,6 +160,24 @@ def test_a_prompt_in_chunks_is_cut_at_its_end(gates):
         got.append(models.step(model, chunks, models.prompt(1, seed=i))[:, -1])
     torch.testing.assert_close(torch.stack(got), torch.stack(expected), rtol=1e-4, atol=1e-4)
     assert caches.contents(chunks) == caches.contents(whole)
+
+
+def test_heads_are_those_of_the_cache(tmp_path):
+    """JetMoe's config counts the keys that are shared by a token's experts; they are stored for each of these."""
+    model = tiny.build("jetmoe")
+    write_gates(tmp_path / "two.tsv", np.ones((3, 2)))
+    write_gates(tmp_path / "four.tsv", [[0.9, 0.8, 0.2, 0.1]] * 3)
+    with pytest.raises(ValueError, match="gates of 3 layers x 2 KV heads, the model has 3 layers x 4 KV heads"):
+        ra.ReasonAllocCache(model, config_of(str(tmp_path / "two.tsv")))
+    shares = {"method": "rkv", "heads": "profile", "budget": 24, "interval": 8, "window": 4}
+    for config in (
+        config_of(str(tmp_path / "four.tsv")),
+        ra.Config(**shares, options={"head_profile": str(tmp_path / "four.tsv")}),
+    ):
+        cache = ra.ReasonAllocCache(model, config)
+        models.step(model, cache, models.prompt(40))
+        first, *_, last = cache.stats()["slots"][0][0]
+        assert first > last
 
 
 def test_layers_without_a_budget_are_told_apart(tmp_path):

@@ -6,6 +6,7 @@ import pickle
 import models
 import pytest
 import torch
+import transformers
 from transformers.cache_utils import DynamicCache
 
 import reasonalloc as ra
@@ -335,3 +336,80 @@ def test_a_session_entered_again(model):
     except (RuntimeError, ValueError) as error:
         assert "session" in str(error)
     assert_untouched(model)
+
+
+def test_drafts_by_a_models_own_layers():
+    """They have a cache of their own, and the session's is that of the text."""
+    model = models.build("llama", pad_token_id=96)
+    expected = generate(model)
+    try:
+        generate(model, assistant_early_exit=1)
+    except TypeError as error:
+        pytest.skip(f"not in this transformers: {error}")
+    with ra.install(model, ra.Config(method="full")) as session:
+        assert torch.equal(generate(model, assistant_early_exit=1), expected)
+        (figures,) = session.history
+        assert figures["layers"] == [0, 1, 2] and session.last_cache.get_seq_length() >= 59
+
+
+def test_a_model_whose_text_part_cannot_be_switched(monkeypatch):
+    """Its other parts go back too."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = transformers.CLIPVisionConfig(**sizes, image_size=28, patch_size=14)
+    text = transformers.LlamaConfig(**sizes, vocab_size=models.VOCAB)
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=96)
+    model = models.seeded(transformers.LlavaForConditionalGeneration, config)
+    monkeypatch.setattr(transformers.LlamaModel, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(ValueError, match="LlavaForConditionalGeneration is not supported"):
+        ra.install(model, CONFIG)
+    assert {x.config._attn_implementation for x in model.modules() if hasattr(x, "config")} == {"sdpa"}
+
+
+def whisper():
+    small = {"vocab_size": 120, "num_mel_bins": 8, "d_model": 32, "encoder_layers": 1, "decoder_layers": 2,
+             "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+             "max_source_positions": 50, "max_target_positions": 60, "init_std": 0.25, "pad_token_id": 0,
+             "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3, "suppress_tokens": None,
+             "begin_suppress_tokens": None}  # fmt: skip
+    model = models.seeded(transformers.WhisperForConditionalGeneration, transformers.WhisperConfig(**small))
+    settings = {"no_timestamps_token_id": 99, "is_multilingual": False, "max_initial_timestamp_index": 5,
+                "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 3}  # fmt: skip
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("frames", "options"),
+    [
+        (300, {"return_timestamps": True, "attention_mask": torch.ones(1, 300, dtype=torch.long)}),
+        (100, {"return_timestamps": True}),
+        (100, {"temperature": (0.0, 0.0), "compression_ratio_threshold": 0.01}),
+    ],
+    ids=["long", "short", "again"],
+)
+def test_a_generate_that_is_several(frames, options):
+    """Whisper's, for the parts of a recording and where an answer is not good enough: each has a cache."""
+    model = whisper()
+    sound = torch.randn(1, 8, frames, generator=torch.Generator().manual_seed(0))
+    how = {"max_new_tokens": 12, "do_sample": False, **options}
+    expected = model.generate(sound, **how)
+    with ra.install(model, ra.Config(method="full")) as session:
+        with pytest.raises(ValueError, match="has a session already"):
+            ra.install(model, CONFIG)
+        assert torch.equal(model.generate(sound, **how), expected)
+        assert len(session.history) > 1
+        model.generate(sound, **how, use_cache=False)
+        twin = copy.deepcopy(model)
+    assert "_prepare_cache_for_generation" not in vars(model)
+    assert torch.equal(twin.generate(sound, **how), expected)
+    ra.install(model, CONFIG)
+    ra.uninstall(model)
+    assert "_prepare_cache_for_generation" not in vars(model)
+
+
+def test_who_reads_stored_keys_is_told():
+    """Whisper, of a short recording, where the result is to be a dict."""
+    model = whisper()
+    with ra.install(model, CONFIG), pytest.raises(AttributeError, match="each head holds its own tokens"):
+        model.generate(torch.randn(1, 8, 100), max_new_tokens=12, do_sample=False, return_dict_in_generate=True)

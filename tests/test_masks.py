@@ -50,6 +50,17 @@ def test_two_documents_in_a_prefill(additive):
     assert ours.stats()["slots"][0][0] == [21, 21]  # no token is taken for padding
 
 
+def test_a_mask_is_of_its_own_pass():
+    """Not of one before it that had no cache of ours."""
+    model, ids, hide = models.tiny(), models.prompt(20), torch.ones(1, 20, dtype=torch.long)
+    hide[0, :5] = 0
+    cache = ra.ReasonAllocCache(model, ra.Config(method="full"))
+    with torch.no_grad():
+        model(ids, attention_mask=hide, use_cache=False)
+    step(model, cache, ids, block_diagonal(20, 10))
+    assert cache.stats()["slots"][0][0] == [20, 20]
+
+
 def test_tokens_hidden_later():
     model = models.tiny()
     hide = torch.ones(2, 25, dtype=torch.long)

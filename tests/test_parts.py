@@ -439,10 +439,29 @@ def test_wave_for_allocators_in_python(register):
     assert cache.stats()["wave"] == "measured on the first prefill" and seen[-1] != [1, 1, 1]
 
 
+def test_layer_totals_by_a_rows_tokens(register):
+    """An allocator in Python is asked again as a row grows; those of the library need not be."""
+
+    @register("late")
+    @dataclass(frozen=True)
+    class Late(ra.LayerAllocator):
+        def totals(self, claims, total, view):
+            least = view.heads * view.window
+            return [total // 3] * 3 if view.tokens < 50 else [total - 2 * least, least, least]
+
+    cache, _ = run(models.tiny(), config_of("rkv", layers="late"), prompt=40, new=0)
+    assert cache.cutter.totals_now.tolist() == [[48, 48, 48]]
+    cache, _ = run(models.tiny(), config_of("rkv", layers="late"), prompt=40, new=20)
+    assert cache.cutter.totals_now.tolist() == [[128, 8, 8]]
+
+
 def test_registering_parts_that_cannot_be(register):
     for base, function in ((ra.Scorer, "score"), (ra.LayerAllocator, "totals"), (ra.HeadAllocator, "shares")):
         with pytest.raises(ValueError, match=f"has no function '{function}'"):
             register("mine")(dataclass(frozen=True)(type("Mine", (base,), {})))
+    with pytest.raises(ValueError, match="scorer 'rkv' exists already: RKV of reasonalloc"):
+        register("rkv")(type("RKV", (ra.Scorer,), {"score": lambda self, view: view.positions}))
+    assert SCORERS["rkv"] is RKV
     with pytest.raises(ValueError, match="scorer 'rkv' exists already"):
 
         @register("rkv")

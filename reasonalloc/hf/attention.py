@@ -13,7 +13,7 @@ import torch
 from torch.nn import Module
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from reasonalloc.hf.compat import unwrapped
 from reasonalloc.protocols import Model
@@ -186,6 +186,7 @@ def attention_forward(
         if cache is not None:
             _expected.turn = None
             return cache.attend(turn[1], module, query, key, value, attention_mask, scaling, options), None
+    _keep_mask(None)  # it was of a pass that no cache of ours serves; one in a cache's pass has been taken
     if (served := getattr(key, SERVED, None)) is not None:
         raise ValueError(
             f"{type(module).__name__} reads the keys of layer {served} a second time, which ReasonAllocCache does"
@@ -211,10 +212,16 @@ def take_mask() -> torch.Tensor | None:
 
 def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
     _forget_expected()  # a new forward pass: what was expected went with one that failed
+    is_eager = config is not None and _eager_configs.get(id(config)) is config
+    mask: torch.Tensor | None
+    if "allow_is_bidirectional_skip" in kwargs:  # of an encoder, or of who reads it: not of the tokens of a cache
+        # some encoders compute their eager attention themselves, and add what they are given
+        mask = (eager_mask if is_eager else sdpa_mask)(*args, **kwargs)
+        return mask
     _keep_mask(kwargs.get("attention_mask"))
-    if config is not None and _eager_configs.get(id(config)) is config:
+    if is_eager:
         kwargs["allow_is_causal_skip"] = False
-    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    mask = sdpa_mask(*args, **kwargs)
     return mask
 
 
@@ -232,6 +239,11 @@ def is_active(model: Model) -> bool:
     return bool(text_config(model)._attn_implementation == NAME)
 
 
+def _set(model: Any, attention: dict[str, str | None]) -> None:
+    """attention: by the names of the model's sub-configs, "" for its own."""
+    model.set_attn_implementation(attention if len(attention) > 1 else attention[""])
+
+
 def activate(model: Model) -> None:
     """Switches the model to our attention, remembering what it had."""
     model = unwrapped(model)
@@ -246,6 +258,7 @@ def activate(model: Model) -> None:
     own = [(m, m.config._attn_implementation) for m in modules if hasattr(m, "config")]
     model.set_attn_implementation(NAME)
     if not is_active(model):
+        _set(model, previous)  # parts of it may have been switched
         raise ValueError(
             f"{type(model).__name__} is not supported: it does not take its attention from transformers'"
             " AttentionInterface"
@@ -265,7 +278,7 @@ def deactivate(model: Model) -> None:
         return
     for each in (model.config, text_config(model)):
         _eager_configs.pop(id(each), None)
-    model.set_attn_implementation(previous if len(previous) > 1 else previous[""])
+    _set(model, previous)
     for module in model.modules():
         vars(module).pop(_PREVIOUS, None)
 

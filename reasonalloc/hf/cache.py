@@ -122,24 +122,30 @@ class ReasonAllocCache(ForwardCache):
     def crop(self, tokens: int) -> None:
         """Forgets the newest -tokens tokens (tokens < 0), or all but the first `tokens` (tokens > 0).
 
-        Possible as far back as the last cut that evicted something: what went then does not come back. Raises
-        ValueError, with nothing changed, where it is not.
+        Possible as far back as the last cut that evicted something, for what went then does not come back, and as the
+        last padding of a row. Raises ValueError, with nothing changed, where it is not. A prompt whose length is not
+        known ends with the pass after a crop.
         """
         self.step.check_between()
         length = self.ragged[0].length
         remove = -tokens if tokens <= 0 else max(0, length - tokens)
-        if remove > self.step.uncut:
+        uncut, whole = self.step.uncut, self.step.columns.whole
+        if remove > uncut:
             raise ValueError(
-                f"cannot crop {remove} of {length} tokens: only the newest {self.step.uncut} came after the last"
-                " eviction, and what was evicted does not come back"
+                f"cannot crop {remove} of {length} tokens: only the newest {uncut} came after the last eviction, and"
+                " what was evicted does not come back"
+            )
+        if remove > whole:
+            raise ValueError(
+                f"cannot crop {remove} of {length} columns: only the newest {whole} are tokens in every row, and what"
+                " is padding in one cannot be taken back"
             )
         row_tokens = np.array([self.ragged[0].core.tokens(row) for row in range(self.rows if remove else 0)], np.int64)
-        if remove and remove > row_tokens.min():
-            raise ValueError(f"cannot crop {remove} tokens: a row has only {row_tokens.min()} that are not padding")
         with self._all_or_closed():
             self._crop_others(remove)
             for layer in self.ragged if remove else ():
                 layer.core.crop(remove)
+                layer.crop_probes(remove)
                 layer.length -= remove
             if remove:
                 self.step.crop(remove)
@@ -166,7 +172,7 @@ class ReasonAllocCache(ForwardCache):
         others = all(
             getattr(layer, "is_croppable", False) for layer in self.layers if not isinstance(layer, RaggedLayer)
         )
-        return others and (self.step.uncut > 0 or not self.ragged[0].length)
+        return others and (min(self.step.uncut, self.step.columns.whole) > 0 or not self.ragged[0].length)
 
     # ---- copies and files ----
 

@@ -59,6 +59,14 @@ class Columns:
         """[B, length]; None: all of them."""
         return None if self._real is None else self._real[:, : self.length]
 
+    @property
+    def whole(self) -> int:
+        """How many of the newest columns are tokens of every row."""
+        if self.real is None:
+            return self.length
+        padded = np.flatnonzero(~self.real.all(0))
+        return self.length - 1 - int(padded[-1]) if len(padded) else self.length
+
     def append(self, rows: int, width: int, real: Flags | None) -> None:
         """The columns of a pass. real: [B, T], None: all."""
         if real is not None and self._real is None:

@@ -57,6 +57,11 @@ def generation_setting(model: Model, args: Sequence[object], kwargs: Mapping[str
     return None if name == "cache_implementation" and chosen == "hybrid" else chosen
 
 
+def generates_in_parts(model: Model) -> bool:
+    """Whether its `generate` calls the common one for each part of its input, and again where that went wrong."""
+    return hasattr(model, "generate_with_fallback")  # Whisper
+
+
 def unwrapped(model: Model) -> Any:
     """The transformers model inside of torch.compile, a parallel wrapper or PEFT; the model itself otherwise.
 

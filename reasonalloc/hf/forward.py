@@ -191,7 +191,9 @@ class ForwardCache(Cache):
             self._finish(self.step.clocks.ended(tokens))
         self.byte_sum += sum(pool.bytes_at_most for pool in self._pools.values())  # as the last pass has left it
         in_prompt = tokens > 1 if columns is None else length < columns
-        self.step.begin(rows, tokens, in_prompt, columns is not None and length + tokens >= columns, mask)
+        # Whoever crops a prompt gives the rest of it anew, or drafts what follows it: for one pass it goes on.
+        ends_prompt = self.step.cropped if columns is None else length + tokens >= columns
+        self.step.begin(rows, tokens, in_prompt, ends_prompt, mask)
 
     @property
     def measures_wave(self) -> bool:
@@ -245,7 +247,7 @@ class ForwardCache(Cache):
                 self._states.hold((query, key, value), states)
             step.leave()
             if ragged is self.ragged[-1]:
-                self._end_pass(parts, dense)
+                self._end_pass(parts)
             setattr(key, SERVED, layer)
         except BaseException as error:
             if not first or ragged.token_count() != before:  # something has changed
@@ -267,7 +269,7 @@ class ForwardCache(Cache):
                         self._cut_rows([ragged], part.due)
                     ragged.length += 1
                     step.leave()
-            self._end_pass(parts, False)
+            self._end_pass(parts)
         except BaseException as error:
             step.close(error)
             raise
@@ -326,7 +328,7 @@ class ForwardCache(Cache):
         self.cutter.cut(layers, due)
         self._cut_seconds += time.perf_counter() - start
 
-    def _end_pass(self, parts: Sequence[Part], dense: bool) -> None:
+    def _end_pass(self, parts: Sequence[Part]) -> None:
         """The last layer has had its turn."""
         step = self.step
         any_due = any(part.any_due for part in parts)
@@ -334,7 +336,7 @@ class ForwardCache(Cache):
             for part in parts:
                 self._cut_rows(self.ragged, part.due & (~self.cutter.budgets.measured | self.policy.two_phases))
         evicted = self.cutter.take_flag()
-        step.end(evicted, padded=parts[0].new.real is not None and not dense)
+        step.end(evicted)
         self.routings += evicted
         if any_due:
             self._trim()

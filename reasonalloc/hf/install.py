@@ -5,48 +5,73 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MethodType, TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from reasonalloc.config import Config, check_config
 from reasonalloc.hf.attention import activate, deactivate, is_active
 from reasonalloc.hf.cache import ReasonAllocCache
-from reasonalloc.hf.compat import cache_argument, generation_setting, given_cache, unwrapped, without_cache
+from reasonalloc.hf.compat import (
+    cache_argument,
+    generates_in_parts,
+    generation_setting,
+    given_cache,
+    unwrapped,
+    without_cache,
+)
 from reasonalloc.hf.stats import CacheStats
 from reasonalloc.protocols import Model
 
 
-class _Generate:
-    """Stands in for a model's `generate` during a session.
+class _StandIn:
+    """Stands in for a method of a model during a session.
 
     A copy of the model, or one that was pickled, gets the plain method of its class: it is in no session.
     """
 
+    name: ClassVar[str]
+
     def __init__(self, session: Session) -> None:
-        self.session, self.plain = session, session.model.generate
+        self.session, self.plain = session, getattr(session.model, self.name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        twin = memo[id(self.session.model)]
+        return MethodType(getattr(type(twin), self.name), twin)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, str]]:
+        return getattr, (self.session.model, self.name)  # of a model whose own attributes are not read yet
+
+
+class _Generate(_StandIn):
+    name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model = self.session.model
         chosen = given_cache(kwargs) is not None or generation_setting(model, args, kwargs, "cache_implementation")
         # generate caches with embeddings whatever its settings say
         unused = generation_setting(model, args, kwargs, "use_cache") is False and kwargs.get("inputs_embeds") is None
-        if not chosen and not unused:
-            argument = self.session.make_argument()
-            if self.session.last_cache is not None:
-                chunks = generation_setting(model, args, kwargs, "prefill_chunk_size") is not None
-                known = None if model.config.is_encoder_decoder else _columns(args, kwargs)
-                self.session.last_cache.prompt_columns = known if chunks else 0
-            kwargs = without_cache(kwargs) | cache_argument(argument)
+        if not chosen and not unused and not self.session.is_drafting:
+            chunks = generation_setting(model, args, kwargs, "prefill_chunk_size") is not None
+            known = None if model.config.is_encoder_decoder else _columns(args, kwargs)
+            kwargs = without_cache(kwargs) | cache_argument(self.session.make_argument(known if chunks else 0))
         return self.plain(*args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        twin = memo[id(self.session.model)]
-        return MethodType(type(twin).generate, twin)
 
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, str]]:
-        return getattr, (self.session.model, "generate")  # of a model whose own attributes are not read yet
+class _PrepareCache(_StandIn):
+    """For a model whose `generate` is several in a row: each has its cache where transformers would make one."""
+
+    name = "_prepare_cache_for_generation"
+
+    def __call__(self, settings: GenerationConfig, arguments: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if given_cache(arguments) is None and settings.use_cache is not False and not settings.cache_implementation:
+            arguments.update(cache_argument(self.session.make_argument(0)))
+        return self.plain(settings, arguments, *args, **kwargs)
+
+
+_STAND_INS = (_Generate, _PrepareCache)
 
 
 def _columns(args: Sequence[object], kwargs: Mapping[str, object]) -> int | None:
@@ -56,17 +81,23 @@ def _columns(args: Sequence[object], kwargs: Mapping[str, object]) -> int | None
     return int(prompt.shape[1]) if prompt is not None and prompt.ndim > 1 else None
 
 
-def _has_own_generate(model: Model) -> bool:
-    """Whether a model's generate is another one than its class has."""
-    generate = vars(model).get("generate")
-    return generate is not None and getattr(generate, "__func__", None) is not type(model).generate
+def _has_own(model: Model, name: str) -> bool:
+    """Whether a model's method is another one than its class has."""
+    method = vars(model).get(name)
+    return method is not None and getattr(method, "__func__", None) is not getattr(type(model), name)
+
+
+def _layers(model: Model) -> int | None:
+    return getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
 
 
 class Session:
     """Inside its block every `model.generate` call without a cache of its own gets a fresh ReasonAllocCache.
 
     A call has a cache of its own if it is given one, names one (`cache_implementation`) or wants none
-    (`use_cache=False`), by its arguments or by a generation config.
+    (`use_cache=False`), by its arguments or by a generation config. Where a call generates several times, as Whisper's
+    does for the parts of a recording, each time is one. Drafts by a model's own first layers (`assistant_early_exit`)
+    have a cache of transformers.
 
     model: the transformers model, without what wraps it. last_cache: the cache that was made last, None before the
     first. caches: those that still exist. history: the figures of all.
@@ -75,7 +106,7 @@ class Session:
     def __init__(self, model: Model, config: Config, record: bool = False) -> None:
         check_config(config)
         self.model, self.config, self.record = unwrapped(model), config, record
-        if _has_own_generate(self.model):
+        if any(_has_own(self.model, kind.name) for kind in _STAND_INS):
             raise ValueError("the model has a session already, or its generate was replaced; leave that one first")
         self.last_cache: ReasonAllocCache | None = None
         self._caches: list[weakref.ref[ReasonAllocCache]] = []
@@ -83,18 +114,26 @@ class Session:
         was_active = is_active(self.model)
         ReasonAllocCache(model, config)  # a config that does not fit fails here, not in the first generate
         self._deactivate = not was_active
-        self._generate = self.model.generate = _Generate(self)
+        self._layers = _layers(self.model)
+        self._stand_in = (_PrepareCache if generates_in_parts(self.model) else _Generate)(self)
+        setattr(self.model, self._stand_in.name, self._stand_in)
         self._closed = False
 
-    def make_argument(self) -> Cache:
+    @property
+    def is_drafting(self) -> bool:
+        """Whether a generate that is under way drafts its next tokens, by the model's first layers."""
+        return _layers(self.model) != self._layers
+
+    def make_argument(self, prompt_columns: int | None) -> Cache:
         """A fresh cache, which becomes `last_cache`, as generate takes it: cross-attention needs one of its own."""
         if self.last_cache is not None:
             self._history.append(self.last_cache.stats())
-        self.last_cache = ReasonAllocCache(self.model, self.config, record=self.record)
-        self._caches = [x for x in self._caches if x() is not None] + [weakref.ref(self.last_cache)]
+        self.last_cache = cache = ReasonAllocCache(self.model, self.config, record=self.record)
+        cache.prompt_columns = prompt_columns
+        self._caches = [x for x in self._caches if x() is not None] + [weakref.ref(cache)]
         if self.model.config.is_encoder_decoder:
-            return EncoderDecoderCache(self.last_cache, DynamicCache(config=self.model.config))
-        return self.last_cache
+            return EncoderDecoderCache(cache, DynamicCache(config=self.model.config))
+        return cache
 
     @property
     def caches(self) -> list[ReasonAllocCache]:
@@ -112,8 +151,8 @@ class Session:
     def close(self) -> None:
         """Undoes the installation; harmless when called twice or after `uninstall`."""
         self._closed = True
-        if vars(self.model).get("generate") is self._generate:
-            del self.model.generate
+        if vars(self.model).get(self._stand_in.name) is self._stand_in:
+            delattr(self.model, self._stand_in.name)
             if self._deactivate:
                 deactivate(self.model)
 
@@ -142,6 +181,7 @@ def install(model: Model, config: Config, *, record: bool = False) -> Session:
 def uninstall(model: Model) -> None:
     """Undoes what `install` or `ReasonAllocCache` did to a model: its generate and its attention are its own again."""
     model = unwrapped(model)
-    if isinstance(vars(model).get("generate"), _Generate):
-        del model.generate
+    for kind in _STAND_INS:
+        if isinstance(vars(model).get(kind.name), kind):
+            delattr(model, kind.name)
     deactivate(model)

@@ -51,6 +51,7 @@ class RaggedLayer(CacheLayerMixin):
         cold: Cold | None = None,
     ) -> None:
         super().__init__()
+        del self.keys, self.values  # see __getattr__
         self.index, self.order, self.whole_masks = index, order, whole_masks
         self.window, self.scorer, self.ahead, self.statistics = window, scorer, ahead, statistics
         self.cold = cold
@@ -64,6 +65,12 @@ class RaggedLayer(CacheLayerMixin):
 
     def __repr__(self) -> str:
         return f"RaggedLayer({self.index}, tokens={self.length})"
+
+    def __getattr__(self, name: str) -> Any:
+        what = f"{type(self).__name__} has no attribute {name}"
+        if name in ("keys", "values"):
+            what = f"a layer of ReasonAllocCache has no {name} as one tensor: each head holds its own tokens"
+        raise AttributeError(what)
 
     def __deepcopy__(self, memo: dict[int, object]) -> RaggedLayer:
         twin = copy(self)
@@ -166,6 +173,10 @@ class RaggedLayer(CacheLayerMixin):
         for head in range(self.heads):
             self.core.read(row, head, False, keys[head])
         return allocator.demand(query, torch.from_numpy(keys), self.core.scale, self.core.softcap or None)
+
+    def crop_probes(self, tokens: int) -> None:
+        """The newest tokens of each row were taken back."""
+        self.probes = [probes[:, : max(0, probes.shape[1] - tokens)] for probes in self.probes]
 
     def move_probes(self, source: npt.NDArray[np.int64]) -> None:
         """Row i becomes row source[i]."""

@@ -49,14 +49,14 @@ class Step:
     gathers: layers take in what each query attends to.
 
     clocks: when rows are cut, None for never. columns: which columns were tokens. tokens: columns of this pass.
-    prefill: it belongs to the prompt. count: passes that are complete. uncut: newest tokens that came after the last
-    eviction. closed: why there can be no pass, or None.
+    prefill: it belongs to the prompt. count: passes that are complete. uncut: newest columns that came after the last
+    eviction. cropped: tokens were taken back, and none has come since. closed: why there can be no pass, or None.
     """
 
     def __init__(self, turns: Sequence[int], announces: bool, whole_masks: bool = False, gathers: bool = False) -> None:
         self.turns, self.announces, self.whole_masks, self.gathers = turns, announces, whole_masks, gathers
         self.rows = self.tokens = self.count = self.uncut = 0
-        self.prefill = False
+        self.prefill = self.cropped = False
         self.closed: str | None = None
         self.clocks: Clocks | CommonClock | None = None
         self.columns = Columns()
@@ -202,11 +202,12 @@ class Step:
         self._turn = (self._turn + 1) % len(self.turns)
         return not self._turn
 
-    def end(self, evicted: bool, padded: bool) -> None:
-        """The forward pass is complete. padded: some of its tokens were padding."""
+    def end(self, evicted: bool) -> None:
+        """The forward pass is complete."""
         self.columns.append(self.rows, self.tokens, self._real)
         self.clocks = self._planned if self._planned is not None else self.clocks
-        self.uncut = 0 if evicted or padded else self.uncut + self.tokens  # amid padding rows differ in what is newest
+        self.uncut = 0 if evicted else self.uncut + self.tokens
+        self.prefill, self.cropped = self.prefill and not self._ends_prompt, False
         self.count += 1
         self._parts, self._planned, self._flags, self._real = None, None, None, None
 
@@ -217,6 +218,7 @@ class Step:
             self.clocks.crop(np.full(self.rows, tokens, np.int64))
         self.columns.crop(tokens)
         self.uncut -= tokens
+        self.cropped = self.columns.length > 0  # else all begins anew
 
     def move_rows(self, source: Ints) -> None:
         """Row i becomes row source[i]."""

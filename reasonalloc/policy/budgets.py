@@ -48,7 +48,7 @@ class Budgets:
         self.too_short = np.zeros(0, np.bool_)
         self.fixed: int | None = None
         self.protect = np.zeros(0, np.int64)
-        self._totals: dict[tuple[int, int, bytes], npt.NDArray[np.int64]] = {}
+        self._totals: dict[tuple[int, int, bytes, int, int], npt.NDArray[np.int64]] = {}
         self._newest: tuple[list[int], bytes, bytes, npt.NDArray[np.int64]] = (
             [],
             b"",
@@ -136,7 +136,8 @@ class Budgets:
         what = f"layer totals of {allocator.title}"
         if allocator.sets_total:
             return checked_shares(what, allocator.totals(claims, total, view), self.layers, 0, None)
-        key = (total, protected, claims.tobytes())
+        seen = (0, 0) if getattr(allocator.totals, "steady", False) else (row, tokens)
+        key = (total, protected, claims.tobytes(), *seen)
         if key not in self._totals:
             shares = allocator.totals(claims, total, view)
             shares = checked_shares(what, shares, self.layers, self.heads * window, total)

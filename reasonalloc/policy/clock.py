@@ -139,9 +139,7 @@ class Clocks:
     def crop(self, tokens: Ints) -> None:
         """The newest tokens [rows] were taken back."""
         self.since = np.maximum(self.since - tokens, 0)
-        if tokens.any():
-            self._prefilling = False
-            self.open = np.zeros_like(self.open)
+        self.prompt = np.maximum(self.prompt - tokens, 0) if self._prefilling else self.prompt
 
     def move_rows(self, source: Ints) -> None:
         """Row i becomes row source[i]."""

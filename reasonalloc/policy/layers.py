@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,8 @@ class LayerAllocator(Part):
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         """Slots of each layer, whole numbers that sum to `total`, at least heads x window each.
 
-        claims: [L] the layers' demands, all ones unless `uses_wave`.
+        claims: [L] the layers' demands, all ones unless `uses_wave`. view: of a row that may be asked for again; before
+        its first token, its tokens are 0.
         """
         raise NotImplementedError
 
@@ -47,12 +49,21 @@ class LayerAllocator(Part):
 
 LAYERS: Registry[LayerAllocator] = Registry("layers")
 
+F = TypeVar("F", bound=Callable[..., Numbers])
+
+
+def steady(totals: F) -> F:
+    """Marks a `totals` that looks at neither row nor tokens of its view: it need not be asked again for one total."""
+    totals.steady = True  # type: ignore[attr-defined]
+    return totals
+
 
 @LAYERS.enter("uniform")
 @dataclass(frozen=True)
 class UniformLayers(LayerAllocator):
     """Every layer the same."""
 
+    @steady
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         return allocate.robustify(np.ones(len(claims)), total, floor=view.heads * view.window)
 
@@ -75,6 +86,7 @@ class Wave(LayerAllocator):
 
     uses_wave = True
 
+    @steady
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         least = view.heads * view.window
         spared = view.heads * (view.protected + view.window) if self.spare_prompt else 0
@@ -95,5 +107,6 @@ class Pyramid(LayerAllocator):
 
     beta: float = setting(20.0, 1, 1e6)
 
+    @steady
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         return allocate.pyramid(len(claims), total, self.beta, view.heads * view.window)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reasonalloc import allocate
-from reasonalloc.policy.layers import LAYERS, LayerAllocator
+from reasonalloc.policy.layers import LAYERS, LayerAllocator, steady
 from reasonalloc.policy.setting import setting
 from reasonalloc.policy.view import LayerScores, Numbers, RowView
 
@@ -25,6 +25,7 @@ class LayersByScores(LayerAllocator):
     R-KV's.
     """
 
+    @steady
     def totals(self, claims: npt.NDArray[np.float64], total: int, view: RowView) -> Numbers:
         """Before the first cut: every layer the same."""
         return allocate.robustify(np.ones(len(claims)), total, floor=view.heads * view.window)

@@ -69,9 +69,10 @@ class Registry(Generic[T]):
         raise ValueError(f"{self.kind} {name!r} is unknown{meant(name.lower(), every)}; there are {', '.join(every)}")
 
     def add(self, name: str, cls: type[T]) -> None:
-        """Enters a class; one of the same qualified name is replaced, as when a notebook's cell runs twice."""
-        if name in self.classes and self.classes[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"{self.kind} {name!r} exists already: {self.classes[name].__qualname__}")
+        """Enters a class; one of the same module and name is replaced, as when a notebook's cell runs twice."""
+        there = self.classes.get(name, cls)
+        if (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"{self.kind} {name!r} exists already: {there.__qualname__} of {there.__module__}")
         self.classes[name] = cls
 
     def enter(self, name: str) -> Callable[[type[T]], type[T]]:

@@ -77,6 +77,7 @@ def _config(given: dict[str, Any]) -> Config:
             given["profile"] = WaveProfile.load(given["profile"])
         return Config(**given)
     except OSError as error:
-        raise ArgumentError(f"profile {given['profile']!r} cannot be read: {error.strerror or error}") from error
+        name = next((x for x in ("profile", "calibration") if isinstance(given.get(x), str)), "options")
+        raise ArgumentError(f"{name} {given.get(name)!r} cannot be read: {error.strerror or error}") from error
     except (TypeError, ValueError) as error:
         raise ArgumentError(str(error)) from error
