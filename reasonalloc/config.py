@@ -116,6 +116,8 @@ class Config(Shared):
         self._take_calibration()
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options must be a mapping of names to values, got {self.options!r}")
+        if "calibration" in self.options:
+            raise ValueError("a calibration is a keyword of its own, no option: Config(calibration=...)")
         object.__setattr__(self, "method", METHODS.own(self.method))
         check_settings(self)
         method, policy = compose(self)  # raises for names and options that do not exist

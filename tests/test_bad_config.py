@@ -23,6 +23,10 @@ from reasonalloc.fingerprint import fingerprint
         ({"method": "rkv", "budget": 64, "layers": "waves"}, "layers 'waves' .*did you mean 'wave'"),
         ({"method": "rkv", "budget": 64, "heads": "rout"}, "heads 'rout' .*did you mean 'route'"),
         ({"method": "rkv", "budget": 64, "options": {"sink": 4}}, "method 'rkv' has no option 'sink'; it has none"),
+        (
+            {"method": "triattention", "budget": 64, "options": {"calibration": "x.safetensors"}},
+            r"no option: Config\(calibration=",
+        ),
         ({"method": "rkv"}, "exactly one of budget, ratio and max_bytes, got none"),
         ({"method": "rkv", "budget": 64, "ratio": 0.5}, "got budget, ratio"),
         ({"method": "rkv", "budget": 64, "max_bytes": "1MiB"}, "got budget, max_bytes"),
