@@ -11,7 +11,6 @@ import torch
 from reasonalloc import _core
 
 SCORERS = tuple(_core.scorers())
-ATTENTION_SCORERS = ("rkv", "importance", "rkv-centred")  # those that the window's queries have a part in
 
 Floats = npt.NDArray[np.float32]
 Input: TypeAlias = torch.Tensor | npt.ArrayLike

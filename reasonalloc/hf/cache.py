@@ -47,8 +47,9 @@ class ReasonAllocCache(ForwardCache):
     policy: parts put together by hand, in place of those that `config` names.
 
     prompt_columns: how many columns the prompt has, where that is known, as in a session; 0: as many as the first pass.
-    Then it is cut at its end; otherwise a pass later, for passes of several tokens may all belong to it, and its last
-    chunk counts as decoding if it is a single token. A look at the cache (`stats`, `positions`) ends a prompt of a
+    Then it is over at its end; otherwise a pass later, for passes of several tokens may all belong to it, and its last
+    chunk counts as decoding if it is a single token. Where the wave is measured on the prompt, or cuts have two phases,
+    it is cut only when it is over. A look at the cache (`stats`, `positions`) ends a prompt of a
     length that is not known; `save` ends any.
 
     Raises ValueError for a model without full-attention layers, a profile of another model or a budget that does not
