@@ -88,9 +88,9 @@ def says(path, claim):
     assert re.sub(r"\s+", " ", claim) in text, f"{path.name} should say: {claim}"
 
 
-def printed_by(study):
+def printed_by(study, *options):
     script = ROOT / "benchmarks" / "studies" / f"{study}.py"
-    return subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True).stdout
 
 
 def answers():
@@ -410,6 +410,22 @@ def searches():
     live = json.loads((RESULTS / "branches.json").read_text())
     said = f"Prompt and live lines are {live['mean']:.0f} tokens in the mean and never more than {live['most']}"
     yield DOCS, f"{said}; {percent(live['dead'])} % of what the context holds is dead"
+    _, _, *spent, small_told, large_told = printed_by("spent", "--table").splitlines()
+    assert len(spent) == 6 and json.loads((RESULTS / "spent.json").read_text())["budget"] == 256
+    for row in spent:
+        yield DOCS, row
+    two = []
+    for line, slots in ((small_told, 256), (large_told, 512)):
+        found = re.match(rf"the oracle's own chains, {slots} slots: (\d+)% \[(\d+)%, (\d+)%\] right", line)
+        two.append(f"{found[1]} % [{found[2]}, {found[3]}] within {slots}")
+    yield DOCS, f"dead answers {two[0]} slots, {two[1]}**"
+    most = max(rows(small)[f"{cell} 256"]["accuracy"]["mean"] for cell in names)
+    has = f"where every method has at most {percent(most)} %"
+    yield DOCS, f"told which lines are dead, an eviction answers {two[0]} slots, {has}"
+    dead, told = percent(live["dead"]), two[0].split(" [")[0]
+    said = f"are {dead} % dead branches, an oracle that evicts these answers {told} within a tenth of the cache"
+    yield README, f"{said}, every method at most {percent(most)}."
+    assert 9 <= rows(small)["full"]["tokens"] / 256 <= 11.5
 
 
 def fidelity():
