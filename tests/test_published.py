@@ -118,3 +118,12 @@ def test_a_budget_in_part_is_not_told(tmp_path):
     done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=True)
     assert "512 slots: 0 of 16 cells are whole" in done.stdout and " 512 " not in done.stdout.replace("512 slots:", "")
     assert "wave-kept 384 less R-KV-kept 384" in done.stdout
+
+
+def test_of_searches_nothing_is_told():
+    """No budget of theirs is whole."""
+    script = RESULTS.parent / "studies" / "evidence.py"
+    done = subprocess.run(
+        [sys.executable, script, RESULTS / "evidence-search"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count(" cells are whole, so none is looked at\n") == done.stdout.count("\n") == 3
