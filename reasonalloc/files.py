@@ -82,7 +82,7 @@ def refuse_other(path: str | Path, start: str) -> None:
 LOCK = ".lock"
 
 
-def held(folder: Path, owner: object) -> Callable[[], object]:
+def lock_folder(folder: Path, owner: object) -> Callable[[], object]:
     """Locks a folder for one writer, until what this gives is called, or `owner` or its process ends. ValueError where
     another one writes there."""
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

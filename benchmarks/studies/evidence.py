@@ -38,8 +38,9 @@ SECONDARY = [
 
 def main() -> None:
     folder = folder_given("evidence")
-    budgets = BUDGETS[folder.resolve().name]
-    systems = [*SYSTEMS, "order"] if folder.resolve().name == "evidence" else SYSTEMS
+    study = folder.resolve().name
+    budgets = BUDGETS[study]
+    systems = [*SYSTEMS, "order"] if study == "evidence" else SYSTEMS
     planned = [(a, b) for a, b in PLANNED if a.removesuffix("-kept") in systems]
     family = len(planned) * len(budgets)
     whole = {label: x for label, x in cells_of(folder).items() if x.chains == CHAINS}

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 FILE, WAVE = RESULTS / "spent.json", RESULTS / "search" / "wave-search-4-0.93.json"
 METHODS = ("full", "rkv", "reasonalloc", "h2o", "streaming")
 FIELDS = {"dead": ".0%", "alive": ".0%", "nll": ".3f"}  # and how they are written
-SETTING, SEED, BUDGET, TOLD = "long", 0, 256, (256, 512)  # slots, and those of the oracle's own chains
+SETTING, SEED, BUDGET, ORACLE_BUDGETS = "long", 0, 256, (256, 512)  # slots, and those of the oracle's own chains
 FED, ASKED = 12, 24  # problems
 
 
@@ -31,7 +31,7 @@ def measured() -> dict[str, Any]:
     import reasonalloc as ra
     from reasonalloc.hf.decode import Sampling
     from reasonalloc.lab.evaluate.branches import chain_of, spent_all
-    from reasonalloc.lab.evaluate.told import answer_told
+    from reasonalloc.lab.evaluate.oracle import answer_with_oracle
     from reasonalloc.lab.models import REASONERS
     from reasonalloc.lab.tasks import items
     from reasonalloc.provenance import provenance
@@ -39,17 +39,18 @@ def measured() -> dict[str, Any]:
     model, tokenizer = ra.load(REASONERS["search"], dtype="bfloat16")
     asked = items("search", count=ASKED, seed=SEED, settings=[SETTING])
     chains = [chain_of(x, tokenizer) for x in asked[:FED]]
-    sizes = {x: ra.Config(method="rkv", budget=x, keep_prompt=True) for x in (BUDGET, *TOLD)}
+    sizes = {x: ra.Config(method="rkv", budget=x, keep_prompt=True) for x in (BUDGET, *ORACLE_BUDGETS)}
     configs = {x: ra.Config(method=x) if x == "full" else replace(sizes[BUDGET], method=x) for x in METHODS}
     configs["reasonalloc"] = replace(configs["reasonalloc"], profile=ra.WaveProfile.load(WAVE))
     found = spent_all(model, chains, configs.items(), oracle=configs["rkv"], pad=tokenizer.pad_token_id or 0)
-    told = {x: answer_told(model, tokenizer, asked, sizes[x], Sampling(max_new_tokens=4096)) for x in TOLD}
+    sampling = Sampling(max_new_tokens=4096)
+    chosen = {x: answer_with_oracle(model, tokenizer, asked, sizes[x], sampling) for x in ORACLE_BUDGETS}
     return {
         "setting": SETTING,
         "budget": BUDGET,
         "tokens": [len(x.ids) for x in chains],
         "spent": [asdict(x) for x in found],
-        "told": {str(budget): [asdict(x) for x in own] for budget, own in told.items()},
+        "oracle": {str(budget): [asdict(x) for x in own] for budget, own in chosen.items()},
         "provenance": provenance(REASONERS["search"], SEED),
     }
 
@@ -62,7 +63,7 @@ def lines(results: dict[str, Any]) -> list[str]:
         own = [x for x in results["spent"] if x["name"] == name]
         cells = [mean(np.array([x[field] for x in own]), form, rng) for field, form in FIELDS.items()]
         found.append(f"| {' | '.join([name, *cells])} |")
-    for budget, chains in results["told"].items():
+    for budget, chains in results["oracle"].items():
         right = mean(np.array([np.mean(x["right"]) for x in chains]), ".0%", rng)
         tokens = np.mean([x["tokens"] for x in chains])
         cut = np.mean([x["finish"] == "length" for x in chains])

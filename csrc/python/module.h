@@ -31,10 +31,10 @@ int ra_view(module_state *state, PyObject *object, const char *name, dl_device w
 /* The same for tensors whose elements are numbers: its dtype too. */
 int ra_view_numbers(module_state *state, PyObject *object, const char *name, dl_device where, int ndim, dl_tensor *out,
                     ra_dtype *dtype);
-/* Its dtype as ra_dtype. 0, or -1 with an error set. */
 /* Tensors of torch may carry a sign that is applied when they are read, which DLPack does not tell: those are refused. It may
  * run Python code, so it comes before any view is taken. */
 int ra_refuse_negated(module_state *state, PyObject *object, const char *name);
+/* Its dtype as ra_dtype. 0, or -1 with an error set. */
 int ra_view_dtype(const dl_tensor *view, const char *name, ra_dtype *out);
 /* A contiguous buffer (numpy array) of `count` items; kind: 'i' int64, 'd' float64, 'f' float32, 'b' bool, 'p' int32.
  * Release with PyBuffer_Release. */

@@ -77,7 +77,7 @@ class SlotCounts:
 class LiveFirst(Scorer):
     """The eviction that loses nothing while it can: tokens of dead lines go first, then the oldest.
 
-    It is told which those are, so that it bounds what a scorer can win. ends: those of a row, by its number.
+    It knows which those are, so that it bounds what a scorer can win. ends: those of a row, by its number.
     """
 
     ends: Callable[[int], Ends] = field(kw_only=True, compare=False)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from reasonalloc.fields import build
-from reasonalloc.files import Json, encoded, held, json_lines, read_json, replace_bytes, replace_text
+from reasonalloc.files import Json, encoded, json_lines, lock_folder, read_json, replace_bytes, replace_text
 
 FILE = "generations.jsonl"
 PACKED = FILE + ".gz"
@@ -164,7 +164,7 @@ class Records:
     def lock(self) -> None:
         """Until `close`, or until this object or its process ends; ValueError if another one writes here."""
         if self._release is None:
-            self._release = held(self.folder, self)
+            self._release = lock_folder(self.folder, self)
 
     def close(self) -> None:
         """Lets others write."""

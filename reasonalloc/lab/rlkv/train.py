@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from reasonalloc.fields import build
-from reasonalloc.files import held, parse_json, read_json, read_text, replace_bytes, replace_text
+from reasonalloc.files import lock_folder, parse_json, read_json, read_text, replace_bytes, replace_text
 from reasonalloc.fingerprint import dtype_name, fingerprint
 from reasonalloc.hf.decode import Sampling, decode
 from reasonalloc.hf.tokens import ends
@@ -66,7 +66,7 @@ class Trainer:
         self.settings, self.file = settings, file
         data.check_file(file, settings.pool)
         folder.mkdir(parents=True, exist_ok=True)
-        self.close = held(folder, self)
+        self.close = lock_folder(folder, self)
         try:
             self._start(model, settings)
         except BaseException:

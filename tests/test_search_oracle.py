@@ -6,7 +6,7 @@ import pytest
 import reasonalloc as ra
 from reasonalloc.hf.decode import Sampling
 from reasonalloc.lab.evaluate.branches import ALIVE, ends_of
-from reasonalloc.lab.evaluate.told import Written, answer_told
+from reasonalloc.lab.evaluate.oracle import Written, answer_with_oracle
 from reasonalloc.lab.models import REASONERS
 from reasonalloc.lab.tasks import items
 
@@ -39,6 +39,6 @@ def test_answers_within_a_budget_that_evicts():
     model, tokenizer = ra.load(REASONERS["search"])
     asked = items("search", count=2, settings=["numbers=8,lines=10-20"])
     config = ra.Config(method="rkv", budget=224, interval=16, keep_prompt=True)
-    found = answer_told(model, tokenizer, asked, config, Sampling(max_new_tokens=320))
+    found = answer_with_oracle(model, tokenizer, asked, config, Sampling(max_new_tokens=320))
     assert [x.id for x in found] == [x.id for x in asked]
     assert all(x.finish == "stop" and all(x.right) and x.tokens + 80 > 224 for x in found)

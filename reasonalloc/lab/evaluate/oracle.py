@@ -31,6 +31,7 @@ class Written:
     def __init__(self, tokenizer: Tokenizer, prompts: dict[str, int]) -> None:
         self.tokenizer, self.prompts, self.keys = tokenizer, prompts, list(prompts)
         self.words: dict[str, list[str]] = {key: [] for key in prompts}
+        self._ends: dict[str, Ends] = {}  # of a row, until it writes on: every head of a cut asks
 
     def __call__(self, cut: CutView) -> None:
         """A cut is nothing to it."""
@@ -43,12 +44,16 @@ class Written:
         """A step of `decode.chains`."""
         for key, token in zip(keys, picked, strict=True):
             self.words[key].append(self.tokenizer.decode([token]))
+            self._ends.pop(key, None)
 
     def ends(self, row: int) -> Ends:
         """As of `branches.Chain`, of what the row has written so far."""
-        words = self.words[self.keys[row]]
-        begins = np.cumsum([0, *map(len, words)])[:-1]
-        return ends_of(self.prompts[self.keys[row]], "".join(words), begins)
+        key = self.keys[row]
+        if key not in self._ends:
+            words = self.words[key]
+            begins = np.cumsum([0, *map(len, words)])[:-1]
+            self._ends[key] = ends_of(self.prompts[key], "".join(words), begins)
+        return self._ends[key]
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Answered:
     text: str
 
 
-def answer_told(
+def answer_with_oracle(
     model: Model, tokenizer: Tokenizer, asked: Sequence[Item], config: Config, sampling: Sampling
 ) -> list[Answered]:
     """Chains of searches as one batch, cut to the sizes of `config`, dead lines first."""
