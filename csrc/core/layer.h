@@ -144,6 +144,8 @@ static inline int64_t ra_tile_rows(int64_t d) { return ra_max(1, ra_min(RA_TILE_
 bool ra_layer_make_room(ra_layer *layer, int64_t pages);
 /* Gives back room that is much more than what the heads hold, as after a long prompt. */
 void ra_layer_shrink(ra_layer *layer);
+/* What was reserved for a step is free again. */
+void ra_layer_unreserve(ra_layer *layer);
 /* Forgets what statistics have of a head, or of its slots from `slots` on. */
 void ra_stats_clear(ra_layer *layer, int64_t pair);
 void ra_stats_crop(ra_layer *layer, int64_t pair, int64_t slots);

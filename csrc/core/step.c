@@ -83,9 +83,7 @@ static ra_status reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, 
 {
     ra_pool *pool = layer->pool;
     *missing = 0;
-    pool->reserved -= layer->reserved; /* of an earlier one */
-    layer->reserved = layer->replays = 0;
-    layer->pending = false;
+    ra_layer_unreserve(layer);
     if (layer->cold)
         ra_cut_abandon(layer); /* its slots are counted without those that a cut has recalled */
     ra_status fault = pool->backend->device ? pool->backend->device->fault(layer) : RA_OK;
@@ -246,9 +244,7 @@ ra_status ra_layer_step(ra_layer *layer, const ra_step *step, ra_parallel parall
          !ra_lists_fit_capture(layer)))
         return RA_ERR_CAPTURE;
     ra_cut_abandon(layer);
-    pool->reserved -= layer->reserved;
-    layer->reserved = layer->replays = 0;
-    layer->pending = false;
+    ra_layer_unreserve(layer);
     layer->scale = step->scale;
     layer->softcap = step->softcap;
     ra_status status = pool->backend->step(layer, step, parallel);
