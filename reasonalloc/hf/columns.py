@@ -31,6 +31,10 @@ class NewTokens:
         np.cumsum(real.sum(1), out=begin[1:])
         return cls(real, begin, np.ascontiguousarray(np.nonzero(real)[1], np.int64), visible)
 
+    def counts(self, rows: int, width: int) -> Ints:
+        """[rows] real tokens of each; width: tokens of each, padding included."""
+        return np.full(rows, width, np.int64) if self.begin is None else np.diff(self.begin)
+
     def part(self, rows: int, width: int, done: Ints, take: Ints) -> NewTokens:
         """The next take[row] tokens of each row, after the first done[row]."""
         whole = self if self.begin is not None else NewTokens.of(np.ones((rows, width), np.bool_), self.visible)

@@ -26,6 +26,7 @@ from reasonalloc.hf.rope import check_rope, drops_caches, rope_switch
 from reasonalloc.hf.states import States, one_dtype
 from reasonalloc.hf.step import Part, Step
 from reasonalloc.policy.budgets import Budgets
+from reasonalloc.policy.core_cut import row_tokens
 from reasonalloc.policy.cut import Cutter
 from reasonalloc.policy.cut_together import CutTogether
 from reasonalloc.policy.gates import ModelShape
@@ -37,6 +38,7 @@ from reasonalloc.store.pages import DTYPES, PAGE_TOKENS, PagePool
 from reasonalloc.trace import recorder
 
 _LOG = logging.getLogger("reasonalloc")
+PROMPT_BYTES = 1 << 28  # of whole prompts that lie in a layer's pages at a time, where they are cut at once
 _warned: WeakSet[Model] = WeakSet()  # models whose users know
 
 
@@ -229,17 +231,21 @@ class ForwardCache(Cache):
             pool = self.pool_of(states[1]) if ragged.is_empty else ragged.pool
             if dense:
                 out = prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
-                ragged.step(pool, states, spec, parts[0].new, prompt=step.prompt)
+                self._tell_prompt(ragged, parts[0].new.counts(self.rows, step.tokens))
+                for part in self._by_rows(pool, states[1], parts[0]):
+                    ragged.step(pool, states, spec, part.new, prompt=step.prompt)
+                    self._store(ragged, states[0], part)
             else:
                 rows, heads, tokens, size = states[0].shape
                 # What stands between a row's tokens is padding, whose attention is 0.
                 make = states[0].new_zeros if parts[0].new.begin is not None else states[0].new_empty
                 out = make(rows, tokens, heads, size)  # faster than from a tuple
-            for part in parts:
-                if not dense:
+                for part in parts:
                     ragged.step(pool, states, spec, part.new, out, part.cut_in, step.prompt)
-                if step.prefill or part.any_due:
-                    self._store(ragged, states[0], part)
+                    if step.prefill:
+                        self._tell_prompt(ragged, np.array(row_tokens(ragged)))
+                    if step.prefill or part.any_due:
+                        self._store(ragged, states[0], part)
             ragged.length += step.tokens
             if states[2] is not value and not dense:
                 out = out[..., : value.shape[3]].to(query.device)
@@ -250,7 +256,10 @@ class ForwardCache(Cache):
                 self._end_pass(parts)
             setattr(key, SERVED, layer)
         except BaseException as error:
-            if not first or ragged.token_count() != before:  # something has changed
+            if first and not ragged.length:  # nothing was there
+                ragged.drop()
+                self._cutter = None
+            elif not first or ragged.token_count() != before:  # something has changed
                 step.close(error)
             raise
         return out
@@ -303,16 +312,29 @@ class ForwardCache(Cache):
             self._pools[backend.device] = PagePool(page_format, key.shape[3], backend)
         return self._pools[backend.device]
 
+    def _by_rows(self, pool: PagePool, key: torch.Tensor, part: Part) -> list[Part]:
+        """The first pass of a layer, some rows at a time where each is cut as soon as it is stored: attention has read
+        the dense keys, so pages are needed for what stays only. key: [B, H, T, D]."""
+        if not part.any_due or not self._cuts_at_once(part.due):
+            return [part]
+        row = key.shape[1] * -(-key.shape[2] // PAGE_TOKENS) * pool.core.page_bytes
+        return part.by_rows(key.shape[2], max(1, PROMPT_BYTES // row))
+
+    def _cuts_at_once(self, due: npt.NDArray[np.bool_]) -> bool:
+        """Whether rows [B] are cut layer by layer, so that a long prompt is whole in one layer at a time. But waves
+        that are measured belong together, and so do the scores of a cut in two phases."""
+        return not self.policy.two_phases and bool(self.cutter.budgets.measured[due].all())
+
+    def _tell_prompt(self, layer: RaggedLayer, tokens: npt.NDArray[np.int64]) -> None:
+        """tokens: [B] of each row's prompt, as far as it has come."""
+        if layer.order == 0:
+            self.cutter.prompt = tokens
+
     def _store(self, layer: RaggedLayer, query: torch.Tensor, part: Part) -> None:
         """A layer has stored a part of a pass: keeps what its wave is measured from, or cuts what is due."""
-        budgets = self.cutter.budgets
-        if self.step.prefill and layer.order == 0:
-            self.cutter.prompt = np.array([layer.core.tokens(row) for row in range(self.rows)])
-        if self.step.prefill and not budgets.measured.all():
+        if self.step.prefill and not self.cutter.budgets.measured.all():
             layer.keep_probes(query, part.new, PROBE_QUERIES)
-        # At once, so that a long prompt is whole in one layer at a time; but waves that are measured belong together,
-        # and so do the scores of a cut in two phases.
-        if part.any_due and not self.policy.two_phases and budgets.measured[part.due].all():
+        if part.any_due and self._cuts_at_once(part.due):
             self._cut_rows([layer], part.due)
 
     def _cut_rows(self, layers: Sequence[RaggedLayer], due: npt.NDArray[np.bool_]) -> None:

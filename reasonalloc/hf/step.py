@@ -25,6 +25,18 @@ class Part(NamedTuple):
     any_due: bool
     cut_in: Ints | None
 
+    def by_rows(self, columns: int, most: int) -> list[Part]:
+        """The same, at most so many rows at a time. columns: of the pass."""
+        rows = len(self.due)
+        if rows <= most:
+            return [self]
+        fresh, done, parts = self.new.counts(rows, columns), np.zeros(rows, np.int64), []
+        for first in range(0, rows, most):
+            now = (np.arange(rows) >= first) & (np.arange(rows) < first + most)
+            new, due = self.new.part(rows, columns, done, np.where(now, fresh, 0)), self.due & now
+            parts.append(Part(new, due, bool(due.any()), self.cut_in))
+        return parts
+
 
 @dataclass(frozen=True)
 class StepState:
