@@ -104,3 +104,45 @@ def test_keys_and_values_of_different_dtypes(backend, page_format, dtype, ours):
     for head in range(2):
         np.testing.assert_array_equal(read(layer, 0, head, 20, False), k[0, head].cpu().to(STORED[page_format]).float())
         np.testing.assert_array_equal(read(layer, 0, head, 20, True), v[0, head].cpu().to(STORED[page_format]).float())
+
+
+@pytest.mark.parametrize("scorer", ["random", "h2o"])
+def test_masks_are_of_positions_not_of_slots(backend, scorer):
+    """After a cut the two differ; what is hidden gathers nothing either."""
+    random, heads, group, dim = np.random.default_rng(5), 2, 3, 20
+    pool = backend.pool("float32", dim)
+    layer = _core.Layer(pool, 1, heads, heads * group, 4, scorer)
+
+    def step(count, visible=None):
+        q, k, v = (backend.tensor(random.standard_normal((1, h, count, dim))) for h in (heads * group, heads, heads))
+        out = torch.empty(1, count, heads * group, dim, device=backend.device)
+        while missing := layer.step(q, k, v, out, 0.3, None, None, None, 0.0, None, visible):
+            backend.add_pages(pool, missing)
+        return q[0].cpu().double().numpy(), out[0].cpu().double().numpy()
+
+    def columns(head):
+        fields, raw = layer.columns(0, head)
+        return np.frombuffer(raw, np.int32).reshape(fields, len(positions(layer, 0, head)))
+
+    step(90)
+    settings = (scorer, 0.3, 0.5, 5, 11, 0.5)
+    found = np.zeros((1, heads), np.int64), np.zeros((1, heads)), np.zeros(1, np.bool_)
+    while missing := layer.cut(np.array([70]), np.zeros(1, np.int64), settings, (0, *[1.0] * 5), *found):
+        backend.add_pages(pool, missing)
+    for count in (1, 3):
+        visible = random.random((count, 100)) < 0.5
+        before = [columns(head) for head in range(heads)]
+        queries, out = step(count, visible)
+        for head in range(heads):
+            places = positions(layer, 0, head)
+            assert len(places) < places[-1]
+            keys, values = (read(layer, 0, head, dim, which) for which in (False, True))
+            for i, query_head in np.ndindex(count, group):
+                n, query_head = len(places) - (count - 1 - i), head * group + query_head
+                seen = visible[i, places[:n]]
+                want = oracle.attend_one(queries[query_head, i], keys[:n], values[:n], 0.3, visible=seen)
+                np.testing.assert_allclose(out[i, query_head], want, rtol=2e-6, atol=5e-6)
+            if len(before[head]):
+                old = places[:-count]
+                changed = (columns(head)[:, : len(old)] != before[head]).any(0)
+                assert changed.tolist() == visible[:, old].any(0).tolist()
