@@ -175,9 +175,9 @@ def test_it_may_build_on_scores_in_c(register):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda layers: [x.scores for x in layers][:2], "must be of 3, got 2"),
-        (lambda layers: [[s[1:] for s in x.scores] for x in layers], "of the shapes"),
-        (lambda layers: [[s * np.nan for s in x.scores] for x in layers], "must be finite"),
+        (lambda layers: [x.scores for x in layers][:2], "be of 3 layers, got 2"),
+        (lambda layers: [[s[1:] for s in x.scores] for x in layers], "be finite and.* shapes"),
+        (lambda layers: [[s * np.nan for s in x.scores] for x in layers], "be finite and.* shapes"),
     ],
 )
 def test_what_a_scorer_across_layers_must_not_give(register, result, message):
@@ -191,7 +191,7 @@ def test_what_a_scorer_across_layers_must_not_give(register, result, message):
     cache = ra.ReasonAllocCache(model, config_of("snapkv", scorer="wrong"))
     feed(cache, new=7)
     before = contents(cache)[-2:]
-    with pytest.raises(ValueError, match=f"scorer 'wrong' across layers must.*|{message}"):
+    with pytest.raises(ValueError, match=f"scorer 'wrong' across layers must {message}"):
         models.step(model, cache, models.prompt(1))
     assert before[1] == [[[n - 1 for n in head] for head in layer] for layer in cache.stats()["slots"]]
 
