@@ -57,8 +57,9 @@ def assert_rows_are_alone(model, config, new=40, lengths=LENGTHS, seed=0, tolera
             ]
     figures = batch.stats()
     assert figures["evicted"] == sum(cache.stats()["evicted"] for cache in alone)
-    mean = np.mean([c.stats()["lost_mass"] for c in alone if c.stats()["evicted"]]) if figures["evicted"] else 0
-    assert figures["lost_mass"] == pytest.approx(mean, abs=0.2)
+    cutters = [cache.cutter for cache in alone]
+    cuts = sum(x.lost_count for x in cutters)
+    assert figures["lost_mass"] == pytest.approx(sum(x.lost_sum for x in cutters) / max(cuts, 1), rel=1e-3, abs=1e-6)
     return figures["evicted"]
 
 
