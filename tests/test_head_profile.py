@@ -19,28 +19,29 @@ from reasonalloc.policy.profiled import ProfiledHeads
 from reasonalloc.store import backends
 
 
-def test_what_slots_save():
+@pytest.mark.parametrize(("scale", "softcap"), [(8**-0.5, None), (0.6, None), (0.6, 1.5)])
+def test_what_slots_save(scale, softcap):
     random = torch.Generator().manual_seed(0)
     heads, group, n, d, prompt, window, interval = 2, 2, 90, 8, 10, 4, 24
     q, k = (torch.randn(h, n, d, generator=random) for h in (heads * group, heads))
     settings = {"alpha": 0.1, "threshold": 0.5, "kernel": 7}
-    got = saved(q, k, d**-0.5, None, prompt, 40, window, interval, settings)
+    got = saved(q, k, scale, softcap, prompt, 40, window, interval, settings)
     want, cuts = np.zeros((heads, 11)), 0
     for t in range(prompt + window + interval, n - interval // 2, interval):
         for h in range(heads):
             own = slice(h * group, (h + 1) * group)
-            scores = ra.score.rkv(q[own, t - window : t], k[h : h + 1, :t])[0].numpy()
+            scores = ra.score.rkv(q[own, t - window : t] * scale * d**0.5, k[h : h + 1, :t])[0].numpy()
             order = sorted(range(prompt, t - window), key=lambda i: -scores[i])
             for points in range(11):
                 for j in range(t, min(n, t + interval)):
                     for g in range(group):
-                        logits = (k[h, : j + 1].double() @ q[h * group + g, j].double()) * d**-0.5
-                        weights = logits.softmax(0)
+                        logits = (k[h, : j + 1].double() @ q[h * group + g, j].double()) * scale
+                        weights = (softcap * (logits / softcap).tanh() if softcap else logits).softmax(0)
                         share = weights[order[: points * STEP]].sum().item()
                         want[h, points] += share / group / (min(n, t + interval) - t)
         cuts += 1
     assert cuts == 2 and np.allclose(got, want / cuts, atol=1e-5)
-    assert not saved(q[:, :30], k[:, :30], d**-0.5, None, prompt, 40, window, interval, settings).any()
+    assert not saved(q[:, :30], k[:, :30], scale, softcap, prompt, 40, window, interval, settings).any()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -54,6 +55,12 @@ def test_the_best_shares_are_the_best(seed):
     best = max(sum(curves[h, x[h]] for h in range(3)) for x in choices)
     assert got.sum() == pytest.approx(12) and (got >= 1).all() and (got <= 10).all()
     assert sum(curves[h, round(got[h])] for h in range(3)) == pytest.approx(best)
+
+
+def test_a_dent_in_a_curve_is_looked_across():
+    """Of the first head's next slots it takes two steps to save anything, and then more than the other's two."""
+    curves = np.array([[0, 5, 5, 13, 13.5], [0, 5, 8, 10.5, 12]])
+    assert best_shares(curves, 2 * STEP, 0.5, 2).tolist() == [1.5, 0.5]
 
 
 def test_a_model_and_a_cache(tmp_path):
