@@ -323,6 +323,35 @@ def test_settings_and_records_come_back(options, tmp_path):
             np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
+def test_a_loaded_cache_is_cropped_as_the_cache_is(tmp_path):
+    model = models.tiny()
+    cache = small(model)
+    cache.save(tmp_path / "cache")
+    loaded, uncut = ra.ReasonAllocCache.load(tmp_path / "cache", model), cache.step.uncut
+    for each in (cache, loaded):
+        with pytest.raises(ValueError, match=f"only the newest {uncut} came after the last eviction"):
+            each.crop(-uncut - 1)
+        each.crop(-uncut)
+    assert uncut > 1
+    assert_alike(model, cache, loaded, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "share"), [({"budget": None, "ratio": 1.0}, 30, 30), ({"budget": 400}, 1, 400)], ids=str
+)
+def test_figures_of_rows_that_were_never_cut_come_back(options, prompt, share, tmp_path):
+    """Their even shares, and that a prompt was too short for a wave."""
+    model = models.tiny()
+    cache = small(model, read=False, **options)
+    models.step(model, cache, models.prompt(prompt))
+    models.step(model, cache, models.prompt(1))
+    before = cache.stats()
+    cache.save(tmp_path / "cache")
+    after = ra.ReasonAllocCache.load(tmp_path / "cache", model).stats()
+    assert after["budgets"] == before["budgets"] and sum(map(sum, before["budgets"][0])) == 6 * share
+    assert after["wave"] == before["wave"] and ("too short" in after["wave"]) == (prompt == 1)
+
+
 def test_empty_cache_and_profile(tmp_path):
     model = models.tiny()
     profile = ra.profile(model, models.Words(), ["abcdefgh" * 4])
