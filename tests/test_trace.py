@@ -350,6 +350,7 @@ def test_other_files_are_refused(tmp_path):
         ({"cuts": np.array([40.0, 48.0, 56.0])}, "float64"),
         ({"gone": np.full((3, 2, 60), 9)}, "3 cuts"),
         ({"gone": np.full((3, 2, 60), 1)}, "before it comes"),
+        ({"gone": np.eye(60, dtype=int)[40].reshape(1, 1, 60).repeat(3, 0).repeat(2, 1)}, "before it comes"),  # at 40
         ({"text": "a", "ends": np.zeros(60, int)}, "cover"),
         ({"text": "\ud800", "ends": np.ones(60, int)}, r"text of a trace: character 0 is U\+D800"),
         ({"ids": np.full(60, -1)}, "ids .* from 0, got -1"),
