@@ -189,6 +189,8 @@ def test_figures_of_a_row():
     assert made["0"].slots < 33 and made["0"].seconds > 0 and made["0"].steps == 40
     full = chains(FULL, prompts(30))["0"]
     assert full.slots == 69  # the last token is not fed
+    held = [6 * page * -(-(30 + i) // 16) for i in range(40)]
+    assert full.peak_bytes == max(held) and full.mean_bytes == pytest.approx(sum(held) / 40)
 
 
 def test_bad_input():
