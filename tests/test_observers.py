@@ -256,6 +256,32 @@ def test_a_policy_put_together_by_hand():
     assert cache.slots()[0].sum(1).tolist() == [104 + 2 * 20, 20 + 2 * 20, 20 + 2 * 20]
 
 
+def test_a_schedule_of_ones_own_goes_back_with_a_crop():
+    """One that says what the plain one says is cut where that is, tokens taken back and rows moved included."""
+
+    @dataclass(frozen=True)
+    class Same(ra.policy.schedule.Schedule):
+        def steps_left(self, rows, length, since, tokens):
+            lengths.append(length)
+            return super().steps_left(rows, length, since, tokens)
+
+    config, model, lengths, found = config_of("rkv"), models.tiny(), [], []
+    for schedule in (config.policy().schedule, Same(interval=8, window=4)):
+        watcher = Watcher()
+        cache = ra.ReasonAllocCache(
+            model, config, policy=replace(config.policy(), schedule=schedule), observers=[watcher]
+        )
+        feed(cache, new=5, rows=2)
+        cache.crop(-3)
+        cache.batch_repeat_interleave(2)
+        for i in range(15):
+            models.step(model, cache, models.prompt(1, rows=4, seed=i))
+        found.append((sorted((cut.tokens, cut.layer, cut.row) for cut in watcher.cuts), held(cache)))
+    assert found[0] == found[1]
+    assert sorted({tokens for tokens, *_ in found[0][0]}) == [50, 58, 66]
+    assert lengths == [0, *range(50, 55), *range(52, 67)]
+
+
 def test_an_observer_does_not_keep_its_cache():
     model, watcher = models.tiny(), Watcher()
     cache = ra.ReasonAllocCache(model, config_of("rkv"), observers=[watcher])
