@@ -11,6 +11,7 @@ import caches
 import models
 import numpy as np
 import pytest
+import tiny
 import torch
 from test_methods import config_of, run, torch_importance
 
@@ -382,6 +383,27 @@ def test_a_setting_of_a_part_in_python(register):
         return policy_of(method="rkv", scorer="wide", **settings).scorer.kernel
 
     assert (kernel(), kernel(kernel=3), kernel(options={"kernel": 7})) == (11, 3, 7)
+
+
+def test_a_scorer_sees_its_own_row_and_how_logits_are_computed(register):
+    seen = set()
+
+    @register("looks")
+    @dataclass(frozen=True)
+    class Looks(ra.Scorer):
+        def score(self, view):
+            seen.add((view.row, view.prompt, view.tokens, view.scale, view.softcap))
+            return view.positions
+
+    model = tiny.build("gemma2")
+    for layer in model.model.layers:
+        layer.self_attn.scaling, layer.self_attn.attn_logit_softcapping = 0.125, 30.0
+    cache = ra.ReasonAllocCache(model, config_of("rkv", scorer="looks"))
+    ids, mask = models.left_padded([models.prompt(n, seed=n)[0] for n in (40, 31)])
+    for _ in range(9):
+        models.step(model, cache, ids, mask)
+        ids, mask = models.prompt(1, rows=2), torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+    assert seen == {(row, n, n + later, 0.125, 30.0) for row, n in enumerate((40, 31)) for later in (0, 8)}
 
 
 def test_a_core_part_of_another_name(register):
