@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from reasonalloc.hf.attention import AttentionSpec
 from reasonalloc.hf.compat import budgeted_layers, unwrapped
 from reasonalloc.protocols import Model
 
@@ -69,6 +70,10 @@ def _attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
+    spec = AttentionSpec.of(module, query, scaling, options)
+    if spec.softcap or spec.sinks is not None:  # torch's attention would leave them out without a word
+        what = "caps its logits" if spec.softcap else "has sinks, logits without a token"
+        raise ValueError(f"{type(module).__name__} {what}, which mixed attention does not follow")
     state = getattr(module, _STATE, None)
     if state is None:  # a layer without a budget
         out: torch.Tensor = sdpa_attention_forward(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from reasonalloc.hf.tokens import left_padded
+from reasonalloc.lab.rlkv.mixed import Mixture, gate_shape, mixing
 from reasonalloc.protocols import Model
 
 _CHUNK, _CHUNK_GPU = 256, 2048  # tokens whose logits are there at a time
@@ -33,12 +34,18 @@ def micro_batches(sequences: Sequence[Text], rows: int) -> Iterator[list[Text]]:
         yield order[i : i + rows]
 
 
-def check_head(model: Model) -> None:
-    """ValueError for a model whose logits are more than its output matrix times the hidden states."""
+def check_model(model: Model) -> None:
+    """ValueError for a model that these passes do not follow: without a layer that gates could be of, with logits that
+    are more than its output matrix times the hidden states, or with an attention that is not `mixing`'s."""
     config = model.config.get_text_config(decoder=True)
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise ValueError(f"{type(model).__name__} has {name}, which the training of gates does not follow")
+    shape = gate_shape(model)
+    if not shape[0]:
+        raise ValueError(f"{type(model).__name__} has no layer with full attention: there are no gates to train")
+    with mixing(model, Mixture(torch.ones(shape, device=model.device), 0, 1)), torch.no_grad():
+        hidden_states(model, [Text((1,), (1,))])  # its attention says what it asks for when it is called
 
 
 def hidden_states(model: Model, batch: Sequence[Text]) -> torch.Tensor:

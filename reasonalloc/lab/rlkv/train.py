@@ -31,7 +31,7 @@ from reasonalloc.lab import models
 from reasonalloc.lab.rlkv import prompts as data
 from reasonalloc.lab.rlkv.loss import advantages, penalty, policy_loss
 from reasonalloc.lab.rlkv.mixed import Mixture, gate_shape, mixing
-from reasonalloc.lab.rlkv.passes import Text, backward_policy, chain_states, check_head, hidden_states, micro_batches
+from reasonalloc.lab.rlkv.passes import Text, backward_policy, chain_states, check_model, hidden_states, micro_batches
 from reasonalloc.lab.rlkv.rollout import batch_of
 from reasonalloc.lab.rlkv.settings import Line, Settings
 from reasonalloc.policy.gates import write_gates
@@ -61,7 +61,7 @@ class Trainer:
     def __init__(
         self, folder: Path, model: Model, tokenizer: Tokenizer, label: str, settings: Settings, file: str | None = None
     ) -> None:
-        check_head(model)
+        check_model(model)
         self.folder, self.model, self.tokenizer, self.label = folder, model, tokenizer, label
         self.settings, self.file = settings, file
         data.check_file(file, settings.pool)
