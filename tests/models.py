@@ -70,6 +70,15 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
     return seeded(getattr(transformers, cls), config, seed).to(dtype)
 
 
+def gpt_oss(sinks: torch.Tensor):
+    """Every other layer of it slides. sinks: [4] logits of those of its attention."""
+    own = {"head_dim": 8, "num_hidden_layers": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    model = seeded(transformers.GptOssForCausalLM, transformers.GptOssConfig(**{**_COMMON, **own}))
+    for layer in model.model.layers:
+        layer.self_attn.sinks.data.copy_(sinks)
+    return model
+
+
 shared: dict = {}
 
 

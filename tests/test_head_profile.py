@@ -12,6 +12,7 @@ import torch
 from caches import contents
 
 import reasonalloc as ra
+from reasonalloc.hf.attention import AttentionSpec
 from reasonalloc.hf.head_profile import STEP, best_shares, head_profile, saved
 from reasonalloc.lab.evaluate.cells import Cell
 from reasonalloc.policy.gates import write_gates
@@ -19,13 +20,15 @@ from reasonalloc.policy.profiled import ProfiledHeads
 from reasonalloc.store import backends
 
 
+@pytest.mark.parametrize("sinks", [None, torch.tensor([-1.0, 0.0, 2.0, 3.0])])
 @pytest.mark.parametrize(("scale", "softcap"), [(8**-0.5, None), (0.6, None), (0.6, 1.5)])
-def test_what_slots_save(scale, softcap):
+def test_what_slots_save(scale, softcap, sinks):
     random = torch.Generator().manual_seed(0)
     heads, group, n, d, prompt, window, interval = 2, 2, 90, 8, 10, 4, 24
     q, k = (torch.randn(h, n, d, generator=random) for h in (heads * group, heads))
     settings = {"alpha": 0.1, "threshold": 0.5, "kernel": 7}
-    got = saved(q, k, scale, softcap, prompt, 40, window, interval, settings)
+    spec = AttentionSpec(scale, softcap, sinks)
+    got = saved(q, k, spec, prompt, 40, window, interval, settings)
     want, cuts = np.zeros((heads, 11)), 0
     for t in range(prompt + window + interval, n - interval // 2, interval):
         for h in range(heads):
@@ -36,12 +39,15 @@ def test_what_slots_save(scale, softcap):
                 for j in range(t, min(n, t + interval)):
                     for g in range(group):
                         logits = (k[h, : j + 1].double() @ q[h * group + g, j].double()) * scale
-                        weights = (softcap * (logits / softcap).tanh() if softcap else logits).softmax(0)
+                        logits = softcap * (logits / softcap).tanh() if softcap else logits
+                        if sinks is not None:  # of a token that nobody keeps
+                            logits = torch.cat([logits, sinks[h * group + g : h * group + g + 1].double()])
+                        weights = logits.softmax(0)
                         share = weights[order[: points * STEP]].sum().item()
                         want[h, points] += share / group / (min(n, t + interval) - t)
         cuts += 1
     assert cuts == 2 and np.allclose(got, want / cuts, atol=1e-5)
-    assert not saved(q[:, :30], k[:, :30], scale, softcap, prompt, 40, window, interval, settings).any()
+    assert not saved(q[:, :30], k[:, :30], spec, prompt, 40, window, interval, settings).any()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -81,6 +81,20 @@ def test_demand_of_a_model(monkeypatch):
             assert abs(value - oracle.demand(queries[:, -16:], keys, 0.9)) <= 1
 
 
+def test_demand_where_attention_has_sinks():
+    """What a sink takes of a query no token has, so that it counts less in the mean: by the model's own weights."""
+    model, text = models.gpt_oss(torch.tensor([-2.0, 1.0, 4.0, 6.0])), models.prompt(60)
+    with torch.no_grad():
+        weights = model(text, output_attentions=True).attentions[1][0]
+    mass = weights.double().mean((0, 1)).sort(descending=True).values.cumsum(0)
+    wanted = int((mass < 0.93 * mass[-1]).sum()) + 1
+    assert measure(model, text) == {1: wanted}
+    cache = ra.ReasonAllocCache(model, ra.Config(method="reasonalloc-wave", budget=24, interval=8, window=4))
+    models.step(model, cache, text)
+    assert cache.stats()["wave"] == "measured on the first prefill"
+    assert cache.cutter.budgets.demand == [[wanted]]
+
+
 # ---- Profiles --------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from reasonalloc.hf.attention import AttentionSpec
 from reasonalloc.hf.profile import MOST_PROMPTS, chains_of
 from reasonalloc.hf.tokens import encode_prompt
 from reasonalloc.hf.watch import of_layers
+from reasonalloc.policy.wave import attention
 from reasonalloc.protocols import Model, Tokenizer
 
 STEP = 4  # slots between two points of a curve
@@ -21,8 +22,8 @@ Curves = npt.NDArray[np.float64]
 
 
 def saved(
-    queries: torch.Tensor, keys: torch.Tensor, scale: float, softcap: float | None, prompt: int, slots: int,
-    window: int, interval: int, scorer: dict[str, Any],
+    queries: torch.Tensor, keys: torch.Tensor, spec: AttentionSpec, prompt: int, slots: int, window: int, interval: int,
+    scorer: dict[str, Any],
 ) -> Curves:  # fmt: skip
     """Attention of the queries to come that k slots save, mean over a text's cuts: [H, slots / STEP + 1] for k = 0,
     STEP, ...; zeros for a text too short to be cut.
@@ -32,16 +33,13 @@ def saved(
     the head's group. What earlier cuts would have evicted is there.
     """
     heads, n, d = keys.shape
-    group, points = queries.shape[0] // heads, slots // STEP + 1
+    points = slots // STEP + 1
     total, cuts = np.zeros((heads, points)), 0
     for t in range(prompt + window + interval, n - interval // 2, interval):
         older, end = t - window, min(n, t + interval)
-        scores = score.rkv(queries[:, older:t] * (scale * d**0.5), keys[:, :t], **scorer)[:, prompt:]
-        logits = torch.einsum("hgqd,hnd->hgqn", queries[:, t:end].view(heads, group, end - t, d), keys[:, :end]) * scale
-        if softcap:
-            logits = torch.tanh(logits / softcap) * softcap
-        later = torch.arange(end)[None] > torch.arange(t, end)[:, None]
-        mass = logits.masked_fill(later, float("-inf")).softmax(-1).mean((1, 2))[:, prompt:older]
+        scores = score.rkv(queries[:, older:t] * (spec.scale * d**0.5), keys[:, :t], **scorer)[:, prompt:]
+        later = attention(queries[:, t:end], keys[:, :end], spec.scale, spec.softcap, spec.sinks)
+        mass = later.mean((1, 2))[:, prompt:older]
         order = torch.sort(scores, dim=1, descending=True, stable=True).indices
         best = mass.gather(1, order).double().cumsum(1).numpy()
         best = np.concatenate([np.zeros((heads, 1)), best], 1)
@@ -115,7 +113,7 @@ def head_profile(
 
     def curves_of(ids: torch.Tensor, kept: int) -> dict[int, Curves]:
         def look(q: torch.Tensor, k: torch.Tensor, spec: AttentionSpec) -> Curves:
-            return saved(q.float(), k.float(), spec.scale, spec.softcap, kept, most, window, interval, scorer)
+            return saved(q.float(), k.float(), spec, kept, most, window, interval, scorer)
 
         return of_layers(model, ids, look)
 

@@ -172,7 +172,8 @@ class RaggedLayer(CacheLayerMixin):
         keys = np.empty((self.heads, tokens, self.head_dim), np.float32)
         for head in range(self.heads):
             self.core.read(row, head, False, keys[head])
-        return allocator.demand(query, torch.from_numpy(keys), self.core.scale, self.core.softcap or None)
+        sinks = None if self.sinks is None else torch.as_tensor(self.sinks).cpu()
+        return allocator.demand(query, torch.from_numpy(keys), self.core.scale, self.core.softcap or None, sinks)
 
     def crop_probes(self, tokens: int) -> None:
         """The newest tokens of each row were taken back."""

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from reasonalloc.fingerprint import digest, fingerprint
+from reasonalloc.hf.attention import AttentionSpec
 from reasonalloc.hf.decode import Sampling, chains
 from reasonalloc.hf.tokens import encode_prompt, ends
 from reasonalloc.hf.watch import of_layers
@@ -22,7 +23,11 @@ MOST_PROMPTS = 8
 
 def measure(model: Model, ids: torch.Tensor, rho: float = 0.93, queries: int = PROBE_QUERIES) -> dict[int, float]:
     """Demand of every layer that can have a budget for one sequence of token ids [1, n], by layer index."""
-    return of_layers(model, ids, lambda q, k, spec: demand(q[:, -queries:], k, rho, spec.scale, spec.softcap))
+
+    def look(q: torch.Tensor, k: torch.Tensor, spec: AttentionSpec) -> float:
+        return demand(q[:, -queries:], k, rho, spec.scale, spec.softcap, spec.sinks)
+
+    return of_layers(model, ids, look)
 
 
 def profile(

@@ -53,9 +53,10 @@ class MethodLayers(_Borrowed, LayerAllocator):
         return self.method.layer_totals(claims, total, view.heads, self.config)
 
     def demand(
-        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None
-    ) -> float:
-        return demand(queries, keys, self.config.rho, scale, softcap)
+        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> float:  # fmt: skip
+        return demand(queries, keys, self.config.rho, scale, softcap, sinks)
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,11 @@ class LayerAllocator(Part):
         raise NotImplementedError
 
     def demand(
-        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None
-    ) -> float:
+        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> float:  # fmt: skip
         """A layer's demand where there is no profile: arguments as of `wave.demand`."""
-        return demand(queries, keys, scale=scale, softcap=softcap)
+        return demand(queries, keys, scale=scale, softcap=softcap, sinks=sinks)
 
 
 LAYERS: Registry[LayerAllocator] = Registry("layers")
@@ -95,9 +96,10 @@ class Wave(LayerAllocator):
         return allocate.robustify(claims, total, self.gamma, self.lo, self.hi, least)
 
     def demand(
-        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None
-    ) -> float:
-        return demand(queries, keys, self.rho, scale, softcap)
+        self, queries: torch.Tensor, keys: torch.Tensor, scale: float | None = None, softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> float:  # fmt: skip
+        return demand(queries, keys, self.rho, scale, softcap, sinks)
 
 
 @LAYERS.enter("pyramid")

@@ -25,31 +25,52 @@ SCHEMA = 1
 PROBE_QUERIES = 64
 
 
+def attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    scale: float,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """[H, Hq / H, w, n] float32: the causal attention of the newest w tokens.
+
+    queries: [Hq, w, d]; keys: [H, n, d]. scale: of the logits; softcap: they become softcap * tanh(logit / softcap).
+    sinks: [Hq] logits of a token that has no value; what it takes of a softmax the n tokens do not have.
+    """
+    import torch  # late: a saved wave is read without it
+
+    heads, n, d = keys.shape
+    group, w = queries.shape[0] // heads, queries.shape[1]
+    logits = torch.einsum("hgwd,hnd->hgwn", queries.float().view(heads, group, w, d), keys.float()) * scale
+    if softcap:
+        logits = torch.tanh(logits / softcap) * softcap
+    future = torch.arange(n, device=keys.device)[None, :] > torch.arange(n - w, n, device=keys.device)[:, None]
+    logits = logits.masked_fill(future, float("-inf"))
+    if sinks is not None:
+        own = sinks.to(logits).view(heads, group, 1, 1).expand(-1, -1, w, -1)
+        logits = torch.cat([logits, own], -1)
+    return logits.softmax(-1)[..., :n]
+
+
 def demand(
     queries: torch.Tensor,
     keys: torch.Tensor,
     rho: float = 0.93,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> float:
     """Number of tokens whose attention mass reaches rho: a layer's demand (ReasonAlloc, arXiv 2606.11164).
 
     queries: [Hq, w, d] of the newest w tokens; keys: [H, n, d]. The causal attention rows are averaged over queries and
-    heads, sorted in descending order and summed up. scale: of the logits, 1 / sqrt(d) by default; softcap: they become
-    softcap * tanh(logit / softcap).
+    heads, sorted in descending order and summed up; with sinks, rho is of what these leave. scale: of the logits,
+    1 / sqrt(d) by default; softcap, sinks: as of `attention`.
     """
-    import torch  # late: a saved wave is read without it
-
-    heads, n, d = keys.shape
-    group, w = queries.shape[0] // heads, queries.shape[1]
-    logits = torch.einsum("hgwd,hnd->hgwn", queries.float().view(heads, group, w, d), keys.float())
-    logits = logits * (d**-0.5 if scale is None else scale)
-    if softcap:
-        logits = torch.tanh(logits / softcap) * softcap
-    future = torch.arange(n, device=keys.device)[None, :] > torch.arange(n - w, n, device=keys.device)[:, None]
-    row = logits.masked_fill(future, float("-inf")).softmax(-1).mean((0, 1, 2))
+    scale = keys.shape[-1] ** -0.5 if scale is None else scale
+    row = attention(queries, keys, scale, softcap, sinks).mean((0, 1, 2))
     mass = row.sort(descending=True).values.double().cumsum(0)
-    return float((mass < rho).sum()) + 1
+    least = rho if sinks is None else rho * float(mass[-1])
+    return float((mass < least).sum()) + 1
 
 
 @dataclass(frozen=True)
