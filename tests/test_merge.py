@@ -12,6 +12,7 @@ from accuracy import command, folder, task  # noqa: F401  (fixtures)
 
 import reasonalloc as ra
 from reasonalloc.cli import main
+from reasonalloc.lab.evaluate.equal_bytes import FILE, Match, Try, keep, kept
 from reasonalloc.lab.evaluate.merge import merge
 from reasonalloc.lab.evaluate.records import Record, Records, pack, read
 from reasonalloc.lab.evaluate.shard import Shard
@@ -186,6 +187,23 @@ def test_what_is_there_must_fit_too(tmp_path):
     shard(tmp_path / "out/shard-1-of-2", record())
     with pytest.raises(ValueError, match=r"shard-1-of-2 has another chain than .*out of rkv 64"):
         merge(tmp_path / "out")
+
+
+def test_budgets_of_equal_bytes_come_along(tmp_path):
+    """Those that shards on two machines found; else the merged study would search again, maybe find others, and refuse
+    its own chains."""
+    found = {x: Match(f"{x} 64@rkv", 9.0, 70.0, 9.0, 0.02, (Try(70.0, 9.0),), x) for x in ("h2o", "snapkv")}
+    shard(tmp_path / "a", record())
+    shard(tmp_path / "b/shard-2-of-2", record(item="2"))
+    keep(tmp_path / "a" / FILE, {"h2o": found["h2o"]})
+    keep(tmp_path / "b" / FILE, found)
+    merge(tmp_path / "out", [tmp_path / "a", tmp_path / "b"])
+    assert kept(tmp_path / "out" / FILE) == found
+    keep(tmp_path / "a" / FILE, {"h2o": replace(found["h2o"], size=71.0)})
+    before = everything(tmp_path)
+    with pytest.raises(ValueError, match=r"h2o 64@rkv takes equal bytes at 70, in a shard before it at 71"):
+        merge(tmp_path / "new", [tmp_path / "a", tmp_path / "b"])
+    assert everything(tmp_path) == before
 
 
 def test_another_wave_is_another_study(tmp_path):

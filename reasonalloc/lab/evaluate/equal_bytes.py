@@ -4,7 +4,7 @@ other things beside their budget are not equal at equal budgets."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -93,6 +93,18 @@ def _next(last: Try, target: float, low: Try | None, high: Try | None) -> float:
     return low.size + (high.size - low.size) * min(max(share, 0.1), 0.9)  # from the ends, so that it closes in
 
 
+def kept(path: Path) -> dict[str, Match]:
+    """What a folder's file holds, by key; nothing where there is none."""
+    saved = read_json(path, "list of matched budgets") if path.is_file() else []
+    if not isinstance(saved, list):
+        raise ValueError(f"{path} is not a list of matched budgets: it must be a list")
+    return {x.key: x for x in (build(Match, one, f"{path}: a match") for one in saved)}
+
+
+def keep(path: Path, matches: Mapping[str, Match]) -> None:
+    replace_text(path, json.dumps([asdict(x) for x in matches.values()], indent=1) + "\n")
+
+
 @dataclass
 class Matcher:
     """Searches with the chains of a pilot; what it found is kept in a folder, so that a run that goes on takes it.
@@ -110,10 +122,7 @@ class Matcher:
 
     def __post_init__(self) -> None:
         self.path = self.folder / FILE
-        saved = read_json(self.path, "list of matched budgets") if self.path.is_file() else []
-        if not isinstance(saved, list):
-            raise ValueError(f"{self.path} is not a list of matched budgets: it must be a list")
-        self._matches = {x.key: x for x in (build(Match, one, f"{self.path}: a match") for one in saved)}
+        self._matches = kept(self.path)
 
     def targets(self, wanted: str, cells: Sequence[Cell]) -> dict[str, tuple[float, Cell | None]]:
         """Bytes by the size that names of cells get: of one label's cells, or one size.
@@ -165,7 +174,7 @@ class Matcher:
 
     def _keep(self, match: Match) -> None:
         self._matches[match.key] = match
-        replace_text(self.path, json.dumps([asdict(x) for x in self._matches.values()], indent=1) + "\n")
+        keep(self.path, self._matches)
 
 
 def matched(matcher: Matcher, wanted: str, cells: Sequence[Cell]) -> tuple[list[Cell], list[Match]]:

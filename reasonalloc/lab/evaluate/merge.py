@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from reasonalloc.files import LOCK, Json, replace_bytes
+from reasonalloc.lab.evaluate import equal_bytes
 from reasonalloc.lab.evaluate.records import SETTINGS, Record, Records, read, read_settings, there
 from reasonalloc.lab.evaluate.shard import NAME, Shard
 from reasonalloc.policy.wave import WaveProfile
@@ -43,6 +44,7 @@ class _Part:
     records: list[Record]
     runs: list[Json]
     waves: dict[str, Path]
+    matches: dict[str, equal_bytes.Match]
 
 
 def merge(folder: str | Path, sources: Sequence[str | Path] = ()) -> list[Merged]:
@@ -114,7 +116,8 @@ def _part(path: Path) -> _Part:
     records = [] if file is None else list(read(file, torn=True))
     folders = [path.parent, path] if NAME.fullmatch(path.name) else [path]
     waves = {x.name: x for folder in folders for x in sorted(folder.glob("wave-*.json"))}
-    return _Part(path, read_settings(path), records, Records(path).runs(), waves)
+    matches = {key: x for folder in folders for key, x in equal_bytes.kept(folder / equal_bytes.FILE).items()}
+    return _Part(path, read_settings(path), records, Records(path).runs(), waves, matches)
 
 
 def _refuse_if_written(path: Path) -> None:
@@ -141,6 +144,7 @@ def _checked(parts: Sequence[_Part]) -> tuple[dict[Key, Record], int]:
             raise ValueError(f"{other.path} was made with other settings than {first.path}: {differences}")
     _same_revision(parts)
     _same_waves(parts)
+    _matches(parts)
     return _together(parts)
 
 
@@ -159,6 +163,19 @@ def _same_waves(parts: Sequence[_Part]) -> None:
             other = first.setdefault(name, path)
             if other != path and WaveProfile.load(other).demand != WaveProfile.load(path).demand:
                 raise ValueError(f"{path} is another wave than {other}: a study has one, measured once (or --profile)")
+
+
+def _matches(parts: Sequence[_Part]) -> dict[str, equal_bytes.Match]:
+    """Budgets of equal bytes: searched for again, on another machine, they might be others."""
+    found: dict[str, equal_bytes.Match] = {}
+    for part in parts:
+        for key, match in part.matches.items():
+            if (size := found.setdefault(key, match).size) != match.size:
+                raise ValueError(
+                    f"{part.path}: {match.cell} takes equal bytes at {match.size:g}, in a shard before it at {size:g}:"
+                    f" a study searches once, so put one shard's {equal_bytes.FILE} beside the others"
+                )
+    return found
 
 
 def _together(parts: Sequence[_Part]) -> tuple[dict[Key, Record], int]:
@@ -197,6 +214,9 @@ def _written(records: Records, parts: Sequence[_Part], chains: Mapping[Key, Reco
         for name, path in part.waves.items():
             if not (records.folder / name).exists():
                 replace_bytes(records.folder / name, path.read_bytes())
+    path = records.folder / equal_bytes.FILE
+    if matches := equal_bytes.kept(path) | _matches(parts):
+        equal_bytes.keep(path, matches)
     counts = Counter(x.cell for x in chains.values())
     return Merged(records.folder, [x.path for x in parts], dict(counts), again, _missing(x.path.name for x in parts))
 
