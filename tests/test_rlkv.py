@@ -216,10 +216,10 @@ def problems(tmp_path):
     return str(path)
 
 
-def trainer(folder, problems, device="cpu", dtype=None, **changes):
+def trainer(folder, problems, device="cpu", dtype=None, label="", **changes):
     model = models.build("llama").to(device, dtype)
     model.generation_config.eos_token_id = list(range(1, 30))
-    return Trainer(folder, model, Digits(), "", Settings(**{**SMALL, **changes}), problems)
+    return Trainer(folder, model, Digits(), label, Settings(**{**SMALL, **changes}), problems)
 
 
 @pytest.mark.parametrize("objective", ["rlkv", "duo"])
@@ -302,6 +302,13 @@ def test_another_run_is_refused(tmp_path, problems):
     for changes, told in (({"beta": 0.25}, "beta 0.5, now 0.25"), ({"dtype": torch.float64}, "dtype 'float32', now")):
         with pytest.raises(ValueError, match=rf"holds a run with other settings \({told}"):
             trainer(tmp_path / "run", problems, **changes)
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"before")
+    trainer(tmp_path / "other", problems, label=str(weights.parent)).close()
+    weights.write_bytes(b"after")
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(weights '"):
+        trainer(tmp_path / "other", problems, label=str(weights.parent))
     with pytest.raises(ValueError, match="objective must be one of rlkv, duo"):
         Settings(objective="ppo")
     with pytest.raises(ValueError, match="samples must lie between"):
@@ -349,7 +356,8 @@ def test_a_problem_file_that_does_not_serve_is_said_first(tmp_path, problems):
     run.run()
     run.close()
     whole = Path(problems).read_text().splitlines(keepends=True)
-    for text in (whole[:6], [x.replace('"0"', '"2"') for x in whole]):
+    reworded = [x.replace("is a number", "is no number") for x in whole]
+    for text in (whole[:6], [x.replace('"0"', '"2"') for x in whole], reworded):
         Path(problems).write_text("".join(text))
         again = trainer(tmp_path / "run", problems)
         with pytest.raises(ValueError, match=r"is not the problem of .*problems.jsonl any more"):

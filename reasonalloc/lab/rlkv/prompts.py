@@ -83,7 +83,9 @@ def pool(
     items = candidates(file, seed)
     for x in tried:
         item = next(items, None)
-        if item is None or (item.id, item.answers, item.asked) != (x.id, x.answers, x.asked):
+        if item is None or (item.id, item.answers, item.asked, _ids(tokenizer, item)) != (
+            x.id, x.answers, x.asked, x.prompt
+        ):  # fmt: skip
             raise ValueError(f"{path}: {x.id} is not the problem of {file or 'ledger'} any more: take another folder")
     found = [x for x in tried if x.right]
     stop, pad = ends(model, tokenizer), _pad(tokenizer)
@@ -104,7 +106,7 @@ def pool(
 def _try(
     model: Model, tokenizer: Tokenizer, batch: Sequence[Item], stop: frozenset[int], pad: int, most: int
 ) -> Iterator[Prompt]:
-    ids = {str(i): encode_prompt(tokenizer, x.prompt, "cpu")[0].tolist() for i, x in enumerate(batch)}
+    ids = {str(i): _ids(tokenizer, x) for i, x in enumerate(batch)}
     sampling = Sampling(max_new_tokens=most)
     with attending_in_full(model):
         rows = batch_of(model, list(ids.values()), most, pad)
@@ -113,7 +115,11 @@ def _try(
         chain = done[str(i)]
         text = tokenizer.decode(chain.ids, skip_special_tokens=True)
         well = chain.finish == "stop" and right(text, item)
-        yield Prompt(item.id, tuple(ids[str(i)]), tuple(chain.ids), item.answers, item.asked, well)
+        yield Prompt(item.id, ids[str(i)], tuple(chain.ids), item.answers, item.asked, well)
+
+
+def _ids(tokenizer: Tokenizer, item: Item) -> tuple[int, ...]:
+    return tuple(encode_prompt(tokenizer, item.prompt, "cpu")[0].tolist())
 
 
 def _pad(tokenizer: Tokenizer) -> int:

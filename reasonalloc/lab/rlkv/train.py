@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,12 @@ class Trainer:
         record = self.about | provenance(self.label, settings.seed)
         replace_text(self.folder / "settings.json", json.dumps(record, indent=1) + "\n")
 
-    @property
+    @cached_property
     def about(self) -> dict[str, Any]:
         """What a run goes on with."""
-        return asdict(self.settings) | {"problems": self.file, "dtype": dtype_name(self.model.dtype)}
+        weights = models.fingerprint(self.label) if self.label else ""
+        given = {"problems": self.file, "dtype": dtype_name(self.model.dtype), "weights": weights}
+        return asdict(self.settings) | given
 
     # ---- the folder ----
 
@@ -154,7 +157,7 @@ class Trainer:
             "gates": path.name,
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "shape": fingerprint(self.model),
-            "weights": models.fingerprint(self.label) if self.label else "",
+            "weights": self.about["weights"],
             "settings": asdict(self.settings) | {"problems": self.file},
             "steps": self.state.step,
             "seconds": round(self.state.seconds, 1),
