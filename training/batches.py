@@ -56,8 +56,8 @@ def encode(tokenizer: Any, given: Ledger | search.Search) -> tuple[list[int], li
 def batch(tokenizer: Any, seed: int, step: int, longest: int, tokens: int, drill: float = 0.0) -> Batch:
     """The batch of a step: the same for the same arguments, so that a resumed run goes on as if it had not stopped.
 
-    longest: tokens of a sequence at most; tokens: of a batch, unless one sequence alone has more. drill: share of
-    batches that are nothing but sums.
+    longest: tokens of the first sequence at most; the others are of the same dials, about as long. tokens: of a batch,
+    about, unless one sequence alone has more. drill: share of batches that are nothing but sums.
     """
     rng = random.Random(f"{seed}/{step}")
     if rng.random() < drill:

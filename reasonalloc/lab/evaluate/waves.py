@@ -1,4 +1,8 @@
-"""The offline waves of an evaluation, measured once on other problems of the task and kept in its folder."""
+"""The offline waves of an evaluation, measured once and kept in its folder.
+
+On problems that a seed of their own draws: of a task that makes its problems others than those evaluated, of a dataset
+maybe some of these. No answer of them is looked at.
+"""
 
 from __future__ import annotations
 
