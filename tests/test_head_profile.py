@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from caches import contents
+from elsewhere import Elsewhere
 
 import reasonalloc as ra
 from reasonalloc.hf.attention import AttentionSpec
@@ -48,6 +49,14 @@ def test_what_slots_save(scale, softcap, sinks):
         cuts += 1
     assert cuts == 2 and np.allclose(got, want / cuts, atol=1e-5)
     assert not saved(q[:, :30], k[:, :30], spec, prompt, 40, window, interval, settings).any()
+
+
+def test_what_slots_save_on_a_device():
+    """Scores are made on the host, attention where the model lies."""
+    q, k = (torch.randn(h, 90, 8, device="meta") for h in (4, 2))
+    with Elsewhere():
+        spec = AttentionSpec(8**-0.5, 30.0, torch.zeros(4, device="meta"))
+        assert saved(q, k, spec, 10, 40, 4, 24, {"alpha": 0.1, "threshold": 0.5, "kernel": 7}).shape == (2, 11)
 
 
 @pytest.mark.parametrize("seed", range(5))

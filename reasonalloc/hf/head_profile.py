@@ -39,7 +39,7 @@ def saved(
         older, end = t - window, min(n, t + interval)
         scores = score.rkv(queries[:, older:t] * (spec.scale * d**0.5), keys[:, :t], **scorer)[:, prompt:]
         later = attention(queries[:, t:end], keys[:, :end], spec.scale, spec.softcap, spec.sinks)
-        mass = later.mean((1, 2))[:, prompt:older]
+        mass = later.mean((1, 2))[:, prompt:older].cpu()  # where the scores are
         order = torch.sort(scores, dim=1, descending=True, stable=True).indices
         best = mass.gather(1, order).double().cumsum(1).numpy()
         best = np.concatenate([np.zeros((heads, 1)), best], 1)
