@@ -172,8 +172,10 @@ class RaggedLayer(CacheLayerMixin):
         keys = np.empty((self.heads, tokens, self.head_dim), np.float32)
         for head in range(self.heads):
             self.core.read(row, head, False, keys[head])
-        sinks = None if self.sinks is None else torch.as_tensor(self.sinks).cpu()
-        return allocator.demand(query, torch.from_numpy(keys), self.core.scale, self.core.softcap or None, sinks)
+        given = (query, torch.from_numpy(keys), self.core.scale, self.core.softcap or None)
+        if self.sinks is None:  # an allocator of one's own may take no more than the others
+            return allocator.demand(*given)
+        return allocator.demand(*given, torch.as_tensor(self.sinks).cpu())
 
     def crop_probes(self, tokens: int) -> None:
         """The newest tokens of each row were taken back."""
