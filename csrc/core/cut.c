@@ -224,13 +224,12 @@ ra_status ra_cut_apply(ra_layer *layer, ra_parallel parallel, int64_t *missing)
     return status;
 }
 
-/* Pages that survivors may move into where pages are shared. */
-static int64_t fresh_pages(const ra_layer *layer, const int64_t *totals)
+int64_t ra_cut_fresh_pages(const ra_layer *layer, const int64_t *totals, int64_t tokens)
 {
     int64_t need = 0;
     for (int64_t row = 0; row < layer->rows && layer->pool->info.shared; row++)
         for (int64_t head = 0; head < layer->kv_heads && totals[row] >= 0; head++)
-            need += ra_pages_for(ra_min(layer->slots[ra_pair(layer, row, head)], totals[row]));
+            need += ra_pages_for(ra_min(layer->slots[ra_pair(layer, row, head)] + tokens, totals[row]));
     return need;
 }
 
@@ -286,7 +285,7 @@ static ra_status cut_on_device(ra_layer *layer, const ra_cut *cut, int64_t *miss
         status = check_totals(layer, cut->totals);
     if (status != RA_OK)
         return status;
-    int64_t need = fresh_pages(layer, cut->totals), spare = ra_pool_spare(layer->pool);
+    int64_t need = ra_cut_fresh_pages(layer, cut->totals, 0), spare = ra_pool_spare(layer->pool);
     if (need > spare) {
         *missing = need - spare;
         return RA_ERR_NO_PAGES;

@@ -161,6 +161,8 @@ bool ra_stat_config_is_good(const ra_stat_config *config);
 
 /* The lists of a cut, as long as the layer's; false without memory. */
 bool ra_cut_make_lists(ra_layer *layer);
+/* Pages that survivors of a device's cut after `tokens` more of each row may move into, where pages are shared. */
+int64_t ra_cut_fresh_pages(const ra_layer *layer, const int64_t *totals, int64_t tokens);
 
 /* ---- allocate.c ---- */
 

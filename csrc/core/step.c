@@ -77,9 +77,10 @@ static ra_status make_ready(ra_layer *layer, const needs *need, int64_t ahead)
 
 enum { GRAPH_AHEAD = 4096 };
 
-/* Room for a step, or for `replays` of them one after the other, of one token each. */
+/* Room for a step, or for `replays` of them one after the other, of one token each. totals: of the cuts among these, which
+ * nobody asks for pages then; NULL: none. */
 static ra_status reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, int64_t replays, int64_t ahead,
-                         int64_t *missing)
+                         const int64_t *totals, int64_t *missing)
 {
     ra_pool *pool = layer->pool;
     *missing = 0;
@@ -110,8 +111,9 @@ static ra_status reserve(ra_layer *layer, const int64_t *begin, int64_t tokens, 
     }
     if (layer->ready_bytes > pool->scratch_need)
         pool->scratch_need = layer->ready_bytes;
-    if (need.pages > ra_pool_spare(pool)) {
-        *missing = need.pages - ra_pool_spare(pool);
+    int64_t all = need.pages + (totals ? ra_cut_fresh_pages(layer, totals, replays) : 0);
+    if (all > ra_pool_spare(pool)) {
+        *missing = all - ra_pool_spare(pool);
         return RA_ERR_NO_PAGES;
     }
     pool->reserved += need.pages;
@@ -125,7 +127,7 @@ ra_status ra_layer_reserve(ra_layer *layer, const int64_t *begin, int64_t tokens
 {
     if (!layer || !missing || ahead < 0 || ahead > INT32_MAX || !begins_well(layer, begin, tokens))
         return RA_ERR_ARGUMENT;
-    return reserve(layer, begin, tokens, 0, ahead, missing);
+    return reserve(layer, begin, tokens, 0, ahead, NULL, missing);
 }
 
 /* ---- Graphs ---- */
@@ -139,7 +141,7 @@ ra_status ra_layer_prepare(ra_layer *layer, int64_t steps, int64_t ahead, const 
     const ra_device *device = layer->pool->backend->device;
     if (device->capturing(layer->pool))
         return RA_ERR_CAPTURE;
-    ra_status status = reserve(layer, NULL, 1, steps, ahead, missing);
+    ra_status status = reserve(layer, NULL, 1, steps, ahead, totals, missing);
     if (status == RA_OK)
         status = device->push(layer);
     return status == RA_OK && totals ? device->send(layer, totals, protect_below) : status;

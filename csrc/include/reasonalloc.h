@@ -527,8 +527,8 @@ size_t ra_pool_cold_bytes(const ra_pool *pool);
  * All on one stream. A graph may be replayed while ra_layer_generation of its layers is what it was when it was captured. */
 
 /* Makes room for `steps` steps of one token a row and, in the lists, for `ahead` more, brings the device's lists up to date
- * and, where totals are given, sends them for the cuts to come; protect_below NULL: as sent before. In place of
- * ra_layer_reserve, with its `missing`. RA_ERR_CAPTURE amid a capture. */
+ * and, where totals are given, sends them for the cuts to come, whose pages are counted too; protect_below NULL: as sent
+ * before. In place of ra_layer_reserve, with its `missing`. RA_ERR_CAPTURE amid a capture. */
 ra_status ra_layer_prepare(ra_layer *layer, int64_t steps, int64_t ahead, const int64_t *totals,
                            const int64_t *protect_below, int64_t *missing);
 /* `steps` steps were replayed. RA_ERR_ARGUMENT, and nothing changes, for more than were prepared. */

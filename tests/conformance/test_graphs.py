@@ -262,6 +262,43 @@ def test_rows_that_share_pages_go_on_their_own(backend):
     assert states[0] == states[1]
 
 
+def test_pages_of_a_cut_are_asked_for_beforehand(backend):
+    """A layer whose copy shares pages moves into fresh ones, and a replay asks for none."""
+    run = Run(backend, "bfloat16", rows=1, pages=1)
+    run.totals, run.protect = np.array([160]), np.array([0])
+
+    def ready(*arguments):
+        while missing := run.layer.prepare(*arguments):
+            backend.add_pages(run.pool, missing)
+
+    def both():
+        run.step()
+        run.cut()
+
+    while missing := run.layer.reserve(20):
+        backend.add_pages(run.pool, missing)
+    run.prompt(20)
+    ready(150)  # room for all that comes
+    ready(1, run.totals, run.protect)
+    graph = Graph(backend, both)
+    graph.replay()
+    run.figures()
+    key, twin = run.layer.generation, run.layer.copy()
+    for _ in range(100):  # the pages that are shared become few among its own
+        run.draw()
+        ready(1)
+        run.step()
+    ready(1, run.totals, run.protect)
+    assert run.layer.generation == key
+    graph.replay()
+    run.layer.replayed(1)
+    run.layer.replayed_cut(run.totals)
+    assert run.figures()[0] == [True]
+    assert run.layer.prepare(1) == 0  # no fault
+    assert sum(len(positions(run.layer, 0, head)) for head in range(HEADS)) == 160
+    assert [len(positions(twin, 0, head)) for head in range(HEADS)] == [21, 21]
+
+
 def test_what_was_not_prepared_is_refused(backend):
     run = Run(backend, "bfloat16")
     run.prompt(5)
