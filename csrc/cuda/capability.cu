@@ -26,14 +26,18 @@ static facts facts_of_device()
 {
     static facts cached[64];
     int device = 0, major = 0, minor = 0, shared_bytes = 0;
-    if (cudaGetDevice(&device))
+    if (cudaGetDevice(&device)) {
+        (void)cudaGetLastError();
         return {};
+    }
     if (device < 64 && cached[device].capability)
         return cached[device];
     if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) ||
-        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
+        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
+        (void)cudaGetLastError();
         return {};
+    }
     const facts found = {10 * major + minor, shared_bytes};
     if (device < 64)
         cached[device] = found;

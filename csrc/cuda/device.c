@@ -143,21 +143,25 @@ int ra_device_wait_for(void *event)
 
 #include <cuda_runtime_api.h>
 
+/* The caller says so, not the next launch, which asks for the runtime's newest error. */
+static int told(cudaError_t error)
+{
+    if (error != cudaSuccess)
+        (void)cudaGetLastError();
+    return (int)error;
+}
+
 int ra_device_enter(int device, int *before)
 {
     *before = device;
-    cudaError_t error = cudaGetDevice(before);
-    if (error == cudaSuccess && *before != device)
-        error = cudaSetDevice(device);
-    if (error != cudaSuccess)
-        (void)cudaGetLastError(); /* the caller says so, not the next launch */
-    return (int)error;
+    int error = told(cudaGetDevice(before));
+    return !error && *before != device ? told(cudaSetDevice(device)) : error;
 }
 void ra_device_leave(int before)
 {
     int now;
-    if (cudaGetDevice(&now) == cudaSuccess && now != before)
-        (void)cudaSetDevice(before);
+    if (!told(cudaGetDevice(&now)) && now != before)
+        (void)told(cudaSetDevice(before));
 }
 const char *ra_device_error(int error) { return cudaGetErrorString((cudaError_t)error); }
 
@@ -167,37 +171,32 @@ void *ra_device_new(size_t bytes, void *stream)
     if (ra_device_is_capturing(stream)) /* it would be a node of the graph, and memory only while that runs */
         return NULL;
     atomic_fetch_add(&allocations, 1);
-    if (cudaMallocAsync(&memory, bytes ? bytes : 1, stream) == cudaSuccess)
-        return memory;
-    (void)cudaGetLastError(); /* NULL says so, not the next launch */
-    return NULL;
+    return told(cudaMallocAsync(&memory, bytes ? bytes : 1, stream)) ? NULL : memory;
 }
 void ra_device_free(void *memory, void *stream)
 {
     if (memory)
-        (void)cudaFreeAsync(memory, stream);
+        (void)told(cudaFreeAsync(memory, stream));
 }
 void *ra_device_new_shared(size_t bytes)
 {
     void *memory = NULL;
     atomic_fetch_add(&allocations, 1);
-    if (cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocMapped | cudaHostAllocPortable) != cudaSuccess) {
-        (void)cudaGetLastError();
+    if (told(cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocMapped | cudaHostAllocPortable)))
         return NULL;
-    }
     memset(memory, 0, bytes);
     return memory;
 }
 void ra_device_free_shared(void *memory)
 {
     if (memory)
-        (void)cudaFreeHost(memory);
+        (void)told(cudaFreeHost(memory));
 }
 
-int ra_device_zero(void *memory, size_t bytes, void *stream) { return (int)cudaMemsetAsync(memory, 0, bytes, stream); }
+int ra_device_zero(void *memory, size_t bytes, void *stream) { return told(cudaMemsetAsync(memory, 0, bytes, stream)); }
 static int copy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, void *stream)
 {
-    return bytes ? (int)cudaMemcpyAsync(to, from, bytes, kind, stream) : 0;
+    return bytes ? told(cudaMemcpyAsync(to, from, bytes, kind, stream)) : 0;
 }
 int ra_device_up(void *to, const void *from, size_t bytes, void *stream)
 {
@@ -220,59 +219,55 @@ int ra_device_up_runs(void *to, size_t to_pitch, const void *from, size_t from_p
 {
     if (!bytes || !count)
         return 0;
-    return (int)cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyHostToDevice, stream);
+    return told(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyHostToDevice, stream));
 }
 int ra_device_down_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count,
                         void *stream)
 {
     if (!bytes || !count)
         return 0;
-    return (int)cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyDeviceToHost, stream);
+    return told(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyDeviceToHost, stream));
 }
 void *ra_device_new_event(void)
 {
     cudaEvent_t event;
-    if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) == cudaSuccess)
-        return event;
-    (void)cudaGetLastError();
-    return NULL;
+    return told(cudaEventCreateWithFlags(&event, cudaEventDisableTiming)) ? NULL : event;
 }
 void ra_device_free_event(void *event)
 {
     if (event)
-        (void)cudaEventDestroy(event);
+        (void)told(cudaEventDestroy(event));
 }
 int ra_device_is_capturing(void *stream)
 {
     enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    if (cudaStreamIsCapturing(stream, &status) == cudaSuccess)
-        return status != cudaStreamCaptureStatusNone;
-    (void)cudaGetLastError(); /* it was the legacy stream while another one is captured, and says nothing of itself */
-    return 0;
+    if (told(cudaStreamIsCapturing(stream, &status)))
+        return 0; /* it was the legacy stream while another one is captured, and says nothing of itself */
+    return status != cudaStreamCaptureStatusNone;
 }
 /* In a graph it is marked at each replay. */
 int ra_device_mark(void *event, void *stream)
 {
     unsigned flags = ra_device_is_capturing(stream) ? cudaEventRecordExternal : cudaEventRecordDefault;
-    return (int)cudaEventRecordWithFlags(event, stream, flags);
+    return told(cudaEventRecordWithFlags(event, stream, flags));
 }
 int ra_device_follow(void *event, void *from, void *to)
 {
-    int error = (int)cudaEventRecord(event, from);
-    return error ? error : (int)cudaStreamWaitEvent(to, event, 0);
+    int error = told(cudaEventRecord(event, from));
+    return error ? error : told(cudaStreamWaitEvent(to, event, 0));
 }
 int ra_device_wait(void *stream)
 {
     atomic_fetch_add(&waits, 1);
-    return (int)cudaStreamSynchronize(stream);
+    return told(cudaStreamSynchronize(stream));
 }
 int ra_device_wait_for(void *event)
 {
     cudaError_t error = cudaEventQuery(event);
     if (error != cudaErrorNotReady)
-        return (int)error;
+        return told(error);
     atomic_fetch_add(&waits, 1);
-    return (int)cudaEventSynchronize(event);
+    return told(cudaEventSynchronize(event));
 }
 
 #endif
