@@ -17,33 +17,31 @@ extern "C" int ra_cuda_probe(void)
     (void)cudaGetLastError(); /* or the next launch would tell of it */
     return error;
 }
-struct facts {
-    int capability, shared_bytes;
-};
-
-/* Of the current device, asked for once; that is no wait. Zeros if it cannot be known. */
-static facts facts_of_device()
+/* Of the current device, asked for once, which is no wait: capability << 16 | KiB of shared memory, 0 if it cannot be
+ * known. In one word, so that threads that ask at once see both or none: memory and launches of a step must agree. */
+static uint32_t facts_of_device()
 {
-    static facts cached[64];
+    static uint32_t cached[64];
     int device = 0, major = 0, minor = 0, shared_bytes = 0;
     if (cudaGetDevice(&device)) {
         (void)cudaGetLastError();
-        return {};
+        return 0;
     }
-    if (device < 64 && cached[device].capability)
-        return cached[device];
+    const uint32_t known = device < 64 ? __atomic_load_n(&cached[device], __ATOMIC_RELAXED) : 0;
+    if (known)
+        return known;
     if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) ||
         cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
         (void)cudaGetLastError();
-        return {};
+        return 0;
     }
-    const facts found = {10 * major + minor, shared_bytes};
+    const uint32_t found = (uint32_t)(10 * major + minor) << 16 | (uint32_t)shared_bytes >> 10;
     if (device < 64)
-        cached[device] = found;
+        __atomic_store_n(&cached[device], found, __ATOMIC_RELAXED);
     return found;
 }
 
-int ra_cuda_capability() { return facts_of_device().capability; }
-size_t ra_cuda_shared_bytes() { return (size_t)facts_of_device().shared_bytes; }
+int ra_cuda_capability() { return (int)(facts_of_device() >> 16); }
+size_t ra_cuda_shared_bytes() { return (size_t)(facts_of_device() & 0xffff) << 10; }
 #endif
