@@ -479,6 +479,17 @@ def test_scores_that_are_none_are_told_later(device):
     device.call("redundancy", keys, 0.5)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("token", [2, -1])
+def test_keys_that_importance_cannot_score_are_told_later(bad, token, device):
+    queries, keys = device.there(score_case())
+    queries, keys = queries.abs(), at((1, token, 3), bad)(keys)  # every product with -inf is -inf
+    out = device.call("importance", queries, keys, 1)
+    assert out[0].isfinite().all()
+    assert out[1].isnan().any() == (token >= 0)  # in the window it is no score's
+    assert "NaN or infinity" in device.take_fault()
+
+
 def test_a_fault_does_not_reach_the_next_test(device):
     """What the fixture's end does."""
     keys = device.there((at((1, 3), math.nan)(score_case()[1]), 0.5))

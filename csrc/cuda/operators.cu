@@ -274,16 +274,19 @@ static dense_job lay_keys(const ra_dense &g, char *memory)
     return x;
 }
 
-/* A block a page. */
+/* A block a page. What is not finite is told of; of a key it becomes NaN, which no maximum over products hides. */
 RA_KERNEL(THREADS, 4) lay_keys_out(dense_job x)
 {
     const ra_cuda_layer &l = x.l;
     const int page = blockIdx.x, head = page / l.pages, d = l.head_dim, n = (int)x.g.tokens, window = l.window;
     const int first = page % l.pages * PAGE;
     float *to = (float *)x.pages + (int64_t)page * PAGE * d;
+    bool finite = true;
     for (int i = threadIdx.x; i < PAGE * d; i += THREADS) {
         const int slot = first + i % PAGE, c = i / PAGE;
-        to[i] = slot < n ? x.g.keys[((int64_t)head * n + slot) * d + c] : 0;
+        const float key = slot < n ? x.g.keys[((int64_t)head * n + slot) * d + c] : 0;
+        finite &= is_finite(key);
+        to[i] = is_finite(key) ? key : NAN;
     }
     if (threadIdx.x == 0) {
         x.addresses[page] = to;
@@ -294,7 +297,10 @@ RA_KERNEL(THREADS, 4) lay_keys_out(dense_job x)
     for (int64_t i = start; x.g.queries && i < (int64_t)query_heads * window * d; i += step) {
         const int64_t h = i / ((int64_t)window * d), w = i / d % window, c = i % d;
         query_of(l, 0, n - window + w, 0)[h * d + c] = x.g.queries[i];
+        finite &= is_finite(x.g.queries[i]);
     }
+    if (!finite)
+        set_fault(l, 0, RA_CUDA_FAULT_SCORES);
     for (int64_t i = start; i < query_heads; i += step)
         l.sinks[i] = -INFINITY;
     for (int64_t i = start; i < l.kv_heads; i += step)

@@ -252,7 +252,8 @@ RA_KERNEL(THREADS, 4) logits_plain(logits_job j)
                     RA_UNROLL for (int g = 0; g < TILE; g++) if (first + g < q.group)
                         dots[g] = fmaf(query[(first + g) * d + c] * j.scale, key, dots[g]);
                 }
-                RA_UNROLL for (int g = 0; g < TILE; g++) if (first + g < q.group) best = fmaxf(best, dots[g]);
+                RA_UNROLL for (int g = 0; g < TILE; g++) if (first + g < q.group) best =
+                    dots[g] == dots[g] && best == best ? fmaxf(best, dots[g]) : NAN;
             }
             j.s.logits[((int64_t)pair * j.s.queries + list) * j.s.stride + i] = softcapped(best, j.softcap);
         }
