@@ -181,7 +181,7 @@ RA_CUDA_HOOK(ra_cuda_cut_on, layer->pool, run(layer, cut), ra_layer *layer, cons
 static ra_status fetch(const ra_layer *layer, const ra_figures *figures)
 {
     const cuda_layer *cuda = ra_cuda_layer_of(layer);
-    if (!cuda || !cuda->was_cut)
+    if (!cuda || !cuda->was_cut || cuda->rows != layer->rows) /* they are as long as the rows were */
         return RA_ERR_ARGUMENT;
     int error = ra_device_wait_for(cuda->done);
     const cuda_figures *here = &cuda->here;

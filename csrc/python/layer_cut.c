@@ -70,7 +70,8 @@ static PyObject *do_figures(layer_object *self, PyObject *const *args, Py_ssize_
     ra_status status = ra_layer_figures(self->layer, &figures);
     ra_release(&b);
     if (status == RA_ERR_ARGUMENT)
-        return PyErr_Format(PyExc_ValueError, "figures: the layer was not cut yet, or not on a device");
+        return PyErr_Format(PyExc_ValueError,
+                            "figures: the layer was not cut yet or with other rows, or is not on a device");
     if (status != RA_OK)
         return ra_raise(status, "figures");
     Py_RETURN_NONE;

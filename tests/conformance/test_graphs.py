@@ -299,6 +299,18 @@ def test_pages_of_a_cut_are_asked_for_beforehand(backend):
     assert [len(positions(twin, 0, head)) for head in range(HEADS)] == [21, 21]
 
 
+def test_figures_of_other_rows_are_refused(backend):
+    run = Run(backend, "bfloat16")
+    run.prompt(60)
+    run.cut()
+    assert run.figures()[0] == [True] * 3
+    for rows in (40, 2):
+        run.layer.reorder(np.zeros(rows, np.int64))
+        run.rows = rows
+        with pytest.raises(ValueError, match="was not cut yet"):
+            run.figures()
+
+
 def test_what_was_not_prepared_is_refused(backend):
     run = Run(backend, "bfloat16")
     run.prompt(5)
