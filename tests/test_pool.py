@@ -69,6 +69,23 @@ def test_trim_keeps_contents_and_gives_memory_back():
     assert pool.info()[0] == 0
 
 
+def test_a_device_has_copied_pages_before_their_slab_goes():
+    """torch may give a slab's memory to another stream at once."""
+    module = pytest.importorskip("reasonalloc._cuda_emulated", reason="built with REASONALLOC_EMULATE=1")
+    pool = _core.Pool("float32", 8, module.backend)
+    gone, stays = (_core.Layer(pool, 1, 1, 1, 4) for _ in range(2))
+    for pages in ((2, 2), (2, 1)):
+        add_pages(pool, 4)
+        for layer, count in zip((gone, stays), pages, strict=True):
+            assert layer.step(*(torch.randn(1, 1, 16 * count, 8) for _ in range(3)), None, 1.0) == 0
+    gone.reset()
+    held, _ = read(stays, 0, 0, 8, False).copy(), pool.info()
+    waits = module.waits()
+    assert pool.trim(0) == 1
+    assert module.waits() == waits + 1
+    assert np.array_equal(read(stays, 0, 0, 8, False), held)
+
+
 def test_a_layer_keeps_its_pool_alive():
     pool, layer = make()
     step(pool, layer, *tokens((2, 2, 2, 16), 20))

@@ -303,7 +303,7 @@ ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64
         free(moved);
         return RA_ERR_NO_MEMORY;
     }
-    int64_t count = choose_leaving(pool, keep_free, capacity, leaves), peak = pool->info.peak_used;
+    int64_t count = choose_leaving(pool, keep_free, capacity, leaves), peak = pool->info.peak_used, copies = 0;
     if (count) {
         hide_free(pool, leaves);
         for (int32_t id = 0; id < pool->ids; id++) {
@@ -313,6 +313,7 @@ ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64
             if (pool->refs[id]) {
                 int32_t to = take(pool);
                 copy_page(pool, pool->memory[to], pool->memory[id]);
+                copies++;
                 pool->refs[to] = pool->refs[id];
                 pool->info.used--; /* the old page is no longer counted */
                 pool->info.free++;
@@ -323,6 +324,8 @@ ra_status ra_pool_trim(ra_pool *pool, int64_t keep_free, int64_t *out_ids, int64
             pool->spare_ids[pool->spare_count++] = id;
         }
         rewrite_tables(pool, moved);
+        if (copies && pool->backend->device) /* the slabs' memory may serve another stream at once */
+            (void)pool->backend->device->down(pool, moved, NULL, 0); /* it waits; of a dead device see above */
         for (int64_t s = 0; s < pool->slab_count; s++)
             if (leaves[s]) {
                 pool->info.pages -= pool->slabs[s].pages;
