@@ -111,6 +111,25 @@ def test_looking_on_changes_nothing(method, changes):
             assert own[name] == other[name], name
 
 
+@pytest.mark.filterwarnings("ignore:h2o keeps")
+@pytest.mark.parametrize("method", ["rkv", "h2o"])
+@pytest.mark.parametrize("chunk", [20, 60])
+def test_figures_may_be_asked_for_amid_a_pass(method, chunk):
+    """Between two passes a look at the cache ends a prompt; a look during a cut must not."""
+    model, config, text = models.tiny(), config_of(method, keep_prompt=True), models.prompt(60)
+
+    def run(observers):
+        cache = ra.ReasonAllocCache(model, config, observers=observers)
+        looked.append(cache)
+        passes = [*text.split(chunk, 1), *models.prompt(30, seed=3).split(1, 1)]
+        return torch.cat([models.step(model, cache, ids)[:, -1] for ids in passes]), held(cache)
+
+    looked = []
+    logits, slots = run([])
+    seen, same = run([lambda _: (looked[-1].stats(), looked[-1].positions(0))])
+    assert torch.equal(logits, seen) and slots == same
+
+
 @pytest.mark.parametrize("changes", [{}, *MIXTURES[2:5]], ids=str)
 def test_what_an_observer_is_shown(changes):
     """Against what the cache holds before and after, and against the rule by which tokens stay."""

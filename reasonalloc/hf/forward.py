@@ -256,6 +256,7 @@ class ForwardCache(Cache):
                 self._end_pass(parts)
             setattr(key, SERVED, layer)
         except BaseException as error:
+            step.begun = False
             if first and not ragged.length:  # nothing was there
                 ragged.drop()
                 self._cutter = None
@@ -374,8 +375,8 @@ class ForwardCache(Cache):
         return self.ragged[0].length < (self.prompt_columns or 0)
 
     def _settle(self) -> None:
-        """The caller looks at the cache between two passes: a prompt that may have gone on is over."""
-        if not self.prompt_goes_on:
+        """The caller looks at the cache: between two passes a prompt that may have gone on is over then."""
+        if not self.step.begun and not self.prompt_goes_on:  # amid one an observer or another thread may look
             self._end_prompt()
 
     def _end_prompt(self) -> None:

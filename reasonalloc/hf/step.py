@@ -62,13 +62,14 @@ class Step:
 
     clocks: when rows are cut, None for never. columns: which columns were tokens. tokens: columns of this pass.
     prefill: it belongs to the prompt. count: passes that are complete. uncut: newest columns that came after the last
-    eviction. cropped: tokens were taken back, and none has come since. closed: why there can be no pass, or None.
+    eviction. cropped: tokens were taken back, and none has come since. begun: a pass is under way, its first layer
+    perhaps not done. closed: why there can be no pass, or None.
     """
 
     def __init__(self, turns: Sequence[int], announces: bool, whole_masks: bool = False, gathers: bool = False) -> None:
         self.turns, self.announces, self.whole_masks, self.gathers = turns, announces, whole_masks, gathers
         self.rows = self.tokens = self.count = self.uncut = 0
-        self.prefill = self.cropped = False
+        self.prefill = self.cropped = self.begun = False
         self.closed: str | None = None
         self.clocks: Clocks | CommonClock | None = None
         self.columns = Columns()
@@ -139,6 +140,7 @@ class Step:
         that is known. flags: the mask [B, all columns].
         """
         self._parts, self._planned, self._real = None, None, None  # one that failed may have left some
+        self.begun = True
         first = not self.columns.length
         if (rows, tokens) != (self.rows, self.tokens):
             self._columns = np.full(rows, tokens, np.int64)
@@ -219,7 +221,7 @@ class Step:
         self.columns.append(self.rows, self.tokens, self._real)
         self.clocks = self._planned if self._planned is not None else self.clocks
         self.uncut = 0 if evicted else self.uncut + self.tokens
-        self.prefill, self.cropped = self.prefill and not self._ends_prompt, False
+        self.prefill, self.cropped, self.begun = self.prefill and not self._ends_prompt, False, False
         self.count += 1
         self._parts, self._planned, self._flags, self._real = None, None, None, None
 
