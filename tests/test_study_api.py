@@ -6,9 +6,11 @@ import copy
 import json
 import logging
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 from accuracy import folder, task  # noqa: F401  (fixtures)
 from models import build, prompt, tiny
 from transformers import AutoConfig
@@ -216,6 +218,36 @@ def test_caches_of_a_session():
         assert session.history[0] == first.stats() and session.history[2] == session.last_cache.stats()
         assert session.history[0].slots != session.history[1].slots or session.history[0].evicted > 0
     assert len(session.history) == 3
+
+
+def test_a_session_in_two_threads(monkeypatch):
+    """A generate that begins amid another one leaves that one's cache alone; its figures come when it has ended."""
+    model, texts, made = tiny(), {"long": prompt(60), "short": prompt(40)}, {}
+    config = ra.Config("reasonalloc", budget=24, interval=8, window=4)
+
+    def work(name, tokens):
+        made[name] = model.generate(texts[name], max_new_tokens=tokens, do_sample=False)
+
+    prompt_attention = forward_module.prompt_attention
+
+    def attention(*args):
+        monkeypatch.setattr(forward_module, "prompt_attention", prompt_attention)
+        beside = threading.Thread(target=work, args=("short", 4))
+        beside.start()
+        beside.join()
+        return prompt_attention(*args)
+
+    with ra.install(model, config):
+        work("long", 20), work("short", 4)
+    alone = dict(made)
+    with ra.install(model, config) as session:
+        monkeypatch.setattr(forward_module, "prompt_attention", attention)
+        work("long", 20)
+        assert all(torch.equal(made[name], alone[name]) for name in texts)
+        assert [x.steps for x in session.history] == [20, 4]
+        assert session.caches == [session.last_cache] and session.last_cache.stats().steps == 4
+        work("short", 4)
+        assert [x.steps for x in session.history] == [20, 4, 4] and len(session.caches) == 1
 
 
 def test_the_wave_is_drawn(tmp_path):

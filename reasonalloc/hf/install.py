@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MethodType, TracebackType
 from typing import Any, ClassVar
 
@@ -56,7 +58,8 @@ class _Generate(_StandIn):
         if not chosen and not unused and not self.session.is_drafting:
             chunks = generation_setting(model, args, kwargs, "prefill_chunk_size") is not None
             known = None if model.config.is_encoder_decoder else _columns(args, kwargs)
-            kwargs = without_cache(kwargs) | cache_argument(self.session.make_argument(known if chunks else 0))
+            with self.session.serving(known if chunks else 0) as cache:
+                return self.plain(*args, **without_cache(kwargs) | cache_argument(cache))
         return self.plain(*args, **kwargs)
 
 
@@ -110,7 +113,9 @@ class Session:
             raise ValueError("the model has a session already, or its generate was replaced; leave that one first")
         self.last_cache: ReasonAllocCache | None = None
         self._caches: list[weakref.ref[ReasonAllocCache]] = []
-        self._history: list[CacheStats] = []
+        self._history: list[CacheStats | ReasonAllocCache] = []  # a cache while it is the last one, or in use
+        self._in_use: set[int] = set()  # ids of caches whose generate is under way, perhaps in another thread
+        self._lock = threading.Lock()
         was_active = is_active(self.model)
         ReasonAllocCache(model, config)  # a config that does not fit fails here, not in the first generate
         self._deactivate = not was_active
@@ -126,11 +131,38 @@ class Session:
 
     def make_argument(self, prompt_columns: int | None) -> Cache:
         """A fresh cache, which becomes `last_cache`, as generate takes it: cross-attention needs one of its own."""
-        if self.last_cache is not None:
-            self._history.append(self.last_cache.stats())
-        self.last_cache = cache = ReasonAllocCache(self.model, self.config, record=self.record)
+        return self._argument(self._make(prompt_columns, in_use=False))
+
+    @contextmanager
+    def serving(self, prompt_columns: int | None) -> Iterator[Cache]:
+        """As `make_argument`, for one generate inside the block."""
+        cache = self._make(prompt_columns, in_use=True)
+        try:
+            yield self._argument(cache)
+        finally:
+            with self._lock:
+                self._in_use.discard(id(cache))
+                self._note()
+
+    def _make(self, prompt_columns: int | None, in_use: bool) -> ReasonAllocCache:
+        cache = ReasonAllocCache(self.model, self.config, record=self.record)
         cache.prompt_columns = prompt_columns
-        self._caches = [x for x in self._caches if x() is not None] + [weakref.ref(cache)]
+        with self._lock:
+            self.last_cache = cache
+            self._history.append(cache)
+            if in_use:
+                self._in_use.add(id(cache))
+            self._note()
+            self._caches = [x for x in self._caches if x() is not None] + [weakref.ref(cache)]
+        return cache
+
+    def _note(self) -> None:
+        """Takes down the figures of caches that are neither the last one nor in use, and lets go of them."""
+        for i, x in enumerate(self._history[:-1]):
+            if isinstance(x, ReasonAllocCache) and id(x) not in self._in_use:
+                self._history[i] = x.stats()
+
+    def _argument(self, cache: ReasonAllocCache) -> Cache:
         if self.model.config.is_encoder_decoder:
             return EncoderDecoderCache(cache, DynamicCache(config=self.model.config))
         return cache
@@ -146,7 +178,7 @@ class Session:
     @property
     def history(self) -> list[CacheStats]:
         """`stats()` of every cache so far, the oldest first."""
-        return self._history + ([self.last_cache.stats()] if self.last_cache is not None else [])
+        return [x if isinstance(x, CacheStats) else x.stats() for x in list(self._history)]
 
     def close(self) -> None:
         """Undoes the installation; harmless when called twice or after `uninstall`."""
