@@ -141,7 +141,8 @@ def test_files_that_are_none(tmp_path):
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             StudyFile.load(tmp_path / "a.yaml")
-    for text, message in (("- a", "is not a study"), ("a: [", "is not YAML"), ("\x00", "is not YAML")):
+    deep = "[" * 999, "nested too deep"
+    for text, message in (("- a", "is not a study"), ("a: [", "is not YAML"), ("\x00", "is not YAML"), deep):
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             StudyFile.load(tmp_path / "a.yaml")

@@ -149,6 +149,8 @@ class StudyFile:
             data = yaml.load(raw, _loader(yaml))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
+        except RecursionError:
+            raise ValueError(f"{path} is not a study: nested too deep") from None
         try:
             found = build(cls, data, "it")
         except ValueError as error:
