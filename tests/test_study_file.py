@@ -83,6 +83,8 @@ def test_a_wave_beside_the_file(tmp_path):
     ("change", "message"),
     [
         ({"cells": {"a b": {"method": "rkv"}}}, "label is one word, got 'a b'"),
+        ({"cells": {"a\ud800": {"method": "rkv"}}}, r"label is one word, got 'a\\ud800'"),
+        ({"cells": {"a\x1b[2J": {"method": "rkv"}}}, r"label is one word, got 'a\\x1b"),
         ({"comparisons": [["kept", "nobody"]]}, "comparisons name cells, got 'nobody'; there are full, R-KV, kept"),
         ({"comparisons": [["kept"]]}, "comparisons"),
         ({"problem": 4}, "unknown: 'problem' .there are name, cells, .*problems, seed"),

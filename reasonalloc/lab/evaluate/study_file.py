@@ -102,7 +102,7 @@ class StudyFile:
         if self.ablations and (len(self.budgets) != 1 or self.wave is not None):
             raise ValueError("ablations are made around one of `budgets` and measure their waves: no `wave`")
         for label in self.cells:
-            if not label or len(label.split()) != 1:
+            if len(label.split()) != 1 or not label.isprintable():  # chains are kept by it, in UTF-8
                 raise ValueError(f"a cell's label is one word, got {label!r}")
         for pair in self.comparisons:
             for label in pair:
