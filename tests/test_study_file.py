@@ -85,6 +85,7 @@ def test_a_wave_beside_the_file(tmp_path):
         ({"cells": {"a b": {"method": "rkv"}}}, "label is one word, got 'a b'"),
         ({"cells": {"a\ud800": {"method": "rkv"}}}, r"label is one word, got 'a\\ud800'"),
         ({"cells": {"a\x1b[2J": {"method": "rkv"}}}, r"label is one word, got 'a\\x1b"),
+        ({"name": "ä" * 101}, "at most 200 bytes, got 202: 'ääää"),
         ({"comparisons": [["kept", "nobody"]]}, "comparisons name cells, got 'nobody'; there are full, R-KV, kept"),
         ({"comparisons": [["kept"]]}, "comparisons"),
         ({"problem": 4}, "unknown: 'problem' .there are name, cells, .*problems, seed"),

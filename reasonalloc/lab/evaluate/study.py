@@ -229,6 +229,8 @@ def check_name(name: str) -> None:
     """ValueError for a name that cannot be that of a table's files."""
     if not name or Path(name).name != name or name == ".." or not name.isprintable():
         raise ValueError(f"a name of results is that of their files, without folders, got {name!r}")
+    if len(name.encode()) > 200:  # "-part-comparisons.json" and the like follow, and 255 is the most
+        raise ValueError(f"a name of results has at most 200 bytes, got {len(name.encode())}: {name[:40]!r}...")
     if _TAKEN.fullmatch(name):
         raise ValueError(f"{name!r} is no name of results: {name}.json is another file of their folder")
 
