@@ -132,6 +132,7 @@ def scorer_of(values):
         (lambda n: 1.0, "must have shape"),
         (lambda n: "high", r"scores of method 'broken' must be numbers \(tensor, array or list\), got 'high'"),
         (lambda n: None, "must be numbers .* got 'None'"),
+        (lambda n: torch.ones(n, dtype=torch.complex64), "must be numbers"),
         (lambda n: [[1.0], [1.0, 2.0]], "must be numbers"),
     ],
 )

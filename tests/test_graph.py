@@ -205,6 +205,9 @@ def test_passes_are_captured_and_made_anew_by_their_keys(monkeypatch):
     moved, anew = plain._replace(generations=(1,)), plain._replace(layers=(b,))
     captures = []
     graph = graphs.DecodeGraph(model, cache)
+    for ids in (torch.tensor([5, 5]), torch.zeros(0, 1, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"a token of each row, so 1 of them, got ids"):
+            graph.step(ids)
     for key in (None, plain, plain, plain, cut, cut, moved, moved, cut, anew, anew):
         monkeypatch.setattr(graphs, "prepare", lambda cache, key=key: key)
         graph.step(torch.tensor([5]))

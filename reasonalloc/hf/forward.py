@@ -257,10 +257,7 @@ class ForwardCache(Cache):
             setattr(key, SERVED, layer)
         except BaseException as error:
             step.begun = False
-            if first and not ragged.length:  # nothing was there
-                ragged.drop()
-                self._cutter = None
-            elif not first or ragged.token_count() != before:  # something has changed
+            if not first or ragged.token_count() != before:  # something has changed
                 step.close(error)
             raise
         return out

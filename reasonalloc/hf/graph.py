@@ -121,8 +121,15 @@ class DecodeGraph:
         -------
         Tensor
             [B, V] logits of the token that follows; the next step may write over them.
+
+        Raises
+        ------
+        ValueError
+            For another number of tokens than the cache has rows.
         """
         cache = self.cache
+        if ids.numel() != cache.rows:
+            raise ValueError(f"a step takes a token of each row, so {cache.rows} of them, got ids {list(ids.shape)}")
         tokens = [cache.ragged[0].core.tokens(row) for row in range(cache.rows)]
         if len(self._ids) != cache.rows:
             self._ids, self._positions = (

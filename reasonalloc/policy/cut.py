@@ -25,9 +25,9 @@ from reasonalloc.policy.view import HeadView, LayerView, Numbers
 def as_floats(what: str, numbers: Numbers) -> Floats:
     """A copy of what Python code returned, which may write to its own again."""
     if isinstance(numbers, torch.Tensor):
-        numbers = numbers.detach().float().cpu().numpy()
+        numbers = (numbers if numbers.is_complex() else numbers.float()).detach().cpu().numpy()
     try:
-        if numbers is not None:  # which numpy takes for NaN
+        if numbers is not None and not np.iscomplexobj(numbers):  # numpy takes the one for NaN, of the other a part
             return np.array(numbers, dtype=np.float32)
     except (TypeError, ValueError):
         pass
