@@ -392,42 +392,6 @@ def heads():
     yield DOCS, f"less R-KV {planned(name, 'wave-heads', 'R-KV')} ("
 
 
-def searches():
-    small, larger = "search/search", "search-budgets/search-budgets"
-    names = {
-        "R-KV": "R-KV", "wave": "the wave", "reasonalloc": "ReasonAlloc", "snapkv": "`snapkv`", "h2o": "`h2o`",
-        "streaming": "the newest tokens, `streaming`",
-    }  # fmt: skip
-    again = {x.rsplit(" ", 1)[0] for x in rows(larger)}
-
-    def answered(name, cell):
-        return f"{right(name, cell)}; {rows(name)[cell]['tokens']:,.0f}"
-
-    for cell, what in names.items():
-        more = [answered(larger, f"{cell} {x}") if cell in again else "" for x in (512, 1024)]
-        yield DOCS, f"| {what} | {' | '.join([answered(small, f'{cell} 256'), *more])} |"
-    yield DOCS, f"The full cache has {answered(small, 'full')}"
-    live = json.loads((RESULTS / "branches.json").read_text())
-    said = f"Prompt and live lines are {live['mean']:.0f} tokens in the mean and never more than {live['most']}"
-    yield DOCS, f"{said}; {percent(live['dead'])} % of what the context holds is dead"
-    _, _, *spent, small_told, large_told = printed_by("spent", "--table").splitlines()
-    assert len(spent) == 6 and json.loads((RESULTS / "spent.json").read_text())["budget"] == 256
-    for row in spent:
-        yield DOCS, row
-    two = []
-    for line, slots in ((small_told, 256), (large_told, 512)):
-        found = re.match(rf"the oracle's own chains, {slots} slots: (\d+)% \[(\d+)%, (\d+)%\] right", line)
-        two.append(f"{found[1]} % [{found[2]}, {found[3]}] within {slots}")
-    yield DOCS, f"dead answers {two[0]} slots, {two[1]}**"
-    most = max(rows(small)[f"{cell} 256"]["accuracy"]["mean"] for cell in names)
-    has = f"where every method has at most {percent(most)} %"
-    yield DOCS, f"told which lines are dead, an eviction answers {two[0]} slots, {has}"
-    dead, told = percent(live["dead"]), two[0].split(" [")[0]
-    said = f"are {dead} % dead branches, an oracle that evicts these answers {told} within a tenth of the cache"
-    yield README, f"{said}, every method at most {percent(most)}."
-    assert 9 <= rows(small)["full"]["tokens"] / 256 <= 11.5
-
-
 def fidelity():
     data = json.loads((RESULTS / "fidelity.json").read_text())
     points = {(x["method"], x["budget"]): x for x in data["points"]}
@@ -513,7 +477,7 @@ def demo():
 
 KINDS = (
     answers, parts, prompt, notch, order, newer, kernel, kernel_again, recent, recency, recall, gates, table, sealed,
-    shares, heads, searches, fidelity, next_tokens, speed, kernels, demo,
+    shares, heads, fidelity, next_tokens, speed, kernels, demo,
 )  # fmt: skip
 CLAIMS = [(kind.__name__, *x) for kind in KINDS for x in kind()]
 

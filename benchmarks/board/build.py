@@ -37,6 +37,7 @@ OURS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rlkv": ("rlkv-accuracy/rlkv", ()),
     "table": ("table/table", ()),
     "evidence": ("evidence/evidence", ()),
+    "evidence-search": ("evidence-search/evidence-search-part", ()),
     "notch": ("notch/notch", ("full", "rkv 384", WAVE, *PARTS, f"{WAVE} wave=notch-kept-5")),
     "spared": ("notch/spared", SPARED),
     "order": ("order/notch", ("full", "rkv 384", WAVE, f"{WAVE} wave=notch-kept-5")),
