@@ -1,4 +1,4 @@
-"""Of searches, the second task: README.md and docs say what benchmarks/results says, as test_figures does of the rest."""
+"""Of searches, the second task: README.md and docs say what benchmarks/results says, as test_figures of the rest."""
 
 from __future__ import annotations
 
