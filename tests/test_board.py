@@ -68,7 +68,7 @@ def test_ours_are_the_results(folder):
 
 def test_ours_are_all_named():
     sentence = (BOARD / "README.md").read_text(encoding="utf-8").partition("`entries/")[2].partition(" are ours")[0]
-    named = re.findall(r"`(?:entries/)?(\w+)`", "`entries/" + sentence)
+    named = re.findall(r"`(?:entries/)?([\w-]+)`", "`entries/" + sentence)
     assert set(named) == set(build["OURS"]) == {x.name for x in (BOARD / "entries").iterdir()}
 
 
