@@ -13,29 +13,24 @@ __global__ void nothing() {}
 extern "C" int ra_cuda_probe(void)
 {
     cudaFuncAttributes attributes;
-    const int error = (int)cudaFuncGetAttributes(&attributes, nothing);
-    (void)cudaGetLastError(); /* or the next launch would tell of it */
-    return error;
+    return take_error(cudaFuncGetAttributes(&attributes, nothing));
 }
+
 /* Of the current device, asked for once, which is no wait: capability << 16 | KiB of shared memory, 0 if it cannot be
  * known. In one word, so that threads that ask at once see both or none: memory and launches of a step must agree. */
 static uint32_t facts_of_device()
 {
     static uint32_t cached[64];
     int device = 0, major = 0, minor = 0, shared_bytes = 0;
-    if (cudaGetDevice(&device)) {
-        (void)cudaGetLastError();
+    if (take_error(cudaGetDevice(&device)))
         return 0;
-    }
     const uint32_t known = device < 64 ? __atomic_load_n(&cached[device], __ATOMIC_RELAXED) : 0;
     if (known)
         return known;
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) ||
-        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
-        (void)cudaGetLastError();
+    if (take_error(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)) ||
+        take_error(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device)) ||
+        take_error(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)))
         return 0;
-    }
     const uint32_t found = (uint32_t)(10 * major + minor) << 16 | (uint32_t)shared_bytes >> 10;
     if (device < 64)
         __atomic_store_n(&cached[device], found, __ATOMIC_RELAXED);

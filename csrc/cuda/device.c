@@ -141,27 +141,19 @@ int ra_device_wait_for(void *event)
 
 #else
 
-#include <cuda_runtime_api.h>
-
-/* The caller says so, not the next launch, which asks for the runtime's newest error. */
-static int told(cudaError_t error)
-{
-    if (error != cudaSuccess)
-        (void)cudaGetLastError();
-    return (int)error;
-}
+#include "take_error.h"
 
 int ra_device_enter(int device, int *before)
 {
     *before = device;
-    int error = told(cudaGetDevice(before));
-    return !error && *before != device ? told(cudaSetDevice(device)) : error;
+    int error = take_error(cudaGetDevice(before));
+    return !error && *before != device ? take_error(cudaSetDevice(device)) : error;
 }
 void ra_device_leave(int before)
 {
     int now;
-    if (!told(cudaGetDevice(&now)) && now != before)
-        (void)told(cudaSetDevice(before));
+    if (!take_error(cudaGetDevice(&now)) && now != before)
+        (void)take_error(cudaSetDevice(before));
 }
 const char *ra_device_error(int error) { return cudaGetErrorString((cudaError_t)error); }
 
@@ -171,18 +163,18 @@ void *ra_device_new(size_t bytes, void *stream)
     if (ra_device_is_capturing(stream)) /* it would be a node of the graph, and memory only while that runs */
         return NULL;
     atomic_fetch_add(&allocations, 1);
-    return told(cudaMallocAsync(&memory, bytes ? bytes : 1, stream)) ? NULL : memory;
+    return take_error(cudaMallocAsync(&memory, bytes ? bytes : 1, stream)) ? NULL : memory;
 }
 void ra_device_free(void *memory, void *stream)
 {
     if (memory)
-        (void)told(cudaFreeAsync(memory, stream));
+        (void)take_error(cudaFreeAsync(memory, stream));
 }
 void *ra_device_new_shared(size_t bytes)
 {
     void *memory = NULL;
     atomic_fetch_add(&allocations, 1);
-    if (told(cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocMapped | cudaHostAllocPortable)))
+    if (take_error(cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocMapped | cudaHostAllocPortable)))
         return NULL;
     memset(memory, 0, bytes);
     return memory;
@@ -190,13 +182,16 @@ void *ra_device_new_shared(size_t bytes)
 void ra_device_free_shared(void *memory)
 {
     if (memory)
-        (void)told(cudaFreeHost(memory));
+        (void)take_error(cudaFreeHost(memory));
 }
 
-int ra_device_zero(void *memory, size_t bytes, void *stream) { return told(cudaMemsetAsync(memory, 0, bytes, stream)); }
+int ra_device_zero(void *memory, size_t bytes, void *stream)
+{
+    return take_error(cudaMemsetAsync(memory, 0, bytes, stream));
+}
 static int copy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, void *stream)
 {
-    return bytes ? told(cudaMemcpyAsync(to, from, bytes, kind, stream)) : 0;
+    return bytes ? take_error(cudaMemcpyAsync(to, from, bytes, kind, stream)) : 0;
 }
 int ra_device_up(void *to, const void *from, size_t bytes, void *stream)
 {
@@ -219,29 +214,29 @@ int ra_device_up_runs(void *to, size_t to_pitch, const void *from, size_t from_p
 {
     if (!bytes || !count)
         return 0;
-    return told(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyHostToDevice, stream));
+    return take_error(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyHostToDevice, stream));
 }
 int ra_device_down_runs(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t bytes, size_t count,
                         void *stream)
 {
     if (!bytes || !count)
         return 0;
-    return told(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyDeviceToHost, stream));
+    return take_error(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, count, cudaMemcpyDeviceToHost, stream));
 }
 void *ra_device_new_event(void)
 {
     cudaEvent_t event;
-    return told(cudaEventCreateWithFlags(&event, cudaEventDisableTiming)) ? NULL : event;
+    return take_error(cudaEventCreateWithFlags(&event, cudaEventDisableTiming)) ? NULL : event;
 }
 void ra_device_free_event(void *event)
 {
     if (event)
-        (void)told(cudaEventDestroy(event));
+        (void)take_error(cudaEventDestroy(event));
 }
 int ra_device_is_capturing(void *stream)
 {
     enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    if (told(cudaStreamIsCapturing(stream, &status)))
+    if (take_error(cudaStreamIsCapturing(stream, &status)))
         return 0; /* it was the legacy stream while another one is captured, and says nothing of itself */
     return status != cudaStreamCaptureStatusNone;
 }
@@ -249,25 +244,25 @@ int ra_device_is_capturing(void *stream)
 int ra_device_mark(void *event, void *stream)
 {
     unsigned flags = ra_device_is_capturing(stream) ? cudaEventRecordExternal : cudaEventRecordDefault;
-    return told(cudaEventRecordWithFlags(event, stream, flags));
+    return take_error(cudaEventRecordWithFlags(event, stream, flags));
 }
 int ra_device_follow(void *event, void *from, void *to)
 {
-    int error = told(cudaEventRecord(event, from));
-    return error ? error : told(cudaStreamWaitEvent(to, event, 0));
+    int error = take_error(cudaEventRecord(event, from));
+    return error ? error : take_error(cudaStreamWaitEvent(to, event, 0));
 }
 int ra_device_wait(void *stream)
 {
     atomic_fetch_add(&waits, 1);
-    return told(cudaStreamSynchronize(stream));
+    return take_error(cudaStreamSynchronize(stream));
 }
 int ra_device_wait_for(void *event)
 {
     cudaError_t error = cudaEventQuery(event);
     if (error != cudaErrorNotReady)
-        return told(error);
+        return take_error(error);
     atomic_fetch_add(&waits, 1);
-    return told(cudaEventSynchronize(event));
+    return take_error(cudaEventSynchronize(event));
 }
 
 #endif

@@ -274,7 +274,7 @@ static dense_job lay_keys(const ra_dense &g, char *memory)
     return x;
 }
 
-/* A block a page. What is not finite is told of; of a key it becomes NaN, which no maximum over products hides. */
+/* A block a page. What is not finite is a fault; of a key it becomes NaN, which no maximum over products hides. */
 RA_KERNEL(THREADS, 4) lay_keys_out(dense_job x)
 {
     const ra_cuda_layer &l = x.l;
