@@ -231,7 +231,8 @@ class ForwardCache(Cache):
             pool = self.pool_of(states[1]) if ragged.is_empty else ragged.pool
             if dense:
                 out = prompt_attention(module, *one_dtype(query, key, value), attention_mask, spec, options)
-                self._tell_prompt(ragged, parts[0].new.counts(self.rows, step.tokens))
+                if ragged.order == 0:
+                    self._cutter.prompt = parts[0].new.counts(self.rows, step.tokens)
                 for part in self._by_rows(pool, states[1], parts[0]):
                     ragged.step(pool, states, spec, part.new, prompt=step.prompt)
                     self._store(ragged, states[0], part)
@@ -242,8 +243,8 @@ class ForwardCache(Cache):
                 out = make(rows, tokens, heads, size)  # faster than from a tuple
                 for part in parts:
                     ragged.step(pool, states, spec, part.new, out, part.cut_in, step.prompt)
-                    if step.prefill:
-                        self._tell_prompt(ragged, np.array(row_tokens(ragged)))
+                    if step.prefill and ragged.order == 0:
+                        self._cutter.prompt = np.array(row_tokens(ragged))
                     if step.prefill or part.any_due:
                         self._store(ragged, states[0], part)
             ragged.length += step.tokens
@@ -322,11 +323,6 @@ class ForwardCache(Cache):
         """Whether rows [B] are cut layer by layer, so that a long prompt is whole in one layer at a time. But waves
         that are measured belong together, and so do the scores of a cut in two phases."""
         return not self.policy.two_phases and bool(self.cutter.budgets.measured[due].all())
-
-    def _tell_prompt(self, layer: RaggedLayer, tokens: npt.NDArray[np.int64]) -> None:
-        """tokens: [B] of each row's prompt, as far as it has come."""
-        if layer.order == 0:
-            self.cutter.prompt = tokens
 
     def _store(self, layer: RaggedLayer, query: torch.Tensor, part: Part) -> None:
         """A layer has stored a part of a pass: keeps what its wave is measured from, or cuts what is due."""
