@@ -114,7 +114,8 @@ class Session:
         self.last_cache: ReasonAllocCache | None = None
         self._caches: list[weakref.ref[ReasonAllocCache]] = []
         self._history: list[CacheStats | ReasonAllocCache] = []  # a cache while it is the last one, or in use
-        self._in_use: set[int] = set()  # ids of caches whose generate is under way, perhaps in another thread
+        self._open: set[int] = set()  # places in it of caches
+        self._in_use: set[int] = set()  # and of those whose generate is under way, perhaps in another thread
         self._lock = threading.Lock()
         was_active = is_active(self.model)
         ReasonAllocCache(model, config)  # a config that does not fit fails here, not in the first generate
@@ -131,36 +132,39 @@ class Session:
 
     def make_argument(self, prompt_columns: int | None) -> Cache:
         """A fresh cache, which becomes `last_cache`, as generate takes it: cross-attention needs one of its own."""
-        return self._argument(self._make(prompt_columns, in_use=False))
+        return self._argument(self._make(prompt_columns, in_use=False)[1])
 
     @contextmanager
     def serving(self, prompt_columns: int | None) -> Iterator[Cache]:
         """As `make_argument`, for one generate inside the block."""
-        cache = self._make(prompt_columns, in_use=True)
+        place, cache = self._make(prompt_columns, in_use=True)
         try:
             yield self._argument(cache)
         finally:
             with self._lock:
-                self._in_use.discard(id(cache))
-                self._note()
+                self._in_use.discard(place)
+                self._close_finished()
 
-    def _make(self, prompt_columns: int | None, in_use: bool) -> ReasonAllocCache:
+    def _make(self, prompt_columns: int | None, in_use: bool) -> tuple[int, ReasonAllocCache]:
         cache = ReasonAllocCache(self.model, self.config, record=self.record)
         cache.prompt_columns = prompt_columns
         with self._lock:
+            place = len(self._history)
             self.last_cache = cache
             self._history.append(cache)
+            self._open.add(place)
             if in_use:
-                self._in_use.add(id(cache))
-            self._note()
+                self._in_use.add(place)
+            self._close_finished()
             self._caches = [x for x in self._caches if x() is not None] + [weakref.ref(cache)]
-        return cache
+        return place, cache
 
-    def _note(self) -> None:
-        """Takes down the figures of caches that are neither the last one nor in use, and lets go of them."""
-        for i, x in enumerate(self._history[:-1]):
-            if isinstance(x, ReasonAllocCache) and id(x) not in self._in_use:
-                self._history[i] = x.stats()
+    def _close_finished(self) -> None:
+        """Leaves only the figures of caches that are neither the last one nor in use."""
+        for place in self._open - self._in_use - {len(self._history) - 1}:
+            if isinstance(cache := self._history[place], ReasonAllocCache):
+                self._history[place] = cache.stats()
+            self._open.discard(place)
 
     def _argument(self, cache: ReasonAllocCache) -> Cache:
         if self.model.config.is_encoder_decoder:
